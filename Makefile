@@ -1,0 +1,25 @@
+# Everything runs from .venv, which the first target builds; the system's Python is only asked to create it.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+# Address of a torch wheel index, such as PyTorch's for CPU-only wheels; empty takes pip's default.
+TORCH  ?=
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+demo: $(VENV)/.installed ## compress a small CNN on scikit-learn's digits, about a minute
+	$(BIN)/simprune compress recipe=digits
+test: $(VENV)/.installed ## run the tests, warnings are errors
+	$(BIN)/python -m pytest -q
+lint: $(VENV)/.installed ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+bench: $(VENV)/.installed ## run the benchmarks
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt $(if $(strip $(TORCH)),--extra-index-url $(TORCH)) -e '.[dev]'
+	touch $@
+
+.PHONY: help demo test lint bench
