@@ -1,0 +1,125 @@
+"""Numbers as people read them; a missing or undefined one is a dash."""
+
+import math
+
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def finite(value):
+    """The same nested value with every NaN or infinity replaced by None, which is what JSON can hold.
+
+    >>> finite({"a": [1.0, float("nan")], "b": "text"})
+    {'a': [1.0, None], 'b': 'text'}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value, digits=3) -> str:
+    """A number with `digits` significant digits: 0.0123, 4.57, 1235.
+
+    >>> number(0.012345), number(1234.6), number(None), number(-0.5)
+    ('0.0123', '1235', '–', '−0.5')
+    """
+    if value is None:
+        return DASH
+    whole = isinstance(value, int) or (value != 0 and abs(value) >= 10**digits)
+    text = f"{value:.0f}" if whole and abs(value) < 1e15 else f"{value:.{digits}g}"
+    return text.replace("-", MINUS)
+
+
+def percent(value, digits=1) -> str:
+    """A share in percent.
+
+    >>> percent(0.4712), percent(None)
+    ('47.1%', '–')
+    """
+    return DASH if value is None else f"{100 * value:.{digits}f}%".replace("-", MINUS)
+
+
+def points(value) -> str:
+    """A difference of two shares in percentage points, always signed.
+
+    >>> points(-0.004), points(0.0), points(None)
+    ('−0.4 pt', '±0.0 pt', '–')
+    """
+    if value is None:
+        return DASH
+    text = f"{100 * value:+.1f}"
+    return ("±0.0" if float(text) == 0 else text.replace("-", MINUS)) + " pt"
+
+
+def count(value, unit="") -> str:
+    """A large count with a decimal prefix.
+
+    >>> count(950), count(1_234_567), count(2_048, "B"), count(None)
+    ('950', '1.23 M', '2.05 kB', '–')
+    """
+    if value is None:
+        return DASH
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{number(value)} {unit}".strip()
+
+
+def size(value) -> str:
+    """Bytes with a decimal prefix.
+
+    >>> size(431_000)
+    '431 kB'
+    """
+    return count(value, "B")
+
+
+def milliseconds(value) -> str:
+    """Milliseconds.
+
+    >>> milliseconds(1.234)
+    '1.23 ms'
+    """
+    return DASH if value is None else f"{number(value)} ms"
+
+
+def ranges(indices) -> str:
+    """Sorted indices with runs joined.
+
+    >>> ranges([0, 1, 2, 7, 9, 10])
+    '0–2, 7, 9–10'
+    """
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1][-1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}{DASH}{b}" for a, b in runs)
+
+
+def shorten(name: str, length: int) -> str:
+    """A long name cut in the middle; its end, which tells layers apart, stays longest.
+
+    >>> shorten("encoder.layers.11.attention.output", 20)
+    'encode…ention.output'
+    """
+    if len(name) <= length:
+        return name
+    head = length // 3
+    return f"{name[:head]}…{name[len(name) - (length - head - 1) :]}"
+
+
+def settings(value, prefix="") -> list[tuple[str, str]]:
+    """Nested settings as (dotted key, text) rows.
+
+    >>> settings({"budget": {"macs": 0.5}, "structures": ["channels", "blocks"], "finetune": None})
+    [('budget.macs', '0.5'), ('structures', 'channels, blocks'), ('finetune', '–')]
+    """
+    if isinstance(value, dict) and value:
+        return [row for key, item in value.items() for row in settings(item, f"{prefix}.{key}" if prefix else f"{key}")]
+    if isinstance(value, list | tuple):
+        return [(prefix, ", ".join(str(item) for item in value) or DASH)]
+    return [(prefix, DASH if value is None or value == {} else str(value))]
