@@ -1,0 +1,293 @@
+"""What every measure promises, checked for every id; a new measure is covered as soon as it exists.
+
+A measure with required hyperparameters, or whose traits depend on them, gets one line in `EXAMPLES`.
+"""
+
+import copy
+import dataclasses
+import math
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simprune import measures
+from simprune.measures import UndefinedWarning
+from simprune.measures._base import INVARIANCES
+
+N = 24
+EXAMPLES = {id: [{}] for id in measures.names()} | {
+    "cka_rbf": [{}, {"threshold": 0.4}, {"debiased": True}],
+}
+CASES = [(id, hyper) for id, hypers in EXAMPLES.items() for hyper in hypers]
+LABELS = torch.arange(N) % 3
+
+every = pytest.mark.parametrize(
+    "id, hyper", CASES, ids=[f"{id}-{hyper}" if hyper else id for id, hyper in CASES]
+)
+
+
+@pytest.fixture
+def measure(id, hyper):
+    return measures.get(id, **hyper)
+
+
+def rows(width, seed=0, count=N, dtype=torch.float64):
+    """Correlated, positive-mean rows, so that no invariance holds by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return (X @ mix + torch.randn(width, generator=generator, dtype=torch.float64).abs()).to(dtype)
+
+
+def value(measure, X, Y, labels=LABELS):
+    return measure(X, Y, labels=labels if measure.needs_labels else None)
+
+
+def close(expected, tolerance=1e-9):
+    # a distance of zero comes out of arccos or a square root with the root of the rounding error
+    return pytest.approx(expected, rel=tolerance, abs=1e-7 if np.min(np.abs(expected)) < 1e-3 else tolerance)
+
+
+@every
+def test_declares_everything(measure):
+    assert set(measure.invariant_to) <= set(INVARIANCES)
+    assert ("AT" in measure.invariant_to) == ({"ILT", "TR"} <= set(measure.invariant_to))
+    assert "ILT" not in measure.invariant_to or "IS" in measure.invariant_to
+    low, high = measure.range
+    assert low < high
+    assert isinstance(measure.larger_is_more_similar, bool)
+    assert not (measure.is_metric and (measure.larger_is_more_similar or not measure.symmetric))
+    assert measure.source
+    assert measure.cost
+    assert measure.undefined
+    assert ">>>" in (type(measure).__doc__ or "")
+    assert "Source:" in (type(measure).__doc__ or "")
+
+
+@every
+def test_is_a_frozen_hashable_plain_dataclass(measure, hyper, id):
+    assert measures.classes()[id] is type(measure)
+    assert measure == measures.get(id, **hyper)
+    assert hash(measure) == hash(measures.get(id, **hyper))
+    assert pickle.loads(pickle.dumps(measure)) == measure == copy.copy(measure)
+    for each in dataclasses.fields(measure):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(measure, each.name, getattr(measure, each.name))
+        with pytest.raises(ValueError, match=each.name):
+            dataclasses.replace(measure, **{each.name: object()})
+
+
+@every
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 40), other=st.integers(1, 40))
+@settings(deadline=None, derandomize=True, max_examples=15)
+def test_range_symmetry_and_self_similarity(id, hyper, seed, width, other):
+    measure = measures.get(id, **hyper)
+    X, Y = rows(width, seed), rows(other, seed + 1)
+    low, high = measure.range
+    assert low <= value(measure, X, Y) <= high
+    if measure.symmetric:
+        assert value(measure, X, Y) == close(value(measure, Y, X))
+    best = high if measure.larger_is_more_similar else low
+    assert value(measure, X, X) == close(best)
+
+
+@every
+def test_similar_is_on_the_declared_side(measure):
+    X = rows(8)
+    near, far = value(measure, X, X + 0.1 * rows(8, 1)), value(measure, X, rows(8, 2))
+    assert near > far if measure.larger_is_more_similar else near < far
+
+
+def transformed(X, kind, seed=7):
+    generator = torch.Generator().manual_seed(seed)
+    width = X.shape[1]
+    full = torch.randn(width, width, generator=generator, dtype=X.dtype)
+    shift = 5 * torch.randn(width, generator=generator, dtype=X.dtype)
+    return {
+        "PT": lambda: X[:, torch.randperm(width, generator=generator)],
+        "OT": lambda: X @ torch.linalg.qr(full).Q,
+        "IS": lambda: 37.5 * X,
+        "ILT": lambda: X @ full,
+        "TR": lambda: X + shift,
+        "AT": lambda: X @ full + shift,
+    }[kind]()
+
+
+@every
+@pytest.mark.parametrize("kind", sorted(INVARIANCES))
+@pytest.mark.parametrize("width", [6, 40])
+def test_declared_invariances_hold_and_others_do_not(measure, kind, width):
+    X, Y = rows(width, 3), rows(7, 4)
+    before = value(measure, X, Y)
+    after = value(measure, transformed(X, kind), Y)
+    if kind in measure.invariant_to:
+        assert after == close(before)
+        if measure.symmetric:
+            assert value(measure, Y, transformed(X, kind)) == close(before)
+    elif width < N - 1:  # beyond, a measure may be constant
+        assert abs(after - before) > 1e-6
+
+
+@every
+def test_prepared_pairs_and_matrices_equal_the_call(measure):
+    layers = {
+        "thin": rows(3),
+        "middle": rows(11, 1),
+        "wide": rows(50, 2),
+        "single": rows(4, 3, dtype=torch.float32),
+    }
+    labels = LABELS if measure.needs_labels else None
+    prepared = [measure.prepare(X, labels) for X in layers.values()]
+    result = measures.matrix(measure, layers, labels)
+    assert result.names == tuple(layers)
+    assert result.values.dtype == np.float64
+    for i, X in enumerate(layers.values()):
+        for j, Y in enumerate(layers.values()):
+            tolerance = 1e-6 if 3 in (i, j) else 1e-9
+            assert result.values[i, j] == close(value(measure, X, Y), tolerance)
+            assert measure.compare(prepared[i], prepared[j]) == close(value(measure, X, Y), tolerance)
+    assert np.array_equal(
+        measures.matrix(measure, dict(zip(layers, prepared, strict=True))).values, result.values
+    )
+
+
+@every
+def test_numpy_and_torch_agree_and_inputs_stay_as_they_are(measure):
+    X, Y = rows(9), rows(30, 1)
+    kept = X.clone(), Y.clone()
+    expected = value(measure, X, Y)
+    assert value(measure, X, Y) == expected  # deterministic
+    frozen = X.numpy().copy()
+    frozen.flags.writeable = False
+    assert value(measure, frozen, Y.numpy()) == expected
+    assert value(measure, np.asfortranarray(X.numpy()), Y.T.contiguous().T) == close(expected)
+    assert torch.equal(X, kept[0])
+    assert torch.equal(Y, kept[1])
+
+
+@every
+@pytest.mark.parametrize("width", [5, 60])
+def test_float32_with_a_common_offset_stays_accurate(measure, width):
+    offset = 1e3 if "TR" in measure.invariant_to else 0.0
+    X = rows(width, dtype=torch.float32) + offset
+    Y = X[:, : width // 2] + rows(width // 2, 1, dtype=torch.float32)
+    assert value(measure, X, Y) == pytest.approx(value(measure, X.double(), Y.double()), abs=1e-4)
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("width", [5, 60])
+def test_scale_invariance_survives_extreme_units(measure, scale, width):
+    if "IS" not in measure.invariant_to:
+        pytest.skip("depends on scale")
+    X, Y = rows(width, dtype=torch.float32), rows(8, 1)
+    assert value(measure, X * scale, Y) == pytest.approx(value(measure, X, Y), abs=1e-4)
+
+
+@every
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda X: torch.cat([X, torch.zeros(N, 4)], 1), id="dead units"),
+        pytest.param(lambda X: torch.cat([X, torch.full((N, 4), 0.1)], 1), id="constant units"),
+        pytest.param(lambda X: torch.cat([X, X], 1), id="rank-deficient"),
+        pytest.param(lambda X: torch.cat([X[:8], X[:8], X[:8]]), id="duplicate rows"),
+        pytest.param(lambda X: torch.cat([torch.zeros(2, 6), X[2:]]), id="zero rows"),
+        pytest.param(lambda X: X.repeat(1, 20), id="more units than rows"),
+        pytest.param(lambda X: X[:, :1], id="one unit"),
+        pytest.param(lambda X: X.round().long(), id="integers with ties"),
+    ],
+)
+def test_awkward_input_has_a_value(measure, spoil):
+    X = spoil(rows(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndefinedWarning)
+        result = value(measure, X, rows(6, 1))
+        own = value(measure, X, X)
+    assert measure.range[0] <= result <= measure.range[1]
+    assert own == close(measure.range[1] if measure.larger_is_more_similar else measure.range[0])
+
+
+@every
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [3, 30])
+def test_a_constant_representation_is_undefined_or_within_range(measure, constant, dtype, width):
+    X, Y = torch.full((N, width), constant, dtype=dtype), rows(5)
+    labels = LABELS if measure.needs_labels else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = value(measure, X, Y)
+        values = measures.matrix(measure, {"dead": X, "fine": Y}, labels).values
+    said = [str(each.message) for each in caught if each.category is UndefinedWarning]
+    if math.isnan(result):
+        assert len(said) == 2
+        assert all(measure.undefined in text for text in said)
+        assert "dead" in said[1]
+        assert np.isnan(values[0]).all()
+        assert np.isfinite(values[1, 1])
+    else:
+        assert measure.range[0] <= result <= measure.range[1]
+        assert not said
+
+
+@every
+def test_bad_rows_are_refused(measure, id):
+    X = rows(5)
+    labels = LABELS if measure.needs_labels else None
+    for bad in (math.nan, math.inf, -math.inf):
+        spoiled = X.clone()
+        spoiled[3, 2] = bad
+        with pytest.raises(ValueError, match=r"Y must be finite, got 1 NaN or infinite"):
+            measure(X, spoiled, labels)
+        with pytest.raises(ValueError, match="second must be finite"):
+            measures.matrix(measure, {"first": X, "second": spoiled}, labels)
+    with pytest.raises(ValueError, match="flatten or pool"):
+        measure.prepare(torch.zeros(N, 2, 3, 3), labels)
+    with pytest.raises(ValueError, match="flatten or pool"):
+        measure.prepare(torch.zeros(N, 0), labels)
+    with pytest.raises(ValueError, match="real numbers"):
+        measure.prepare(X.to(torch.complex64), labels)
+    with pytest.raises(ValueError, match="real numbers"):
+        measure.prepare(np.array([["a"]] * N), labels)
+    few = measure.minimum_rows - 1
+    with pytest.raises(ValueError, match=f"at least {measure.minimum_rows} rows, got {few}"):
+        measure.prepare(X[:few], None if labels is None else labels[:few])
+    with pytest.raises(ValueError, match="expected the inputs"):
+        measure.prepare(X, labels, nonsense=X)
+    if measure.needs_labels:
+        with pytest.raises(ValueError, match="needs labels"):
+            measure.prepare(X)
+
+
+@every
+def test_pairs_that_do_not_belong_together_are_refused(measure, id):
+    labels = (lambda X: LABELS[: len(X)]) if measure.needs_labels else (lambda X: None)
+    X, fewer = rows(5), rows(5, count=N - 1)
+    a, b = measure.prepare(X, labels(X)), measure.prepare(fewer, labels(fewer))
+    with pytest.raises(ValueError, match=f"rows, got {N} and {N - 1}"):
+        measure.compare(a, b)
+    with pytest.raises(ValueError, match=f"rows, got {N} and {N - 1}"):
+        measure.matrix([a, b])
+    with pytest.raises(ValueError, match="prepare"):
+        measure.compare(a, X)  # pyright: ignore[reportArgumentType]
+    other = measures.get("cka" if id != "cka" else "cka_debiased")
+    with pytest.raises(ValueError, match="prepared"):
+        measure.compare(a, other.prepare(X))
+    with pytest.raises(ValueError, match="at least one"):
+        measures.matrix(measure, {})
+
+
+@every
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_equals_cpu(measure):
+    layers = {"a": rows(5), "b": rows(60, 1)}
+    labels = LABELS if measure.needs_labels else None
+    expected = measures.matrix(measure, layers, labels).values
+    there = measures.matrix(measure, {name: X.cuda() for name, X in layers.items()}, labels).values
+    assert there == close(expected)
