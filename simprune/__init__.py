@@ -1,0 +1,31 @@
+"""simprune: find what is redundant in a trained network, remove it, and be sure the rest behaves like the original."""
+
+from simprune import functional, measures
+from simprune.bundle import load, save
+from simprune.checks import Gate, Verdict, validate
+from simprune.pipeline import Result, analyze, compress, plan
+from simprune.planning.plan import Edit, Plan
+from simprune.recovery import finetune, reestimate_batchnorm
+from simprune.redundancy import Redundancy
+from simprune.surgery import apply, reconstruct
+
+__all__ = [
+    "Edit",
+    "Gate",
+    "Plan",
+    "Redundancy",
+    "Result",
+    "Verdict",
+    "analyze",
+    "apply",
+    "compress",
+    "finetune",
+    "functional",
+    "load",
+    "measures",
+    "plan",
+    "reconstruct",
+    "reestimate_batchnorm",
+    "save",
+    "validate",
+]

@@ -1,0 +1,131 @@
+"""Run the model once; hooks at named sites feed rows or moments."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from simprune.batches import call, checked, evaluation, first_tensor
+from simprune.moments import Moments
+
+Layout = Literal["flatten", "pool", "positions"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a representation is read, and how it becomes rows.
+
+    `layout` says what a row is, for maps (N, C, H, W) and tokens (N, T, D) alike:
+    "flatten": one row per input, everything in it; "pool": one row per input, the mean over positions;
+    "positions": one row per input and position. (N, D) is the same under all three.
+
+    >>> Site("layer1.0", layout="flatten").rows(torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 48])
+    >>> Site("layer1.0", layout="positions").rows(torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([32, 3])
+    """
+
+    module: str
+    layout: Layout = "pool"
+    side: Literal["input", "output"] = "output"
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("flatten", "pool", "positions"):
+            raise ValueError(f"layout must be flatten, pool or positions; got {self.layout!r}")
+        if self.side not in ("input", "output"):
+            raise ValueError(f"side must be input or output; got {self.side!r}")
+
+    @property
+    def name(self) -> str:
+        return self.module if self.side == "output" else f"{self.module}:input"
+
+    def rows(self, value: Tensor) -> Tensor:
+        """(rows, width) of one batch's activation."""
+        if value.ndim < 2:
+            raise ValueError(
+                f"{self.name}: expected an activation of at least two dimensions; got {tuple(value.shape)}"
+            )
+        if self.layout == "flatten" or value.ndim == 2:
+            return value.flatten(1)
+        channels_last = value.movedim(1, -1) if value.ndim >= 4 else value  # maps have channels second, tokens last
+        positions = channels_last.flatten(1, -2)
+        return positions.mean(1) if self.layout == "pool" else positions.flatten(0, 1)
+
+
+@contextmanager
+def watching(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], Any]) -> Iterator[None]:
+    """Call `see(site, activation)` whenever a site's module runs; the hooks go away, also after an error."""
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for site in sites:
+            if site.module not in modules:
+                near = get_close_matches(site.module, modules, n=3)
+                raise KeyError(
+                    f"no module named {site.module!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+                )
+            handles.append(_hook(modules[site.module], site, see))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: nn.Module, site: Site, see: Callable[[Site, Tensor], Any]):
+    def tell(args: tuple, kwargs: dict, output: Any) -> None:
+        value = first_tensor(output if site.side == "output" else (*args, *kwargs.values()))
+        if value is None:
+            raise ValueError(f"{site.name}: no tensor to read")
+        see(site, value)
+
+    if site.side == "input":
+        return module.register_forward_pre_hook(lambda _, args, kwargs: tell(args, kwargs, None), with_kwargs=True)
+    return module.register_forward_hook(lambda _, args, kwargs, output: tell(args, kwargs, output), with_kwargs=True)
+
+
+def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: Callable[[Site, Tensor], Any]) -> None:
+    """Walk the batches once in evaluation mode and show every activation of every site to `see`."""
+    with evaluation(model), watching(model, sites, see):
+        for batch in checked(batches, "calibration"):
+            call(model, batch)
+
+
+def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[str, Tensor]:
+    """Rows of every site for a fixed probe set: name -> (N, D), on the CPU, in the order of the batches.
+
+    Memory grows with N x D; for data of any size use `accumulate`. Raises KeyError for an unknown module and
+    ValueError when there are no batches. Costs one forward pass.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    >>> capture(model, [torch.randn(5, 4)], [Site("0")])["0"].shape
+    torch.Size([5, 3])
+    """
+    sites = list(sites)
+    parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    run(model, batches, sites, lambda site, value: parts[site.name].append(site.rows(value).cpu()))
+    _require_rows(parts)
+    return {name: torch.cat(rows).clone() for name, rows in parts.items()}
+
+
+def accumulate(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[str, Moments]:
+    """Moments of every site: name -> Moments, exact for any number of batches, memory O(D^2). One forward pass."""
+    sites = list(sites)
+    found: dict[str, Moments] = {}
+
+    def see(site: Site, value: Tensor) -> None:
+        moments = Moments.of(site.rows(value))
+        found[site.name] = found[site.name].merge(moments) if site.name in found else moments
+
+    run(model, batches, sites, see)
+    _require_rows({site.name: [1] if site.name in found else [] for site in sites})
+    return found
+
+
+def _require_rows(parts: dict[str, list]) -> None:
+    silent = [name for name, rows in parts.items() if not rows]
+    if silent:
+        raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")

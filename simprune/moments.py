@@ -1,0 +1,60 @@
+"""Count, mean and centred second moment of rows: exact to update, exact to merge, in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Moments of N rows of width D; `scatter` is the sum of (x - mean)(x - mean)^T.
+
+    Memory O(D^2); one update of n rows costs one n x D x D product.
+
+    >>> rows = torch.randn(100, 3, dtype=torch.float64)
+    >>> once = Moments.of(rows)
+    >>> halves = Moments.of(rows[:40]).merge(Moments.of(rows[40:]))
+    >>> torch.allclose(once.covariance, halves.covariance)
+    True
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device | str = "cpu") -> "Moments":
+        zeros = torch.zeros(width, dtype=torch.float64, device=device)
+        return cls(0, zeros, torch.zeros(width, width, dtype=torch.float64, device=device))
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Moments":
+        """Moments of a (N, D) tensor, centred before the product so that offsets cost no digits."""
+        if rows.ndim != 2 or not len(rows):
+            raise ValueError(f"expected rows of shape (N, D) with N >= 1; got {tuple(rows.shape)}")
+        rows = rows.double()
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
+
+    def update(self, rows: Tensor) -> "Moments":
+        """Add a batch of rows in place."""
+        return self.merge(Moments.of(rows))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Add another accumulator in place; the order does not matter beyond rounding."""
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"cannot merge moments of width {len(self.mean)} and {len(other.mean)}")
+        count = self.count + other.count
+        if count:
+            shift = other.mean - self.mean
+            self.scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / count)
+            self.mean = self.mean + shift * (other.count / count)
+            self.count = count
+        return self
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D) population covariance."""
+        return self.scatter / self.count

@@ -1,0 +1,230 @@
+"""analyze, plan, compress, in order: no mathematics and no file formats here."""
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune import measures
+from simprune.batches import call, device_of, evaluation, labels_of
+from simprune.checks import Gate, Verdict, check
+from simprune.cost import latency, measure_cost
+from simprune.example import from_description
+from simprune.measures import Measure
+from simprune.planning.make import plan
+from simprune.planning.plan import Plan
+from simprune.recovery import finetune as train_on
+from simprune.recovery import reestimate_batchnorm
+from simprune.redundancy import Redundancy, estimate
+from simprune.surgery import apply, reconstruct
+
+RECONSTRUCTIONS = ("least_squares", "bn", "none")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` made: the smaller model, the plan behind it, the verdict, and the report as data."""
+
+    model: nn.Module
+    plan: Plan
+    verdict: Verdict | None
+    report: dict[str, Any]
+    redundancy: Redundancy | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's outputs on the test set, with the labels where there are any."""
+
+    logits: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass
+class _Stages:
+    """The table of what became of the model, one row per stage."""
+
+    example: tuple[tuple, dict]
+    test: Iterable | None
+    original: Answers | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, model: nn.Module) -> Answers | None:
+        answers = None if self.test is None else answer(model, self.test)
+        self.original = self.original or answers
+        self.rows.append(
+            {
+                "name": name,
+                **_agreement(answers, self.original),
+                **measure_cost(model, self.example).to_dict(),
+                "latency_ms": 1e3 * latency(model, self.example),
+            }
+        )
+        return answers
+
+
+def analyze(
+    model: nn.Module,
+    calibration: Iterable,
+    measure: str | Measure = "cka_debiased",
+    structures: Sequence[str] = ("channels", "blocks"),
+) -> Redundancy:
+    """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`."""
+    return estimate(model, calibration, _measure(measure), structures)
+
+
+def compress(
+    model: nn.Module,
+    *,
+    calibration: Iterable,
+    train: Iterable | None = None,
+    test: Iterable | None = None,
+    budget: Mapping[str, float | None] | None = None,
+    structures: Sequence[str] = ("channels", "blocks"),
+    measure: str | Measure = "cka_debiased",
+    planner: str | Mapping[str, Any] = "greedy",
+    reconstruct: str = "least_squares",
+    finetune: Mapping[str, Any] | int | None = None,
+    gates: Sequence[Gate] | None = None,
+    control: bool = False,
+    seed: int = 0,
+    plan: Plan | None = None,
+) -> Result:
+    """The whole path: analyze, plan, apply, repair, fine-tune, check. `model` is not changed.
+
+    `budget`: fractions to keep, macs 0.5 when not given. `plan`: apply this (edited) plan and make none.
+    `reconstruct`: "least_squares", "bn" (re-estimate BatchNorm only) or "none". `finetune`: None, a number of epochs,
+    or arguments of `simprune.finetune`; needs `train`. `control`: also build a random plan of the same budget, repaired
+    and trained in the same way. Without `test` there are no accuracies and no verdict. What was left out is in
+    `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments.
+    """
+    if reconstruct not in RECONSTRUCTIONS:
+        raise ValueError(f"reconstruct must be one of {', '.join(RECONSTRUCTIONS)}; got {reconstruct!r}")
+    notes: list[str] = []
+    settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
+    if settings is not None and train is None:
+        notes.append("no training batches: fine-tuning was left out")
+        settings = None
+    if test is None:
+        notes.append("no test batches: accuracy, agreement and the checks were left out")
+    name, options = _planner(planner)
+    redundancy = analyze(model, calibration, measure, structures)
+    given = plan is not None
+    plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
+    stages = _Stages(from_description(plan.inputs, device_of(model)), test)
+    stages.add("original", model)
+    small, repairs, epochs, answers = _follow(plan, model, calibration, train, reconstruct, settings, seed, stages)
+    if control:
+        random = _plan(redundancy, plan.budget or budget, "random", seed, {})
+        other = _Stages(stages.example, test, stages.original)
+        _follow(random, model, calibration, train, reconstruct, settings, seed, other)
+        stages.rows.append(other.rows[-1] | {"name": "random control"})
+    verdict = None
+    if stages.original is not None and answers is not None:
+        labels = stages.original.labels
+        verdict = check(stages.original.logits, answers.logits, labels, gates, seed=seed)
+        if labels is None:
+            notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
+    report = {
+        "simprune": version("simprune"),
+        "seed": seed,
+        "settings": {
+            "measure": redundancy.measure,
+            "planner": "a given plan" if given else name,
+            "structures": list(structures),
+            "budget": dict(plan.budget),
+            "reconstruct": reconstruct,
+            "finetune": settings,
+        },
+        "stages": stages.rows,
+        "redundancy": redundancy.to_dict(),
+        "plan": plan.to_dict(),
+        "reconstruction": repairs,
+        "finetuning": epochs,
+        "verdict": verdict.to_dict() if verdict is not None else None,
+        "notes": notes,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch-pruning": version("torch-pruning"),
+            "device": str(device_of(model)),
+        },
+    }
+    return Result(small, plan, verdict, report, redundancy)
+
+
+def _follow(
+    plan: Plan,
+    model: nn.Module,
+    calibration: Iterable,
+    train: Iterable | None,
+    method: str,
+    settings: dict[str, Any] | None,
+    seed: int,
+    stages: _Stages,
+) -> tuple[nn.Module, list[dict[str, Any]], list[dict[str, float]], Answers | None]:
+    """Apply, repair and fine-tune; a row of the table after each."""
+    small = apply(plan, model)
+    answers = stages.add("pruned", small)
+    repairs: list[dict[str, Any]] = []
+    epochs: list[dict[str, float]] = []
+    if method == "least_squares":
+        repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, calibration)]
+        answers = stages.add("reconstructed", small)
+    elif method == "bn":
+        reestimate_batchnorm(small, calibration)
+        answers = stages.add("BatchNorm re-estimated", small)
+    if settings is not None and train is not None:
+        epochs = train_on(small, train, **({"teacher": model, "seed": seed} | settings))
+        answers = stages.add("fine-tuned", small)
+    return small, repairs, epochs, answers
+
+
+def answer(model: nn.Module, test: Iterable) -> Answers:
+    """Outputs and labels on a whole test set."""
+    logits, labels = [], []
+    with evaluation(model):
+        for batch in test:
+            logits.append(call(model, batch).cpu())
+            label = labels_of(batch)
+            if label is not None:
+                labels.append(label.cpu())
+    if not logits:
+        raise ValueError("test has no batches; give at least one")
+    return Answers(torch.cat(logits), torch.cat(labels) if len(labels) == len(logits) else None)
+
+
+def _agreement(answers: Answers | None, original: Answers | None) -> dict[str, float | None]:
+    if answers is None or original is None or answers.logits.ndim != 2:
+        return {"accuracy": None, "agreement": None}
+    predicted = answers.logits.argmax(1)
+    accuracy = None if answers.labels is None else (predicted == answers.labels).double().mean().item()
+    return {
+        "accuracy": accuracy,
+        "agreement": (predicted == original.logits.argmax(1)).double().mean().item(),
+    }
+
+
+def _measure(measure: str | Measure) -> Measure:
+    return measures.get(measure) if isinstance(measure, str) else measure
+
+
+def _planner(planner: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(planner, str):
+        return planner, {}
+    options = dict(planner)
+    return options.pop("name"), options
+
+
+def _plan(
+    redundancy: Redundancy,
+    budget: Mapping[str, float | None] | None,
+    name: str,
+    seed: int,
+    options: dict[str, Any],
+) -> Plan:
+    return plan(redundancy, {"macs": 0.5} if budget is None else budget, name, **({"seed": seed} | options))

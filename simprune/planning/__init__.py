@@ -1,0 +1,1 @@
+"""Redundancy and a budget become a plan: the artefact, budgets, choosers."""

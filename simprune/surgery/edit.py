@@ -1,0 +1,67 @@
+"""Apply a plan: torch-pruning makes the edits on a copy, and the copy is checked against the prediction."""
+
+import copy
+
+import torch
+from torch import nn
+
+from simprune.batches import device_of, eval_mode, first_tensor
+from simprune.cost import Example, cost_model, measure_cost
+from simprune.example import from_description
+from simprune.planning.plan import Plan
+from simprune.surgery.bypass import bypass
+from simprune.surgery.coupling import ROOTS, CouplingGraph, NotPrunable
+from simprune.surgery.effects import Effects, effects_of
+
+
+def apply(plan: Plan, model: nn.Module) -> nn.Module:
+    """A new, smaller module; `model` keeps its weights and mode.
+
+    Blocks are bypassed first, then channels go; the result runs once in evaluation and once in training mode, and its
+    tensor shapes and multiply-adds must equal what the plan implies. Raises ValueError when the plan does not fit the
+    model or an edit cannot be made.
+    """
+    plan.check(model)
+    example = from_description(plan.inputs, device_of(model))
+    small = copy.deepcopy(model)
+    effects = effects_of(plan, small, example)
+    for name in plan.blocks:
+        bypass(small, name)
+    try:
+        graph = CouplingGraph(small, example)
+        for edit in plan.channels:
+            graph.prune(_living(edit.name, effects, small), sorted(edit.indices))
+    except NotPrunable as reason:
+        raise ValueError(f"plan: {reason}") from None
+    _verify(small, model, effects, example)
+    return small
+
+
+def _living(name: str, effects: Effects, model: nn.Module) -> str:
+    """A layer that produces the edited channels and is still there (the named one may be in a removed block)."""
+    for layer in (name, *effects.producers[name]):
+        if not effects.inside_dropped(layer) and isinstance(model.get_submodule(layer), ROOTS):
+            return layer
+    raise ValueError(f"plan: every layer that makes the channels of {name} is removed; delete the edit of {name}")
+
+
+def _verify(small: nn.Module, model: nn.Module, effects: Effects, example: Example) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if effects.inside_dropped(name):
+            continue
+        shape = [size - effects.cut.get((name, dim), 0) for dim, size in enumerate(tensor.shape)]
+        actual = small.get_parameter(name) if isinstance(tensor, nn.Parameter) else small.get_buffer(name)
+        if list(actual.shape) != shape:
+            raise ValueError(f"edit failed: {name} should have shape {shape} and has {list(actual.shape)}")
+    args, kwargs = example
+    trial = copy.deepcopy(small)  # training mode moves BatchNorm statistics
+    with torch.no_grad():
+        with eval_mode(model, small):
+            before, after = first_tensor(model(*args, **kwargs)), first_tensor(small(*args, **kwargs))
+        trial.train()(*args, **kwargs)
+    if before is None or after is None or before.shape != after.shape:
+        raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
+    planned = cost_model(model, example).after(effects.cut, effects.dropped)
+    actual_cost = measure_cost(small, example)
+    if planned != actual_cost:
+        raise ValueError(f"edit failed: planned cost {planned} but the network costs {actual_cost}")
