@@ -1,5 +1,6 @@
 """The report page: one self-contained HTML file made from the JSON report, without scripts or network."""
 
+import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -51,7 +52,7 @@ def render(report: dict) -> str:
         channels=[entry for entry in entries if entry["kind"] == "channels"],
         similarity=redundancy.get("similarity") or {},
         unprunable=redundancy.get("unprunable") or [],
-        longest_error=max((row[k] or 0 for row in report["reconstruction"] for k in ("before", "after")), default=0),
+        longest_error=max((row["before"] or 0 for row in report["reconstruction"]), default=0),
     )
 
 
@@ -61,16 +62,19 @@ def _environment() -> Environment:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {
-        name: getattr(units, name)
-        for name in ("number", "percent", "points", "settings")
-    }
+    environment.filters |= {name: getattr(units, name) for name in ("number", "percent", "points", "settings")}
+    environment.filters["name"] = _breakable
     environment.globals |= {
-        "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show,
+        "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show, "bounds": units.bounds,
         "OUTCOMES": OUTCOMES, "COSTS": COSTS,
-        "style": Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+        "style": Markup((folder / "style.css").read_text(encoding="utf-8")),
     }  # fmt: skip
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A module's name that wraps after its dots."""
+    return Markup("<wbr>").join(part for part in re.findall(r"[^.]*\.|[^.]+", name))
 
 
 def _show(stage: dict, key: str) -> str:
@@ -99,7 +103,8 @@ def _headline(original: dict, final: dict, edits: list) -> str:
     before, after = original.get("accuracy"), final.get("accuracy")
     if before is None or after is None:
         return f"Keeps {' and '.join(kept)}; accuracy was not measured."
-    return f"Keeps {' and '.join(kept)}; accuracy {units.percent(before)} before, {units.percent(after)} after."
+    accuracy = f"accuracy {units.percent(before)} before, {units.percent(after)} after"
+    return f"Keeps {' and '.join(kept)}; {accuracy}."
 
 
 def _verdict_sentence(verdict: dict | None) -> str:

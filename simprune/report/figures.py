@@ -167,10 +167,7 @@ def interval(gate: dict) -> Markup:
         marks.append(tag("line", x1=at(limit), x2=at(limit), y1=2, y2=28, class_="limit"))
     if value is not None:
         marks.append(tag("circle", cx=at(value), cy=15, r=4.5, class_="dot"))
-    label = (
-        f"value {units.number(value)}, bounds {units.number(lower)} to {units.number(upper)},"
-        f" limit {units.number(limit)}"
-    )
+    label = f"value {units.number(value)}, bounds {units.bounds(lower, upper)}, limit {units.number(limit)}"
     return picture(width, 30, label, tag("title", label), *marks, class_=f"gate {gate.get('outcome')}")
 
 
@@ -205,36 +202,44 @@ def loss_curve(losses: list) -> Markup:
 
 
 def heatmap(names: list[str], values: list[list], removed) -> Markup:
-    """An L x L matrix in the cividis map; hover a cell for its pair; removed layers are struck out on both axes.
+    """An L x L matrix in the viridis map; hover a cell for its pair; removed layers are struck out on both axes.
 
     Columns carry the rows' numbers instead of turned names, which stays readable at any length.
     """
     gone, size = set(removed), len(names)
-    cell = max(14, min(38, 620 // max(size, 1)))
+    cell = max(14, min(44, 760 // max(size, 1)))
     labels = [units.shorten(name, 30) for name in names]
-    left, top = 40 + 7.3 * max(map(len, labels), default=0), 22
+    left, top = 52 + 7.3 * max(map(len, labels), default=0), 22  # 7.3 px a letter, the row number, a cross
     low, high = _bounds(values)
-    cividis = colormaps["cividis"]
+    viridis = colormaps["viridis"]
     marks = []
     for i, name in enumerate(names):
         y, mark = top + i * cell, "removed" if name in gone else ""
-        struck = f"\N{MULTIPLICATION X} {labels[i]}" if name in gone else labels[i]
+        cross = tag("tspan", "\N{MULTIPLICATION X} ") if name in gone else None
         marks += [
-            tag("text", tag("title", name), struck, x=left - 32, y=y + cell / 2 + 4, class_=f"end mono {mark}"),
+            tag(
+                "text",
+                tag("title", name),
+                cross,
+                tag("tspan", labels[i], class_="name"),
+                x=left - 32,
+                y=y + cell / 2 + 4,
+                class_=f"end mono {mark}",
+            ),
             tag("text", i + 1, x=left - 8, y=y + cell / 2 + 4, class_=f"end small {mark}"),
             tag("text", i + 1, x=left + (i + 0.5) * cell, y=top - 8, class_=f"middle small {mark}"),
         ]
         for j, other in enumerate(names):
             value, x = values[i][j], left + j * cell
             share = 0.0 if value is None else (value - low) / (high - low)
-            red, green, blue, _ = cividis(share, bytes=True)
+            red, green, blue, _ = viridis(share, bytes=True)
             colour = None if value is None else f"#{red:02x}{green:02x}{blue:02x}"
             title = tag("title", f"{name} \N{MULTIPLICATION SIGN} {other}: {units.number(value)}")
             marks.append(tag("rect", title, x=x, y=y, width=cell, height=cell, fill=colour, class_="cell"))
             if cell >= 26:  # there is room to print the number itself
                 marks.append(
-                    tag("text", units.number(value, 2).removeprefix("0"), x=x + cell / 2, y=y + cell / 2 + 4,
-                        class_="value" if value is None else "value on-bright" if share > 0.5 else "value on-dark")
+                    tag("text", _cell_text(value), x=x + cell / 2, y=y + cell / 2 + 4,
+                        class_="value" if value is None else "value on-bright" if share > 0.45 else "value on-dark")
                 )  # fmt: skip
     label = f"Similarity of {size} layer outputs, {size} by {size}, from {units.number(low)} to {units.number(high)}"
     return picture(left + size * cell + 4, top + size * cell + 4, label, *marks, class_="heat")
@@ -243,9 +248,9 @@ def heatmap(names: list[str], values: list[list], removed) -> Markup:
 def legend(values: list[list]) -> Markup:
     """The colour scale of `heatmap` for the same values."""
     low, high = _bounds(values)
-    cividis, width, steps = colormaps["cividis"], 200, 8
+    viridis, width, steps = colormaps["viridis"], 240, 8
     stops = [
-        tag("stop", offset=i / steps, stop_color="#%02x%02x%02x" % cividis(i / steps, bytes=True)[:3])
+        tag("stop", offset=i / steps, stop_color="#%02x%02x%02x" % viridis(i / steps, bytes=True)[:3])
         for i in range(steps + 1)
     ]
     bar = tag("rect", x=4, y=4, width=width, height=12, rx=2, fill="url(#similarity-scale)", class_="axis")
@@ -256,6 +261,13 @@ def legend(values: list[list]) -> Markup:
     ]
     label = f"Colour scale from {units.number(low)} (dark) to {units.number(high)} (bright)"
     return picture(width + 8, 38, label, tag("linearGradient", *stops, id="similarity-scale"), bar, *texts)
+
+
+def _cell_text(value: float | None) -> str:
+    """Two decimals without the leading zero, as tables of correlations are printed."""
+    if value is None or abs(value) >= 10:
+        return units.number(value, 2)
+    return f"{value:.2f}".replace("-", units.MINUS).replace("0.", ".", 1)
 
 
 def _bounds(values) -> tuple[float, float]:

@@ -1,12 +1,13 @@
 """Numbers as people read them; a missing or undefined one is a dash."""
 
 import math
+from typing import Any
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """The same nested value with every NaN or infinity replaced by None, which is what JSON can hold.
 
     >>> finite({"a": [1.0, float("nan")], "b": "text"})
@@ -85,6 +86,17 @@ def milliseconds(value) -> str:
     return DASH if value is None else f"{number(value)} ms"
 
 
+def bounds(lower, upper) -> str:
+    """An interval, or the one side that is known.
+
+    >>> bounds(0.1, 0.25), bounds(None, 0.25), bounds(0.1, None), bounds(None, None)
+    ('0.1 … 0.25', '≤ 0.25', '≥ 0.1', '–')
+    """
+    if lower is None or upper is None:
+        return DASH if lower is upper else f"≤ {number(upper)}" if lower is None else f"≥ {number(lower)}"
+    return f"{number(lower)} … {number(upper)}"
+
+
 def ranges(indices) -> str:
     """Sorted indices with runs joined.
 
@@ -98,6 +110,19 @@ def ranges(indices) -> str:
         else:
             runs.append([index, index])
     return ", ".join(f"{a}" if a == b else f"{a}{DASH}{b}" for a, b in runs)
+
+
+def abbreviate(name: str, length: int) -> str:
+    """A dotted name cut to a length: leading words shrink to one letter, numbers and the last words stay.
+
+    >>> abbreviate("encoder.layers.11.attention.output", 25)
+    'e.l.11.attention.output'
+    """
+    words = name.split(".")
+    for place, word in enumerate(words[:-1]):
+        if len(".".join(words)) > length and not word.isdigit():
+            words[place] = word[:1]
+    return shorten(".".join(words), length)
 
 
 def shorten(name: str, length: int) -> str:
@@ -119,7 +144,8 @@ def settings(value, prefix="") -> list[tuple[str, str]]:
     [('budget.macs', '0.5'), ('structures', 'channels, blocks'), ('finetune', '–')]
     """
     if isinstance(value, dict) and value:
-        return [row for key, item in value.items() for row in settings(item, f"{prefix}.{key}" if prefix else f"{key}")]
+        start = f"{prefix}." if prefix else ""
+        return [row for key, item in value.items() for row in settings(item, f"{start}{key}")]
     if isinstance(value, list | tuple):
         return [(prefix, ", ".join(str(item) for item in value) or DASH)]
     return [(prefix, DASH if value is None or value == {} else str(value))]

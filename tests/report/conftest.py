@@ -20,7 +20,11 @@ def make(blocks, groups, layers, seed=0):
         for name in blocks
     ]
     edits = [
-        {"remove": "block", "name": e["name"], "reason": f"output resembles its input (cka_debiased {e['redundancy']:.3f})"}
+        {
+            "remove": "block",
+            "name": e["name"],
+            "reason": f"output resembles its input (cka_debiased {e['redundancy']:.3f})",
+        }
         for e in entries
         if e["redundancy"] > 0.93
     ]
@@ -29,7 +33,15 @@ def make(blocks, groups, layers, seed=0):
         order = sorted(range(of), key=lambda i: -values[i])
         indices = sorted(order[: [of // 2, of // 4, 3 * of // 4, 0][place % 4]])
         entries.append(
-            {"kind": "channels", "name": name, "size": of, "redundancy": values, "nearest": order, "order": order, "share": 0.04}
+            {
+                "kind": "channels",
+                "name": name,
+                "size": of,
+                "redundancy": values,
+                "nearest": order,
+                "order": order,
+                "share": 0.04,
+            }
         )
         if indices:
             reason = f"the {of - len(indices)} kept channels predict them with relative error 0.07"

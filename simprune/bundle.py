@@ -1,0 +1,203 @@
+"""A bundle: the folder that rebuilds a pruned model on a fresh original. Data only, no pickle.
+
+- plan.yaml: what was removed
+- model.safetensors: the weights of the pruned model
+- recipe.yaml: the resolved recipe, or an empty mapping when there was none
+- report.json: every number, and the SHA-256 of the other files
+- report.html: the same, to look at
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
+
+from simprune.planning.plan import Plan
+from simprune.report import render
+from simprune.report.units import finite
+from simprune.surgery import apply
+
+if TYPE_CHECKING:
+    from simprune.pipeline import Result
+
+HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
+FILES = (*HASHED, "report.json")
+AGAIN = "copy the whole folder again or make it anew"
+
+
+def save(folder: str | os.PathLike[str], result: "Result", recipe: dict | None = None) -> Path:
+    """Write a bundle and return its folder; it appears whole or not at all.
+
+    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete; a bundle that
+    is already there is replaced. Raises ValueError when the folder holds anything else, FileExistsError when
+    the path is a file.
+    """
+    folder = Path(folder).resolve()
+    _refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        _write(partial, result, recipe)
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # already renamed, unless something went wrong
+    return folder
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The pruned model of a bundle, in evaluation mode; its outputs are bit-identical to the saved model's.
+
+    `model` is the original network, or a function that builds it; its weights do not matter and a given
+    module is not changed. The bundle runs no code. Raises FileNotFoundError for a missing folder or file,
+    ValueError for a changed file, another model, or weights that do not fit.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    plan = Plan.load(folder / "plan.yaml")
+    original = model() if callable(model) and not isinstance(model, nn.Module) else model
+    if not isinstance(original, nn.Module):
+        raise ValueError(
+            f"model= must be a torch module or a function that builds one; got a {type(original).__name__}"
+        )
+    small = apply(plan, original)
+    _load_weights(small, folder / "model.safetensors")
+    return small.eval()
+
+
+def _write(folder: Path, result: "Result", recipe: dict | None) -> None:
+    for name, value in result.model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"a bundle keeps tensors only; {name} in the model's state is a {kind}")
+    report = finite({key: value for key, value in result.report.items() if key != "files"})
+    (folder / "plan.yaml").write_bytes(result.plan.to_yaml().encode())
+    (folder / "recipe.yaml").write_bytes(_recipe_text(recipe).encode())
+    (folder / "report.html").write_bytes(render(report).encode())
+    save_model(result.model, str(folder / "model.safetensors"))
+    files = {name: _sha256(folder / name) for name in HASHED} | {"report.json": _digest(report)}
+    (folder / "report.json").write_bytes(_json(report | {"files": files}))
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`; what was there is moved aside first and removed last."""
+    earlier = partial.with_name(f"{partial.name}-earlier")
+    if folder.exists():
+        os.rename(folder, earlier)
+    try:
+        os.rename(partial, folder)
+    except BaseException:
+        if earlier.exists():
+            os.rename(earlier, folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Only nothing, an empty folder or a complete bundle may be replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; give the bundle another folder")
+    found = {path.name for path in folder.iterdir()}
+    if found and found != set(FILES):
+        odd = sorted(found - set(FILES)) or sorted(set(FILES) - found)
+        word = "holds" if found - set(FILES) else "lacks"
+        raise ValueError(f"{folder} is not a bundle ({word} {odd[0]}); give the new bundle another folder")
+
+
+def _check_files(folder: Path) -> None:
+    """Raise unless every file is there and as it was written. Only the fixed names are ever opened."""
+    if not folder.is_dir():
+        aside = sorted(folder.parent.glob(f".{folder.name}.partial-*-earlier"))
+        hint = f"; a save was interrupted here: rename {aside[-1].name} to {folder.name}" if aside else ""
+        raise FileNotFoundError(f"no bundle at {folder}{hint}")
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"bundle {folder}: {name} is missing; {AGAIN}")
+    changed = f"has changed since the bundle was saved; {AGAIN}"
+    content = (folder / "report.json").read_bytes()
+    try:
+        report = json.loads(content)
+        files = report.pop("files")
+        intact = files["report.json"] == _digest(report) and content == _json(report | {"files": files})
+        recorded = [files[name] for name in HASHED]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact, recorded = False, []
+    if not intact:
+        raise ValueError(f"bundle {folder}: report.json {changed}")
+    for name, digest in zip(HASHED, recorded, strict=True):
+        if _sha256(folder / name) != digest:
+            raise ValueError(f"bundle {folder}: {name} {changed}")
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Strict in names, shapes and dtypes: nothing is left at its initial value, nothing is converted."""
+    fit = "the model is not the one the bundle was made from"
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); {AGAIN}") from None
+    expected = model.state_dict()
+    for name in sorted(stored.keys() & expected.keys()):
+        here, there = expected[name], stored[name]
+        if there.shape != here.shape:
+            shapes = f"{list(there.shape)}, the model needs {list(here.shape)}"
+            raise ValueError(f"{path}: {name} is {shapes}; {fit}")
+        if there.dtype != here.dtype:
+            raise ValueError(f"{path}: {name} is {there.dtype}, the model has {here.dtype}; build it in the former")
+    try:
+        load_model(model, path)
+    except RuntimeError:  # names; tied tensors are stored once, under one of their names
+        there = {expected[name].data_ptr() for name in stored.keys() & expected.keys()}
+        missing = [name for name, tensor in expected.items() if tensor.data_ptr() not in there]
+        extra = [*sorted(stored.keys() - expected.keys()), "a tied tensor"]
+        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
+        raise ValueError(f"{path}: {what}; {fit}") from None
+
+
+def _recipe_text(recipe: dict | None) -> str:
+    if recipe is None:
+        return "# made without a recipe, from Python\n{}\n"
+    try:
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    except yaml.representer.RepresenterError as error:
+        odd = error.args[-1]
+        raise ValueError(f"recipe: expected mappings, lists, numbers and texts; got {odd!r}") from None
+
+
+def _json(report: dict) -> bytes:
+    return (json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _digest(report: dict) -> str:
+    return hashlib.sha256(_json(report)).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no sync of it
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

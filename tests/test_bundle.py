@@ -1,0 +1,309 @@
+"""A bundle is whole, unchanged and bit-identical, or it is refused."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from simprune import bundle
+from simprune.planning.plan import Edit, Plan, fingerprint
+from simprune.surgery import apply
+
+MODULE = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    "The two dense layers share one weight."
+    def __init__(self, width=6):
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3)
+        self.norm = nn.BatchNorm2d(width)
+        self.mix = nn.Conv2d(width, 4, 3)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = self.mix(torch.relu(self.norm(self.conv(x)))).mean((2, 3))
+        return self.b(torch.relu(self.a(x)))
+"""
+names: dict = {}
+exec(MODULE, names)
+Tied = names["Tied"]
+
+
+@pytest.fixture
+def result():
+    torch.manual_seed(0)
+    model = Tied()
+    inputs = {"args": [{"shape": [2, 1, 8, 8], "dtype": "float32"}], "kwargs": {}}
+    plan = Plan((Edit("channels", "conv", (1, 4), 6, "alike"),), fingerprint(model), inputs)
+    small = apply(plan, model)
+    with torch.no_grad():
+        small.train()(torch.randn(16, 1, 8, 8))  # moves the BatchNorm statistics
+        for parameter in small.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    report = {"simprune": "0.1.0", "stages": [{"name": "original", "accuracy": math.nan}], "notes": ["<b>é"]}
+    return SimpleNamespace(model=small.eval(), plan=plan, report=report)
+
+
+@pytest.fixture
+def folder(result, tmp_path):
+    return bundle.save(tmp_path / "kept", result, {"seed": 0, "budget": {"macs": 0.5}})
+
+
+def rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Change a file and the hashes with it, as somebody who wants to deceive would."""
+    (folder / name).write_bytes(content)
+    report = json.loads((folder / "report.json").read_bytes())
+    report["files"][name] = bundle._sha256(folder / name)
+    (folder / "report.json").write_bytes(bundle._json(report))
+
+
+def test_a_fresh_process_gives_the_same_bits(folder, result, tmp_path):
+    (tmp_path / "mynet.py").write_text(MODULE)
+    x = torch.randn(5, 1, 8, 8)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    code = (
+        "import torch, mynet; from safetensors.torch import load_file, save_file\n"
+        "from simprune.bundle import load\n"
+        "torch.manual_seed(99); model = load('kept', model=mynet.Tied); assert not model.training\n"
+        "save_file({'y': model(load_file('x.safetensors')['x']).detach()}, 'y.safetensors')"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert torch.equal(load_file(tmp_path / "y.safetensors")["y"], result.model(x))
+
+
+def test_a_module_serves_as_well_as_a_factory_and_is_not_changed(folder, result):
+    original = Tied().train()
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    small = bundle.load(folder, model=original)
+    assert original.training
+    assert all(torch.equal(before[name], value) for name, value in original.state_dict().items())
+    assert small.a.weight is small.b.weight
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(small.state_dict()[name], value)
+
+
+def test_the_files(folder, result):
+    assert sorted(path.name for path in folder.iterdir()) == sorted(bundle.FILES)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["stages"][0]["accuracy"] is None
+    assert report["notes"] == ["<b>é"]
+    assert set(report["files"]) == set(bundle.FILES)
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {"seed": 0, "budget": {"macs": 0.5}}
+    assert Plan.load(folder / "plan.yaml") == result.plan
+    assert "&lt;b&gt;é" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_same_result_gives_the_same_bytes(folder, result, tmp_path):
+    again = bundle.save(tmp_path / "again", result, {"seed": 0, "budget": {"macs": 0.5}})
+    for name in bundle.FILES:
+        assert (folder / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_no_recipe_is_an_empty_mapping(result, tmp_path):
+    assert yaml.safe_load((bundle.save(tmp_path / "kept", result) / "recipe.yaml").read_text()) == {}
+
+
+@pytest.mark.parametrize("name", bundle.FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        bundle.load(folder, model=Tied)
+
+
+@pytest.mark.parametrize("name", bundle.FILES)
+@pytest.mark.parametrize(
+    "change", [lambda b: b + b"\n", lambda b: b[: len(b) // 2], lambda b: b.replace(b"0", b"1", 1)]
+)
+def test_a_changed_file_is_named(folder, name, change):
+    content = (folder / name).read_bytes()
+    assert change(content) != content
+    (folder / name).write_bytes(change(content))
+    with pytest.raises(ValueError, match=f"{name} has changed"):
+        bundle.load(folder, model=Tied)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"files": 3}', b"\xff", b"[" * 100_000])
+def test_a_report_that_is_none_is_refused(folder, content):
+    (folder / "report.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"report\.json has changed"):
+        bundle.load(folder, model=Tied)
+
+
+def damaged(change):
+    def apply_to(content: bytes) -> bytes:
+        from safetensors.torch import load, save
+
+        return save(change(load(content)))
+
+    return apply_to
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda content: content[:-40], "no readable safetensors file"),
+        (lambda content: b"", "no readable safetensors file"),
+        (damaged(lambda t: t | {"more": torch.zeros(1)}), "more is not in the model"),
+        (damaged(lambda t: {k: v for k, v in t.items() if k != "conv.bias"}), r"conv\.bias is missing"),
+        (damaged(lambda t: t | {"conv.bias": torch.zeros(6)}), r"conv\.bias is \[6\], the model needs \[4\]"),
+        (damaged(lambda t: t | {"conv.bias": t["conv.bias"].double()}), r"conv\.bias is torch\.float64"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(folder, change, message):
+    rewrite(folder, "model.safetensors", change((folder / "model.safetensors").read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        bundle.load(folder, model=Tied)
+
+
+def test_another_model_is_refused(folder):
+    with pytest.raises(ValueError, match="channels"):
+        bundle.load(folder, model=lambda: Tied(width=7))
+    with pytest.raises(ValueError, match="conv"):
+        bundle.load(folder, model=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="a torch module or a function"):
+        bundle.load(folder, model=lambda: "model")
+    with pytest.raises(ValueError, match="a torch module or a function"):
+        bundle.load(folder, model="my.model")  # type: ignore[arg-type]
+
+
+def test_an_untied_model_does_not_take_tied_weights(folder):
+    def untied():
+        model = Tied()
+        model.b.weight = nn.Parameter(model.b.weight.detach().clone())
+        return model
+
+    with pytest.raises(ValueError, match="another model"):
+        bundle.load(folder, model=untied)
+
+
+def test_other_paths_in_the_report_are_never_read(folder, tmp_path):
+    report = json.loads((folder / "report.json").read_bytes())
+    report["files"]["../../outside"] = "0" * 64
+    (folder / "report.json").write_bytes(bundle._json(report))
+    bundle.load(folder, model=Tied)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_a_link_to_something_else_is_refused(folder):
+    (folder / "plan.yaml").unlink()
+    (folder / "plan.yaml").symlink_to("/dev/zero")
+    with pytest.raises(FileNotFoundError, match=r"plan\.yaml is missing"):
+        bundle.load(folder, model=Tied)
+
+
+def everything_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_complete_bundle_is_replaced(folder, result):
+    result.report["notes"] = ["second"]
+    bundle.save(folder, result)
+    assert "second" in (folder / "report.html").read_text()
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+
+
+def test_an_empty_folder_is_filled(result, tmp_path):
+    (tmp_path / "kept").mkdir()
+    bundle.load(bundle.save(tmp_path / "kept", result), model=Tied)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda f: (f / "notes.txt").write_text("mine"), lambda f: (f / "plan.yaml").unlink()]
+)
+def test_a_folder_with_other_things_is_left_alone(folder, result, spoil):
+    spoil(folder)
+    before = everything_below(folder.parent)
+    with pytest.raises(ValueError, match="is not a bundle"):
+        bundle.save(folder, result)
+    assert everything_below(folder.parent) == before
+
+
+def test_a_file_is_not_replaced(result, tmp_path):
+    (tmp_path / "kept").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        bundle.save(tmp_path / "kept", result)
+
+
+@pytest.mark.parametrize("step", ["render", "save_model", "_sync"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_save_that_fails_changes_nothing(folder, result, monkeypatch, step, error):
+    before = everything_below(folder.parent)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(bundle, step, fail)
+    for target in (folder, folder.with_name("new")):
+        with pytest.raises(type(error)):
+            bundle.save(target, result)
+    assert everything_below(folder.parent) == before
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_failed_rename_leaves_the_earlier_bundle(folder, result, monkeypatch, fails):
+    before, rename, calls = everything_below(folder.parent), os.rename, []
+
+    def flaky(source, target):
+        calls.append(target)
+        if len(calls) == fails:
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", flaky)
+    result.report["notes"] = ["second"]
+    with pytest.raises(OSError, match="no"):
+        bundle.save(folder, result)
+    assert everything_below(folder.parent) == before
+
+
+def test_a_killed_save_leaves_recognisable_remains(folder, result, monkeypatch):
+    """Killed at the worst moment, between the two renames: nothing runs any more, not even clean-up."""
+    rename = os.rename
+
+    def killed(source, target):
+        if source != folder:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        patch.setattr(bundle.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            bundle.save(folder, result)
+    remains = sorted(path.name for path in folder.parent.iterdir())
+    assert all(name.startswith(".kept.partial-") for name in remains)
+    with pytest.raises(FileNotFoundError, match=r"rename \.kept\.partial-.*-earlier to kept"):
+        bundle.load(folder, model=Tied)
+    (folder.parent / remains[-1]).rename(folder)
+    bundle.load(folder, model=Tied)
+
+
+def test_a_missing_bundle_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no bundle at"):
+        bundle.load(tmp_path / "nowhere", model=Tied)
+
+
+def test_a_state_that_is_no_tensor_is_refused(result, tmp_path):
+    result.model.__class__ = type("Odd", (Tied,), {"get_extra_state": lambda self: "text"})
+    with pytest.raises(ValueError, match="_extra_state in the model.s state is a str"):
+        bundle.save(tmp_path / "kept", result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_of_objects_is_refused(result, tmp_path):
+    with pytest.raises(ValueError, match="recipe: expected mappings"):
+        bundle.save(tmp_path / "kept", result, {"model": object()})
