@@ -120,3 +120,12 @@ def test_what_is_held_is_the_smaller_of_gram_matrix_and_rows():
     measure = measures.get("cka")
     assert measure.prepare(data(40, 5)).data.values.rows.shape == (40, 5)
     assert measure.prepare(data(40, 200)).data.values.shape == (40, 40)
+
+
+@pytest.mark.parametrize("id", ["cka", "cka_debiased", "cka_angular", "cka_rbf"])
+@pytest.mark.parametrize("count", [5, 24, 49, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_does_not_give_a_constant_representation_a_value(id, count, dtype):
+    X = torch.linspace(0.1, 1e3, 6, dtype=dtype).expand(count, 6)
+    with pytest.warns(measures.UndefinedWarning, match=f"{id} is undefined here"):
+        assert math.isnan(measures.get(id)(X, data(count, 3)))

@@ -26,9 +26,7 @@ EXAMPLES = {id: [{}] for id in measures.names()} | {
 CASES = [(id, hyper) for id, hypers in EXAMPLES.items() for hyper in hypers]
 LABELS = torch.arange(N) % 3
 
-every = pytest.mark.parametrize(
-    "id, hyper", CASES, ids=[f"{id}-{hyper}" if hyper else id for id, hyper in CASES]
-)
+every = pytest.mark.parametrize("id, hyper", CASES, ids=[f"{id}-{hyper}" if hyper else id for id, hyper in CASES])
 
 
 @pytest.fixture
@@ -151,9 +149,7 @@ def test_prepared_pairs_and_matrices_equal_the_call(measure):
             tolerance = 1e-6 if 3 in (i, j) else 1e-9
             assert result.values[i, j] == close(value(measure, X, Y), tolerance)
             assert measure.compare(prepared[i], prepared[j]) == close(value(measure, X, Y), tolerance)
-    assert np.array_equal(
-        measures.matrix(measure, dict(zip(layers, prepared, strict=True))).values, result.values
-    )
+    assert np.array_equal(measures.matrix(measure, dict(zip(layers, prepared, strict=True))).values, result.values)
 
 
 @every

@@ -122,9 +122,7 @@ def test_hyperparameters_change_declared_traits_of_that_object_only():
 def test_options_of_matrix_are_hyperparameters_and_not_both():
     layers = {"a": X(3), "b": X(4, 1)}
     result = measures.matrix("cka_rbf", layers, threshold=0.3)
-    assert np.array_equal(
-        result.values, measures.matrix(measures.get("cka_rbf", threshold=0.3), layers).values
-    )
+    assert np.array_equal(result.values, measures.matrix(measures.get("cka_rbf", threshold=0.3), layers).values)
     with pytest.raises(ValueError, match="hyperparameters already"):
         measures.matrix(measures.get("cka_rbf"), layers, threshold=0.3)
 
