@@ -14,8 +14,8 @@ from rich.table import Table
 from scipy.stats import beta
 from torch import Tensor, nn
 
-from .batches import call, checked, evaluation, labels_of
-from .functional import FunctionalMeasure, Outputs, get
+from simprune.batches import call, checked, evaluation, labels_of
+from simprune.functional import FunctionalMeasure, Outputs, get
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Interval = tuple[float, float]
@@ -95,24 +95,21 @@ class Verdict:
         return self.outcome == "pass"
 
     def table(self, width: int = 100) -> str:
-        """Plain-text table, at most `width` characters wide."""
+        """Plain-text table, at most `width` characters wide, with lines below on how gates were decided."""
         title = f"{self.outcome.upper()} on {self.count} samples"
-        table = Table("check", box=box.ASCII2, title=title, title_justify="left")
-        for number in ("value", "lower", "upper", "limit"):
-            table.add_column(number, justify="right")
-        table.add_column("outcome")
-        table.add_column("detail")
+        table = Table(box=box.ASCII2, title=title, title_justify="left")
+        for column in ("check", "value", "lower", "upper", "limit", "outcome"):
+            justify = "left" if column in ("check", "outcome") else "right"
+            table.add_column(column, justify=justify, overflow="fold")
         for r in self.results:
             sign = ">=" if r.gate.build().larger_is_more_similar else "<="
             numbers = (f"{r.value:.4g}", f"{r.lower:.4g}", f"{r.upper:.4g}", f"{sign} {r.gate.limit:.4g}")
-            table.add_row(r.gate.measure, *numbers, r.outcome, r.detail)
+            table.add_row(r.gate.measure, *numbers, r.outcome)
         text = StringIO()
-        console = Console(
-            file=text, width=width, color_system=None, markup=False, highlight=False, emoji=False
-        )
+        console = Console(file=text, width=width, color_system=None, markup=False, highlight=False, emoji=False)
         console.print(table)
-        for note in self.notes:
-            console.print(f"note: {note}")
+        for line in [*(f"{r.gate.measure}: {r.detail}" for r in self.results), *self.notes]:
+            console.print(line)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,9 +184,7 @@ def validate(
             raise ValueError(f"validate needs logits (N, C), the same C in all batches; got {sorted(shapes)}")
     given = [y.cpu() for y in labels if y is not None]
     if given and len(given) < len(labels):
-        raise ValueError(
-            f"{len(given)} of {len(labels)} test batches have labels; give labels to all or none"
-        )
+        raise ValueError(f"{len(given)} of {len(labels)} test batches have labels; give labels to all or none")
     logits_a, logits_b = (torch.cat(kept) for kept in outputs)
     return check(logits_a, logits_b, torch.cat(given) if given else None, gates, seed)
 
@@ -235,9 +230,7 @@ def judge(gate: Gate, rows: Tensor, strata: np.ndarray, seed: int = 0) -> GateRe
         if scale is None:
             detail += "; at this value more samples alone would not decide"
         else:
-            detail += (
-                f"; about {math.ceil(score.count * scale)} samples would decide (estimate at this value)"
-            )
+            detail += f"; about {math.ceil(score.count * scale)} samples would decide (estimate at this value)"
     if score.skipped:
         detail += f"; {score.skipped} samples skipped"
     if score.reason:
@@ -273,7 +266,7 @@ def _deciding_scale(bounds: Callable[[float], Interval], gate: Gate, most: float
 def _bounds(
     measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, confidence: float, seed: int
 ) -> tuple[Callable[[float], Interval], str]:
-    """One-sided bounds by `scale`: 1 is for these samples, 2 for twice as many like them; and the method's name."""
+    """One-sided bounds by `scale` (1: these samples, 2: twice as many like them), and the method's name."""
     values = rows.numpy()
     if values.ndim == 1:
         used = ~np.isnan(values)
@@ -296,9 +289,7 @@ def _bounds(
         )
     low, high = measure.range
     if not lower < upper:
-        return lambda scale: _without_spread(
-            value, (low, high), count * scale, confidence
-        ), "all samples equal"
+        return lambda s: _without_spread(value, (low, high), count * s, confidence), "all samples equal"
     below, above = value - max(lower, low), min(upper, high) - value
     method = f"bootstrap, {DRAWS} draws{', stratified by class' if strata.any() else ''}"
     return lambda scale: (value - below / math.sqrt(scale), value + above / math.sqrt(scale)), method
@@ -318,13 +309,13 @@ def clopper_pearson(events: float, count: float, confidence: float) -> Interval:
 def paired_difference(lost: float, gained: float, count: float, confidence: float) -> Interval:
     """One-sided bounds of (lost - gained) / count, where lost and gained samples exclude each other.
 
-    Clopper-Pearson bounds of both rates, joined by the method of variance estimates recovery (Zou and Donner
-    2008) with the correlation of exclusive events. With many flips this is the paired interval from the standard
-    error; with few, where that one is far too narrow, it holds; with none it is the Clopper-Pearson bound.
+    Clopper-Pearson bounds of both rates, joined by the method of variance estimates recovery (Zou and
+    Donner 2008) with the correlation of exclusive events. With many flips this is the interval from the
+    paired standard error; with few, where that is far too narrow, it holds; with none, Clopper-Pearson.
     """
     p, q = lost / count, gained / count
     (p_low, p_high), (q_low, q_high) = (clopper_pearson(k, count, confidence) for k in (lost, gained))
-    correlation = math.sqrt(p * q / ((1 - p) * (1 - q))) if p * q > 0 and p + q < 1 else float(p * q > 0)
+    correlation = math.sqrt(p * q / ((1 - p) * (1 - q))) if p * q > 0 else 0.0
 
     def half(x: float, y: float) -> float:
         return math.sqrt(x * x + y * y + 2 * correlation * x * y)
@@ -336,6 +327,7 @@ def bootstrap_mean(values: np.ndarray, strata: np.ndarray, confidence: float, se
     """One-sided bounds of the mean of `values` (N,) by the studentized bootstrap within strata.
 
     Studentized, because per-sample divergences are skewed and plain percentiles then bound them too low.
+    Strata take the class counts as fixed: right for test sets that are balanced by design.
     """
     order, sizes, starts = _layout(strata)
     x = values[order].astype(np.float64)
@@ -382,7 +374,7 @@ def bootstrap_statistic(
 
 
 def _without_spread(value: float, limits: Interval, count: float, confidence: float) -> Interval:
-    """Bounds when all samples are equal: as many as Clopper-Pearson allows may still differ, by the whole range.
+    """Bounds when all samples are equal: as many as Clopper-Pearson allows may still differ, fully.
 
     Where the range is infinite, one sample says nothing; with more, the bound is the value.
     """

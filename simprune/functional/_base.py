@@ -1,7 +1,5 @@
 """The protocol of functional measures: rows per sample, batch by batch, then one reduction to a score."""
 
-import dataclasses
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -137,9 +135,10 @@ def _labels(labels: Any, count: int, classes: int) -> Tensor:
     return labels
 
 
-_REGISTRY: dict[str, type["FunctionalMeasure"]] = {}
+_registry: dict[str, type["FunctionalMeasure"]] = {}
 
 
+@dataclass(frozen=True)
 class FunctionalMeasure(ABC):
     """Base of all functional measures; subclasses are frozen dataclasses with hyperparameters as fields.
 
@@ -168,16 +167,20 @@ class FunctionalMeasure(ABC):
         super().__init_subclass__(**kwargs)
         if "id" not in cls.__dict__:
             return
-        other = _REGISTRY.setdefault(cls.id, cls)
-        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(f"measure id {cls.id!r} is taken by {other.__module__}.{other.__qualname__}")
+        known = _registry.get(cls.id, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # not a reload
+            raise ValueError(f"measure id {cls.id!r} is taken by {known.__module__}.{known.__qualname__}")
+        _registry[cls.id] = cls
 
     @abstractmethod
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
         """float64 rows, one per sample; NaN marks a sample that does not count."""
 
     def __call__(self, logits_a: Any, logits_b: Any, labels: Any = None) -> Score:
-        """Score of a, the original, and b, the pruned model: logits (N, C) or `Outputs`; ValueError if bad."""
+        """Score of a, the original, and b, the pruned model: logits (N, C) or `Outputs`; labels (N,).
+
+        ValueError for values that are not finite, shapes that differ, or labels that are missing or unfit.
+        """
         return self.group([logits_a, logits_b], labels)
 
     def group(self, outputs: Sequence[Any], labels: Any = None) -> Score:
@@ -198,9 +201,7 @@ class FunctionalMeasure(ABC):
     def _validated(self, outputs: Sequence[Any], labels: Any) -> tuple[tuple[Outputs, ...], Tensor | None]:
         fewest, most = self.models
         if len(outputs) < fewest or (most is not None and len(outputs) > most):
-            wanted = (
-                f"at least {fewest}" if most is None else fewest if fewest == most else f"{fewest} to {most}"
-            )
+            wanted = f"at least {fewest}" if most is None else fewest if fewest == most else f"{fewest} to {most}"
             raise ValueError(f"{self.id} takes the outputs of {wanted} models; got {len(outputs)}")
         checked = tuple(Outputs.of(item, f"logits of model {i}") for i, item in enumerate(outputs, start=1))
         shapes = [item.shape for item in checked]
@@ -209,31 +210,3 @@ class FunctionalMeasure(ABC):
         if labels is None and self.needs_labels:
             raise ValueError(f"{self.id} needs labels; pass labels=(N,) integer class indices")
         return checked, None if labels is None else _labels(labels, *shapes[0])
-
-
-def classes() -> dict[str, type[FunctionalMeasure]]:
-    """Every measure's class by id, sorted."""
-    return dict(sorted(_REGISTRY.items()))
-
-
-def names() -> tuple[str, ...]:
-    """Ids of all functional measures, sorted."""
-    return tuple(sorted(_REGISTRY))
-
-
-def get(id: str, /, **hyperparameters: Any) -> FunctionalMeasure:
-    """The measure `id`; KeyError with the nearest ids if unknown, ValueError for an unknown hyperparameter.
-
-    >>> get("jensen_shannon_divergence", base=2)
-    JensenShannonDivergence(base=2)
-    """
-    if id not in _REGISTRY:
-        near = difflib.get_close_matches(id, _REGISTRY, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known ids: {', '.join(names())}"
-        raise KeyError(f"no functional measure {id!r}; {hint}")
-    measure: Any = _REGISTRY[id]
-    known = [field.name for field in dataclasses.fields(measure)]
-    if unknown := sorted(set(hyperparameters) - set(known)):
-        takes = ", ".join(known) if known else "no hyperparameters"
-        raise ValueError(f"{id} has no hyperparameter {', '.join(unknown)}; it takes {takes}")
-    return measure(**hyperparameters)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._base import FunctionalMeasure, Outputs
+from simprune.functional._base import FunctionalMeasure, Outputs
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._base import FunctionalMeasure, Outputs, Score
+from simprune.functional._base import FunctionalMeasure, Outputs, Score
 
 
 @dataclass(frozen=True)
 class AccuracyDrop(FunctionalMeasure):
-    """Accuracy of a minus accuracy of b on the same samples, in [-1, 1]; negative if b is better; needs labels.
+    """Accuracy of a minus accuracy of b on the same labelled samples, in [-1, 1]; negative if b is better.
 
     `details["standard_error"]` is the paired one: sqrt(n10 + n01 - (n10 - n01)^2 / N) / N, where n10 samples
     are right in a only and n01 in b only.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._base import FunctionalMeasure, Outputs
+from simprune.functional._base import FunctionalMeasure, Outputs
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,4 @@ class JensenShannonDivergence(FunctionalMeasure):
         p, q = (item.probabilities for item in outputs)
         middle = ((p + q) / 2).clamp_min(torch.finfo(p.dtype).tiny)  # half of the smallest number would be 0
         p_nats, q_nats = ((torch.xlogy(r, r) - torch.xlogy(r, middle)).sum(1) for r in (p, q))
-        return ((p_nats + q_nats) / 2 / math.log(self.base)).clamp(
-            *self.range
-        )  # rounding may step just outside
+        return ((p_nats + q_nats) / 2 / math.log(self.base)).clamp(*self.range)  # rounding may step just outside
