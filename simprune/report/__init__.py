@@ -52,7 +52,7 @@ def render(report: dict) -> str:
         channels=[entry for entry in entries if entry["kind"] == "channels"],
         similarity=redundancy.get("similarity") or {},
         unprunable=redundancy.get("unprunable") or [],
-        longest_error=max((row["before"] or 0 for row in report["reconstruction"]), default=0),
+        longest_error=max([row[k] or 0 for row in report["reconstruction"] for k in ("before", "after")] + [0]),
     )
 
 

@@ -7,6 +7,7 @@ import math
 
 from markupsafe import Markup, escape
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 from . import units
 
@@ -23,7 +24,7 @@ def tag(name: str, *children, **attributes) -> Markup:
         if value is not None
     )
     body = "".join(escape(child) for child in children if child is not None)
-    return Markup(f"<{name}{shown}>{body}</{name}>" if body else f"<{name}{shown}/>")  # noqa: S704
+    return Markup(f"<{name}{shown}>{body}</{name}>" if body else f"<{name}{shown}/>")
 
 
 def picture(width: float, height: float, label: str, *children, class_="") -> Markup:
@@ -35,22 +36,22 @@ def picture(width: float, height: float, label: str, *children, class_="") -> Ma
 
 
 def kept_bars(rows: list[tuple[str, float | None, str]]) -> Markup:
-    """Horizontal bars of what is kept, one (label, ratio to the original, text) each; the track is the original."""
-    rows = [row for row in rows if row[1] is not None]
+    """Horizontal bars of what is kept: (label, ratio to the original, text); the track is the original."""
+    known = [(label, ratio, text) for label, ratio, text in rows if ratio is not None]
     left, width, pitch = 104, 250, 38
-    longest = max([1.0, *(ratio for _, ratio, _ in rows if ratio)])
+    longest = max([1.0, *(ratio for _, ratio, _ in known)])
     marks = []
-    for index, (label, ratio, text) in enumerate(rows):
+    for index, (label, ratio, text) in enumerate(known):
         y, scale = 8 + index * pitch, width / longest
         marks += [
             tag("text", label, x=left - 10, y=y + 15, class_="end"),
             tag("rect", x=left, y=y, width=scale, height=20, rx=3, class_="track"),
-            tag("rect", tag("title", f"{label}: {text}"), x=left, y=y, width=max(2, ratio * scale), height=20, rx=3,
-                class_="kept"),
+            tag("rect", tag("title", f"{label}: {text}"), x=left, y=y, width=max(2, ratio * scale),
+                height=20, rx=3, class_="kept"),
             tag("text", units.percent(ratio, 0), x=left + width + 10, y=y + 15, class_="strong"),
         ]  # fmt: skip
-    described = "; ".join(f"{label} {units.percent(ratio, 0)}" for label, ratio, _ in rows)
-    return picture(left + width + 62, 8 + pitch * len(rows), f"Kept of the original: {described}", *marks)
+    described = "; ".join(f"{label} {units.percent(ratio, 0)}" for label, ratio, _ in known)
+    return picture(left + width + 62, 8 + pitch * len(known), f"Kept of the original: {described}", *marks)
 
 
 def accuracy_dots(stages: list[dict]) -> Markup:
@@ -77,10 +78,11 @@ def accuracy_dots(stages: list[dict]) -> Markup:
     for index, (name, value) in enumerate(rows):
         y = 8 + pitch * (index + 0.5)
         kind = "control" if name == "random control" else "final"
+        title = tag("title", f"{name}: {units.percent(value)}")
         marks += [
             tag("text", units.shorten(name, 16), x=left - 12, y=y + 4, class_="end"),
             tag("line", x1=left, x2=at(value), y1=y, y2=y, class_=f"stem {kind}"),
-            tag("circle", tag("title", f"{name}: {units.percent(value)}"), cx=at(value), cy=y, r=5.5, class_=kind),
+            tag("circle", title, cx=at(value), cy=y, r=5.5, class_=kind),
             tag("text", units.percent(value), x=left + width + 16, y=y + 4, class_="strong"),
         ]
     described = "; ".join(f"{name} {units.percent(value)}" for name, value in rows)
@@ -88,7 +90,7 @@ def accuracy_dots(stages: list[dict]) -> Markup:
 
 
 def channel_strip(of: int, removed) -> Markup:
-    """One little square per channel in original order: filled is kept, hollow with a dot is removed.
+    """One little square per channel in original order: filled is kept, hollow (flat when tiny) is removed.
 
     A run of equal squares is a single dashed line (one dash, one square), so wide layers stay small.
     """
@@ -103,11 +105,12 @@ def channel_strip(of: int, removed) -> Markup:
                 kind = "removed" if run in gone else "kept"
                 paths[kind] += f"M{(run - start) * pitch + 1} {_short(y)}h{(index - run) * pitch - 2}"
                 run = index
+    thickness = {"kept": side, "removed": side if side > 3 else 1.2}  # colour is never the only sign
     squares = [
-        tag("path", d=path, class_=f"{kind} squares", stroke_width=side, stroke_dasharray=f"{side} 2")
+        tag("path", d=path, class_=f"{kind} squares", stroke_width=thickness[kind], stroke_dasharray=f"{side} 2")
         for kind, path in paths.items() if path
     ]  # fmt: skip
-    if paths["removed"]:  # a smaller square of the page's colour makes it hollow, so colour is not the only sign
+    if paths["removed"] and side > 3:  # a smaller square of the page's colour on top makes it hollow
         squares.append(
             tag("path", d=paths["removed"], class_="hollow squares", stroke_width=side - 3,
                 stroke_dasharray=f"{side - 3} 5", transform="translate(1.5 0)")
@@ -202,46 +205,39 @@ def loss_curve(losses: list) -> Markup:
 
 
 def heatmap(names: list[str], values: list[list], removed) -> Markup:
-    """An L x L matrix in the viridis map; hover a cell for its pair; removed layers are struck out on both axes.
+    """An L x L matrix in the viridis map; a cell's title is its pair; removed layers are marked on both axes.
 
     Columns carry the rows' numbers instead of turned names, which stays readable at any length.
     """
     gone, size = set(removed), len(names)
-    cell = max(14, min(44, 760 // max(size, 1)))
-    labels = [units.shorten(name, 30) for name in names]
+    cell = max(12, min(44, 760 // max(size, 1)))
+    labels = [units.abbreviate(name, 30) for name in names]
     left, top = 52 + 7.3 * max(map(len, labels), default=0), 22  # 7.3 px a letter, the row number, a cross
     low, high = _bounds(values)
-    viridis = colormaps["viridis"]
+    viridis, crowded = colormaps["viridis"], "tiny" if cell < 18 else "small"
     marks = []
     for i, name in enumerate(names):
         y, mark = top + i * cell, "removed" if name in gone else ""
+        base = y + cell / 2 + 4
         cross = tag("tspan", "\N{MULTIPLICATION X} ") if name in gone else None
         marks += [
-            tag(
-                "text",
-                tag("title", name),
-                cross,
-                tag("tspan", labels[i], class_="name"),
-                x=left - 32,
-                y=y + cell / 2 + 4,
-                class_=f"end mono {mark}",
-            ),
-            tag("text", i + 1, x=left - 8, y=y + cell / 2 + 4, class_=f"end small {mark}"),
-            tag("text", i + 1, x=left + (i + 0.5) * cell, y=top - 8, class_=f"middle small {mark}"),
-        ]
+            tag("text", tag("title", name), cross, tag("tspan", labels[i], class_="name"), x=left - 32, y=base,
+                class_=f"end mono {crowded} {mark}"),
+            tag("text", i + 1, x=left - 8, y=base, class_=f"end {crowded} {mark}"),
+        ]  # fmt: skip
+        if size < 100 or (i + 1) % 5 == 0:
+            x = left + (i + 0.5) * cell
+            marks.append(tag("text", i + 1, x=x, y=top - 8, class_=f"middle {crowded} {mark}"))
         for j, other in enumerate(names):
             value, x = values[i][j], left + j * cell
             share = 0.0 if value is None else (value - low) / (high - low)
-            red, green, blue, _ = viridis(share, bytes=True)
-            colour = None if value is None else f"#{red:02x}{green:02x}{blue:02x}"
+            colour = None if value is None else to_hex(viridis(share))
             title = tag("title", f"{name} \N{MULTIPLICATION SIGN} {other}: {units.number(value)}")
             marks.append(tag("rect", title, x=x, y=y, width=cell, height=cell, fill=colour, class_="cell"))
             if cell >= 26:  # there is room to print the number itself
-                marks.append(
-                    tag("text", _cell_text(value), x=x + cell / 2, y=y + cell / 2 + 4,
-                        class_="value" if value is None else "value on-bright" if share > 0.45 else "value on-dark")
-                )  # fmt: skip
-    label = f"Similarity of {size} layer outputs, {size} by {size}, from {units.number(low)} to {units.number(high)}"
+                ground = "" if value is None else "on-bright" if share > 0.45 else "on-dark"
+                marks.append(tag("text", _cell_text(value), x=x + cell / 2, y=base, class_=f"value {ground}"))
+    label = f"Similarity of {size} layer outputs, from {units.number(low)} to {units.number(high)}"
     return picture(left + size * cell + 4, top + size * cell + 4, label, *marks, class_="heat")
 
 
@@ -249,10 +245,7 @@ def legend(values: list[list]) -> Markup:
     """The colour scale of `heatmap` for the same values."""
     low, high = _bounds(values)
     viridis, width, steps = colormaps["viridis"], 240, 8
-    stops = [
-        tag("stop", offset=i / steps, stop_color="#%02x%02x%02x" % viridis(i / steps, bytes=True)[:3])
-        for i in range(steps + 1)
-    ]
+    stops = [tag("stop", offset=i / steps, stop_color=to_hex(viridis(i / steps))) for i in range(steps + 1)]
     bar = tag("rect", x=4, y=4, width=width, height=12, rx=2, fill="url(#similarity-scale)", class_="axis")
     texts = [
         tag("text", units.number(low), x=4, y=32, class_="small"),

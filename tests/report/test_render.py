@@ -1,0 +1,176 @@
+"""The page is self-contained, escapes everything, and says what the report says."""
+
+import copy
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from simprune.report import render
+from simprune.report.units import DASH, MINUS
+
+VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text; fails on a tag that is not closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.fixture(params=["rich", "minimal", "long", "empty"])
+def any_report(request):
+    return {} if request.param == "empty" else request.getfixturevalue(request.param)
+
+
+def test_every_page_is_well_formed_and_loads_nothing(any_report):
+    html = render(any_report)
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("src", "href", "srcset", "style")
+        assert "url(" not in (value or "") or value == "url(#similarity-scale)"
+    assert not re.search(r"https?://|@import|@font-face|url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_the_same_report_gives_the_same_page_and_is_not_changed(any_report):
+    before = copy.deepcopy(any_report)
+    assert render(any_report) == render(any_report)
+    assert any_report == before
+
+
+def test_ids_are_unique_and_labels_point_to_them(rich):
+    attributes = Page(render(rich)).attributes
+    ids = [value for name, value in attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
+    assert {value for name, value in attributes if name == "aria-labelledby"} <= set(ids)
+
+
+EVIL = "\"><script>alert('x')</script>&{{ 7 * 7 }}"
+
+
+def poisoned(value):
+    """The report with every free text replaced by an attack."""
+    if isinstance(value, dict):
+        fixed = ("kind", "remove", "outcome")
+        return {
+            key if key in KNOWN else EVIL + str(key): item if key in fixed else poisoned(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [poisoned(item) for item in value]
+    return value + EVIL if isinstance(value, str) else value
+
+
+KNOWN = {
+    "simprune", "seed", "settings", "stages", "redundancy", "plan", "reconstruction", "finetuning",
+    "verdict", "notes", "environment", "name", "accuracy", "agreement", "macs", "params", "bytes",
+    "latency_ms", "entries", "unprunable", "similarity", "kind", "size", "nearest", "order", "share",
+    "neighbour", "reason", "measure", "names", "values", "edits", "remove", "indices", "of", "layer",
+    "before", "after", "epoch", "loss", "outcome", "count", "gates", "value", "lower", "upper", "limit",
+    "confidence", "detail",
+}  # fmt: skip
+
+
+def test_every_text_is_escaped(rich):
+    clean, attacked = Page(render(rich)), Page(render(poisoned(rich)))
+    assert "script" not in attacked.tags
+    assert attacked.text.count(EVIL) > 50
+    assert {name for name, _ in attacked.attributes} == {name for name, _ in clean.attributes}
+    assert set(attacked.tags) == set(clean.tags)
+
+
+def test_an_unknown_outcome_cannot_leave_its_class(rich):
+    rich["verdict"]["gates"][0]["outcome"] = EVIL
+    assert "script" not in Page(render(rich)).tags
+
+
+def test_the_outcome_comes_first(rich):
+    text = Page(render(rich)).text
+    assert "Keeps 47% of the multiply-adds and 41% of the parameters; accuracy 98.2% before, 97.9% after." in text
+    assert "1 of 3 gates cannot be decided with 797 test inputs." in text
+
+
+@pytest.mark.parametrize(
+    "outcomes, badge, sentence",
+    [
+        ("pass pass pass", "Passed", "Every gate holds on 797 test inputs (3 checked)."),
+        ("pass fail inconclusive", "Failed", "1 of 3 gates failed on 797 test inputs."),
+        ("inconclusive pass inconclusive", "Inconclusive", "2 of 3 gates cannot be decided with 797 test inputs."),
+    ],
+)
+def test_the_verdict_in_words(rich, outcomes, badge, sentence):
+    outcomes = outcomes.split()
+    for gate, outcome in zip(rich["verdict"]["gates"], outcomes, strict=True):
+        gate["outcome"] = outcome
+    rich["verdict"]["outcome"] = next(o for o in ("fail", "inconclusive", "pass") if o in outcomes)
+    text = Page(render(rich)).text
+    assert f"{badge} {sentence}" in text
+
+
+def test_nothing_measured_is_said_and_dashed(minimal):
+    text = Page(render(minimal)).text
+    assert "accuracy was not measured" in text
+    assert "Not checked No gate was checked" in text
+    assert f"original {DASH} {DASH} 1 k 90 360 B {DASH}" in text
+    assert "no test set: accuracy, agreement and checks were left out" in text
+    assert "How similar" not in text
+
+
+def test_nan_is_a_dash_everywhere(rich):
+    def undefined(value):
+        if isinstance(value, dict):
+            return {key: undefined(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [undefined(item) for item in value]
+        return math.nan if isinstance(value, float) else value
+
+    html = render(undefined(rich))
+    Page(html)
+    assert not re.search(r"\b(nan|inf|None)\b", html)
+
+
+def test_each_stage_is_compared_with_the_original(rich):
+    text = Page(render(rich)).text
+    assert "original 98.2% 100.0% 12.3 M 272 k 1.09 MB 3.21 ms" in text
+    assert f"pruned 89.2% {MINUS}9.0 pt 90.1% 5.8 M 47.0% 110 k 40.6% 448 kB 41.0% 1.92 ms 59.7%" in text
+    assert f"random control 93.1% {MINUS}5.1 pt" in text
+
+
+def test_every_edit_and_reason_is_there(rich):
+    text = Page(render(rich)).text.replace(" ", "")
+    for edit in rich["plan"]["edits"]:
+        assert edit["reason"].replace(" ", "") in text
+    for item in rich["redundancy"]["unprunable"]:
+        assert (item["name"] + item["reason"]).replace(" ", "") in text
+
+
+def test_the_final_stage_is_never_the_control(rich):
+    rich["stages"] = [stage for stage in rich["stages"] if stage["name"] in ("original", "pruned", "random control")]
+    rich["stages"][2]["macs"] = 1
+    assert "Keeps 47% of the multiply-adds" in render(rich)
