@@ -85,6 +85,7 @@ def _write(folder: Path, result: "Result", recipe: dict | None) -> None:
     (folder / "recipe.yaml").write_bytes(_recipe_text(recipe).encode())
     (folder / "report.html").write_bytes(render(report).encode())
     save_model(result.model, str(folder / "model.safetensors"))
+    shutil.copymode(folder / "plan.yaml", folder / "model.safetensors")  # safetensors makes it private
     files = {name: _sha256(folder / name) for name in HASHED} | {"report.json": _digest(report)}
     (folder / "report.json").write_bytes(_json(report | {"files": files}))
     for path in (*folder.iterdir(), folder):

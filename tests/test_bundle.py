@@ -113,6 +113,11 @@ def test_the_same_result_gives_the_same_bytes(folder, result, tmp_path):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
 
 
+def test_every_file_has_the_rights_a_new_file_gets(folder, tmp_path):
+    (tmp_path / "new").touch()
+    assert {(folder / name).stat().st_mode for name in bundle.FILES} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_no_recipe_is_an_empty_mapping(result, tmp_path):
     assert yaml.safe_load((bundle.save(tmp_path / "kept", result) / "recipe.yaml").read_text()) == {}
 

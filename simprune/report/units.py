@@ -23,12 +23,12 @@ def finite(value: Any) -> Any:
 def number(value, digits=3) -> str:
     """A number with `digits` significant digits: 0.0123, 4.57, 1235.
 
-    >>> number(0.012345), number(1234.6), number(None), number(-0.5)
-    ('0.0123', '1235', '–', '−0.5')
+    >>> number(0.012345), number(1234.6), number(999.7), number(None), number(-0.5)
+    ('0.0123', '1235', '1000', '–', '−0.5')
     """
     if value is None:
         return DASH
-    whole = isinstance(value, int) or (value != 0 and abs(value) >= 10**digits)
+    whole = isinstance(value, int) or (value != 0 and abs(value) >= 10**digits - 0.5)
     text = f"{value:.0f}" if whole and abs(value) < 1e15 else f"{value:.{digits}g}"
     return text.replace("-", MINUS)
 
@@ -64,7 +64,7 @@ def count(value, unit="") -> str:
         return DASH
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
+            return f"{_three(value / size)} {prefix}{unit}"
     return f"{number(value)} {unit}".strip()
 
 
@@ -80,10 +80,10 @@ def size(value) -> str:
 def milliseconds(value) -> str:
     """Milliseconds.
 
-    >>> milliseconds(1.234)
-    '1.23 ms'
+    >>> milliseconds(1.8)
+    '1.80 ms'
     """
-    return DASH if value is None else f"{number(value)} ms"
+    return DASH if value is None else f"{_three(value)} ms"
 
 
 def bounds(lower, upper) -> str:
@@ -95,6 +95,15 @@ def bounds(lower, upper) -> str:
     if lower is None or upper is None:
         return DASH if lower is upper else f"≤ {number(upper)}" if lower is None else f"≥ {number(lower)}"
     return f"{number(lower)} … {number(upper)}"
+
+
+def _three(value: float) -> str:
+    """Three significant digits with their zeros, so that columns line up.
+
+    >>> _three(1.8), _three(100.2), _three(12345.6)
+    ('1.80', '100', '12346')
+    """
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def ranges(indices) -> str:

@@ -137,7 +137,7 @@ def test_nothing_measured_is_said_and_dashed(minimal):
     text = Page(render(minimal)).text
     assert "accuracy was not measured" in text
     assert "Not checked No gate was checked" in text
-    assert f"original {DASH} {DASH} 1 k 90 360 B {DASH}" in text
+    assert f"original {DASH} {DASH} 1.00 k 90 360 B {DASH}" in text
     assert "no test set: accuracy, agreement and checks were left out" in text
     assert "How similar" not in text
 
@@ -158,7 +158,7 @@ def test_nan_is_a_dash_everywhere(rich):
 def test_each_stage_is_compared_with_the_original(rich):
     text = Page(render(rich)).text
     assert "original 98.2% 100.0% 12.3 M 272 k 1.09 MB 3.21 ms" in text
-    assert f"pruned 89.2% {MINUS}9.0 pt 90.1% 5.8 M 47.0% 110 k 40.6% 448 kB 41.0% 1.92 ms 59.7%" in text
+    assert f"pruned 89.2% {MINUS}9.0 pt 90.1% 5.80 M 47.0% 110 k 40.6% 448 kB 41.0% 1.92 ms 59.7%" in text
     assert f"random control 93.1% {MINUS}5.1 pt" in text
 
 
