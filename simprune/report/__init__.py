@@ -65,7 +65,7 @@ def _environment() -> Environment:
     environment.filters |= {name: getattr(units, name) for name in ("number", "percent", "points", "settings")}
     environment.filters["name"] = _breakable
     environment.globals |= {
-        "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show, "bounds": units.bounds,
+        "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show, "around": _around, "bounds": units.bounds,
         "OUTCOMES": OUTCOMES, "COSTS": COSTS,
         "style": Markup((folder / "style.css").read_text(encoding="utf-8")),
     }  # fmt: skip
@@ -75,6 +75,11 @@ def _environment() -> Environment:
 def _breakable(name: str) -> Markup:
     """A module's name that wraps after its dots."""
     return Markup("<wbr>").join(part for part in re.findall(r"[^.]*\.|[^.]+", name))
+
+
+def _around(name: str, removed_blocks: list) -> str | None:
+    """The removed block that takes this layer with it."""
+    return next((edit["name"] for edit in removed_blocks if name.startswith(f"{edit['name']}.")), None)
 
 
 def _show(stage: dict, key: str) -> str:

@@ -170,6 +170,13 @@ def test_every_edit_and_reason_is_there(rich):
         assert (item["name"] + item["reason"]).replace(" ", "") in text
 
 
+def test_channels_of_a_removed_block_go_with_it(rich):
+    rich["plan"]["edits"] = [{"remove": "block", "name": "layer1.1", "reason": "alike"}]
+    text = Page(render(rich)).text
+    assert "layer1.1.conv1 gone with layer1.1 · 4.0% of cost" in text
+    assert "layer1.0.conv1 0/16 removed · 4.0% of cost" in text
+
+
 def test_the_final_stage_is_never_the_control(rich):
     rich["stages"] = [stage for stage in rich["stages"] if stage["name"] in ("original", "pruned", "random control")]
     rich["stages"][2]["macs"] = 1
