@@ -65,7 +65,8 @@ def _environment() -> Environment:
     environment.filters |= {name: getattr(units, name) for name in ("number", "percent", "points", "settings")}
     environment.filters["name"] = _breakable
     environment.globals |= {
-        "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show, "around": _around, "bounds": units.bounds,
+        "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show, "around": _around,
+        "bounds": units.bounds,
         "OUTCOMES": OUTCOMES, "COSTS": COSTS,
         "style": Markup((folder / "style.css").read_text(encoding="utf-8")),
     }  # fmt: skip
