@@ -12,7 +12,7 @@ from typing import Any
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known names, or all of them when none is near.
+    """The end of an error message: the nearest known names, or the first dozen when none is near.
 
     >>> did_you_mean("digist", ["digits", "own_model"])
     "did you mean 'digits'?"
@@ -23,7 +23,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = get_close_matches(word, known, n=3)
     if near:
         return f"did you mean {' or '.join(repr(name) for name in near)}?"
-    return f"known: {', '.join(known)}" if known else "there are none"
+    more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+    return f"known: {', '.join(known[:12])}{more}" if known else "there are none"
 
 
 def importable(folder: Path | str) -> None:
@@ -77,22 +78,21 @@ def _near(word: str, known: list[str]) -> str:
     return hint if hint.startswith("did") else "run simprune from the folder that holds it, or install it"
 
 
-def call(name: str, options: dict[str, Any]) -> Any:
-    """Call `package.module:function` with keyword arguments; ValueError when they do not fit its signature.
+def fit(function: Callable, options: Iterable[str], name: str) -> None:
+    """Raise ValueError, with what was probably meant, unless `function` takes these keyword arguments.
 
-    >>> call("math:pow", {})
+    >>> fit(Path.cwd, ["folder"], "cwd")
     Traceback (most recent call last):
-    ValueError: math:pow(x, y, /): missing a required argument: 'x'
+    ValueError: cwd(): got an unexpected keyword argument 'folder'; there are none
     """
-    function = resolve(name)
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have none; they check their arguments themselves
-        return function(**options)
+        return
     try:
-        signature.bind(**options)
+        signature.bind(**dict.fromkeys(options))
     except TypeError as error:
         unknown = [key for key in options if key not in signature.parameters]
         hint = f"; {did_you_mean(unknown[0], signature.parameters)}" if unknown else ""
-        raise ValueError(f"{name}{signature}: {error}{hint}") from None
-    return function(**options)
+        taken = str(signature.replace(return_annotation=signature.empty))
+        raise ValueError(f"{name}{taken}: {error}{hint}") from None

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simprune import names
+from simprune.recovery import finetune
 from simprune.zoo.residual import ResidualCNN
 
 
@@ -193,7 +192,7 @@ def model_from(function: str, weights: str | None = None, **options: Any) -> nn.
     >>> model_from("torch.nn:Linear", in_features=3, out_features=2)
     Linear(in_features=3, out_features=2, bias=True)
     """
-    model = names.call(function, options)
+    model = _call(function, options)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{function} must return a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
@@ -206,18 +205,32 @@ def data_from(function: str, **options: Any) -> Data:
 
     ValueError when the function is not found, does not take the options or returns something else.
     """
-    value = names.call(function, options)
+    return as_data(_call(function, options), function)
+
+
+def as_data(value: Any, what: str) -> Data:
+    """A `Data`, a dict of its fields or calibration batches alone as a `Data`; `what` made it.
+
+    >>> as_data([torch.zeros(2, 3)], "a list").train is None
+    True
+    """
     if isinstance(value, Data):
         return value
     if isinstance(value, Mapping):
         known = [field.name for field in fields(Data)]
         for key in value:
             if key not in known:
-                raise ValueError(f"{function} returned a key {key!r}; {names.did_you_mean(str(key), known)}")
+                raise ValueError(f"{what} returned a key {key!r}; {names.did_you_mean(str(key), known)}")
         if "calibration" not in value:
-            raise ValueError(f"{function} returned no calibration batches, only {list(value)}")
+            raise ValueError(f"{what} returned no calibration batches, only {list(value)}")
         return Data(**value)
     return Data(calibration=value)
+
+
+def _call(function: str, options: dict[str, Any]) -> Any:
+    found = names.resolve(function)
+    names.fit(found, options, function)
+    return found(**options)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -251,18 +264,21 @@ def digits_model(
 
     Trains in seconds the first time. The same settings give the same weights.
     """
-    settings = {"widths": list(widths), "depths": list(depths), "epochs": epochs, "seed": seed, "version": 1}
+    training = {"epochs": epochs, "lr": 0.02, "seed": seed}
+    settings = {"widths": list(widths), "depths": list(depths), **training}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = cache_folder() / f"digits-{name}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResidualCNN(in_channels=1, widths=widths, depths=depths)
-        if not path.is_file():
-            _train(model, digits(batch_size=32, seed=seed).train, epochs)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            save_file(model.state_dict(), partial)
-            partial.replace(path)  # a killed run leaves no half file under the name
+    if not path.is_file():
+        screen = Console(stderr=True)
+        screen.print(f"training the digits model, once; it is kept in {path.parent}", soft_wrap=True)
+        finetune(model, digits(batch_size=32, seed=seed).train or (), **training)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        save_file(model.state_dict(), partial)
+        partial.replace(path)  # a killed run leaves no half file under the name
     load_weights(model, path)
     return model.eval()
 
@@ -270,15 +286,3 @@ def digits_model(
 def cache_folder() -> Path:
     """`simprune` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simprune"
-
-
-def _train(model: nn.Module, batches: Any, epochs: int, rate: float = 5e-3) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * len(batches), pct_start=0.2)
-    model.train()
-    for _ in track(range(epochs), "training the digits model, once", console=Console(stderr=True)):
-        for images, labels in batches:
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            schedule.step()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class PadShortcut(nn.Module):
-    """Shortcut "A": every `stride`-th pixel, half of the missing channels zero on each side; no parameters."""
+    """Shortcut "A": every `stride`-th pixel, half the missing channels zero on each side; no parameters."""
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()

@@ -1,0 +1,206 @@
+"""The command line: each command is a Hydra application whose primary config is the recipe."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from simprune.names import did_you_mean, importable
+
+HELP = """\
+usage: simprune COMMAND recipe=NAME|FILE.yaml [group=option] [key=value] [-m]
+
+Find what is redundant in a trained network, remove it, and check that the rest behaves like the original.
+
+commands:
+  analyze   how redundant each block and channel group is
+  plan      what to remove for a budget, as a file you can edit
+  compress  the whole path: plan, edit, repair, fine-tune, check; leaves a bundle and a report
+  validate  check a bundle against the original again
+  list      measures, functional, recipes, models, data, planners, finetunes, checks
+
+examples:
+  simprune compress recipe=digits
+  simprune compress recipe=digits budget.macs=0.3 measure=cka finetune=none
+  simprune compress recipe=digits budget.macs=0.3,0.5,0.7 -m      one run each
+  simprune plan recipe=my/recipe.yaml
+  simprune validate bundle=outputs/compress/digits/.../bundle
+
+simprune COMMAND --help tells more. --cfg job shows the composed recipe and runs nothing.
+exit codes: 0 done, every check passed; 1 a check failed; 2 wrong input or recipe; 3 too little data to decide;
+70 an error inside simprune; 130 interrupted. SIMPRUNE_TRACEBACK=1 shows where an error came from."""
+
+DETAILS = {
+    "analyze": """\
+usage: simprune analyze recipe=NAME|FILE.yaml [measure=ID] [structures=[blocks]] [key=value] [-m]
+
+Scores every removable block and channel group. Writes redundancy.json.
+  simprune analyze recipe=digits measure=cka_rbf measure.threshold=0.5""",
+    "plan": """\
+usage: simprune plan recipe=NAME|FILE.yaml [budget.macs=0.5] [planner=NAME] [key=value] [-m]
+
+Chooses what to remove for the budget. Writes plan.yaml; edit it, then: simprune compress recipe=... plan=plan.yaml
+  simprune plan recipe=digits budget.macs=0.4 planner=uniform""",
+    "compress": """\
+usage: simprune compress recipe=NAME|FILE.yaml [budget.macs=0.5] [plan=FILE] [key=value] [-m]
+
+Plans (or takes your plan), edits, repairs, fine-tunes, checks. Writes a bundle: plan.yaml, model.safetensors,
+recipe.yaml, report.json, report.html. The exit code is the verdict's.
+  simprune compress recipe=digits reconstruct=bn finetune.epochs=10 control=true""",
+    "validate": """\
+usage: simprune validate bundle=FOLDER [recipe=NAME|FILE.yaml] [check=NAME] [key=value] [-m]
+
+Rebuilds the bundle's model and checks it against the original on the test data. Without recipe= the one inside the
+bundle is used, if it only names simprune's own models and data. Writes verdict.json. The exit code is the verdict's.
+  simprune validate bundle=outputs/compress/digits/.../bundle""",
+    "list": """\
+usage: simprune list [measures|functional|recipes|models|data|planners|finetunes|checks]""",
+}
+
+# Hydra's flags that make sense here, and whether a value follows
+FLAGS = {
+    "--cfg": True,
+    "-c": True,
+    "--config-dir": True,
+    "-cd": True,
+    "--hydra-help": False,
+    "--info": True,
+    "-i": True,
+    "--multirun": False,
+    "-m": False,
+    "--package": True,
+    "-p": True,
+    "--resolve": False,
+    "--shell-completion": False,
+    "-sc": False,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        print("simprune: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = _one_line(error)
+        if line is None or os.environ.get("SIMPRUNE_TRACEBACK") == "1":
+            traceback.print_exc()
+        if line is None:
+            return 70
+        print(f"simprune: error: {line}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"simprune {version('simprune')}")
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in DETAILS:
+        raise ValueError(f"no command {command!r}; {did_you_mean(command, DETAILS)}")
+    if {"-h", "--help"} & set(rest):
+        print(DETAILS[command])
+        return 0
+    if command == "list":
+        from simprune.listing import show
+
+        show(rest)
+        return 0
+    return _run(command, rest)
+
+
+def _run(command: str, args: list[str]) -> int:
+    """Hand one command over to Hydra, which composes the recipe and calls `work` once, or once per job of a sweep."""
+    import hydra
+
+    from simprune import recipe as recipes
+    from simprune.commands import COMMANDS, Job
+
+    overrides, flags, name = _split(args)
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    if name is not None:
+        folder, config = recipes.locate(name)
+    elif command == "validate" and "bundle" in given:
+        folder, config = None, recipes.register_bundle_recipe(given["bundle"])
+    else:
+        known = ", ".join(recipes.options(recipes.builtin("recipes")))
+        raise ValueError(f"name a recipe: recipe=NAME or recipe=FILE.yaml; built-in: {known}")
+    codes = []
+
+    def work(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        if folder is not None:
+            importable(folder)  # functions that a recipe names may stand beside it
+        out = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            settings = recipes.settings(config, command)
+            model, data = recipes.model_and_data(settings, trusted=folder is not None)
+            codes.append(COMMANDS[command](Job(settings, model, data, recipes.resolved(config), out)))
+        except BaseException:
+            _remove_if_empty(out)
+            raise
+
+    own = [f"hydra.job.name={command}", "hydra/job_logging=none"]
+    kept, sys.argv = sys.argv, [f"simprune {command}", *own, *overrides, *flags]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them and exiting with 1
+    try:
+        path = str(folder) if folder else None
+        hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
+    finally:
+        sys.argv = kept
+    return next((code for code in (1, 3) if code in codes), 0)
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str], str | None]:
+    """(overrides, Hydra's flags, recipe): Hydra 1.3 wants all overrides on one side of its flags."""
+    overrides, flags, recipe = [], [], None
+    for arg in args:
+        if arg.startswith("recipe="):
+            recipe = arg.partition("=")[2]
+        elif arg.startswith("-"):
+            if arg.partition("=")[0] not in FLAGS:
+                raise ValueError(f"no flag {arg}; {did_you_mean(arg, FLAGS)}")
+            flags.append(arg)
+        elif flags and FLAGS.get(flags[-1]):
+            flags.append(arg)
+        else:
+            overrides.append(arg)
+    return overrides, flags, recipe
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no trace of a run that wrote nothing: its folder and the folders made for it."""
+    while folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _one_line(error: BaseException) -> str | None:
+    """The message if the input was at fault, else None.
+
+    Ours to blame on the input: what Hydra says of a recipe, problems with files, and every ValueError or KeyError with
+    a sentence that simprune itself raised (a bare KeyError, or one from inside a library, is a defect).
+    """
+    text = None
+    if "hydra" in sys.modules:
+        from simprune.recipe import explain
+
+        text = explain(error)
+    if text is None and isinstance(error, OSError):
+        text = str(error)
+    if text is None and type(error) in (ValueError, KeyError):
+        frames = list(traceback.walk_tb(error.__traceback__))
+        text = str(error.args[0]) if error.args else ""
+        if not frames[-1][0].f_globals.get("__name__", "").startswith("simprune") or " " not in text:
+            return None
+    return None if text is None else " ".join(text.split())

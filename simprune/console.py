@@ -1,0 +1,62 @@
+"""What the command line prints: tables, plain when piped."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from simprune.planning.plan import Plan
+
+NUMBERS = {"macs", "params", "bytes"}
+
+
+def console() -> Console:
+    """Standard output; as wide as the terminal, or 120 columns in a file or pipe."""
+    found = Console(highlight=False, emoji=False)
+    return found if found.is_terminal else Console(highlight=False, emoji=False, width=120)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """A table of text; columns named in `right` are aligned to the right."""
+    made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def stages(report: Mapping[str, Any]) -> Table:
+    """Accuracy, agreement and cost after every stage, costs also as a share of the original's."""
+    original = report["stages"][0]
+    columns = ["stage", "accuracy", "agreement", "macs", "params", "bytes", "latency"]
+
+    def cell(stage: Mapping[str, Any], column: str) -> str:
+        value = stage["latency_ms"] if column == "latency" else stage[column]
+        if value is None:
+            return "-"
+        if column in ("accuracy", "agreement"):
+            return f"{value:.2%}"
+        if column == "latency":
+            return f"{value:.2f} ms"
+        return f"{value:,} ({value / original[column]:.0%})" if original[column] else f"{value:,}"
+
+    rows = [[stage["name"], *(cell(stage, column) for column in columns[1:])] for stage in report["stages"]]
+    return table("", columns, rows, right=columns[1:])
+
+
+def edits(plan: Plan) -> Table:
+    """What a plan removes, and why."""
+    rows = [
+        [edit.name, "block" if edit.remove == "block" else f"{len(edit.indices)} of {edit.of} channels", edit.reason]
+        for edit in plan.edits
+    ]
+    return table("Plan", ["where", "removes", "reason"], rows)
+
+
+def costs(plan: Plan) -> str:
+    """One line: what the plan keeps of every cost."""
+    kept = [f"{kind} {plan.expected[kind] / plan.original[kind]:.1%}" for kind in plan.expected if plan.original[kind]]
+    return f"keeps {', '.join(kept)}"
