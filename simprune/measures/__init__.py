@@ -7,56 +7,29 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
+from simprune.measures._base import DegenerateWarning, Measure, Prepared, UndefinedWarning, _registry
+from simprune.measures._result import SimilarityMatrix
+from simprune.measures._streaming import Streaming
 
-from simprune.measures._base import Measure, Prepared, UndefinedWarning, _registry
-
-__all__ = ["Measure", "Prepared", "SimilarityMatrix", "UndefinedWarning", "classes", "get", "matrix", "names"]
+__all__ = [
+    "DegenerateWarning",
+    "Measure",
+    "Prepared",
+    "SimilarityMatrix",
+    "Streaming",
+    "UndefinedWarning",
+    "classes",
+    "get",
+    "matrix",
+    "names",
+    "streaming",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-
-
-@dataclass(frozen=True, eq=False)
-class SimilarityMatrix:
-    """Values (L, L) of one measure for all pairs of L named representations; read-only float64.
-
-    >>> SimilarityMatrix(("a", "b"), np.eye(2), "cka")
-    SimilarityMatrix cka
-             a      b
-    a    1.000  0.000
-    b    0.000  1.000
-    """
-
-    names: tuple[str, ...]
-    values: np.ndarray = field(repr=False)
-    measure: str = ""
-
-    def __post_init__(self) -> None:
-        values = np.array(self.values, dtype=np.float64)
-        if values.shape != (len(self.names), len(self.names)):
-            raise ValueError(f"expected one row and column per name ({len(self.names)}), got {values.shape}")
-        values.flags.writeable = False
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "values", values)
-
-    def table(self) -> str:
-        """The matrix as text, three decimals."""
-        first = max(map(len, self.names))
-        widths = [max(len(name), 7) for name in self.names]
-        head = " " * first + "".join(f"{name:>{w + 2}}" for name, w in zip(self.names, widths, strict=True))
-        lines = [
-            f"{name:<{first}}" + "".join(f"{v:>{w + 2}.3f}" for v, w in zip(row, widths, strict=True))
-            for name, row in zip(self.names, self.values, strict=True)
-        ]
-        return "\n".join([head, *lines])
-
-    def __repr__(self) -> str:
-        return f"SimilarityMatrix {self.measure}\n{self.table()}"
 
 
 def classes() -> dict[str, type[Measure]]:
@@ -113,6 +86,7 @@ def matrix(
     hyperparameters (with an id) or inputs common to all representations (the measure's `extras`).
     Raises as `get`, `prepare` and `compare` do.
 
+    >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
     >>> matrix("cka", {"a": X, "b": 2 * X + 1}).values.round(6).tolist()
     [[1.0, 1.0], [1.0, 1.0]]
@@ -126,3 +100,26 @@ def matrix(
     layers = tuple(representations)
     values = measure.matrix(measure.prepare_all(representations, labels, **common), layers)
     return SimilarityMatrix(layers, values, measure.id)
+
+
+def streaming(
+    measures: str | Measure | Iterable[str | Measure], names: Iterable[str], limit_bytes: int = 4 * 2**30, **hyper: Any
+) -> Streaming:
+    """An accumulator for one measure, or several that share it, over representations called `names`.
+
+    `update` it with batches of rows, `merge` it with another's, then ask for `matrix()`: the value of all rows
+    at once, up to rounding, without keeping them. Raises ValueError for a measure that has no such form, and on
+    the first update if the moments (8 bytes x (sum of widths)^2) exceed `limit_bytes`.
+
+    >>> import torch
+    >>> X = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    >>> acc = streaming(["cka", "mean_cca"], ["a", "b"])
+    >>> for rows in X.split(32):
+    ...     _ = acc.update({"a": rows, "b": rows @ torch.ones(3, 2).tril()})
+    >>> round(acc.value("a", "b", "mean_cca"), 6)
+    1.0
+    """
+    several = [measures] if isinstance(measures, str | Measure) else list(measures)
+    if hyper and not (len(several) == 1 and isinstance(several[0], str)):
+        raise ValueError(f"{', '.join(hyper)}: hyperparameters go with one id; pass get(id, ...) for several measures")
+    return Streaming([get(each, **hyper) if isinstance(each, str) else each for each in several], names, limit_bytes)

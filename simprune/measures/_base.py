@@ -33,6 +33,10 @@ class UndefinedWarning(UserWarning):
     """A measure returned NaN because it has no value for this input; the text says why."""
 
 
+class DegenerateWarning(UserWarning):
+    """A measure has a value, but the input limits what it says (too few rows, zero rows); the text says how."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """What one measure remembers of one representation: of `rows` inputs and `width` units, its `data`."""
@@ -80,9 +84,7 @@ class Measure:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if not _has_type(value, hints[each.name]):
-                raise ValueError(
-                    f"{self.id}: {each.name} must be {_type_name(hints[each.name])}, got {value!r}"
-                )
+                raise ValueError(f"{self.id}: {each.name} must be {_type_name(hints[each.name])}, got {value!r}")
 
     def _declare(self, **traits: Any) -> None:
         """Set class attributes for this object only, where they depend on a hyperparameter."""
@@ -131,9 +133,7 @@ class Measure:
         """
         return self.prepare_all({"X": {"X": X, **extra}}, labels)[0]
 
-    def prepare_all(
-        self, representations: Mapping[str, Any], labels: Any = None, **extra: Any
-    ) -> list[Prepared]:
+    def prepare_all(self, representations: Mapping[str, Any], labels: Any = None, **extra: Any) -> list[Prepared]:
         """`prepare` each value: rows, a dict of the arguments of `prepare`, or what was prepared before.
 
         `labels` and `extra` go to every one. Checking all of them together costs one device round trip.
@@ -175,18 +175,19 @@ class Measure:
 
     def describe(self, X: Any, labels: Any = None, **extra: Any) -> float:
         """The statistic of one representation, for measures that have one (see `Statistic`)."""
-        raise ValueError(
-            f"{self.id} does not describe one representation; it compares two: call it with X, Y"
-        )
+        raise ValueError(f"{self.id} does not describe one representation; it compares two: call it with X, Y")
 
     def matrix(self, prepared: Sequence[Prepared], names: Sequence[str] | None = None) -> np.ndarray:
         """Values of all pairs, (L, L) float64; row i, column j is `compare(prepared[i], prepared[j])`."""
         self._check(prepared)
         values = self._matrix([each.data for each in prepared]).cpu().numpy()
+        self._warn_of_undefined(values, names)
+        return values
+
+    def _warn_of_undefined(self, values: np.ndarray, names: Sequence[str] | None = None) -> None:
         if np.isnan(values).any():
             alone = np.flatnonzero(np.isnan(values.diagonal())).tolist()
             self._warn("for " + (", ".join(str(names[i] if names else i) for i in alone) or "some pairs"))
-        return values
 
     def _warn(self, where: str) -> None:
         warnings.warn(f"{self.id} is undefined {where}: {self.undefined}", UndefinedWarning, stacklevel=3)
@@ -291,9 +292,7 @@ def _labels(id: str, labels: Any, X: Tensor) -> Tensor:
         raise ValueError(f"{id} needs labels: pass labels=, one integer per row")
     classes = torch.as_tensor(labels)
     if classes.ndim != 1 or len(classes) != len(X) or classes.is_floating_point() or classes.is_complex():
-        raise ValueError(
-            f"{id}: labels must be {len(X)} integers, got shape {tuple(classes.shape)} of {classes.dtype}"
-        )
+        raise ValueError(f"{id}: labels must be {len(X)} integers, got shape {tuple(classes.shape)} of {classes.dtype}")
     return classes.to(X.device, torch.int64)
 
 

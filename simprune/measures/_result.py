@@ -1,0 +1,43 @@
+"""What a comparison of all pairs returns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityMatrix:
+    """Values (L, L) of one measure for all pairs of L named representations; read-only float64.
+
+    >>> SimilarityMatrix(("a", "b"), np.eye(2), "cka")
+    SimilarityMatrix cka
+             a      b
+    a    1.000  0.000
+    b    0.000  1.000
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray = field(repr=False)
+    measure: str = ""
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        if values.shape != (len(self.names), len(self.names)):
+            raise ValueError(f"expected one row and column per name ({len(self.names)}), got {values.shape}")
+        values.flags.writeable = False
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "values", values)
+
+    def table(self) -> str:
+        """The matrix as text, three decimals."""
+        first = max(map(len, self.names))
+        widths = [max(len(name), 7) for name in self.names]
+        head = " " * first + "".join(f"{name:>{w + 2}}" for name, w in zip(self.names, widths, strict=True))
+        lines = [
+            f"{name:<{first}}" + "".join(f"{v:>{w + 2}.3f}" for v, w in zip(row, widths, strict=True))
+            for name, row in zip(self.names, self.values, strict=True)
+        ]
+        return "\n".join([head, *lines])
+
+    def __repr__(self) -> str:
+        return f"SimilarityMatrix {self.measure}\n{self.table()}"
