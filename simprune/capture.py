@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from simprune.batches import call, checked, evaluation, first_tensor
 from simprune.moments import Moments
+from simprune.names import did_you_mean
 
 Layout = Literal["flatten", "pool", "positions"]
 
@@ -64,10 +64,7 @@ def watching(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tenso
     try:
         for site in sites:
             if site.module not in modules:
-                near = get_close_matches(site.module, modules, n=3)
-                raise KeyError(
-                    f"no module named {site.module!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
-                )
+                raise KeyError(f"no module named {site.module!r}; {did_you_mean(site.module, modules)}")
             handles.append(_hook(modules[site.module], site, see))
         yield
     finally:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from simprune.cost import KINDS, Cost
+from simprune.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Budget:
             raise ValueError(f"budget: give at least one of {', '.join(KINDS)}, such as macs=0.5")
         for kind, limit in given.items():
             if kind not in KINDS:
-                near = get_close_matches(str(kind), KINDS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"budget: unknown cost {kind!r}{hint} (known: {', '.join(KINDS)})")
+                raise ValueError(f"budget: unknown cost {kind!r}; {did_you_mean(str(kind), KINDS)}")
             if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= 1:
                 raise ValueError(f"budget: {kind} must be a fraction in (0, 1]; got {limit!r}")
         return cls({kind: float(limit) for kind, limit in given.items()})

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 
+from simprune.names import did_you_mean
 from simprune.redundancy import Redundancy
 
 
@@ -68,10 +68,5 @@ CHOOSERS: dict[str, Chooser] = {"greedy": greedy, "uniform": uniform, "random": 
 def chooser(name: str) -> Chooser:
     """A chooser by name; raises KeyError that names the nearest."""
     if name not in CHOOSERS:
-        near = get_close_matches(name, CHOOSERS, n=1)
-        raise KeyError(
-            f"no planner named {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" (planners: {', '.join(CHOOSERS)})"
-        )
+        raise KeyError(f"no planner named {name!r}; {did_you_mean(name, CHOOSERS)}")
     return CHOOSERS[name]

@@ -4,12 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from torch import nn
+
+from simprune.names import did_you_mean
 
 FORMAT = 1
 Removal = Literal["block", "channels"]
@@ -106,9 +107,8 @@ class Plan:
         modules = dict(model.named_modules())
         for edit in self.edits:
             if edit.name not in modules:
-                near = get_close_matches(edit.name, modules, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"plan: the model has no module named {edit.name}{hint}")
+                hint = did_you_mean(edit.name, modules)
+                raise ValueError(f"plan: the model has no module named {edit.name!r}; {hint}")
             width = getattr(modules[edit.name], "out_channels", getattr(modules[edit.name], "out_features", None))
             if edit.remove == "channels" and width is not None and edit.of != width:
                 raise ValueError(f"plan: {edit.name} has {width} output channels, not {edit.of}")
@@ -203,8 +203,7 @@ _Dumper.add_representer(list, _sequence)
 def _refuse_unknown(data: dict, known: set[str], where: str) -> None:
     for key in data:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), known)}")
 
 
 def _edit(item: Any) -> Edit:

@@ -1,0 +1,43 @@
+import torch
+from torch import nn
+
+from simprune.structures import find_blocks
+from simprune.zoo.residual import ResidualCNN
+from tests.networks import build
+
+
+def found(model, x):
+    blocks, refused = find_blocks(model, ((x[:2],), {}))
+    return [block.name for block in blocks], dict(refused)
+
+
+def test_the_innermost_residual_modules_are_found_in_order():
+    assert found(*build("Residual"))[0] == ["blocks.0", "blocks.1"]
+    assert found(*build("Tokens"))[0] == ["layers.0", "layers.1"]
+
+
+def test_networks_without_shortcuts_have_no_blocks():
+    assert found(*build("Flat")) == ([], {})
+    plain = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4))
+    assert found(plain, torch.randn(3, 4))[0] == []
+
+
+def test_blocks_that_change_the_resolution_stay():
+    model = ResidualCNN(in_channels=3, widths=(4, 8), depths=(2, 2), shortcut="B").eval()
+    assert found(model, torch.randn(2, 3, 8, 8))[0] == ["layer1.0", "layer1.1", "layer2.1"]
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = build("Residual")[0].blocks[0], nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = torch.relu(x.repeat(1, 3, 1, 1)[:, :8])
+        return self.head(self.block(self.block(x))).mean((2, 3))
+
+
+def test_a_block_that_runs_twice_is_refused():
+    names, refused = found(Twice().eval(), build("Residual")[1])
+    assert names == []
+    assert "2 times" in refused["block"]
