@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from simprune.measures.alignment import angle
+from simprune.measures.matching import assignment, transport
 
 CUT = 1e-10  # of the largest eigenvalue of a scatter matrix
 
@@ -31,7 +33,7 @@ class Joint:
 
     `product` (W, W) is the sum over inputs of (x - mean)(x - mean)^T. Only some measures need the rest:
     `lengths` (L,) and `length_products` (L, L), sums over inputs of the squared lengths of centred rows and of
-    products of two; `class_sums` (C, W) of unit rows, and the `class_counts` (C,).
+    products of two; `class_sums` (C, W) of rows scaled to length 1.
     """
 
     def __init__(self, count: int, mean: Tensor, product: Tensor, widths: tuple[int, ...], **extra: Tensor):
@@ -80,8 +82,11 @@ class Joint:
             self._spectra[i] = Spectrum(values[kept].flip(0), vectors[:, kept].flip(1))
         return self._spectra[i]
 
-    def rank(self, i: int) -> int:
-        return len(self.spectrum(i).values)
+    @cached_property
+    def ranks(self) -> Tensor:
+        """(L,), NaN instead of 0."""
+        ranks = self.mean.new_tensor([len(self.spectrum(i).values) for i in range(len(self))])
+        return torch.where(ranks > 0, ranks, math.nan)
 
     def white(self, i: int, keep: int | None = None) -> Tensor:
         """The map (D, r) after which the columns of X are orthonormal."""
@@ -147,29 +152,24 @@ def _cka(measure, m: Joint) -> Tensor:
     return measure._score(inner, size[:, None], size)
 
 
-@_form("normalized_bures")
-def _bures(measure, m: Joint) -> Tensor:
-    return (m.nuclear / _outer(m.traces)).clamp(0, 1)
+@_form(
+    "normalized_bures",
+    "angular_shape_metric",
+    "orthogonal_procrustes",
+    "procrustes_size_shape",
+    "procrustes_raw",
+)
+def _rotation(measure, m: Joint) -> Tensor:
+    m = m if measure.centre else m.uncentred
+    return _rotated(measure, m.nuclear, m.traces)
 
 
-@_form("angular_shape_metric")
-def _angular(measure, m: Joint) -> Tensor:
-    return _bures(measure, m).arccos()
-
-
-@_form("orthogonal_procrustes")
-def _procrustes(measure, m: Joint) -> Tensor:
-    return (2 - 2 * _bures(measure, m)).sqrt()
-
-
-@_form("procrustes_size_shape")
-def _size_shape(measure, m: Joint) -> Tensor:
-    return (m.traces[:, None] + m.traces - 2 * m.nuclear).clamp(min=0).sqrt()
-
-
-@_form("procrustes_raw")
-def _procrustes_raw(measure, m: Joint) -> Tensor:
-    return _size_shape(measure, m.uncentred)
+def _rotated(measure, nuclear: Tensor, traces: Tensor) -> Tensor:
+    norms = traces.sqrt()
+    both = norms[:, None] * norms
+    lost = torch.where(both == 0, math.nan if "IS" in measure.invariant_to else 1.0, 1 - nuclear / both)
+    lost = torch.where(lost < 8 * torch.finfo(lost.dtype).eps, 0.0, lost)  # rounding, or a little below zero
+    return measure._value(lost, norms[:, None], norms)
 
 
 @_form("partial_whitening_shape_metric")
@@ -178,61 +178,61 @@ def _partial_whitening(measure, m: Joint) -> Tensor:
     for i in range(len(m)):
         values, vectors = m.spectrum(i)
         maps.append((vectors * (measure.alpha + (1 - measure.alpha) * values.rsqrt())) @ vectors.T)
-    size = torch.stack([(each @ m.block(i, i) @ each).trace() for i, each in enumerate(maps)])
-    inner = m.pairs(lambda i, j: _singular(maps[i] @ m.block(i, j) @ maps[j]).sum())
-    return (inner / _outer(size)).clamp(0, 1).arccos()
+    traces = torch.stack([(each @ m.block(i, i) @ each).trace() for i, each in enumerate(maps)])
+    nuclear = m.pairs(lambda i, j: traces[i] if i == j else _singular(maps[i] @ m.block(i, j) @ maps[j]).sum())
+    return _rotated(measure, nuclear, torch.where(traces > 0, traces, math.nan))
 
 
 # ---- subspaces: whitened blocks ----
 
 
-def _shares(measure, m: Joint, i: int, j: int) -> int:
-    """What canonical correlations are averaged over."""
-    if measure.denominator == "dim":
-        return min(m.widths[i], m.widths[j])
-    return min(m.rank(i), m.rank(j))
-
-
 @_form("mean_cca")
 def _mean_cca(measure, m: Joint) -> Tensor:
-    return m.pairs(lambda i, j: m.canonical(i, j).sum() / _shares(measure, m, i, j))
+    def mean(i: int, j: int) -> Tensor:
+        rho = m.canonical(i, j)
+        if not len(rho):
+            return rho.new_tensor(math.nan)
+        return rho.sum() / (len(rho) if measure.denominator == "rank" else min(m.widths[i], m.widths[j]))
+
+    return m.pairs(mean)
 
 
 @_form("mean_squared_cca")
 def _mean_squared_cca(measure, m: Joint) -> Tensor:
-    return m.pairs(lambda i, j: m.canonical(i, j).square().sum() / min(m.rank(i), m.rank(j)))
+    inner = m.pairs(lambda i, j: m.canonical(i, j).square().sum())
+    return measure._score(inner, m.ranks[:, None], m.ranks)
 
 
 @_form("cca_angular_distance")
 def _cca_angle(measure, m: Joint) -> Tensor:
-    def angle(i: int, j: int) -> Tensor:
-        return (m.canonical(i, j).sum() / math.sqrt(m.rank(i) * m.rank(j))).clamp(0, 1).arccos()
-
-    return m.pairs(angle)
+    inner = m.pairs(lambda i, j: m.canonical(i, j).sum())
+    return angle((1 - inner / _outer(m.ranks)).clamp(min=0))
 
 
 @_form("svcca")
 def _svcca(measure, m: Joint) -> Tensor:
-    whites = []
+    leading = []
     for i in range(len(m)):
-        shares = m.spectrum(i).values.cumsum(0)
-        keep = int((shares < measure.threshold * shares[-1:]).sum()) + 1
-        whites.append(m.white(i, keep))
-
-    def mean(i: int, j: int) -> Tensor:
-        rho = _singular(whites[i].T @ m.block(i, j) @ whites[j]).clamp(0, 1)
-        return rho.sum() / len(rho) if len(rho) else rho.new_tensor(math.nan)
-
-    return m.pairs(mean)
+        rest = m.spectrum(i).values.flip(0).cumsum(0).flip(0)
+        leading.append(m.white(i, int((rest > (1 - measure.threshold) * rest[:1]).sum())))
+    return m.pairs(lambda i, j: _singular(leading[i].T @ m.block(i, j) @ leading[j]).clamp(max=1).mean())
 
 
 @_form("pwcca")
 def _pwcca(measure, m: Joint) -> Tensor:
     def weighted(i: int, j: int) -> Tensor:
         U, rho, Vt = torch.linalg.svd(m.white(i).T @ m.block(i, j) @ m.white(j), full_matrices=False)
-        first = (U.T @ m.white(i).T @ m.block(i, i)).abs().sum(1)
-        second = (Vt @ m.white(j).T @ m.block(j, j)).abs().sum(1)
-        return measure._weigh(rho.clamp(0, 1), first, second)
+        rho = rho.clamp(max=1)
+
+        def by(directions: Tensor, k: int) -> Tensor:
+            weights = (directions @ m.white(k).T @ m.block(k, k)).abs().sum(1)
+            return weights @ rho / weights.sum()
+
+        if measure.weights == "mean":
+            return (by(U.T, i) + by(Vt, j)) / 2
+        smaller = "first" if m.ranks[i] <= m.ranks[j] else "second"
+        side = smaller if measure.weights == "smaller" else measure.weights
+        return by(U.T, i) if side == "first" else by(Vt, j)
 
     return m.pairs(weighted, measure.symmetric)
 
@@ -247,9 +247,10 @@ def _eigenspace(measure, m: Joint) -> Tensor:
 def _linear_regression(measure, m: Joint) -> Tensor:
     def explained(i: int, j: int) -> Tensor:
         target, predictor = (i, j) if measure.target == "first" else (j, i)
-        return ((m.white(predictor).T @ m.block(predictor, target)).square().sum() / m.traces[target]).clamp(0, 1)
+        return (m.white(predictor).T @ m.block(predictor, target)).square().sum()
 
-    return m.pairs(explained, symmetric=False)
+    variance = torch.where(m.traces > 0, m.traces, math.nan)
+    return measure._score(m.pairs(explained, symmetric=False), variance[:, None], variance)
 
 
 @_form("gulp")
@@ -271,37 +272,41 @@ def _gulp(measure, m: Joint) -> Tensor:
 # ---- matched units ----
 
 
-def _assigned(gain: Tensor) -> Tensor:
-    """The largest sum of entries with at most one per row and column, min(D, D') of them."""
-    rows, columns = linear_sum_assignment(gain.cpu().numpy(), maximize=True)
-    return gain[torch.from_numpy(rows), torch.from_numpy(columns)].sum()
+def _matched(m: Joint) -> Tensor:
+    """The largest <X P, Y> (L, L) over pairings P of units."""
+    return m.pairs(lambda i, j: m.block(i, j)[assignment(m.block(i, j))].sum())
 
 
 @_form("permutation_procrustes")
 def _permutation_procrustes(measure, m: Joint) -> Tensor:
     m = m if measure.center else m.uncentred
-    inner = m.pairs(lambda i, j: _assigned(m.block(i, j)))
-    return (m.traces[:, None] + m.traces - 2 * inner).clamp(min=0).sqrt()
+    return (m.traces[:, None] + m.traces - 2 * _matched(m)).clamp(min=0).sqrt()
 
 
 @_form("permutation_angular")
 def _permutation_angular(measure, m: Joint) -> Tensor:
     m = m if measure.center else m.uncentred
-    return (m.pairs(lambda i, j: _assigned(m.block(i, j))) / _outer(m.traces)).clamp(-1, 1).arccos()
+    return (_matched(m) / _outer(m.traces)).clamp(-1, 1).arccos()
 
 
-@_form("hard_correlation_match")
-def _hard_match(measure, m: Joint) -> Tensor:
-    return m.pairs(lambda i, j: _assigned(m.correlation(i, j)) / min(m.widths[i], m.widths[j]))
+@_form("soft_matching_distance")
+def _soft_matching_distance(measure, m: Joint) -> Tensor:
+    squares = m.product.diagonal()
+
+    def distance(i: int, j: int) -> Tensor:
+        block = m.block(i, j)
+        plan = transport(block)
+        apart = (
+            squares[m.slices[i]][plan.first] + squares[m.slices[j]][plan.second] - 2 * block[plan.first, plan.second]
+        )
+        return (apart.clamp(min=0) @ plan.weight).sqrt()
+
+    return m.pairs(distance)
 
 
-@_form("soft_correlation_match")
-def _soft_match(measure, m: Joint) -> Tensor:
-    def mean(i: int, j: int) -> Tensor:
-        C = m.correlation(i, j)
-        return (C.amax(0).mean() + C.amax(1).mean()) / 2
-
-    return m.pairs(mean)
+@_form("hard_correlation_match", "soft_correlation_match", "soft_matching_correlation")
+def _correlation(measure, m: Joint) -> Tensor:
+    return m.pairs(lambda i, j: measure._value(m.correlation(i, j).clamp(-1, 1)))
 
 
 # ---- statistics: one value per representation ----

@@ -9,6 +9,7 @@ from torch import Tensor
 from simprune.measures._base import Measure, Statistic, _labels, _require_finite
 from simprune.measures._moments import FORMS, Joint
 from simprune.measures._result import SimilarityMatrix
+from simprune.measures._rows import directions
 
 NORMED = ("cka_debiased",)  # measures that need squared lengths of rows besides second moments
 LABELLED = ("tolerance",)  # sums of unit rows by class
@@ -41,7 +42,7 @@ class Streaming:
         self.origin = torch.empty(0)  # (W,), subtracted from every row
         # Sum over inputs of a a^T, a = (1, x, squared lengths of the L parts of x); its first row if that is enough.
         self.moments = torch.empty(0)
-        self.classes: dict[int, Tensor] = {}  # class -> (1 + W,): how many rows, and the sum of their unit rows
+        self.classes: dict[int, Tensor] = {}  # class -> (W,), the sum of its rows scaled to length 1
         self._joint: Joint | None = None
 
     def __repr__(self) -> str:
@@ -138,8 +139,8 @@ class Streaming:
         self.moments = self.origin.new_zeros(side if self.products else 1, side)
 
     def _count_classes(self, joined: Tensor, labels: Tensor) -> None:
-        units = [torch.nn.functional.normalize(part, dim=1, eps=0) for part in joined.split(self.widths, 1)]
-        table = torch.cat([joined.new_ones(len(joined), 1), *units], 1).nan_to_num_(0.0)
+        units = [directions(part) for part in joined.split(self.widths, 1)]
+        table = torch.cat(units, 1)
         found, position = labels.unique(return_inverse=True)
         sums = table.new_zeros(len(found), table.shape[1]).index_add_(0, position, table)
         for each, add in zip(found.tolist(), sums, strict=True):
@@ -163,8 +164,7 @@ class Streaming:
             inner, norms = slice(1, 1 + W), slice(1 + W, None)
             extra = {"lengths": central[0, norms], "length_products": central[norms, norms]}
             if self.classes:
-                sums = torch.stack(list(self.classes.values()))
-                extra |= {"class_counts": sums[:, 0], "class_sums": sums[:, 1:]}
+                extra["class_sums"] = torch.stack(list(self.classes.values()))
             self._joint = Joint(n, self.origin + shift, central[inner, inner], self.widths, **extra)
         return self._joint
 
