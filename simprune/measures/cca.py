@@ -1,0 +1,253 @@
+"""Canonical correlations: how much of the directions of one representation lies in the span of another.
+
+X (N, D) and Y (N, D') are centred; Q, Q' are orthonormal bases of their columns, of rank r and r' without
+directions that are only rounding; rho_1 >= rho_2 >= ... are the singular values of Q'Q', c = min(r, r') of them.
+With N - 1 <= r every rho is 1, whatever the other side is: that is warned about.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from simprune.measures._base import Measure
+from simprune.measures._factors import Basis, FactorProduct, basis, gap, warn_if_spanning
+from simprune.measures._products import Vector, centred, unit_scaled_
+
+AFFINE = frozenset({"PT", "OT", "IS", "ILT", "TR", "AT"})
+SIMILAR = frozenset({"PT", "OT", "IS", "TR"})
+CONSTANT = "a representation is the same for all inputs"
+SVD = "prepare: an orthonormal basis (N, r), one SVD, O(N D min(N, D))"
+
+
+def centred_basis(measure: Measure, X: Tensor) -> Basis:
+    factors = basis(unit_scaled_(centred(X)))
+    warn_if_spanning(measure, len(factors.s), len(X))
+    return factors
+
+
+def correlations(U: Tensor, V: Tensor) -> Tensor:
+    """Canonical correlations of the spans of orthonormal U (N, r) and V (N, r'), largest first."""
+    return torch.linalg.svdvals(U.T @ V).clamp(max=1.0)
+
+
+class Subspace(NamedTuple):
+    """An orthonormal basis (N, r) of a representation that had `width` units."""
+
+    basis: Tensor
+    width: int
+
+
+@dataclass(frozen=True)
+class MeanCCA(Measure):
+    """Mean canonical correlation in [0, 1], 1 = one span contains the other.
+
+    sum(rho) / min(r, r') for X (N, D), Y (N, D') of rank r, r'; `denominator="dim"` divides by min(D, D') instead,
+    so that a dead unit counts as a correlation of 0. Needs N well above D + D'; a DegenerateWarning says where
+    N is too small. Raises ValueError for any other denominator.
+
+    Source: Hotelling 1936, Biometrika 28; Raghu et al. 2017, arXiv:1706.05806.
+
+    >>> X = torch.eye(5)[:, :2]
+    >>> round(MeanCCA()(X, X[:, :1]), 4), round(MeanCCA()(X[:, :1], X[:, 1:]), 4)
+    (1.0, 0.25)
+    """
+
+    denominator: str = "rank"
+
+    id = "mean_cca"
+    larger_is_more_similar = True
+    range = (0.0, 1.0)
+    invariant_to = AFFINE
+    source = "Hotelling 1936, Biometrika 28; Raghu, Gilmer, Yosinski, Sohl-Dickstein 2017, arXiv:1706.05806"
+    cost = f"{SVD}; pair: singular values of an r x r' product, O(N r r' + r^3)"
+    undefined = CONSTANT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.denominator not in ("rank", "dim"):
+            raise ValueError(f'mean_cca: denominator must be "rank" or "dim", got {self.denominator!r}')
+
+    def _prepare(self, X: Tensor) -> Subspace:
+        return Subspace(centred_basis(self, X).U, X.shape[1])
+
+    def _compare(self, a: Subspace, b: Subspace) -> Tensor | float:
+        rho = correlations(a.basis, b.basis)
+        if not len(rho):
+            return math.nan
+        return rho.sum() / (len(rho) if self.denominator == "rank" else min(a.width, b.width))
+
+
+@dataclass(frozen=True)
+class MeanSquaredCCA(FactorProduct):
+    """Mean squared canonical correlation in [0, 1], 1 = one span contains the other.
+
+    |Q'Q'|^2 / min(r, r') for X (N, D), Y (N, D') of rank r, r'. Needs N well above D + D'; a DegenerateWarning says
+    where N is too small.
+
+    Source: Yanai 1974, generalized coefficient of determination; Kornblith et al. 2019, arXiv:1905.00414.
+
+    >>> X = torch.eye(5)[:, :2]
+    >>> round(MeanSquaredCCA()(X[:, :1], X[:, 1:]), 4)
+    0.0625
+    """
+
+    id = "mean_squared_cca"
+    larger_is_more_similar = True
+    range = (0.0, 1.0)
+    invariant_to = AFFINE
+    source = "Yanai 1974, Behaviormetrika 1; Kornblith, Norouzi, Lee, Hinton 2019, arXiv:1905.00414"
+    cost = f"{SVD}; pair: an r x r' product, O(N r r'); all pairs: that, or one product of N x N projectors"
+    undefined = CONSTANT
+
+    def _prepare(self, X: Tensor) -> Vector:
+        U = centred_basis(self, X).U
+        rank = U.shape[1]
+        return Vector(len(X), U.new_tensor(rank if rank else math.nan), (U, U))
+
+    def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
+        return (inner / torch.minimum(size_a, size_b)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CCAAngularDistance(Measure):
+    """Angle between whitened representations, arccos(sum(rho) / sqrt(r r')), in [0, pi/2]; a metric, 0 = same span.
+
+    X (N, D), Y (N, D') of rank r, r'. Needs N well above D + D'; a DegenerateWarning says where N is too small.
+
+    Source: Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739.
+
+    >>> X = torch.eye(5)[:, :2]
+    >>> round(CCAAngularDistance()(X, X[:, :1]), 4)
+    0.7854
+    """
+
+    id = "cca_angular_distance"
+    larger_is_more_similar = False
+    range = (0.0, math.pi / 2)
+    is_metric = True
+    invariant_to = AFFINE
+    source = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
+    cost = f"{SVD}; pair: singular values of an r x r' product, O(N r r' + r^3)"
+    undefined = CONSTANT
+
+    def _prepare(self, X: Tensor) -> Tensor:
+        U = centred_basis(self, X).U
+        return U / max(U.shape[1], 1) ** 0.5
+
+    def _compare(self, a: Tensor, b: Tensor) -> Tensor | float:
+        if not (a.shape[1] and b.shape[1]):
+            return math.nan
+        return 2 * (gap(a, b) / 2).sqrt().arcsin()  # the angle between unit vectors from their distance
+
+
+@dataclass(frozen=True)
+class SVCCA(Measure):
+    """`mean_cca` of the leading principal components, in [0, 1], 1 = one leading span contains the other.
+
+    On each side the fewest components that hold the share `threshold` of the variance. X (N, D), Y (N, D').
+    A DegenerateWarning says where N is too small. Raises ValueError for a threshold outside (0, 1].
+
+    Source: Raghu, Gilmer, Yosinski, Sohl-Dickstein 2017, arXiv:1706.05806.
+
+    >>> X = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> round(SVCCA(threshold=0.9)(X, X[:, 1:]), 4), round(SVCCA(threshold=1.0)(X, X[:, 1:]), 4)
+    (0.0, 1.0)
+    """
+
+    threshold: float = 0.99
+
+    id = "svcca"
+    larger_is_more_similar = True
+    range = (0.0, 1.0)
+    invariant_to = SIMILAR
+    source = "Raghu, Gilmer, Yosinski, Sohl-Dickstein 2017, arXiv:1706.05806"
+    cost = "prepare: k leading components (N, k), one SVD, O(N D min(N, D)); pair: O(N k k' + k^3)"
+    undefined = CONSTANT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"svcca: threshold must be above 0 and at most 1, got {self.threshold!r}")
+
+    def _prepare(self, X: Tensor) -> Tensor:
+        U, s, _ = basis(unit_scaled_(centred(X)))
+        # What is left from each component on, summed from the small end: exact where a running total would round.
+        rest = s.square().flip(0).cumsum(0).flip(0)
+        kept = int((rest > (1 - self.threshold) * rest[:1]).sum())
+        warn_if_spanning(self, kept, len(X))
+        return U[:, :kept]
+
+    def _compare(self, a: Tensor, b: Tensor) -> Tensor | float:
+        rho = correlations(a, b)
+        return rho.mean() if len(rho) else math.nan
+
+
+class Variates(NamedTuple):
+    """An orthonormal basis (N, r) of X, and X in it (r, D)."""
+
+    basis: Tensor
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class PWCCA(Measure):
+    """Canonical correlations weighted by how much of a representation they account for, in [0, 1].
+
+    sum(alpha rho) / sum(alpha), alpha_i = sum_j |<h_i, x_j>| over the units x_j of one side and its canonical
+    variates h_i. X (N, D), Y (N, D'). `weights` names that side: "first" (then it is not symmetric), "second",
+    "smaller" (of lower rank; the first if equal) or "mean" of both. `invariant_to` is that of the first argument.
+    Where several rho are equal but not all, their variates and so the weights are not unique. A DegenerateWarning
+    says where N is too small. Raises ValueError for other `weights`.
+
+    Source: Morcos, Raghu, Bengio 2018, arXiv:1806.05759.
+
+    >>> X = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> Y = X + torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    >>> round(PWCCA()(X, Y), 4), round(PWCCA(weights="second")(X, Y), 4)
+    (0.9633, 0.957)
+    """
+
+    weights: str = "first"
+
+    id = "pwcca"
+    larger_is_more_similar = True
+    range = (0.0, 1.0)
+    symmetric = False
+    invariant_to = frozenset({"PT", "IS", "TR"})
+    source = "Morcos, Raghu, Bengio 2018, arXiv:1806.05759"
+    cost = (
+        "prepare: an orthonormal basis (N, r) and the units in it (r, D), one SVD; pair: an r x r' SVD, O(N r r' + r^3)"
+    )
+    undefined = CONSTANT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights not in ("first", "second", "smaller", "mean"):
+            raise ValueError(f'pwcca: weights must be "first", "second", "smaller" or "mean", got {self.weights!r}')
+        if self.weights == "second":
+            self._declare(invariant_to=AFFINE)
+        if self.weights == "mean":
+            self._declare(symmetric=True)
+
+    def _prepare(self, X: Tensor) -> Variates:
+        U, s, Vt = centred_basis(self, X)
+        return Variates(U, s[:, None] * Vt)
+
+    def _compare(self, a: Variates, b: Variates) -> Tensor | float:
+        if not (len(a.units) and len(b.units)):
+            return math.nan
+        U, rho, Vt = torch.linalg.svd(a.basis.T @ b.basis, full_matrices=False)
+        rho = rho.clamp(max=1.0)
+
+        def weighted(directions: Tensor, units: Tensor) -> Tensor:
+            alpha = (directions.T @ units).abs().sum(1)
+            return (alpha @ rho / alpha.sum()).clamp(max=1.0)
+
+        smaller = "first" if len(a.units) <= len(b.units) else "second"
+        side = smaller if self.weights == "smaller" else self.weights
+        if side == "mean":
+            return (weighted(U, a.units) + weighted(Vt.T, b.units)) / 2
+        return weighted(U, a.units) if side == "first" else weighted(Vt.T, b.units)
