@@ -97,9 +97,7 @@ class CKA(Alignment):
         if isinstance(b.values, Tensor):
             a, b = b, a
         right = b.values.rows
-        if isinstance(
-            a.values, Tensor
-        ):  # a.values is centred: what centring would change in b's Gram cancels
+        if isinstance(a.values, Tensor):  # a.values is centred: what centring would change in b's Gram cancels
             dtype = torch.promote_types(a.values.dtype, right.dtype)
             right = right.to(dtype)
             return ((a.values.to(dtype) @ right) * right).sum(dtype=torch.float64)
@@ -198,26 +196,35 @@ class CKARBF(Alignment):
             self._declare(range=(-1.0, 1.0), minimum_rows=4)
 
     def _prepare(self, X: Tensor) -> Vector:
-        rows = unit_scaled_(centred(X))
-        squares = rows.square().sum(1)
-        distances = (squares + squares[:, None]).addmm_(rows, rows.T, alpha=-2).clamp_(min=0)
-        distances.diagonal().zero_()
-        n, flat = len(rows), distances.flatten()
-        lower = flat.kthvalue(
-            (n * n + 1) // 2
-        ).values  # torch.median stops here; numpy averages the middle two
-        median = (lower + flat.kthvalue(n * n // 2 + 1).values) / 2
-        median = torch.where(median > 16 * torch.finfo(rows.dtype).eps * squares.max(), median, math.nan)
-        K = distances.div_(-2 * self.threshold**2 * median).exp_()
+        K = gaussian(X, self.threshold)
         trace = K.diagonal().sum()
-        if self.debiased:
-            K.diagonal().zero_()
-            sums = K.sum(0)
-            shift = sums / (n - 2) - sums.sum() / (2 * (n - 1) * (n - 2))
-        else:
-            shift = K.mean(0)
-            shift = shift - shift.mean() / 2
-        K.sub_(shift).sub_(shift[:, None])
-        if self.debiased:
-            K.diagonal().zero_()
-        return self._vector(K, trace)
+        return self._vector(centred_kernel_(K, self.debiased), trace)
+
+
+def gaussian(X: Tensor, threshold: float) -> Tensor:
+    """exp(-|a - b|^2 / (2 threshold^2 med)) for rows a, b of X (N, D), med the median; NaN where med is zero."""
+    rows = unit_scaled_(centred(X))
+    squares = rows.square().sum(1)
+    distances = (squares + squares[:, None]).addmm_(rows, rows.T, alpha=-2).clamp_(min=0)
+    distances.diagonal().zero_()
+    n, flat = len(rows), distances.flatten()
+    lower = flat.kthvalue((n * n + 1) // 2).values  # torch.median stops here; numpy averages the middle two
+    median = (lower + flat.kthvalue(n * n // 2 + 1).values) / 2
+    median = torch.where(median > 16 * torch.finfo(rows.dtype).eps * squares.max(), median, math.nan)
+    return distances.div_(-2 * threshold**2 * median).exp_()
+
+
+def centred_kernel_(K: Tensor, debiased: bool = False) -> Tensor:
+    """A symmetric matrix (N, N) without its row and column means, in place; `debiased`: U-centred, zero diagonal."""
+    n = len(K)
+    if debiased:
+        K.diagonal().zero_()
+        sums = K.sum(0)
+        shift = sums / (n - 2) - sums.sum() / (2 * (n - 1) * (n - 2))
+    else:
+        shift = K.mean(0)
+        shift = shift - shift.mean() / 2
+    K.sub_(shift).sub_(shift[:, None])
+    if debiased:
+        K.diagonal().zero_()
+    return K
