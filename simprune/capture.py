@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, evaluation, first_tensor
+from simprune.batches import call, checked, evaluation, first_tensor, labels_of
+from simprune.measures import Streaming
 from simprune.moments import Moments
 from simprune.names import did_you_mean
 
@@ -103,7 +104,7 @@ def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[
     """
     sites = list(sites)
     parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-    run(model, batches, sites, lambda site, value: parts[site.name].append(site.rows(value).cpu()))
+    run(model, batches, sites, lambda site, value: parts[site.name].append(site.rows(value).to("cpu", copy=True)))
     _require_rows(parts)
     return {name: torch.cat(rows).clone() for name, rows in parts.items()}
 
@@ -120,6 +121,34 @@ def accumulate(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> di
     run(model, batches, sites, see)
     _require_rows({site.name: [1] if site.name in found else [] for site in sites})
     return found
+
+
+def stream(model: nn.Module, batches: Iterable, sites: Iterable[Site], accumulator: Streaming) -> Streaming:
+    """Feed `accumulator`, whose names are those of the sites, with the rows of every batch; returns it.
+
+    Holds the rows of one batch at a time. One forward pass. Labels, if a measure needs them, come from the batches.
+
+    >>> from simprune import measures
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    >>> sites = [Site("0"), Site("1")]
+    >>> batches = [torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    >>> stream(model, batches, sites, measures.streaming("cka_debiased", ["0", "1"]))
+    Streaming(cka_debiased: 15 rows of 2 representations)
+    """
+    sites = list(sites)
+    parts: dict[str, list[Tensor]] = {}
+
+    def see(site: Site, value: Tensor) -> None:
+        parts[site.name].append(site.rows(value).to(torch.float64, copy=True))  # a later module may work in place
+
+    with evaluation(model), watching(model, sites, see):
+        for batch in checked(batches, "calibration"):
+            parts.update({site.name: [] for site in sites})
+            call(model, batch)
+            _require_rows(parts)
+            accumulator.update({name: torch.cat(rows) for name, rows in parts.items()}, labels_of(batch))
+    _require_rows(parts or {site.name: [] for site in sites})
+    return accumulator
 
 
 def _require_rows(parts: dict[str, list]) -> None:

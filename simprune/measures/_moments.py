@@ -260,9 +260,11 @@ def _gulp(measure, m: Joint) -> Tensor:
         values, vectors = m.spectrum(i)
         share = values / m.traces[i]
         maps.append(vectors * (share + measure.lam).rsqrt() / m.traces[i].sqrt())
-        sizes.append((share / (share + measure.lam)).square().sum())
+        sizes.append((share / (share + measure.lam)).square().sum() if len(share) else share.new_tensor(math.nan))
 
     def distance(i: int, j: int) -> Tensor:
+        if i == j:
+            return 0 * sizes[i]
         inner = (maps[i].T @ m.block(i, j) @ maps[j]).square().sum()
         return (sizes[i] + sizes[j] - 2 * inner).clamp(min=0).sqrt()
 

@@ -54,6 +54,7 @@ class Streaming:
         """Rows seen."""
         return int(self.moments[0, 0]) if self.widths else 0
 
+    @torch.inference_mode(False)  # what is made in inference mode could not be updated outside of it
     def update(self, batch: Mapping[str, Any], labels: Any = None) -> "Streaming":
         """Add rows {name: (n, D)} of the same n inputs at every name; in place, and refused as a whole if bad."""
         if set(batch) != set(self.names):
@@ -84,6 +85,7 @@ class Streaming:
         self._joint = None
         return self
 
+    @torch.inference_mode(False)
     def merge(self, other: "Streaming") -> "Streaming":
         """Add what another accumulator of the same measures and names has seen; in place."""
         if (self.measures, self.names) != (other.measures, other.names):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from simprune import measures
+from simprune.capture import Site, capture, stream
 from simprune.measures import UndefinedWarning
 from simprune.measures._moments import FORMS
 
@@ -74,19 +75,25 @@ def assert_equal(found, expected, tolerance=1e-9):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
+BATCHINGS = [  # of each worker, where its batches end
+    [[N]],
+    [[50, 100, 150]],
+    [[1, 2, 80, N]],
+    [[30, 90], [97, 140, N]],
+    [[40], [41], [], [90], [N]],
+]
+
+
 @every
-@pytest.mark.parametrize(
-    "cuts",
-    [[[N]], [[50, 100, 150]], [[1, 2, 80, N]], [[30, 90], [97, 140, N]], [[40], [41], [], [90], [N]]],
-    ids=["one batch", "batches", "odd batches", "two workers", "five workers"],
-)
-def test_equals_the_value_of_all_rows(id, hyper, cuts):
+def test_equals_the_value_of_all_rows(id, hyper):
     measure = measures.get(id, **hyper)
     rows = layers()
-    found = accumulated(measure, rows, cuts).matrix()
-    assert found.names == tuple(rows)
-    assert found.measure == id
-    assert_equal(found.values, at_once(measure, rows))
+    expected = at_once(measure, rows)
+    for cuts in BATCHINGS:
+        found = accumulated(measure, rows, cuts).matrix()
+        assert found.names == tuple(rows)
+        assert found.measure == id
+        assert_equal(found.values, expected)
 
 
 @every
@@ -201,6 +208,25 @@ def test_labels_are_needed_where_the_measure_needs_them():
     with pytest.raises(ValueError, match="labels"):
         acc.update(rows)
     assert acc.count == 0
+
+
+def test_capture_feeds_an_accumulator():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(inplace=True), torch.nn.Flatten())
+    g = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 3, 6, 6, generator=g), torch.arange(n) % 2) for n in (20, 7, 13)]
+    sites = [Site("0", layout="flatten"), Site("1"), Site("2"), Site("0", side="input")]
+    ids = ["cka_debiased", "tolerance"]
+    acc = stream(model, batches, sites, measures.streaming(ids, [site.name for site in sites]))
+    rows = capture(model, batches, sites)
+    labels = torch.cat([labels for _, labels in batches])
+    assert acc.count == 40
+    for id in ids:
+        expected = measures.matrix(id, rows, labels if id == "tolerance" else None).values
+        np.testing.assert_allclose(acc.matrix(id).values, expected, atol=1e-6)
+    assert acc.value("0", "1", "cka_debiased") < 0.99  # before the in-place ReLU, not after it
+    acc.merge(acc).update(rows, labels)  # also outside of inference mode
+    with pytest.raises(ValueError, match="nothing was read at 0"):
+        stream(model, [], sites, acc)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
