@@ -134,7 +134,7 @@ def _run(command: str, args: list[str]) -> int:
     else:
         known = ", ".join(recipes.options(recipes.builtin("recipes")))
         raise ValueError(f"name a recipe: recipe=NAME or recipe=FILE.yaml; built-in: {known}")
-    codes = []
+    codes, failures, process = [], [], os.getpid()
 
     def work(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -144,11 +144,14 @@ def _run(command: str, args: list[str]) -> int:
         out = Path(HydraConfig.get().runtime.output_dir)
         try:
             settings = recipes.settings(config, command)
-            model, data = recipes.model_and_data(settings, trusted=folder is not None)
-            codes.append(COMMANDS[command](Job(settings, model, data, recipes.resolved(config), out)))
-        except BaseException:
+            built = recipes.objects(settings, trusted=folder is not None)
+            codes.append(COMMANDS[command](Job(settings, *built, recipes.resolved(config), out)))
+        except Exception as error:
+            if os.getpid() != process:  # a launcher's worker: only Hydra can carry the error home
+                raise
+            failures.append(error)
+        finally:
             _remove_if_empty(out)
-            raise
 
     own = [f"hydra.job.name={command}", "hydra/job_logging=none"]
     kept, sys.argv = sys.argv, [f"simprune {command}", *own, *overrides, *flags]
@@ -158,6 +161,8 @@ def _run(command: str, args: list[str]) -> int:
         hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
     finally:
         sys.argv = kept
+    if failures:
+        raise failures[0]
     return next((code for code in (1, 3) if code in codes), 0)
 
 
@@ -173,8 +178,10 @@ def _split(args: list[str]) -> tuple[list[str], list[str], str | None]:
             flags.append(arg)
         elif flags and FLAGS.get(flags[-1]):
             flags.append(arg)
-        else:
+        elif "=" in arg or arg.startswith("~"):
             overrides.append(arg)
+        else:
+            raise ValueError(f"cannot read {arg!r}: expected key=value, such as recipe={arg}")
     return overrides, flags, recipe
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from simprune import bundle, checks, pipeline
 from simprune.console import console, costs, edits, stages
+from simprune.measures import Measure
 from simprune.planning.plan import Plan
-from simprune.recipe import Recipe, build, device, finetuning, gates
+from simprune.recipe import Recipe, device, finetuning, gates
 from simprune.redundancy import Redundancy
 from simprune.sources import Data
 
@@ -24,6 +25,7 @@ class Job:
     """One run: the checked recipe, what it builds, the recipe as it is kept, and the folder to write to."""
 
     recipe: Recipe
+    measure: Measure
     model: nn.Module
     data: Data
     resolved: dict[str, Any]
@@ -36,8 +38,7 @@ class Job:
         return self.out / name
 
     def redundancy(self) -> Redundancy:
-        measure = build(self.recipe.measure, "measure")
-        return pipeline.analyze(self.model, self.data.calibration, measure, self.recipe.structures)
+        return pipeline.analyze(self.model, self.data.calibration, self.measure, self.recipe.structures)
 
 
 def analyze(job: Job) -> int:
@@ -71,7 +72,7 @@ def compress(job: Job) -> int:
         test=data.test,
         budget=asdict(recipe.budget),
         structures=recipe.structures,
-        measure=build(recipe.measure, "measure"),
+        measure=job.measure,
         planner={"name": recipe.planner.name, **recipe.planner.options},
         reconstruct=recipe.reconstruct,
         finetune=finetuning(recipe),

@@ -1,12 +1,12 @@
 """Finding things by name: what somebody probably meant, and `package.module:function`."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(repr(name) for name in near)}?"
     more = f" and {len(known) - 12} more" if len(known) > 12 else ""
-    return f"known: {', '.join(known[:12])}{more}" if known else "there are none"
+    return f"known: {', '.join(known[:12])}{more}" if known else "known: none"
 
 
 def importable(folder: Path | str) -> None:
@@ -35,47 +35,56 @@ def importable(folder: Path | str) -> None:
 
 
 def resolve(name: str) -> Callable:
-    """The function (or class) that `package.module:function` names; the working folder is searched first.
-
-    ValueError, with what was probably meant, when the name has another form, or the module or function is
-    missing, or importing the module fails.
+    """The function (or class) that `package.module:function` names; ValueError as `locate`, or for another form.
 
     >>> resolve("math:sqrt")(9)
     3.0
     """
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise ValueError(f"expected a name like package.module:function, got {name!r}")
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"expected a name like package.module:function; got {name!r}")
+    return locate(f"{module}.{function}")
+
+
+def locate(path: str) -> Callable:
+    """The function or class at a dotted path; the working folder is searched first.
+
+    ValueError, with what was probably meant, when a part of the path is missing, when importing fails, or when it is
+    nothing that can be called.
+
+    >>> locate("math.sqtr")
+    Traceback (most recent call last):
+    ValueError: math has no 'sqtr'; did you mean 'sqrt' or 'isqrt'?
+    """
     importable(Path.cwd())
-    module = _import(module_name, name)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        hint = did_you_mean(function_name, public)
-        raise ValueError(f"{module_name} has no function {function_name!r}; {hint}")
-    return function
+    importlib.invalidate_caches()  # a file may be newer than the process
+    first, *rest = path.split(".")
+    if importlib.util.find_spec(first) is None:
+        near = get_close_matches(first, [info.name for info in pkgutil.iter_modules()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "run simprune from the folder that holds it, or install it"
+        raise ValueError(f"{path}: no module {first!r} in {Path.cwd()} or installed; {hint}")
+    found, reached = _import(first), first
+    for part in rest:
+        inner = f"{reached}.{part}"
+        if hasattr(found, part):
+            found = getattr(found, part)
+        elif hasattr(found, "__path__") and importlib.util.find_spec(inner) is not None:
+            found = _import(inner)
+        else:
+            modules = [info.name for info in pkgutil.iter_modules(getattr(found, "__path__", []))]
+            known = [*modules, *(key for key in dir(found) if not key.startswith("_"))]
+            raise ValueError(f"{reached} has no {part!r}; {did_you_mean(part, known)}")
+        reached = inner
+    if not callable(found):
+        raise ValueError(f"{path} is a {type(found).__name__}; expected a function or class")
+    return found
 
 
-def _import(module_name: str, name: str) -> Any:
-    importlib.invalidate_caches()  # the file may be newer than the process
-    parent, path = "", None
-    for part in module_name.split("."):
-        full = f"{parent}.{part}".strip(".")
-        if find_spec(full) is None:
-            siblings = [info.name for info in pkgutil.iter_modules(path)]
-            where = f"in {parent}" if parent else f"in {Path.cwd()} or installed"
-            raise ValueError(f"{name!r}: no module {part!r} {where}; {_near(part, siblings)}")
-        try:
-            module = importlib.import_module(full)
-        except Exception as error:  # whatever the user's own module does while it is imported
-            raise ValueError(f"importing {full} failed: {type(error).__name__}: {error}") from error
-        parent, path = full, getattr(module, "__path__", [])
-    return sys.modules[module_name]
-
-
-def _near(word: str, known: list[str]) -> str:
-    hint = did_you_mean(word, known)
-    return hint if hint.startswith("did") else "run simprune from the folder that holds it, or install it"
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever the user's own module does while it is imported
+        raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
 
 
 def fit(function: Callable, options: Iterable[str], name: str) -> None:
@@ -83,7 +92,7 @@ def fit(function: Callable, options: Iterable[str], name: str) -> None:
 
     >>> fit(Path.cwd, ["folder"], "cwd")
     Traceback (most recent call last):
-    ValueError: cwd(): got an unexpected keyword argument 'folder'; there are none
+    ValueError: cwd: got an unexpected keyword argument 'folder'; known: none
     """
     try:
         signature = inspect.signature(function)
@@ -94,5 +103,4 @@ def fit(function: Callable, options: Iterable[str], name: str) -> None:
     except TypeError as error:
         unknown = [key for key in options if key not in signature.parameters]
         hint = f"; {did_you_mean(unknown[0], signature.parameters)}" if unknown else ""
-        taken = str(signature.replace(return_annotation=signature.empty))
-        raise ValueError(f"{name}{taken}: {error}{hint}") from None
+        raise ValueError(f"{name}: {error}{hint}") from None

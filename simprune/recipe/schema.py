@@ -1,0 +1,138 @@
+"""What a recipe may say: every key, its type, and what can be checked before any model or data is touched."""
+
+import dataclasses
+import inspect
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from simprune import checks, pipeline, recovery
+from simprune.names import did_you_mean
+from simprune.planning.budget import Budget
+from simprune.planning.choosers import chooser
+from simprune.structures import FINDERS
+
+FinetuneSettings = make_dataclass(  # the numbers that `finetune` takes, with its defaults
+    "FinetuneSettings",
+    [
+        (name, type(parameter.default), parameter.default)
+        for name, parameter in inspect.signature(recovery.finetune).parameters.items()
+        if isinstance(parameter.default, int | float) and name != "seed"
+    ],
+)
+
+
+@dataclass
+class GateSettings:
+    measure: str = MISSING
+    limit: float = MISSING
+    confidence: float = 0.95
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CheckSettings:
+    gates: list[GateSettings] = field(default_factory=list)
+
+
+@dataclass
+class PlannerSettings:
+    name: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class BudgetSettings:
+    macs: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+
+
+@dataclass
+class Recipe:
+    model: Any = MISSING
+    data: Any = MISSING
+    measure: Any = MISSING
+    planner: PlannerSettings = field(default_factory=PlannerSettings)
+    structures: list[str] = field(default_factory=list)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    reconstruct: str = MISSING
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # pyright: ignore[reportInvalidTypeForm]
+    check: CheckSettings = field(default_factory=CheckSettings)
+    control: bool = False
+    seed: int = 0
+    device: str = "auto"
+    plan: str | None = None
+    bundle: str | None = None
+
+
+def settings(config: DictConfig, command: str) -> Recipe:
+    """The recipe as checked Python objects, before any model or data is touched.
+
+    ValueError, KeyError or FileNotFoundError, in one line, for the first missing value, unknown id, value out of
+    range or missing file.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(Recipe), config)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: set it in the recipe or add {missing[0]}=...")
+    OmegaConf.resolve(merged)
+    recipe = OmegaConf.to_object(merged)
+    assert isinstance(recipe, Recipe)
+    if command in ("plan", "compress") and recipe.plan is None:
+        Budget.of(dataclasses.asdict(recipe.budget))
+        taken = set(inspect.signature(chooser(recipe.planner.name)).parameters) - {"redundancy", "seed"}
+        for key in recipe.planner.options:
+            if key not in taken:
+                raise ValueError(f"planner {recipe.planner.name} takes no option {key!r}; {did_you_mean(key, taken)}")
+    if command == "validate" and recipe.bundle is None:
+        raise ValueError("bundle is missing: add bundle=FOLDER, a folder that `simprune compress` wrote")
+    if recipe.bundle is not None and not Path(recipe.bundle).is_dir():
+        raise FileNotFoundError(f"no bundle folder {recipe.bundle}")
+    if recipe.plan is not None and not Path(recipe.plan).is_file():
+        raise FileNotFoundError(f"no plan file {recipe.plan}")
+    for name in recipe.structures:
+        if name not in FINDERS:
+            raise ValueError(f"structures: unknown {name!r}; {did_you_mean(name, FINDERS)}")
+    if not recipe.structures:
+        raise ValueError(f"structures is empty; name some of: {', '.join(FINDERS)}")
+    if recipe.reconstruct not in pipeline.RECONSTRUCTIONS:
+        hint = did_you_mean(recipe.reconstruct, pipeline.RECONSTRUCTIONS)
+        raise ValueError(f"reconstruct: unknown {recipe.reconstruct!r}; {hint}")
+    if recipe.seed < 0:
+        raise ValueError(f"seed must not be negative; got {recipe.seed}")
+    tune = recipe.finetune
+    if tune.epochs < 0 or tune.lr <= 0 or not 0 <= tune.distill <= 1 or tune.temperature <= 0:
+        raise ValueError(
+            "finetune: expected epochs >= 0, lr > 0, distill in [0, 1] and temperature > 0; got "
+            + ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(tune).items())
+        )
+    gates(recipe)
+    device(recipe)
+    return recipe
+
+
+def gates(recipe: Recipe) -> list[checks.Gate]:
+    """The recipe's gates; ValueError when there is none, or as `Gate`."""
+    if not recipe.check.gates:
+        raise ValueError("check.gates is empty; give at least one gate, such as check=default")
+    return [checks.Gate(**dataclasses.asdict(gate)) for gate in recipe.check.gates]
+
+
+def device(recipe: Recipe) -> torch.device:
+    """The device to run on; ValueError when this machine has no such device."""
+    if recipe.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=recipe.device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs by backend
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {recipe.device!r} cannot be used: {reason}") from None
+
+
+def finetuning(recipe: Recipe) -> dict[str, Any] | None:
+    """Arguments of `finetune`, or None for no epochs."""
+    return dataclasses.asdict(recipe.finetune) if recipe.finetune.epochs else None
