@@ -267,7 +267,7 @@ def _bounds(
     measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, confidence: float, seed: int
 ) -> tuple[Callable[[float], Interval], str]:
     """One-sided bounds by `scale` (1: these samples, 2: twice as many like them), and the method's name."""
-    values = rows.numpy()
+    values = measure.values(rows).numpy()
     if values.ndim == 1:
         used = ~np.isnan(values)
         values, strata = values[used], strata[used]
@@ -280,7 +280,9 @@ def _bounds(
         lost, gained = float((values > 0).sum()), float((values < 0).sum())
         method = f"paired, {lost:.0f} lost and {gained:.0f} gained of {count}"
         return lambda s: paired_difference(lost * s, gained * s, count * s, confidence), method
-    value = float(measure.reduce(torch.from_numpy(values)))
+    value = float(measure.reduce(rows))
+    if math.isinf(value):  # a mean stays so whatever the other samples say; a ratio may have met an empty denominator
+        return lambda _: (value, value) if measure.kind == "mean" else measure.range, "infinite"
     if measure.kind == "mean":
         lower, upper = bootstrap_mean(values, strata, confidence, seed)
     else:

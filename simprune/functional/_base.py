@@ -1,8 +1,11 @@
 """The protocol of functional measures: rows per sample, batch by batch, then one reduction to a score."""
 
+import dataclasses
 import math
+import types
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -12,13 +15,14 @@ import torch
 from torch import Tensor
 
 Kind = Literal["rate", "mean", "difference", "statistic"]
+Form = Literal["classes", "tokens", "vectors", "multilabel"]
 
 
 class Score(float):
     """Value of a measure as a float (NaN when undefined), with the evidence behind it.
 
     `count` samples were used and `skipped` left out; `reason` says why the value is undefined or unusual;
-    `details` holds further figures such as the standard error.
+    `details` holds further figures such as the standard error or counts per class.
 
     >>> score = Score(float("nan"), count=3, reason="no sample is right")
     >>> score.defined, score.reason
@@ -28,7 +32,7 @@ class Score(float):
     count: int
     skipped: int
     reason: str
-    details: dict[str, float]
+    details: dict[str, Any]
 
     def __new__(
         cls,
@@ -36,7 +40,7 @@ class Score(float):
         count: int = 0,
         skipped: int = 0,
         reason: str = "",
-        details: Mapping[str, float] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> Self:
         score = super().__new__(cls, value)
         score.count, score.skipped, score.reason, score.details = count, skipped, reason, dict(details or {})
@@ -95,17 +99,14 @@ class Outputs:
 
 
 def _class_scores(values: Any, what: str) -> Tensor:
-    rows = _tensor(values, what)
-    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
-        shape = tuple(rows.shape)
-        raise ValueError(f"{what} must be (N, C) with N >= 1 samples and C >= 2 classes; got shape {shape}")
-    if bad := int((~rows.isfinite()).any(1).sum()):
-        raise ValueError(f"{what} must be finite; {bad} of {len(rows)} rows hold NaN or infinity")
-    return rows
+    expected = "(N, C) with N >= 1 samples and C >= 2 classes"
+    return finite(values, what, expected, lambda x: x.ndim == 2 and x.shape[1] >= 2)
 
 
-def _tensor(values: Any, what: str) -> Tensor:
-    """float64 on the CPU: models may live on different devices, and not every device has float64."""
+def finite(
+    values: Any, what: str, expected: str, fits: Callable[[Tensor], bool], at_least: torch.dtype = torch.float64
+) -> Tensor:
+    """Finite real numbers on the CPU (models may live on different devices), in float64 or `at_least` this type."""
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "fiu":
@@ -113,10 +114,16 @@ def _tensor(values: Any, what: str) -> Tensor:
         values = torch.from_numpy(np.array(array, dtype=np.float64))
     elif values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{what} must be real numbers; got dtype {values.dtype}")
-    return values.detach().cpu().double()
+    rows = values.detach().cpu()
+    if rows.numel() == 0 or not fits(rows):
+        raise ValueError(f"{what} must be {expected}; got shape {tuple(rows.shape)}")
+    if bad := int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum()):
+        raise ValueError(f"{what} must be finite; {bad} of {len(rows)} rows hold NaN or infinity")
+    return rows.to(torch.promote_types(rows.dtype, at_least))
 
 
-def _labels(labels: Any, count: int, classes: int) -> Tensor:
+def integers(labels: Any, shape: tuple[int, ...], classes: int, ignore: int | None = None) -> Tensor:
+    """Class indices of this shape on the CPU, in [0, classes) or `ignore`."""
     if not isinstance(labels, Tensor):
         array = np.asarray(labels)
         if array.dtype.kind not in "iu":
@@ -124,13 +131,18 @@ def _labels(labels: Any, count: int, classes: int) -> Tensor:
         labels = torch.from_numpy(np.array(array, dtype=np.int64))
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integer class indices; got dtype {labels.dtype}")
-    if labels.shape != (count,):
-        raise ValueError(f"labels must have shape ({count},), one per sample; got {tuple(labels.shape)}")
+    if labels.shape != shape:
+        raise ValueError(f"labels must have shape {tuple(shape)}; got {tuple(labels.shape)}")
     labels = labels.detach().cpu().long()
-    if labels.min() < 0 or labels.max() >= classes:
+    unfit = (labels < 0) | (labels >= classes)
+    if ignore is not None:
+        unfit &= labels != ignore
+    if unfit.any():
+        found = labels[unfit]
+        also = "" if ignore is None else f" or be {ignore}"
         raise ValueError(
-            f"labels must lie in [0, {classes}) for {classes} classes; "
-            f"got values from {int(labels.min())} to {int(labels.max())}"
+            f"labels must lie in [0, {classes}) for {classes} classes{also}; "
+            f"got values from {int(found.min())} to {int(found.max())} outside"
         )
     return labels
 
@@ -142,16 +154,19 @@ _registry: dict[str, type["FunctionalMeasure"]] = {}
 class FunctionalMeasure(ABC):
     """Base of all functional measures; subclasses are frozen dataclasses with hyperparameters as fields.
 
-    A measure is two steps. `_rows` turns validated outputs into float64 rows, one per sample (NaN: skipped);
-    `reduce` turns the rows of all samples into a `Score`. So batches stream: concatenate the `per_sample`
-    rows of each batch and reduce once. `kind` says which confidence bound fits:
+    A measure is two steps. `_rows` turns validated outputs into rows, one per sample and small whatever the number
+    of classes (float64, NaN: skipped; or integers); `reduce` turns the rows of all samples into a `Score`. So batches
+    stream: `stream()`, or concatenate the `per_sample` rows of each batch and reduce once. `kind` says which
+    confidence bound fits `values(rows)`:
 
-    - "rate": rows (N,) of 0 and 1, the score is their mean;
-    - "mean": rows (N,) of numbers, the score is their mean;
-    - "difference": rows (N,) of -1, 0 and 1, the score is their mean;
-    - "statistic": rows (N, ...), `reduce` is overridden.
+    - "rate": (N,) of 0 and 1, the score is their mean;
+    - "mean": (N,) of numbers, the score is their mean;
+    - "difference": (N,) of -1, 0 and 1, the score is their mean;
+    - "statistic": (N, ...), `reduce` is overridden.
 
-    Identical outputs score 0, or the upper end of `range` where larger is more similar.
+    Identical outputs score 0 (or the lower end of `range` above it), or the upper end of `range` where larger is more
+    similar. A score that its formula leaves undefined is NaN with a reason. ValueError for a hyperparameter of the
+    wrong type.
     """
 
     id: ClassVar[str]
@@ -162,6 +177,9 @@ class FunctionalMeasure(ABC):
     kind: ClassVar[Kind]
     source: ClassVar[str]
     models: ClassVar[tuple[int, int | None]] = (2, 2)  # fewest and most models that `group` takes; None: any
+    form: ClassVar[Form] = "classes"  # what an output is: class scores (N, C), token logits (N, T, C), ...
+    streams: ClassVar[bool] = True  # False: rows depend on all samples, so `per_sample` needs them at once
+    skips: ClassVar[str] = "every sample was skipped"  # why no sample is left
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -172,9 +190,22 @@ class FunctionalMeasure(ABC):
             raise ValueError(f"measure id {cls.id!r} is taken by {known.__module__}.{known.__qualname__}")
         _registry[cls.id] = cls
 
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters of the wrong type; a subclass adds its own limits after calling this."""
+        hints = typing.get_type_hints(type(self))
+        for each in dataclasses.fields(self):
+            value, hint = getattr(self, each.name), hints[each.name]
+            if not _has_type(value, hint):
+                raise ValueError(f"{self.id}: {each.name} must be {_type_name(hint)}, got {value!r}")
+
+    def _declare(self, **traits: Any) -> None:
+        """Set class attributes for this object only, where they depend on a hyperparameter."""
+        for name, value in traits.items():
+            object.__setattr__(self, name, value)
+
     @abstractmethod
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        """float64 rows, one per sample; NaN marks a sample that does not count."""
+    def _rows(self, outputs: tuple[Any, ...], labels: Tensor | None) -> Tensor:
+        """Rows, one per sample; NaN marks a sample that does not count."""
 
     def __call__(self, logits_a: Any, logits_b: Any, labels: Any = None) -> Score:
         """Score of a, the original, and b, the pruned model: logits (N, C) or `Outputs`; labels (N,).
@@ -191,22 +222,123 @@ class FunctionalMeasure(ABC):
         """Rows of one batch from every model's outputs; concatenate them over batches and `reduce`."""
         return self._rows(*self._validated(outputs, labels))
 
-    def reduce(self, rows: Tensor) -> Score:
-        """Score from the rows of all samples: their mean, without the skipped ones."""
-        used = rows[~rows.isnan()]
-        if len(used) == 0:
-            return Score(math.nan, count=0, skipped=len(rows), reason=f"{self.id}: every sample was skipped")
-        return Score(used.mean().item(), count=len(used), skipped=len(rows) - len(used))
+    def stream(self) -> "Stream":
+        """Collects batches; see `Stream`."""
+        return Stream(self)
 
-    def _validated(self, outputs: Sequence[Any], labels: Any) -> tuple[tuple[Outputs, ...], Tensor | None]:
+    def values(self, rows: Tensor) -> Tensor:
+        """The part of the rows that `kind` speaks of: the first column where others are only evidence."""
+        return rows if self.kind == "statistic" or rows.ndim == 1 else rows[:, 0]
+
+    def reduce(self, rows: Tensor) -> Score:
+        """Score from the rows of all samples: the mean of their values, without the skipped ones."""
+        values = self.values(rows)
+        used = values[~values.isnan()]
+        skipped = len(values) - len(used)
+        if len(used) == 0:
+            return Score(math.nan, count=0, skipped=skipped, reason=f"{self.id}: {self.skips}")
+        return Score(used.double().mean().item(), count=len(used), skipped=skipped)
+
+    def _undefined(self, rows: Tensor, reason: str, value: float = math.nan, **details: Any) -> Score:
+        """A score that its formula does not give, with the reason."""
+        return Score(value, count=len(rows), reason=f"{self.id}: {reason}", details=details)
+
+    def _output(self, value: Any, what: str) -> Any:
+        """One model's output, validated; it has a `shape` that all models share. Overridden with `form`."""
+        return Outputs.of(value, what)
+
+    def _truth(self, labels: Any, shape: tuple[int, ...]) -> Tensor | None:
+        """Validated labels for outputs of this shape; overridden with `form`."""
+        return integers(labels, shape[:1], shape[1])
+
+    def _validated(self, outputs: Sequence[Any], labels: Any) -> tuple[tuple[Any, ...], Tensor | None]:
         fewest, most = self.models
         if len(outputs) < fewest or (most is not None and len(outputs) > most):
             wanted = f"at least {fewest}" if most is None else fewest if fewest == most else f"{fewest} to {most}"
             raise ValueError(f"{self.id} takes the outputs of {wanted} models; got {len(outputs)}")
-        checked = tuple(Outputs.of(item, f"logits of model {i}") for i, item in enumerate(outputs, start=1))
-        shapes = [item.shape for item in checked]
+        checked = tuple(self._output(item, f"logits of model {i}") for i, item in enumerate(outputs, start=1))
+        shapes = [tuple(item.shape) for item in checked]
         if len(set(shapes)) > 1:
-            raise ValueError(f"{self.id} needs outputs of one shape (N, C), sample by sample; got {shapes}")
+            raise ValueError(f"{self.id} needs outputs of one shape, sample by sample; got {shapes}")
         if labels is None and self.needs_labels:
             raise ValueError(f"{self.id} needs labels; pass labels=(N,) integer class indices")
-        return checked, None if labels is None else _labels(labels, *shapes[0])
+        return checked, None if labels is None else self._truth(labels, shapes[0])
+
+
+class Stream:
+    """Score of a measure over batches: only rows are kept, so memory does not grow with the number of classes.
+
+    (A measure that does not `streams` needs all outputs; they are kept until `rows`.) ValueError for a batch that
+    does not fit the ones before, and for no batch at all.
+
+    >>> from simprune import functional
+    >>> stream = functional.get("disagreement").stream()
+    >>> stream.update([[[2.0, 1.0]], [[2.0, 1.0]]])
+    >>> stream.update([[[0.0, 1.0]], [[1.0, 0.0]]])
+    >>> stream.score()
+    0.5
+    """
+
+    def __init__(self, measure: FunctionalMeasure) -> None:
+        self.measure = measure
+        self._parts: list[Any] = []
+        self._first: tuple[int, tuple[int, ...], bool] | None = None
+
+    def update(self, outputs: Sequence[Any], labels: Any = None) -> None:
+        """Add one batch: every model's outputs, in the order of `group`, and the labels."""
+        checked, truth = self.measure._validated(outputs, labels)
+        found = len(checked), tuple(checked[0].shape[1:]), truth is not None
+        if self._first is None:
+            self._first = found
+        if found != self._first:
+            what = "(models, shape of a sample, with labels)"
+            raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._first}, then {found}")
+        self._parts.append(self.measure._rows(checked, truth) if self.measure.streams else (outputs, labels))
+
+    def rows(self) -> Tensor:
+        """Rows of all batches so far, as of `per_sample`."""
+        if not self._parts:
+            raise ValueError(f"{self.measure.id}: no batch was added; call update first")
+        if self.measure.streams:
+            self._parts = [torch.cat(self._parts)]
+            return self._parts[0]
+        outputs = [
+            torch.cat([torch.as_tensor(each) for each in one]) for one in zip(*(o for o, _ in self._parts), strict=True)
+        ]
+        labels = [torch.as_tensor(y) for _, y in self._parts if y is not None]
+        return self.measure.per_sample(outputs, torch.cat(labels) if labels else None)
+
+    def score(self) -> Score:
+        """Score of all batches so far."""
+        return self.measure.reduce(self.rows())
+
+
+def rights(outputs: Sequence[Outputs], labels: Tensor | None) -> list[Tensor]:
+    """For each model, whether it is right, (N,)."""
+    return [item.classes == labels for item in outputs]
+
+
+def class_columns(outputs: Sequence[Outputs], *more: Tensor) -> Tensor:
+    """Predicted classes of every model and further integers (N,) as compact rows (N, m + more)."""
+    return torch.stack([*(item.classes for item in outputs), *more], 1).int()
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, each) for each in typing.get_args(hint))
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin is tuple:  # tuple[x, ...]
+        return isinstance(value, tuple) and all(_has_type(each, typing.get_args(hint)[0]) for each in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if origin is not None:
+        return isinstance(value, origin)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(each) for each in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)

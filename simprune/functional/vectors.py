@@ -1,0 +1,163 @@
+"""Outputs that are not class scores: embeddings and regression, (N, D); other shapes (N, ...) are flattened."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simprune.functional._base import FunctionalMeasure, Score, finite
+
+
+class _Vectors(FunctionalMeasure):
+    """A measure of output vectors; labels are not used."""
+
+    form = "vectors"
+    symmetric = True
+
+    def _output(self, value: Any, what: str) -> Tensor:
+        rows = finite(value, what.replace("logits", "outputs"), "(N, D) with N >= 1 samples", lambda x: x.ndim >= 1)
+        return rows.reshape(len(rows), -1)
+
+    def _truth(self, labels: Any, shape: tuple[int, ...]) -> None:
+        return None
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows divided by their largest magnitude, so that squares neither overflow nor vanish; zero rows stay."""
+    return rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class CosineAgreement(_Vectors):
+    """Mean over samples of the cosine of a's and b's output vectors, in [-1, 1]; 1 means the same directions.
+
+    Samples with a zero vector are skipped.
+
+    >>> CosineAgreement()([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [1.0, 0.0]])
+    0.5
+    """
+
+    id = "cosine_agreement"
+    range = (-1.0, 1.0)
+    larger_is_more_similar = True
+    kind = "mean"
+    skips = "every sample has a zero vector"
+    source = "mean cosine similarity of paired outputs"
+
+    def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        a, b = map(_unit, outputs)
+        product = (a.square().sum(1) * b.square().sum(1)).sqrt()
+        return ((a * b).sum(1) / product).clamp(-1, 1)  # zero vector: 0/0 is NaN, which is skipped
+
+
+@dataclass(frozen=True)
+class RelativeError(_Vectors):
+    """Distance of b's outputs from a's, |A - B| / |A| in Frobenius norms, in [0, inf]; 0 means equal.
+
+    Where all of a's outputs are zero: undefined if b's are too, else infinite, with a reason.
+
+    >>> RelativeError()([[3.0], [4.0]], [[3.0], [9.0]])
+    1.0
+    """
+
+    id = "relative_error"
+    range = (0.0, math.inf)
+    symmetric = False
+    kind = "statistic"
+    source = "relative Frobenius norm of the difference"
+
+    def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        a, b = outputs
+        return torch.stack([torch.linalg.vector_norm(a - b, dim=1), torch.linalg.vector_norm(a, dim=1)], 1)
+
+    def reduce(self, rows: Tensor) -> Score:
+        error, size = torch.linalg.vector_norm(rows, dim=0).tolist()
+        if size:
+            return Score(error / size, count=len(rows))
+        return self._undefined(rows, "all outputs of the first model are zero", math.inf if error else math.nan)
+
+
+@dataclass(frozen=True)
+class NeighbourOverlap(_Vectors):
+    """Mean share of a sample's k nearest neighbours in a that are so in b too, in [0, 1]; 1 means the same ones.
+
+    Nearest by cosine, among the other samples given, so it needs all of them at once. Samples
+    with a zero vector are skipped. ValueError unless 1 <= k < N.
+
+    >>> a = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]
+    >>> NeighbourOverlap(k=1)(a, [a[0], a[2], a[1], a[3]])
+    0.0
+    """
+
+    k: int = 10
+
+    id = "neighbour_overlap"
+    range = (0.0, 1.0)
+    larger_is_more_similar = True
+    kind = "mean"
+    streams = False
+    skips = "every sample has a zero vector"
+    source = "Klabunde et al., arXiv 2305.06329, section 4.3 (k-nearest neighbours), as a share of k"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"{self.id}: at least one neighbour is needed, got k={self.k}")
+
+    def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        count = len(outputs[0])
+        if count <= self.k:
+            raise ValueError(f"{self.id} with k={self.k} needs more than {self.k} samples; got {count}")
+        a, b = (torch.nn.functional.normalize(_unit(each), dim=1) for each in outputs)
+        shared = torch.empty(count, dtype=torch.float64)
+        step = max(1, (1 << 22) // count)
+        for start in range(0, count, step):
+            rows = torch.arange(start, min(start + step, count))
+            near_a, near_b = (self._nearest(each, rows) for each in (a, b))
+            hit = torch.zeros(len(rows), count, dtype=torch.bool).scatter_(1, near_a, True)
+            shared[rows] = hit.gather(1, near_b).double().mean(1)
+        zero = (a == 0).all(1) | (b == 0).all(1)
+        return shared.masked_fill(zero, math.nan)
+
+    def _nearest(self, unit: Tensor, rows: Tensor) -> Tensor:
+        cosine = unit[rows] @ unit.T
+        cosine[torch.arange(len(rows)), rows] = -math.inf
+        return cosine.topk(self.k, dim=1).indices
+
+
+@dataclass(frozen=True)
+class RepresentationalSimilarity(_Vectors):
+    """Any similarity of representations, applied to the outputs (N, D): `measure(A, B)`, a function giving a number.
+
+    Such as `simprune.measures.get("cka_debiased")`; its direction, range and symmetry are taken from it where it
+    states them. All outputs are kept: memory is that of the outputs.
+
+    >>> f = RepresentationalSimilarity(lambda A, B: float((A - B).abs().max()))
+    >>> f([[1.0], [2.0]], [[1.0], [5.0]])
+    3.0
+    """
+
+    measure: Callable[[Tensor, Tensor], float]
+
+    id = "representational_similarity"
+    range = (-math.inf, math.inf)
+    symmetric = False
+    kind = "statistic"
+    source = "the measure's own"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        traits = ("range", "larger_is_more_similar", "symmetric")
+        self._declare(**{name: getattr(self.measure, name) for name in traits if hasattr(self.measure, name)})
+
+    def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        return torch.stack(outputs, 1)
+
+    def reduce(self, rows: Tensor) -> Score:
+        value = float(self.measure(rows[:, 0], rows[:, 1]))
+        if math.isnan(value):
+            return self._undefined(rows, "the measure of representations is undefined for these outputs")
+        return Score(value, count=len(rows))
