@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from simprune.measures._base import DegenerateWarning, Measure, Prepared, UndefinedWarning, _registry
-from simprune.measures._result import SimilarityMatrix
+from simprune.measures._resampling import Resampling
+from simprune.measures._result import Interval, Null, SimilarityMatrix
 from simprune.measures._streaming import Streaming
 
 __all__ = [
     "DegenerateWarning",
+    "Interval",
     "Measure",
+    "Null",
     "Prepared",
     "SimilarityMatrix",
     "Streaming",
@@ -78,28 +81,56 @@ def get(id: str, **hyper: Any) -> Measure:
 
 
 def matrix(
-    measure: str | Measure, representations: Mapping[str, Any], labels: Any = None, **options: Any
+    measure: str | Measure,
+    representations: Mapping[str, Any],
+    labels: Any = None,
+    *,
+    null: str | None = None,
+    bootstrap: int = 0,
+    repeats: int | None = None,
+    seed: int | None = None,
+    **options: Any,
 ) -> SimilarityMatrix:
     """Values for all pairs of representations {name: X (N, D)}: one `prepare` each, then all pairs together.
 
     A value may also be a dict of the arguments of `prepare`, or already prepared. `options` are
     hyperparameters (with an id) or inputs common to all representations (the measure's `extras`).
+
+    `null="permuted"` adds `.null`, the values after shuffling inputs apart, `repeats` times (100): what unrelated
+    representations of these widths would score. `bootstrap=B` adds `.interval` from B random halves of the inputs.
+    Both compute the matrix that many times, equal for equal `seed` (0), which a measure's own `seed` follows.
     Raises as `get`, `prepare` and `compare` do.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
     >>> matrix("cka", {"a": X, "b": 2 * X + 1}).values.round(6).tolist()
     [[1.0, 1.0], [1.0, 1.0]]
+    >>> bool(matrix("cka", {"a": X, "b": 2 * X + 1}, null="permuted", repeats=19).null.p_value[0, 1] == 0.05)
+    True
     """
     source = _registry.get(measure) if isinstance(measure, str) else measure
     common = {name: options.pop(name) for name in (source.extras if source else ()) if name in options}
+    own = {each.name for each in dataclasses.fields(source)} if isinstance(measure, str) and source else set()
+    if seed is not None and ("seed" in own or not (null or bootstrap)):
+        options["seed"] = seed
+    if repeats is not None and ("repeats" in own or not null):
+        if null:
+            raise ValueError(f"{measure} has repeats of its own: pass get({measure!r}, repeats=...) to set those")
+        options["repeats"] = repeats
     if isinstance(measure, str):
         measure = get(measure, **options)
     elif options:
         raise ValueError(f"{measure} has its hyperparameters already; pass an id to set {', '.join(options)}")
     layers = tuple(representations)
     values = measure.matrix(measure.prepare_all(representations, labels, **common), layers)
-    return SimilarityMatrix(layers, values, measure.id)
+    result = SimilarityMatrix(layers, values, measure.id)
+    if null or bootstrap:
+        sample = Resampling(measure, representations, labels, common, seed or 0)
+        if null:
+            result = dataclasses.replace(result, null=sample.null(null, 100 if repeats is None else repeats, values))
+        if bootstrap:
+            result = dataclasses.replace(result, interval=sample.interval(bootstrap, values))
+    return result
 
 
 def streaming(

@@ -6,6 +6,29 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
+class Null:
+    """Values (L, L) between representations whose inputs are no longer paired: what is left is bias.
+
+    `quantiles[name]` (L, L) for "2.5%", "50%", "97.5%"; `p_value` (L, L), the share of shuffles at least as similar
+    as the real pairing, itself counted as one.
+    """
+
+    mean: np.ndarray
+    quantiles: dict[str, np.ndarray]
+    p_value: np.ndarray
+    repeats: int
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """Bounds (L, L) between which 95 % of the values of as many other inputs would be."""
+
+    low: np.ndarray
+    high: np.ndarray
+    resamples: int
+
+
+@dataclass(frozen=True, eq=False)
 class SimilarityMatrix:
     """Values (L, L) of one measure for all pairs of L named representations; read-only float64.
 
@@ -19,6 +42,8 @@ class SimilarityMatrix:
     names: tuple[str, ...]
     values: np.ndarray = field(repr=False)
     measure: str = ""
+    null: Null | None = field(default=None, repr=False)
+    interval: Interval | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)
