@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simprune.attention import opened
+
 LABEL_KEYS = ("labels", "label")
 
 
@@ -106,14 +108,18 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode alone. Fused attention is off: it would run without its parts, past every hook and counter."""
+    """Evaluation mode alone. Fused attention is off: it would run without its parts, past every hook and counter.
+
+    nn.MultiheadAttention runs in the open: see `simprune.attention`.
+    """
     modes = [(module, module.training) for model in models for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     for model in models:
         model.eval()
     try:
-        yield
+        with opened(*models):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes:

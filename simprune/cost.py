@@ -4,8 +4,9 @@ One multiply-add is one mac (FLOPs = 2 x macs), counted per input row by torch's
 in plain matrix products; BatchNorm, activations and other elementwise work count nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
@@ -13,9 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from simprune.attention import attentions
 from simprune.batches import eval_mode, evaluation
 
 Example = tuple[tuple, dict]
+PROJECTIONS = ("aten.mm", "aten.addmm")  # what nn.MultiheadAttention does with its own weights
 KINDS = ("macs", "params", "bytes")
 
 
@@ -50,11 +53,14 @@ class CostModel:
     """Exact cost of a model and of what is left after slices of tensors or whole modules are removed.
 
     The macs of a convolution or linear layer follow the number of elements of its weight, because every element
-    is used once per output position; `fixed` macs (matrix products without a weight) go only with their module.
+    is used once per output position; `fixed` macs (matrix products without a weight) go only with their module. The
+    products of queries, keys and values follow the number of entries of the heads: `products` names, for each
+    attention module, the tensor and dimension along which the heads lie, and the macs per entry.
     """
 
     tensors: Mapping[str, TensorCost]
     fixed: Mapping[str, int]
+    products: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
 
     def total(self) -> Cost:
         return self.after()
@@ -78,18 +84,24 @@ class CostModel:
             params += elements * tensor.parameter
             size += elements * tensor.itemsize
         macs += sum(count for name, count in self.fixed.items() if not f"{name}.".startswith(prefixes))
+        for module, (tensor, dim, each) in self.products.items():
+            if not f"{module}.".startswith(prefixes):
+                macs += each * (self.tensors[tensor].shape[dim] - cut.get((tensor, dim), 0))
         return Cost(round(macs), params, size)
 
 
-def _flops_by_module(model: nn.Module, example: Example) -> dict[str, int]:
-    """Multiply-adds times two of every module by name ("" is the whole model), for the whole example batch."""
+def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[str]]:
+    """Multiply-adds times two by module ("" is the whole model) and operator, for the whole example batch."""
     args, kwargs = example
     counter = FlopCounterMode(display=False)
     with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(*args, **kwargs)
-    counts = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+    counts = {
+        name: Counter({str(operator): count for operator, count in by_operator.items()})
+        for name, by_operator in counter.get_flop_counts().items()
+    }
     root = type(model).__name__
-    return {"": counts.get("Global", 0)} | {
+    return {"": counts.get("Global", Counter())} | {
         name.removeprefix(f"{root}."): count for name, count in counts.items() if name.startswith(f"{root}.")
     }
 
@@ -98,22 +110,35 @@ def cost_model(model: nn.Module, example: Example) -> CostModel:
     """The cost model of a network, from one forward pass on an example (see `simprune.example`)."""
     rows = _rows(example)
     flops = _flops_by_module(model, example)
-    weights: dict[str, float] = {}
+    parameters = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in parameters.items()}  # tied weights: the first name counts all
+    attention = attentions(model)
+    weights: Counter[str] = Counter()
     fixed: dict[str, int] = {}
+    products: dict[str, tuple[str, int, float]] = {}
     for name, module in model.named_modules():
         children = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
-        own = (flops.get(name, 0) - sum(flops.get(child, 0) for child in children)) / (2 * rows)
+        by_operator = Counter(flops.get(name, {}))
+        for child in children:
+            by_operator.subtract(flops.get(child, {}))
+        own = sum(by_operator.values()) / (2 * rows)
         weight = getattr(module, "weight", None)
         if own and not children and isinstance(weight, nn.Parameter):
-            weights[f"{name}.weight" if name else "weight"] = own / weight.numel()
+            weights[names[weight]] += own / weight.numel()  # type: ignore[assignment]
+        elif own and name in attention:
+            inside = [tensor for tensor, _ in attention[name].reads if tensor.rpartition(".")[0] == name]
+            projected = sum(by_operator[operator] for operator in PROJECTIONS) / (2 * rows) if inside else 0
+            for tensor in inside:
+                weights[tensor] += projected / sum(parameters[other].numel() for other in inside)  # type: ignore[assignment]
+            joint = attention[name].joint
+            products[name] = (joint.tensor, joint.dim, (own - projected) / parameters[joint.tensor].shape[joint.dim])
         elif own:
             fixed[name] = round(own)
-    parameters = dict(model.named_parameters())
     tensors = {
         name: TensorCost(tuple(tensor.shape), tensor.element_size(), weights.get(name, 0.0), name in parameters)
         for name, tensor in [*parameters.items(), *model.named_buffers()]
     }
-    return CostModel(tensors, fixed)
+    return CostModel(tensors, fixed, products)
 
 
 def _rows(example: Example) -> int:

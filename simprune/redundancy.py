@@ -157,7 +157,8 @@ def estimate(
     example = example_of(first)
     costs = cost_model(model, example)
     found = {kind: FINDERS[kind](model, example) for kind in FINDERS if kind in structures}
-    blocks, groups = found.get("blocks", ([], []))[0], found.get("channels", ([], []))[0]
+    blocks = found.get("blocks", ([], []))[0]
+    groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
     scored, similarity = _score_blocks(model, calibration, measure, blocks, costs)
     return Redundancy(
         blocks=scored,

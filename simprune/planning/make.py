@@ -66,7 +66,7 @@ def _gather(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[list[str], d
     blocks = [step.name for step in steps if step.channel is None]
     channels: dict[str, list[int]] = {}
     for step in steps:
-        if step.channel is not None and not any(step.name.startswith(f"{block}.") for block in blocks):
+        if step.channel is not None and not any(f"{step.name}.".startswith(f"{block}.") for block in blocks):
             channels.setdefault(step.name, []).append(step.channel)
     return blocks, channels
 
@@ -96,10 +96,10 @@ def _edits(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[Edit, ...]:
     ]
     edits += [
         Edit(
-            "channels",
+            entry.group.kind,
             entry.name,
-            tuple(sorted(channels[entry.name])),
-            entry.group.size,
+            entry.group.expand(channels[entry.name]),
+            entry.group.width,
             _why(entry, channels[entry.name]),
         )
         for entry in redundancy.channels

@@ -13,11 +13,11 @@ from torch import nn
 from simprune.names import did_you_mean
 
 FORMAT = 1
-Removal = Literal["block", "channels"]
+Removal = Literal["block", "channels", "heads"]
 HEADER = """\
 # A simprune plan. Delete an edit, or an index, to keep what it would remove.
-# Indices count the output channels of the original layer from 0. `expected` is what the planner computed; it is not
-# read back. The fingerprint binds the plan to models with the same tensor names and shapes.
+# Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner
+# computed; it is not read back. The fingerprint binds the plan to models with the same tensor names and shapes.
 """
 
 
@@ -49,21 +49,23 @@ class Edit:
             return
         where = f"edit of {self.name}"
         if not self.indices:
-            raise ValueError(f"{where}: no channels are listed; delete the edit to keep them all")
+            raise ValueError(f"{where}: no {self.remove} are listed; delete the edit to keep them all")
         if any(not isinstance(i, int) or isinstance(i, bool) for i in self.indices):
             raise ValueError(f"{where}: indices must be whole numbers; got {list(self.indices)}")
         if len(set(self.indices)) < len(self.indices):
             twice = sorted({i for i in self.indices if self.indices.count(i) > 1})
-            raise ValueError(f"{where}: channels {twice} are listed twice; list each once")
+            raise ValueError(f"{where}: {self.remove} {twice} are listed twice; list each once")
         if min(self.indices) < 0 or max(self.indices) >= self.of:
             outside = sorted(i for i in self.indices if not 0 <= i < self.of)
-            raise ValueError(f"{where}: channels {outside} are out of range; the layer has channels 0 to {self.of - 1}")
+            last = f"the layer has {self.remove} 0 to {self.of - 1}"
+            raise ValueError(f"{where}: {self.remove} {outside} are out of range; {last}")
         if len(self.indices) == self.of:
-            raise ValueError(f"{where}: all {self.of} channels would go and leave the layer empty; keep at least one")
+            what = f"all {self.of} {self.remove} would go and leave the layer empty"
+            raise ValueError(f"{where}: {what}; keep at least one")
 
     def to_dict(self) -> dict[str, Any]:
         head: dict[str, Any] = {"remove": self.remove, "name": self.name}
-        if self.remove == "channels":
+        if self.remove != "block":
             head |= {"indices": sorted(self.indices), "of": self.of}
         return head | {"reason": self.reason}
 
@@ -86,7 +88,7 @@ class Plan:
         if twice:
             raise ValueError(f"plan: {', '.join(twice)} is edited twice; merge the two edits into one")
         for edit in self.edits:
-            around = next((block for block in self.blocks if edit.name.startswith(f"{block}.")), None)
+            around = next((block for block in self.blocks if _around(block, edit)), None)
             if around is not None:
                 raise ValueError(
                     f"plan: {edit.name} lies inside {around}, which is removed whole; delete one of the two edits"
@@ -101,6 +103,11 @@ class Plan:
     def channels(self) -> Iterator[Edit]:
         """The edits that remove channels."""
         return (edit for edit in self.edits if edit.remove == "channels")
+
+    @property
+    def heads(self) -> Iterator[Edit]:
+        """The edits that remove attention heads."""
+        return (edit for edit in self.edits if edit.remove == "heads")
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError unless this plan was made for a model of these tensor names and shapes."""
@@ -186,6 +193,11 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Read plan.yaml; raises FileNotFoundError or ValueError."""
         return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
+
+
+def _around(block: str, edit: Edit) -> bool:
+    """Whether an edit of channels or heads lies inside a block."""
+    return edit.name.startswith(f"{block}.") or (edit.remove != "block" and edit.name == block)
 
 
 class _Dumper(yaml.SafeDumper):

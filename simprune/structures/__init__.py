@@ -2,7 +2,18 @@
 
 from simprune.structures.blocks import Block, find_blocks
 from simprune.structures.channels import ChannelGroup, find_channel_groups
+from simprune.structures.heads import HeadGroup, find_head_groups
+from simprune.structures.proof import UnitGroup
 
-FINDERS = {"channels": find_channel_groups, "blocks": find_blocks}
+FINDERS = {"channels": find_channel_groups, "heads": find_head_groups, "blocks": find_blocks}
 
-__all__ = ["FINDERS", "Block", "ChannelGroup", "find_blocks", "find_channel_groups"]
+__all__ = [
+    "FINDERS",
+    "Block",
+    "ChannelGroup",
+    "HeadGroup",
+    "UnitGroup",
+    "find_blocks",
+    "find_channel_groups",
+    "find_head_groups",
+]

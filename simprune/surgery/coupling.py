@@ -5,7 +5,7 @@ file, bounded and checked.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,15 @@ import torch_pruning as tp
 from torch import nn
 from torch_pruning.dependency.group import Group
 
+from simprune.attention import is_conv1d
 from simprune.batches import eval_mode, first_tensor
 from simprune.cost import Example
+from simprune.surgery.pruners import opaque, pruners
 
-ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
+ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
+TIED = "tied"  # not a side of a tensor: channels that have to go together
+# Composite modules may keep the width of their stream as a number, under one of these names.
+STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_model", "num_features", "width")
 
 
 class NotPrunable(Exception):
@@ -27,7 +32,7 @@ class NotPrunable(Exception):
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries that one tensor loses with every channel of a group: `indices[c]` along `dim` for channel c."""
+    """Entries that one tensor loses with every unit of a group: `indices[u]` along `dim` for unit u."""
 
     tensor: str
     dim: int
@@ -39,29 +44,50 @@ class Slice:
         return self.tensor.rpartition(".")[0]
 
 
+@dataclass(frozen=True)
+class Coupling:
+    """Output channels of one layer with all that goes with them.
+
+    A unit is a smallest set of channels that can go: one channel, unless a gated product, a grouped convolution or a
+    group normalisation ties several together.
+    """
+
+    units: tuple[tuple[int, ...], ...]
+    slices: tuple[Slice, ...]
+
+
 class CouplingGraph:
     """torch-pruning's dependency graph of one model, traced on an example input.
 
     The model's training mode and `requires_grad` are as before afterwards. Build a new one after a module is replaced.
+    Raises NotPrunable when torch-pruning cannot trace the model; an error of the model itself comes through as it is.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.model = model
         self._names = {module: name for name, module in model.named_modules()}
         args, kwargs = example
+        by_type, self.attention = pruners(model)
+        whole = [*self.attention, *(module for module in self._names if is_conv1d(module))]
+        inside = {part for module in self.attention for part in module.modules()} - set(self.attention)
+        self._hidden = {self._names[part] for part in inside} | {
+            layer for found in self.attention.values() for layer in found.layers if not found.writes
+        }
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)  # the trace follows gradients: frozen layers would be missing
         try:
             with eval_mode(model), torch.enable_grad():
                 model(*args, **kwargs)  # an error of the model itself surfaces here, not inside the trace
-                self._graph = tp.DependencyGraph().build_dependency(
-                    model,
-                    example_inputs=args,  # what the trace runs is forward_fn
-                    forward_fn=lambda net, _: net(*args, **kwargs),
-                    output_transform=first_tensor,
-                    verbose=False,
-                )
+                with opaque(whole), _traceable():
+                    self._graph = tp.DependencyGraph().build_dependency(
+                        model,
+                        example_inputs=args,  # what the trace runs is forward_fn
+                        forward_fn=lambda net, _: net(*args, **kwargs),
+                        output_transform=first_tensor,
+                        customized_pruners=by_type,
+                        verbose=False,
+                    )
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -71,7 +97,12 @@ class CouplingGraph:
 
     def roots(self) -> list[str]:
         """Names of the layers whose output channels can be asked for, in order of definition."""
-        return [name for module, name in self._names.items() if isinstance(module, ROOTS)]
+        return [name for name in self._names.values() if name and self.is_root(name)]
+
+    def is_root(self, layer: str) -> bool:
+        """Whether a layer makes channels that can be asked for; the projections of attention make heads."""
+        module = self.model.get_submodule(layer)
+        return (isinstance(module, ROOTS) or is_conv1d(module)) and layer not in self._hidden
 
     def width(self, layer: str) -> int:
         """Number of output channels of a layer now."""
@@ -80,80 +111,112 @@ class CouplingGraph:
 
     def _pruner(self, layer: str) -> Any:
         module = self.model.get_submodule(layer)
+        if layer in self._hidden:
+            raise NotPrunable("its outputs are attention heads, which go as heads")
         if module not in self._graph.module2node:
             raise NotPrunable("it takes no part in the forward pass, or the trace does not see it")
         return self._graph.get_pruner_of_module(module)
 
     def group(self, layer: str, indices: Sequence[int]) -> Any:
         """torch-pruning's group for removing exactly these output channels of a layer."""
+        return self._group(layer, indices)[0]
+
+    def _group(self, layer: str, indices: Sequence[int]) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The group, and its items before torch-pruning merges them: merging forgets channels that share an entry."""
         width = self.width(layer)
         if not indices or sorted(set(indices)) != list(indices) or not all(0 <= i < width for i in indices):
             raise ValueError(f"{layer}: expected sorted distinct channels in [0, {width}); got {list(indices)}")
         pruner = self._pruner(layer)
-        with self._bounded():
-            return self._graph.get_pruning_group(
+        with self._bounded() as items:
+            group = self._graph.get_pruning_group(
                 self.model.get_submodule(layer), pruner.prune_out_channels, list(indices)
             )
+        return group, items
 
     @contextmanager
-    def _bounded(self) -> Iterator[None]:
+    def _bounded(self) -> Iterator[list[tuple[Any, Any]]]:
         """Cap the size of a group while torch-pruning builds it: cyclic mappings would never end."""
-        add_dep, items = Group.add_dep, 0
-        item_cap, index_cap = (
-            2 * self._item_cap,
-            self._index_cap,
-        )  # each item is added twice: found, then merged
+        add_dep, items = Group.add_dep, []
+        item_cap, index_cap = 2 * self._item_cap, self._index_cap  # each item is added twice: found, then merged
 
         def counted(self: Group, dep: Any, idxs: Any) -> None:
-            nonlocal items
-            items += 1
-            if items > item_cap or len(idxs) > index_cap:
+            items.append((dep, idxs))
+            if len(items) > item_cap or len(idxs) > index_cap:
                 raise NotPrunable("its channels are coupled through a cyclic or exploding index mapping")
             add_dep(self, dep, idxs)
 
         Group.add_dep = counted
         try:
-            yield
+            yield items
+        except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise NotPrunable(f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})") from None
         finally:
             Group.add_dep = add_dep
 
     def slices(self, layer: str) -> tuple[Slice, ...]:
-        """What every channel of a layer's group takes with it: tensors, dimensions, indices per channel."""
+        """What every unit of a layer's group takes with it: tensors, dimensions, indices per unit."""
+        return self.coupling(layer).slices
+
+    def coupling(self, layer: str) -> Coupling:
+        """The units of a layer's output channels, and what each takes with it."""
         width = self.width(layer)
-        found: dict[tuple[str, int, str], Slice] = {}
-        for item in self.group(layer, range(width)).items:
-            for part in self._slices_of(item, width):
-                key = (part.tensor, part.dim, part.side)
-                found[key] = part
-        return tuple(found.values())
+        entries: dict[tuple[str, int, str], list[set[int]]] = {}
+        for dep, indices in self._group(layer, range(width))[1]:
+            by_channel: list[set[int]] = [set() for _ in range(width)]
+            for index in indices:
+                by_channel[index.root_idx].add(int(index.idx))
+            for key, per_channel in self._entries_of(dep, by_channel):
+                known = entries.setdefault(key, [set() for _ in range(width)])
+                for mine, more in zip(known, per_channel, strict=True):
+                    mine |= more
+        units = _units(width, entries.values())
+        slices = tuple(
+            Slice(tensor, dim, tuple(tuple(sorted(set().union(*(sets[c] for c in unit)))) for unit in units), side)
+            for (tensor, dim, side), sets in entries.items()
+            if side != TIED
+        )
+        return Coupling(units, slices)
 
-    def _slices_of(self, item: Any, width: int) -> Iterator[Slice]:
-        target, handler = item.dep.target, item.dep.handler
+    def _entries_of(
+        self, dep: Any, by_channel: list[set[int]]
+    ) -> Iterator[tuple[tuple[str, int, str], list[set[int]]]]:
+        """(tensor, dimension, side) and the entries of each channel, for one item of a group."""
+        target, handler = dep.target, dep.handler
         side = "out" if self._graph.is_out_channel_pruning_fn(handler) else "in"
-        indices: list[list[int]] = [[] for _ in range(width)]
-        for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            indices[root].append(int(index))
-        by_channel = tuple(map(tuple, indices))
-        if isinstance(target.module, nn.Parameter):
-            yield Slice(self._graph._param_to_name[target.module], target.pruning_dim, by_channel, side)
-        elif target.module in self._names:
-            yield from self._cut_tensors(target.module, handler, by_channel, side)
+        module = target.module
+        if isinstance(module, nn.Parameter):
+            yield (self._graph._param_to_name[module], target.pruning_dim, side), by_channel
+        elif module in self.attention:
+            found = self.attention[module]
+            for tensor, dim in found.writes if side == "out" else found.reads:
+                yield (tensor, dim, side), by_channel
+        elif module in self._names:
+            prefix = f"{self._names[module]}." if self._names[module] else ""
+            groups, length = _channel_groups(module, side)
+            local = [{index % length for index in indices} for indices in by_channel] if groups > 1 else by_channel
+            if groups > 1:  # equally many of every group's channels have to go
+                yield (prefix, 0, TIED), local
+            for name, dim in self._cut_tensors(module, handler, by_channel):
+                yield (prefix + name, dim, side), local if side == "in" and name == "weight" else by_channel
 
-    def _cut_tensors(
-        self, module: nn.Module, handler: Any, by_channel: tuple[tuple[int, ...], ...], side: str
-    ) -> Iterator[Slice]:
-        """Remove the first channel from a copy of one layer and see which tensors lose how much."""
+    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: list[set[int]]) -> Iterator[tuple[str, int]]:
+        """Remove the first channel from a copy of one layer and see which tensors shrink along which dimension."""
         first = next((indices for indices in by_channel if indices), None)
         if first is None:
             return
         trial = copy.deepcopy(module)
         before = _shapes(module)
-        handler(trial, list(first))
-        prefix = f"{self._names[module]}." if self._names[module] else ""
+        try:
+            handler(trial, sorted(first))
+        except Exception as error:  # any failure inside torch-pruning means the same: it cannot cut this layer
+            name, what = self._names[module], f"{type(error).__name__}: {error}"
+            raise NotPrunable(f"torch-pruning cannot remove channels of {name}, coupled to it ({what})") from None
         for name, shape in _shapes(trial).items():
+            if len(shape) != len(before[name]):
+                raise NotPrunable(f"torch-pruning breaks {self._names[module]}, coupled to it")
             for dim, (old, new) in enumerate(zip(before[name], shape, strict=True)):
                 if old != new:
-                    yield Slice(prefix + name, dim, by_channel, side)
+                    yield name, dim
 
     def prune(self, layer: str, indices: Sequence[int]) -> None:
         """Remove output channels of a layer, and everything coupled to them, from the model itself."""
@@ -162,10 +225,66 @@ class CouplingGraph:
             raise NotPrunable(f"removing {len(indices)} channels of {layer} would leave a coupled layer empty")
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         tied = _tied(self.model)
+        width = self.width(layer)
+        changed = [name for item in group.items if (name := self._names.get(item.dep.target.module))]
         group.prune()
         _tie_again(self.model, tied)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(trainable[name])
+        self._restate(changed, width, width - len(indices))
+
+    def _restate(self, changed: Sequence[str], old: int, new: int) -> None:
+        """Numbers that modules around the changed layers keep about their width; the proof shows if one is wrong."""
+        for module, name in self._names.items():
+            if next(module.children(), None) is None or module in self.attention:
+                continue
+            if name and not any(layer.startswith(f"{name}.") for layer in changed):
+                continue
+            for attribute in STATED_WIDTHS:
+                if vars(module).get(attribute) == old:
+                    setattr(module, attribute, new)
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """An error inside the trace of a model that just ran is torch-pruning's."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, the network is left unpruned and the reason reported
+        raise NotPrunable(f"torch-pruning cannot trace the network ({type(error).__name__}: {error})") from None
+
+
+def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
+    """Into how many equal parts a layer deals its channels on one side, and how many channels each has."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        channels = module.in_channels if side == "in" else module.out_channels
+        depthwise = module.groups == module.out_channels == module.in_channels
+        return (1, channels) if depthwise else (module.groups, channels // module.groups)
+    if isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels:
+        return module.num_groups, module.num_channels // module.num_groups
+    return 1, 1
+
+
+def _units(width: int, tensors: Iterable[list[set[int]]]) -> tuple[tuple[int, ...], ...]:
+    """Channels joined wherever they share an entry, in order of their first channel."""
+    parent = list(range(width))
+
+    def top(channel: int) -> int:
+        while parent[channel] != channel:
+            parent[channel] = parent[parent[channel]]
+            channel = parent[channel]
+        return channel
+
+    for by_channel in tensors:
+        first: dict[int, int] = {}
+        for channel, indices in enumerate(by_channel):
+            for index in indices:
+                a, b = top(first.setdefault(index, channel)), top(channel)
+                parent[max(a, b)] = min(a, b)
+    units: dict[int, list[int]] = {}
+    for channel in range(width):
+        units.setdefault(top(channel), []).append(channel)
+    return tuple(map(tuple, units.values()))
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -5,12 +5,14 @@ import copy
 import torch
 from torch import nn
 
+from simprune.attention import attentions
 from simprune.batches import device_of, eval_mode, first_tensor
 from simprune.cost import Example, cost_model, measure_cost
 from simprune.example import from_description
 from simprune.planning.plan import Plan
+from simprune.surgery.attention import remove_heads
 from simprune.surgery.bypass import bypass
-from simprune.surgery.coupling import ROOTS, CouplingGraph, NotPrunable
+from simprune.surgery.coupling import CouplingGraph, NotPrunable
 from simprune.surgery.effects import Effects, effects_of
 
 
@@ -27,20 +29,24 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     effects = effects_of(plan, small, example)
     for name in plan.blocks:
         bypass(small, name)
+    layouts = attentions(small)
+    for edit in plan.heads:
+        remove_heads(small, layouts[edit.name], edit.indices)
     try:
-        graph = CouplingGraph(small, example)
+        graph = CouplingGraph(small, example) if any(plan.channels) else None
         for edit in plan.channels:
-            graph.prune(_living(edit.name, effects, small), sorted(edit.indices))
+            assert graph is not None
+            graph.prune(_living(edit.name, effects, graph), sorted(edit.indices))
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
     _verify(small, model, effects, example)
     return small
 
 
-def _living(name: str, effects: Effects, model: nn.Module) -> str:
+def _living(name: str, effects: Effects, graph: CouplingGraph) -> str:
     """A layer that produces the edited channels and is still there (the named one may be in a removed block)."""
     for layer in (name, *effects.producers[name]):
-        if not effects.inside_dropped(layer) and isinstance(model.get_submodule(layer), ROOTS):
+        if not effects.inside_dropped(layer) and graph.is_root(layer):
             return layer
     raise ValueError(f"plan: every layer that makes the channels of {name} is removed; delete the edit of {name}")
 

@@ -1,13 +1,14 @@
 """What a plan does to each tensor of the original model: the prediction that the edited network has to meet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from simprune.attention import attentions
 from simprune.cost import Example
-from simprune.planning.plan import Plan
-from simprune.surgery.coupling import CouplingGraph, NotPrunable, Slice
+from simprune.planning.plan import Edit, Plan
+from simprune.surgery.coupling import CouplingGraph, NotPrunable
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,43 @@ def effects_of(plan: Plan, model: nn.Module, example: Example) -> Effects:
     """Trace the original once and look up every edit. Raises ValueError for an edit that cannot be made."""
     removed: dict[tuple[str, int], set[int]] = {}
     producers: dict[str, tuple[str, ...]] = {}
+    layouts = attentions(model) if any(plan.heads) else {}
+    for edit in plan.heads:
+        if edit.name not in layouts:
+            raise ValueError(f"plan: {edit.name} has no heads that can be removed; delete its edit")
+        attention = layouts[edit.name]
+        if edit.of != attention.heads:
+            raise ValueError(f"plan: {edit.name} has {attention.heads} heads, not {edit.of}")
+        units = _whole_units(edit, attention.units)
+        for rows in (*attention.rows, attention.joint):
+            gone = {index for unit in units for index in attention.entries(rows, unit)}
+            removed.setdefault((rows.tensor, rows.dim), set()).update(gone)
     edits = list(plan.channels)
     graph = CouplingGraph(model, example) if edits else None
     for edit in edits:
         assert graph is not None
         try:
-            slices = graph.slices(edit.name)
+            coupling = graph.coupling(edit.name)
         except NotPrunable as reason:
             raise ValueError(f"plan: channels of {edit.name} cannot be removed: {reason}") from None
-        producers[edit.name] = tuple(dict.fromkeys(part.module for part in slices if _same_order(part)))
-        for part in slices:
-            gone = {index for channel in edit.indices for index in part.indices[channel]}
+        units = _whole_units(edit, coupling.units)
+        same = (part.module for part in coupling.slices if part.side == "out" and part.indices == coupling.units)
+        producers[edit.name] = tuple(dict.fromkeys(same))
+        for part in coupling.slices:
+            gone = {index for unit in units for index in part.indices[unit]}
             removed.setdefault((part.tensor, part.dim), set()).update(gone)
     return Effects({key: tuple(sorted(gone)) for key, gone in removed.items()}, plan.blocks, producers)
 
 
-def _same_order(part: Slice) -> bool:
-    return part.side == "out" and all(indices == (channel,) for channel, indices in enumerate(part.indices))
+def _whole_units(edit: Edit, groups: Sequence[Sequence[int]]) -> list[int]:
+    """The units that an edit removes; ValueError when it splits one."""
+    listed, units = set(edit.indices), []
+    for number, unit in enumerate(groups):
+        if listed.issuperset(unit):
+            units.append(number)
+        elif not listed.isdisjoint(unit):
+            raise ValueError(
+                f"plan: {edit.remove} {list(unit)} of {edit.name} can only go together; list all of them or none "
+                f"(listed: {sorted(listed.intersection(unit))})"
+            )
+    return units

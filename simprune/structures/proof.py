@@ -1,0 +1,165 @@
+"""The proof that parts can be removed: on a copy, removing them equals having every reader ignore them."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from simprune.batches import eval_mode, first_tensor
+from simprune.cost import Example, cost_model, measure_cost
+from simprune.surgery.coupling import NotPrunable, Slice
+
+Group = TypeVar("Group", bound="UnitGroup")
+Remove = Callable[[nn.Module, "Sequence[UnitGroup]"], None]  # the middle unit of each group, in place
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Interchangeable units of a network, such as channels or heads, and the entries of tensors that each owns.
+
+    A unit is what can go by itself: `units[u]` are its numbers in an edit, mostly just one. `slices[i].indices[u]`
+    are its entries in one tensor.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    kind: Literal["channels", "heads"]
+    units: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.units:
+            object.__setattr__(self, "units", tuple((unit,) for unit in range(self.size)))
+
+    @property
+    def width(self) -> int:
+        """How many channels or heads there are: what an edit's indices count."""
+        return sum(len(unit) for unit in self.units)
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Modules whose outputs carry these units."""
+        return tuple(dict.fromkeys(part.module for part in self.slices if part.side == "out"))
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Modules that read these units and forget them."""
+        return tuple(dict.fromkeys(part.module for part in self.slices if part.side == "in"))
+
+    def expand(self, units: Sequence[int]) -> tuple[int, ...]:
+        """The indices of an edit that removes these units."""
+        return tuple(sorted(index for unit in units for index in self.units[unit]))
+
+    def cut(self, units: Sequence[int]) -> dict[tuple[str, int], int]:
+        """How many entries every tensor loses along each dimension when these units go."""
+        lost: dict[tuple[str, int], set[int]] = {}
+        for part in self.slices:
+            gone = lost.setdefault((part.tensor, part.dim), set())
+            for unit in units:
+                gone.update(part.indices[unit])
+        return {key: len(gone) for key, gone in lost.items()}
+
+
+def prove(
+    model: nn.Module, example: Example, groups: Sequence[Group], remove: Remove
+) -> tuple[list[Group], list[tuple[str, str]]]:
+    """Groups of which the middle unit can be removed, and the others with the reason.
+
+    The smaller network runs, its output keeps its shape, it costs what is predicted, and, with normalisations across
+    channels taken out of both, it equals the network whose readers ignore that unit. All groups are tried at once;
+    when that fails, halves are, until the culprits are found.
+    """
+    if not groups:
+        return [], []
+    reason = _failure(model, example, groups, remove)
+    if reason is None:
+        return list(groups), []
+    if len(groups) == 1:
+        return [], [(groups[0].name, reason)]
+    middle = len(groups) // 2
+    first = prove(model, example, groups[:middle], remove)
+    second = prove(model, example, groups[middle:], remove)
+    return first[0] + second[0], first[1] + second[1]
+
+
+def _failure(model: nn.Module, example: Example, groups: Sequence[UnitGroup], remove: Remove) -> str | None:
+    cut, masked = copy.deepcopy(model), copy.deepcopy(model)
+    args, kwargs = example
+    try:
+        remove(cut, groups)
+        for group in groups:
+            _ignore(masked, group, group.size // 2)
+        with eval_mode(model, cut, masked), torch.no_grad():
+            before, after = (first_tensor(net(*args, **kwargs)) for net in (model, cut))
+            with without_mixing(cut, masked):
+                found, expected = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
+        actual = measure_cost(cut, example)
+    except NotPrunable as reason:
+        return str(reason)
+    except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
+        return f"the network fails without one of its {groups[0].kind} ({_first_line(error)})"
+    if before is None or after is None or before.shape != after.shape:
+        return "its output is the network's output"
+    if found is None or expected is None or not _close(found, expected):
+        return "removing a part of it differs from ignoring that part, so the traced coupling is wrong"
+    lost: dict[tuple[str, int], int] = {}
+    for group in groups:
+        for key, count in group.cut([group.size // 2]).items():
+            lost[key] = lost.get(key, 0) + count
+    if cost_model(model, example).after(lost) != actual:
+        return "what the network costs without a part of it cannot be predicted"
+    return None
+
+
+def _ignore(model: nn.Module, group: UnitGroup, unit: int) -> None:
+    """Zero what every reader multiplies this unit with."""
+    for part in group.slices:
+        if part.side == "in" and part.tensor.endswith("weight"):
+            index = torch.tensor(part.indices[unit], device=model.get_parameter(part.tensor).device)
+            model.get_parameter(part.tensor).data.index_fill_(part.dim, index, 0.0)
+
+
+@contextmanager
+def without_mixing(*models: nn.Module) -> Iterator[None]:
+    """For a while, normalisations across channels work entry by entry, so that no channel feels another one going.
+
+    Bounded and nonlinear (tanh) in their place, so that nothing overflows and a channel in the wrong place shows.
+    """
+
+    def alone(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.tanh(x)
+
+    with ExitStack() as stack:
+        for module in (module for model in models for module in model.modules()):
+            if _mixes(module):
+                own = vars(module).get("forward")
+                module.forward = alone
+                stack.callback(_restore, module, own)
+        yield
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    del module.forward
+    if forward is not None:
+        module.forward = forward
+
+
+def _mixes(module: nn.Module) -> bool:
+    """A leaf that normalises over channels, by its name: LayerNorm, GroupNorm, every library's RMSNorm."""
+    name = type(module).__name__.lower()
+    if next(module.children(), None) is not None or "batchnorm" in name or "instancenorm" in name:
+        return False
+    return "norm" in name
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = float(b.abs().max()) + 1e-6
+    return bool((a - b).abs().max() <= 1e-3 * scale)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
