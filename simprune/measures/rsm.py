@@ -179,7 +179,7 @@ class RSA(Difference):
             return super()._compare(a, b)
         if self.outer == "kendall":
             tau = np.asarray(stats.kendalltau(*(each.values.flatten().cpu().numpy() for each in (a, b))))[0]
-            return torch.where((a.size + b.size).isnan(), math.nan, float(tau))
+            return torch.where((a.size + b.size).isnan(), math.nan, a.size.new_tensor(float(tau)))
         return InnerProduct._compare(self, a, b)
 
     def _matrix(self, items: Sequence[Vector]) -> Tensor:
