@@ -78,6 +78,8 @@ def _hook(module: nn.Module, site: Site, see: Callable[[Site, Tensor], Any]):
         value = first_tensor(output if site.side == "output" else (*args, *kwargs.values()))
         if value is None:
             raise ValueError(f"{site.name}: no tensor to read")
+        if isinstance(module, nn.Linear) and value.ndim > 3:
+            value = value.flatten(1, -2)  # channels last, so tokens and no map
         see(site, value)
 
     if site.side == "input":

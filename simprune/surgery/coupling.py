@@ -21,7 +21,7 @@ from simprune.cost import Example
 from simprune.surgery.pruners import opaque, pruners
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
-TIED = "tied"  # not a side of a tensor: channels that have to go together
+TIED, INPUT = "tied", "input"  # no sides of a tensor: channels that have to go together; entries of a module's input
 # Composite modules may keep the width of their stream as a number, under one of these names.
 STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_model", "num_features", "width")
 
@@ -32,12 +32,16 @@ class NotPrunable(Exception):
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries that one tensor loses with every unit of a group: `indices[u]` along `dim` for unit u."""
+    """Entries that one tensor loses with every unit of a group: `indices[u]` along `dim` for unit u.
+
+    `inputs[u]` are the entries of the module's input, where they are not the tensor's (grouped convolutions).
+    """
 
     tensor: str
     dim: int
     indices: tuple[tuple[int, ...], ...]
     side: str  # "out": produced here; "in": read here
+    inputs: tuple[tuple[int, ...], ...] = ()
 
     @property
     def module(self) -> str:
@@ -170,10 +174,14 @@ class CouplingGraph:
                 for mine, more in zip(known, per_channel, strict=True):
                     mine |= more
         units = _units(width, entries.values())
+
+        def of_units(by_channel: list[set[int]] | None) -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(sorted(set().union(*(by_channel[c] for c in unit)))) for unit in units if by_channel)
+
         slices = tuple(
-            Slice(tensor, dim, tuple(tuple(sorted(set().union(*(sets[c] for c in unit)))) for unit in units), side)
+            Slice(tensor, dim, of_units(sets), side, of_units(entries.get((tensor, dim, INPUT))))
             for (tensor, dim, side), sets in entries.items()
-            if side != TIED
+            if side in ("out", "in")
         )
         return Coupling(units, slices)
 
@@ -197,7 +205,9 @@ class CouplingGraph:
             if groups > 1:  # equally many of every group's channels have to go
                 yield (prefix, 0, TIED), local
             for name, dim in self._cut_tensors(module, handler, by_channel):
-                yield (prefix + name, dim, side), local if side == "in" and name == "weight" else by_channel
+                if groups > 1 and side == "in":
+                    yield (prefix + name, dim, INPUT), by_channel
+                yield (prefix + name, dim, side), local if side == "in" else by_channel
 
     def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: list[set[int]]) -> Iterator[tuple[str, int]]:
         """Remove the first channel from a copy of one layer and see which tensors shrink along which dimension."""

@@ -12,6 +12,7 @@ from simprune.example import from_description
 from simprune.planning.plan import Plan
 from simprune.surgery.attention import remove_heads
 from simprune.surgery.bypass import bypass
+from simprune.surgery.configuration import restate
 from simprune.surgery.coupling import CouplingGraph, NotPrunable
 from simprune.surgery.effects import Effects, effects_of
 
@@ -40,6 +41,7 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
     _verify(small, model, effects, example)
+    restate(small)
     return small
 
 

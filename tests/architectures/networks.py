@@ -53,7 +53,7 @@ def _hf_vit() -> nn.Module:
 def _llama() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=40, hidden_size=48, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4,
         intermediate_size=20,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
