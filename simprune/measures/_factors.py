@@ -72,6 +72,11 @@ def gap(a: Tensor, b: Tensor) -> Tensor:
     return parts.square().sum() / 2
 
 
+def angle(lost: Tensor) -> Tensor:
+    """arccos(1 - lost), from the distance of unit vectors: keeps the digits of small angles."""
+    return 2 * (lost / 2).sqrt().arcsin()
+
+
 @dataclass(frozen=True)
 class FactorProduct(InnerProduct):
     """`InnerProduct` of phi = F F' and psi = G G', held as `values = (F, G)`, each (N, <= min(N, D)).

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from simprune.measures._base import DegenerateWarning, Measure
-from simprune.measures._factors import FactorProduct, Shape, basis, coordinates, gap, shape, warn_if_spanning
+from simprune.measures._factors import FactorProduct, Shape, angle, basis, coordinates, gap, shape, warn_if_spanning
 from simprune.measures._products import Vector, centred, unit_scaled_
 
 WILLIAMS = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
@@ -44,11 +44,6 @@ class Rotation(Measure):
 
     def _value(self, lost: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
         raise NotImplementedError
-
-
-def angle(lost: Tensor) -> Tensor:
-    """arccos(1 - lost), from the distance of unit vectors: keeps the digits of small angles."""
-    return 2 * (lost / 2).sqrt().arcsin()
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from simprune.measures._base import Measure
-from simprune.measures._factors import Basis, FactorProduct, basis, gap, warn_if_spanning
+from simprune.measures._factors import Basis, FactorProduct, angle, basis, gap, warn_if_spanning
 from simprune.measures._products import Vector, centred, unit_scaled_
 
 AFFINE = frozenset({"PT", "OT", "IS", "ILT", "TR", "AT"})
 SIMILAR = frozenset({"PT", "OT", "IS", "TR"})
 CONSTANT = "a representation is the same for all inputs"
+EQUAL = 1e-10  # correlations this close are one that occurs several times
 SVD = "prepare: an orthonormal basis (N, r), one SVD, O(N D min(N, D))"
 
 
@@ -73,11 +74,10 @@ class MeanCCA(Measure):
     def _prepare(self, X: Tensor) -> Subspace:
         return Subspace(centred_basis(self, X).U, X.shape[1])
 
-    def _compare(self, a: Subspace, b: Subspace) -> Tensor | float:
+    def _compare(self, a: Subspace, b: Subspace) -> Tensor:
         rho = correlations(a.basis, b.basis)
-        if not len(rho):
-            return math.nan
-        return rho.sum() / (len(rho) if self.denominator == "rank" else min(a.width, b.width))
+        share = 1.0 if self.denominator == "rank" else len(rho) / min(a.width, b.width)
+        return rho.mean() * share  # the mean of no correlations is NaN
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,8 @@ class CCAAngularDistance(Measure):
         U = centred_basis(self, X).U
         return U / max(U.shape[1], 1) ** 0.5
 
-    def _compare(self, a: Tensor, b: Tensor) -> Tensor | float:
-        if not (a.shape[1] and b.shape[1]):
-            return math.nan
-        return 2 * (gap(a, b) / 2).sqrt().arcsin()  # the angle between unit vectors from their distance
+    def _compare(self, a: Tensor, b: Tensor) -> Tensor:
+        return angle(gap(a, b)) if a.shape[1] and b.shape[1] else a.new_tensor(math.nan)
 
 
 @dataclass(frozen=True)
@@ -180,9 +178,8 @@ class SVCCA(Measure):
         warn_if_spanning(self, kept, len(X))
         return U[:, :kept]
 
-    def _compare(self, a: Tensor, b: Tensor) -> Tensor | float:
-        rho = correlations(a, b)
-        return rho.mean() if len(rho) else math.nan
+    def _compare(self, a: Tensor, b: Tensor) -> Tensor:
+        return correlations(a, b).mean()  # the mean of no correlations is NaN
 
 
 class Variates(NamedTuple):
@@ -199,8 +196,9 @@ class PWCCA(Measure):
     sum(alpha rho) / sum(alpha), alpha_i = sum_j |<h_i, x_j>| over the units x_j of one side and its canonical
     variates h_i. X (N, D), Y (N, D'). `weights` names that side: "first" (then it is not symmetric), "second",
     "smaller" (of lower rank; the first if equal) or "mean" of both. `invariant_to` is that of the first argument.
-    Where several rho are equal but not all, their variates and so the weights are not unique. A DegenerateWarning
-    says where N is too small. Raises ValueError for other `weights`.
+    Where several rho are equal (as many are 1 where r + r' >= N), their variates are only determined up to a rotation;
+    the principal axes of X among them are taken. A DegenerateWarning says where N is too small.
+    Raises ValueError for other `weights`.
 
     Source: Morcos, Raghu, Bengio 2018, arXiv:1806.05759.
 
@@ -236,18 +234,25 @@ class PWCCA(Measure):
         U, s, Vt = centred_basis(self, X)
         return Variates(U, s[:, None] * Vt)
 
-    def _compare(self, a: Variates, b: Variates) -> Tensor | float:
-        if not (len(a.units) and len(b.units)):
-            return math.nan
+    def _compare(self, a: Variates, b: Variates) -> Tensor:
         U, rho, Vt = torch.linalg.svd(a.basis.T @ b.basis, full_matrices=False)
         rho = rho.clamp(max=1.0)
 
         def weighted(directions: Tensor, units: Tensor) -> Tensor:
-            alpha = (directions.T @ units).abs().sum(1)
-            return (alpha @ rho / alpha.sum()).clamp(max=1.0)
+            alpha = (_settled(directions, rho, units).T @ units).abs().sum(1)
+            return (alpha @ rho / alpha.sum()).clamp(max=1.0)  # NaN without any
 
         smaller = "first" if len(a.units) <= len(b.units) else "second"
         side = smaller if self.weights == "smaller" else self.weights
         if side == "mean":
             return (weighted(U, a.units) + weighted(Vt.T, b.units)) / 2
         return weighted(U, a.units) if side == "first" else weighted(Vt.T, b.units)
+
+
+def _settled(directions: Tensor, rho: Tensor, units: Tensor) -> Tensor:
+    """`directions` (r, c), those of equal `rho` turned to the principal axes of `units` (r, D) in their span."""
+    breaks = ((rho[:-1] - rho[1:] > EQUAL).nonzero().flatten() + 1).tolist()
+    groups = directions.tensor_split(breaks, 1)
+    return torch.cat(
+        [g if g.shape[1] < 2 else g @ torch.linalg.svd(g.T @ units, full_matrices=False).U for g in groups], 1
+    )

@@ -110,6 +110,18 @@ def test_pwcca_ignores_the_basis_of_the_side_that_is_not_weighted():
     assert measures.get("pwcca")(X, Y @ data(9, 9, 2) + 3) == pytest.approx(pwcca(X, Y), rel=1e-9)
 
 
+@pytest.mark.parametrize("weights", ["first", "second", "mean"])
+def test_pwcca_of_a_shared_subspace_does_not_depend_on_how_it_is_written(weights):
+    measure = measures.get("pwcca", weights=weights)
+    turned = measures.get("pwcca", weights={"first": "second", "second": "first"}.get(weights, weights))
+    shared = data(50, 4)  # four correlations of 1, whose variates any SVD may return in any rotation
+    X, Y = np.hstack([shared, data(50, 3, 1)]), np.hstack([shared, data(50, 5, 2)])
+    assert measure(X, Y) == pytest.approx(turned(Y, X), rel=1e-9)
+    assert measure(X[:, ::-1], Y[:, ::-1] + 1) == pytest.approx(measure(X, Y), rel=1e-9)
+    X, Y = data(24, 12, 1), data(24, 20, 2)  # nine are 1 because there are only 23 directions
+    assert measure(X, Y) == pytest.approx(turned(Y, X), rel=1e-9)
+
+
 def test_denominator_decides_what_dead_units_count():
     X, Y = data(50, 4), data(50, 8, 1)
     X = np.hstack([X, np.zeros((50, 4))])
