@@ -32,7 +32,14 @@ CASES_OF = {  # hyperparameters, number of outputs
     "stable_core": [({}, 2), ({"theta": 0.6}, 4)],
 } | {
     id: [({}, 2), ({}, 5)]
-    for id in ("ambiguity", "discrepancy", "fleiss_kappa", "label_entropy", "prediction_difference", "rashomon_capacity")
+    for id in (
+        "ambiguity",
+        "discrepancy",
+        "fleiss_kappa",
+        "label_entropy",
+        "prediction_difference",
+        "rashomon_capacity",
+    )
 }
 CASES = [
     (id, hyper, count)
@@ -173,7 +180,9 @@ def test_batches_give_the_same_as_all_at_once(case):
         assert measure.reduce(rows) == score
 
 
-@pytest.mark.parametrize("id", [id for id, cls in functional.classes().items() if getattr(cls, "form", "") == "classes"])
+@pytest.mark.parametrize(
+    "id", [id for id, cls in functional.classes().items() if getattr(cls, "form", "") == "classes"]
+)
 def test_rows_are_small_and_hold_no_logits(id):
     hyper, count = CASES_OF.get(id, [({}, 2)])[0]
     measure = functional.get(id, **hyper)
