@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from simprune.names import did_you_mean, importable
 
@@ -88,13 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("simprune: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        line = _one_line(error)
-        if line is None or os.environ.get("SIMPRUNE_TRACEBACK") == "1":
-            traceback.print_exc()
-        if line is None:
-            return 70
-        print(f"simprune: error: {line}", file=sys.stderr)
-        return 2
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Print what went wrong: one line for wrong input, the traceback for a defect; returns the exit code."""
+    line = _one_line(error)
+    if line is None or os.environ.get("SIMPRUNE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if line is None:
+        return 70
+    print(f"simprune: error: {line}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(args: list[str]) -> int:
@@ -154,16 +160,13 @@ def _run(command: str, args: list[str]) -> int:
             _remove_if_empty(out)
 
     own = [f"hydra.job.name={command}", "hydra/job_logging=none"]
-    kept, sys.argv = sys.argv, [f"simprune {command}", *own, *overrides, *flags]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them and exiting with 1
-    try:
-        path = str(folder) if folder else None
+    path = str(folder) if folder else None
+    argv = [f"simprune {command}", *own, *overrides, *flags]
+    # with HYDRA_FULL_ERROR Hydra passes errors on; otherwise it prints them itself and exits with 1
+    with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}):
         hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
-    finally:
-        sys.argv = kept
-    if failures:
-        raise failures[0]
-    return next((code for code in (1, 3) if code in codes), 0)
+    codes += [_report(error) for error in failures]
+    return next((code for code in (70, 2, 1, 3) if code in codes), 0)
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str], str | None]:

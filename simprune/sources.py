@@ -142,15 +142,21 @@ def arrays(
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError(f"{path} holds one array; expected an .npz file with <split>_images, <split>_labels")
 
+    def read(key: str) -> np.ndarray:
+        try:
+            return archive[key]
+        except ValueError as error:  # pickled objects
+            raise ValueError(f"{path}: {key} is not a plain array: {error}") from None
+
     def batches(split: str | None, shuffle: int | None = None) -> Batches | None:
         if split is None:
             return None
         key = f"{split}_images"
         if key not in archive:
             raise ValueError(f"{path} has no array {key!r}; {names.did_you_mean(key, archive.files)}")
-        tensors = [_images(archive[key], f"{path}: {key}", mean, std)]
+        tensors = [_images(read(key), f"{path}: {key}", mean, std)]
         if f"{split}_labels" in archive:
-            tensors.append(torch.from_numpy(archive[f"{split}_labels"]).long())
+            tensors.append(torch.from_numpy(read(f"{split}_labels")).long())
         return Batches(*tensors, batch_size=batch_size, shuffle=shuffle)
 
     with archive:

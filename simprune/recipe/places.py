@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from simprune import measures
 from simprune.names import did_you_mean, importable
-from simprune.recipe.schema import Recipe
+from simprune.recipe.schema import Recipe, typed
 
 PACKAGE = Path(__file__).resolve().parents[1]
 VERSION_BASE = "1.3"
@@ -97,8 +97,7 @@ STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved r
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The recipe with nothing left to look up, itself a recipe: what is kept with the results."""
-    merged = OmegaConf.merge(OmegaConf.structured(Recipe), config)
-    content = OmegaConf.to_container(merged, resolve=True)
+    content = OmegaConf.to_container(typed(config), resolve=True)
     assert isinstance(content, dict)
     return {"defaults": list(STANDALONE), **{str(key): value for key, value in content.items()}}
 

@@ -69,13 +69,21 @@ class Recipe:
     bundle: str | None = None
 
 
+def typed(config: DictConfig) -> DictConfig:
+    """A composed recipe as the schema has it: without keys of its own, which `+key=value` could have added."""
+    content = OmegaConf.to_container(config)
+    merged = OmegaConf.merge(OmegaConf.structured(Recipe), content)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def settings(config: DictConfig, command: str) -> Recipe:
     """The recipe as checked Python objects, before any model or data is touched.
 
     ValueError, KeyError or FileNotFoundError, in one line, for the first missing value, unknown id, value out of
     range or missing file.
     """
-    merged = OmegaConf.merge(OmegaConf.structured(Recipe), config)
+    merged = typed(config)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ValueError(f"{missing[0]} is missing: set it in the recipe or add {missing[0]}=...")
