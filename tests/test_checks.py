@@ -24,7 +24,7 @@ from simprune.checks import (
     paired_difference,
     validate,
 )
-from simprune.functional import FunctionalMeasure, Score
+from simprune.functional import FunctionalMeasure, Outputs, Score
 
 ONE = np.zeros(10_000, dtype=np.int64)  # a single stratum
 
@@ -244,6 +244,21 @@ def judged(monkeypatch, measure, a, b, limit):
 def test_larger_is_more_similar_turns_the_gate_round(monkeypatch, logits, limit, outcome):
     scores = logits[0][:200]
     assert judged(monkeypatch, Agreement(), scores, flipped(scores, 10), limit).outcome == outcome
+
+
+def test_infinite_values_are_no_exception():
+    sure, unsure = (Outputs.from_probabilities([row] * 50) for row in ([0.0, 1.0], [0.5, 0.5]))
+    assert check(unsure, sure, None, [Gate("kl_divergence", 0.1)]).outcome == "fail"
+    ratio = Gate("error_corrected_disagreement", 0.1)  # no error of the first model was seen, but there may be some
+    assert check(sure, torch.eye(2)[[0, 1] * 25], [1] * 50, [ratio]).outcome == "inconclusive"
+
+
+def test_evidence_beside_the_values_is_not_bounded(logits):
+    scores, labels = logits
+    a, b = (
+        check(scores, flipped(scores, 20), labels, [Gate(id, 0.05)]).results[0] for id in ("pie_rate", "disagreement")
+    )
+    assert (a.value, a.lower, a.upper, a.detail) == (b.value, b.lower, b.upper, b.detail)
 
 
 def test_undefined_never_passes(monkeypatch, logits):

@@ -125,20 +125,28 @@ def test_outputs_of_any_shape_are_vectors():
     assert f("relative_error", a[:, 0, 0], b[:, 0, 0]) == f("relative_error", a[:, 0, :1], b[:, 0, :1])
 
 
-@pytest.mark.parametrize(
-    ("confidence", "edge"),
-    [(1 / 3, 5), (1 / 5, 3), (2 / 3, 10), (1.0, 15)],
-)
-def test_a_confidence_on_an_edge_is_in_the_bin_below(confidence, edge):
-    """Two samples, one on the edge and one just below: one bin, whose gaps cancel."""
-    others = round(1 / confidence) if confidence < 0.5 else 2
-    rest = [(1 - confidence) / (others - 1)] * (others - 1)
-    lower = [confidence - 0.01, rest[0] + 0.01, *rest[1:]] if confidence < 1 else [0.99, 0.01]
-    p = Outputs.from_probabilities([[confidence, *rest], lower])
-    best = [max(row) for row in p.scores.tolist()]
-    score = functional.get("ece").describe(p, p.classes)
-    assert score == pytest.approx(1 - sum(best) / 2, abs=1e-12)
-    assert all(edge - 1 < 15 * c <= edge + 1e-9 or c != best[0] for c in best)
+@pytest.mark.parametrize("confidence", [1 / 5, 1 / 3, 2 / 3, 1.0])
+def test_a_confidence_on_an_edge_is_in_the_bin_below(confidence):
+    """One sample on the edge is right, one just below is wrong: in one bin, their gaps cancel in part."""
+    below = confidence - 0.01
+    classes = 8
+    rows = [[top, *[(1 - top) / (classes - 1)] * (classes - 1)] for top in (confidence, below)]
+    score = functional.get("ece").describe(Outputs.from_probabilities(rows), [0, 1])
+    assert score == pytest.approx(abs((1 - confidence) - below) / 2, abs=1e-12)
+    above = [
+        [min(confidence + 0.01, 1.0), *[(1 - min(confidence + 0.01, 1.0)) / (classes - 1)] * (classes - 1)],
+        rows[1],
+    ]
+    apart = functional.get("ece").describe(Outputs.from_probabilities(above), [0, 1])
+    if confidence < 1:
+        assert apart == pytest.approx((1 - (confidence + 0.01) + below) / 2, abs=1e-12)
+
+
+def test_confidences_of_tied_logits_are_on_the_edge():
+    tied = torch.tensor([[1.0, 1.0, 1.0, -2000.0]])  # softmax is 1/3, the upper edge of the fifth of 15 bins
+    below = Outputs.from_probabilities([[0.32, 0.3, 0.3, 0.08]])
+    p = Outputs.from_probabilities(torch.cat([Outputs.of(tied).probabilities, below.probabilities]))
+    assert functional.get("ece").describe(p, [0, 1]) == pytest.approx((1 - 1 / 3 - 0.32) / 2, abs=1e-12)
 
 
 def test_aurc_of_tied_confidences_is_the_mean_over_orders():
