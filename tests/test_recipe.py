@@ -303,7 +303,6 @@ def test_a_resolved_recipe_is_a_recipe_again(recipe):
 
 def test_the_wheel_holds_conf_and_recipes_inside_the_package(tmp_path):
     """The file map that an installer would unpack; building needs no network."""
-    pytest.importorskip("hatchling")
     root = builtin("conf").parent
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
