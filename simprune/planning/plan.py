@@ -14,6 +14,7 @@ from simprune.names import did_you_mean
 
 FORMAT = 1
 Removal = Literal["block", "channels", "heads"]
+Replacement = Literal["identity", "zero", "linear", "mean"]
 HEADER = """\
 # A simprune plan. Delete an edit, or an index, to keep what it would remove.
 # Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner
@@ -34,17 +35,25 @@ def fingerprint(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """Remove one block, or some output channels of one layer and all that is coupled to them."""
+    """Remove one block, or some output channels of one layer and all that is coupled to them.
+
+    `replace` says what stands in for a block: its input ("identity"), nothing, where the block is added to a stream
+    ("zero"), or its input plus a fitted linear map ("linear") or constant ("mean") of it (see `surgery.stand_ins`).
+    """
 
     remove: Removal
     name: str
     indices: tuple[int, ...] = ()
     of: int = 0
     reason: str = ""
+    replace: Replacement = "identity"
 
     def __post_init__(self) -> None:
         if self.remove not in get_args(Removal):
             raise ValueError(f"edit of {self.name}: remove must be one of {get_args(Removal)}; got {self.remove!r}")
+        if self.replace not in get_args(Replacement) or (self.remove != "block" and self.replace != "identity"):
+            options = get_args(Replacement) if self.remove == "block" else "left out (it is for blocks)"
+            raise ValueError(f"edit of {self.name}: replace must be {options}; got {self.replace!r}")
         if self.remove == "block":
             return
         where = f"edit of {self.name}"
@@ -67,6 +76,8 @@ class Edit:
         head: dict[str, Any] = {"remove": self.remove, "name": self.name}
         if self.remove != "block":
             head |= {"indices": sorted(self.indices), "of": self.of}
+        elif self.replace != "identity":
+            head["replace"] = self.replace
         return head | {"reason": self.reason}
 
 
@@ -98,6 +109,11 @@ class Plan:
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks that go."""
         return tuple(edit.name for edit in self.edits if edit.remove == "block")
+
+    @property
+    def whole(self) -> tuple[Edit, ...]:
+        """The edits that remove blocks."""
+        return tuple(edit for edit in self.edits if edit.remove == "block")
 
     @property
     def channels(self) -> Iterator[Edit]:
@@ -221,8 +237,9 @@ def _refuse_unknown(data: dict, known: set[str], where: str) -> None:
 def _edit(item: Any) -> Edit:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise ValueError(f"plan: every edit needs remove and name; got {item!r}")
-    _refuse_unknown(item, {"remove", "name", "indices", "of", "reason"}, f"edit of {item['name']}")
+    _refuse_unknown(item, {"remove", "name", "indices", "of", "reason", "replace"}, f"edit of {item['name']}")
     indices, of = item.get("indices", []), item.get("of", 0)
     if not isinstance(indices, list) or not isinstance(of, int):
         raise ValueError(f"edit of {item['name']}: indices must be a list and of a whole number")
-    return Edit(str(item.get("remove")), item["name"], tuple(indices), of, str(item.get("reason", "")))  # type: ignore[arg-type]
+    reason, stand_in = str(item.get("reason", "")), str(item.get("replace", "identity"))
+    return Edit(str(item.get("remove")), item["name"], tuple(indices), of, reason, stand_in)  # type: ignore[arg-type]

@@ -1,101 +1,272 @@
-"""Residual blocks: modules that pass their input on when they add nothing, and so can be bypassed."""
+"""Blocks: modules whose input can stand in for their output, and the halves inside them.
+
+What a module is follows from what it computes, never from its name or class:
+
+- residual or pre-norm: with all its parameters zero it returns its input;
+- post-norm (normalised after the sum, as in BERT): with all weights zero but those of normalisations, which are one,
+  it returns its input up to a shift and a positive scale at every position. This is weaker: it shows that a shortcut
+  runs through, and that without the block the next one gets what the previous normalisation left.
+
+A candidate inside a candidate is resolved: a stage that merely chains its blocks is its blocks; a layer that chains
+two unlike halves, or holds one, is a layer, and they are its halves. Halves are also the modules whose outputs a
+layer just adds to its input (attention, MLP): those are removed by adding nothing.
+"""
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from simprune.batches import eval_mode, first_tensor
 from simprune.cost import Example
-from simprune.surgery.bypass import bypass
+from simprune.surgery.bypass import Bypass, install, put
+from simprune.surgery.compact import uncached
+from simprune.surgery.visits import Visit, visit
+
+Refusals = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A module whose input can stand in for its output."""
+    """A module that can go. `replace`: "identity", its input goes on, or "zero", nothing is added to the stream.
+
+    Blocks of one `chain` follow each other directly. `inside` names the block around a half.
+    """
 
     name: str
+    replace: str = "identity"
+    chain: int = 0
+    inside: str = ""
     kind: str = "block"
 
 
-@dataclass
-class _Visit:
-    """What one module got and gave in one forward pass."""
+def find_blocks(model: nn.Module, example: Example) -> tuple[list[Block], Refusals]:
+    """Blocks that can be bypassed, in order of execution, and those that cannot, with the reason.
 
-    calls: int
-    args: tuple
-    kwargs: dict
-    output: Any
-
-
-def find_blocks(model: nn.Module, example: Example) -> tuple[list[Block], list[tuple[str, str]]]:
-    """Blocks that can be bypassed, in order of execution, and residual modules that cannot, with the reason.
-
-    A module is residual when, with all its parameters set to zero, it returns its input. Of nested candidates the
-    innermost count. Every bypass is proven by a forward pass.
+    Every bypass is proven by a forward pass on a copy.
     """
-    found: list[Block] = []
-    refused: list[tuple[str, str]] = []
-    visits = _visits(model, example)
-    names = [name for name, visit in visits.items() if _is_residual(model.get_submodule(name), visit)]
-    for name in names:
-        if any(other != name and other.startswith(f"{name}.") for other in names):
-            continue
-        reason = _failure(model, example, name, visits[name])
-        if reason is None:
-            found.append(Block(name))
+    visits = visit(model, example)
+    chosen = [name for name, _ in _resolve(model, visits)]
+    return _proven(model, example, [Block(name) for name in chosen], visits)
+
+
+def find_sub_blocks(model: nn.Module, example: Example) -> tuple[list[Block], Refusals]:
+    """Halves of blocks (attention, MLP), where they are modules: as `find_blocks`."""
+    visits = visit(model, example)
+    halves = []
+    for name, inner in _resolve(model, visits):
+        added = [] if len(inner) > 1 else _added(model, name, visits)
+        halves += [Block(half, "zero", inside=name) for half in added] or [Block(half, inside=name) for half in inner]
+    return _proven(model, example, halves, visits)
+
+
+# ---- which modules are candidates ----
+
+
+def _resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, list[str]]]:
+    """(block, candidates right inside it), in order of execution, the same module's other names left out."""
+    with eval_mode(model), uncached(model), torch.no_grad():
+        names = [
+            name
+            for name, seen in visits.items()
+            if _carries(model.get_submodule(name), seen) and not _is_an_end(visits, name)
+        ]
+
+    def inside(name: str) -> list[str]:
+        below = [other for other in names if other.startswith(f"{name}.")]
+        return [a for a in below if not any(a.startswith(f"{b}.") for b in below)]
+
+    def descend(name: str) -> Iterator[tuple[str, list[str]]]:
+        inner = inside(name)
+        if inner and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner):
+            for other in inner:
+                yield from descend(other)
         else:
-            refused.append((name, reason))
-    return found, refused
+            yield name, inner
+
+    top = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    return [found for name in top for found in descend(name)]
 
 
-def _visits(model: nn.Module, example: Example) -> dict[str, _Visit]:
-    """One forward pass: composite modules with parameters, in order of execution."""
-    visits: dict[str, _Visit] = {}
-    handles = []
-
-    def hook(name: str):
-        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            calls = visits[name].calls + 1 if name in visits else 1
-            visits[name] = _Visit(calls, args, kwargs, output)
-
-        return see
-
-    for name, module in model.named_modules():
-        if name and next(module.children(), None) is not None and next(module.parameters(), None) is not None:
-            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
-    try:
-        args, kwargs = example
-        with eval_mode(model), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return visits
-
-
-def _is_residual(module: nn.Module, visit: _Visit) -> bool:
-    given, output = first_tensor(visit.args), visit.output
-    if given is None or not isinstance(output, Tensor) or given.shape != output.shape or given.dtype != output.dtype:
+def _carries(module: nn.Module, seen: Visit) -> bool:
+    """Whether a shortcut runs through a composite module, from its input to its output (see the top of this file)."""
+    x, y = seen.given, seen.made
+    if next(module.children(), None) is None or x is None or y is None:
         return False
-    silent = copy.deepcopy(module)
-    for parameter in silent.parameters():
-        parameter.data.zero_()
-    with eval_mode(silent), torch.no_grad():
-        passed = silent(*visit.args, **visit.kwargs)
-    return bool(torch.allclose(passed, given, rtol=1e-5, atol=1e-6 * (1 + float(given.abs().max()))))
+    if x.shape != y.shape or x.dtype != y.dtype or not x.is_floating_point() or x.ndim < 2:
+        return False
+    if not any(parameter.ndim > 1 for parameter in module.parameters()):
+        return False
+    silent = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
+    passed = _rerun(module, silent, seen)
+    if passed is None or passed.shape != x.shape:
+        return False
+    size = float(x.abs().max())
+    if size > 0 and torch.allclose(passed, x, rtol=1e-5, atol=1e-5 * size):
+        return True
+    for name, part in module.named_modules():
+        if "norm" in type(part).__name__.lower():
+            for own, parameter in part.named_parameters(prefix=name, recurse=False):
+                if own.endswith("weight"):
+                    silent[own] = torch.ones_like(parameter)
+    passed = _rerun(module, silent, seen)
+    return passed is not None and _same_up_to_scale(x, passed)
 
 
-def _failure(model: nn.Module, example: Example, name: str, visit: _Visit) -> str | None:
-    if visit.calls > 1:
-        return f"it runs {visit.calls} times in one forward pass"
-    args, kwargs = example
-    trial = copy.deepcopy(model)
+def _is_an_end(visits: Mapping[str, Visit], name: str) -> bool:
+    """Whether a module only adds what a sibling made (BERT's `output` behind `intermediate`): half of a half."""
+    seen, parent = visits[name], name.rpartition(".")[0]
+    extra = {id(value) for key, value in [*enumerate(seen.args), *seen.kwargs.items()] if key != seen.stream}
+    siblings = (other for place, other in visits.items() if place != name and place.rpartition(".")[0] == parent)
+    return any(isinstance(other.output, Tensor) and id(other.output) in extra for other in siblings)
+
+
+def _same_up_to_scale(x: Tensor, y: Tensor) -> bool:
+    dim = 1 if x.ndim == 4 else -1
+    x, y = (value.double() - value.double().mean(dim, keepdim=True) for value in (x, y))
+    cosine = torch.cosine_similarity(x, y, dim=dim)
+    return bool(x.abs().max() > 0) and bool((cosine > 0.999).all())
+
+
+def _rerun(module: nn.Module, parameters: dict[str, Tensor], seen: Visit) -> Tensor | None:
+    """The module's main output on what it got, with other parameters; None when it does not run on its own."""
+    args, kwargs = seen.again()
     try:
-        bypass(trial, name)
-        with eval_mode(model, trial), torch.no_grad():
+        return first_tensor(functional_call(module, parameters, args, kwargs))
+    except Exception:  # a foreign forward pass may raise anything; such a module is no candidate
+        return None
+
+
+def _is_chain(visits: Mapping[str, Visit], name: str, inner: list[str]) -> bool:
+    """Whether these modules, one after the other, are all that happens between `name`'s input and output."""
+    values = [visits[name].given, *(visits[other].given for other in inner[1:]), visits[name].made]
+    made = [visits[inner[0]].given, *(visits[other].made for other in inner)]
+    return all(a is not None and b is not None and _equal(a, b) for a, b in zip(values, made, strict=True))
+
+
+def _is_layer(model: nn.Module, name: str, inner: list[str], names: list[str]) -> bool:
+    """Whether parts that follow each other are halves of one layer: all unlike, and two, or the layer has likes."""
+    parts = {tuple(_signature(model, other)) for other in inner}
+    kind = type(model.get_submodule(name))
+    likes = sum(type(model.get_submodule(other)) is kind for other in names)
+    return len(parts) == len(inner) > 1 and (len(inner) == 2 or (likes > 1 and kind is not nn.Sequential))
+
+
+def _signature(model: nn.Module, name: str) -> list[tuple[str, torch.Size]]:
+    return [(key, parameter.shape) for key, parameter in model.get_submodule(name).named_parameters()]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+def _added(model: nn.Module, name: str, visits: Mapping[str, Visit]) -> list[str]:
+    """Children whose outputs a block adds to its input and does nothing else with, if that is all that it does."""
+    whole = visits[name]
+    assert whole.given is not None
+    assert whole.made is not None
+    branches = []
+    for child, module in model.get_submodule(name).named_children():
+        seen = visits.get(f"{name}.{child}")
+        if seen is None or seen.made is None or seen.calls > 1 or seen.made.shape != whole.given.shape:
+            continue
+        if any(parameter.ndim > 1 for parameter in module.parameters()):
+            branches.append(f"{name}.{child}")
+    branches.sort(key=list(visits).index)
+    total = whole.given + sum(torch.as_tensor(visits[branch].made) for branch in branches)
+    if len(branches) < 2 or not _equal(total, whole.made):
+        return []
+
+    def whole_branch(name: str) -> bool:
+        given = visits[name].given
+        composite = next(model.get_submodule(name).children(), None) is not None
+        return composite and given is not None and given.shape == torch.as_tensor(whole.given).shape
+
+    return [branch for branch in branches if whole_branch(branch)]
+
+
+# ---- proof ----
+
+
+def _proven(
+    model: nn.Module, example: Example, blocks: list[Block], visits: Mapping[str, Visit]
+) -> tuple[list[Block], Refusals]:
+    """Blocks whose removal works, numbered by chain, and the others with the reason."""
+    found: list[Block] = []
+    refused: Refusals = []
+    trial = copy.deepcopy(model) if blocks else model
+    names: dict[nn.Module, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        names[module] = names.get(module, 0) + 1
+    for block in blocks:
+        seen, shared = visits[block.name], names[model.get_submodule(block.name)] > 1
+        if seen.calls > 1:
+            reason = f"it runs {seen.calls} times in one forward pass"
+        elif shared:
+            reason = "the same module stands in several places of the network"
+        else:
+            reason = _failure(model, trial, example, block, seen)
+        if reason is None:
+            found.append(block)
+        else:
+            refused.append((block.name, reason))
+    return _chained(found, visits), refused
+
+
+def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:
+    chained: list[Block] = []
+    end: Tensor | None = None
+    chain, layer = -1, ""
+    for block in blocks:
+        around = visits[block.inside or block.name]
+        if block.replace == "zero":
+            before = end if block.inside == layer else around.given
+            after = None if before is None else before + torch.as_tensor(visits[block.name].made)
+        else:
+            before, after = visits[block.name].given, visits[block.name].made
+        if end is None or before is None or not _equal(before, end):
+            chain += 1
+        chained.append(replace(block, chain=chain))
+        end, layer = after, block.inside
+    return chained
+
+
+def _makes_more(seen: Visit) -> bool:
+    """Whether a module returns, besides its main tensor, one that it did not get as an argument."""
+    if not isinstance(seen.output, tuple | list):
+        return False
+    handed = {id(value) for value in (*seen.args, *seen.kwargs.values())}
+    return any(isinstance(value, Tensor) and id(value) not in handed for value in seen.output[1:])
+
+
+@contextmanager
+def _quiet(*models: nn.Module) -> Iterator[None]:
+    with uncached(models[0]), uncached(models[-1]), torch.no_grad():
+        yield
+
+
+@contextmanager
+def without(model: nn.Module, name: str, stand_in: Bypass) -> Iterator[None]:
+    """For a while `stand_in` is in the place of a module."""
+    module = model.get_submodule(name)
+    try:
+        install(model, name, stand_in)
+        yield
+    finally:
+        put(model, name, module)
+
+
+def _failure(model: nn.Module, trial: nn.Module, example: Example, block: Block, seen: Visit) -> str | None:
+    args, kwargs = example
+    if block.replace == "identity" and _makes_more(seen):
+        return "it also makes a tensor that later layers may need"
+    try:
+        stand_in = Bypass(seen.layout(), block.replace == "zero")
+        with without(trial, block.name, stand_in), eval_mode(model, trial), _quiet(model, trial):
             before, after = first_tensor(model(*args, **kwargs)), first_tensor(trial(*args, **kwargs))
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without it ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"

@@ -7,29 +7,32 @@ from torch import nn
 
 from simprune.attention import attentions
 from simprune.batches import device_of, eval_mode, first_tensor
-from simprune.cost import Example, cost_model, measure_cost
+from simprune.cost import Example, cost_model
 from simprune.example import from_description
 from simprune.planning.plan import Plan
 from simprune.surgery.attention import remove_heads
-from simprune.surgery.bypass import bypass
+from simprune.surgery.bypass import install
+from simprune.surgery.compact import compact
 from simprune.surgery.configuration import restate
 from simprune.surgery.coupling import CouplingGraph, NotPrunable
 from simprune.surgery.effects import Effects, effects_of
+from simprune.surgery.stand_ins import stand_in
+from simprune.surgery.visits import visit
 
 
 def apply(plan: Plan, model: nn.Module) -> nn.Module:
     """A new, smaller module; `model` keeps its weights and mode.
 
     Blocks are bypassed first, then channels go; the result runs once in evaluation and once in training mode, and its
-    tensor shapes and multiply-adds must equal what the plan implies. Raises ValueError when the plan does not fit the
-    model or an edit cannot be made.
+    tensor shapes and multiply-adds must equal what the plan implies. Layers in a counted list, as in transformers,
+    are deleted from it at last (see `surgery.compact`). Raises ValueError when the plan does not fit the model or an
+    edit cannot be made.
     """
     plan.check(model)
     example = from_description(plan.inputs, device_of(model))
     small = copy.deepcopy(model)
     effects = effects_of(plan, small, example)
-    for name in plan.blocks:
-        bypass(small, name)
+    _take_out(plan, small, example)
     layouts = attentions(small)
     for edit in plan.heads:
         remove_heads(small, layouts[edit.name], edit.indices)
@@ -41,8 +44,35 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
     _verify(small, model, effects, example)
+    _delete(small, example)
     restate(small)
     return small
+
+
+def _take_out(plan: Plan, small: nn.Module, example: Example) -> None:
+    visits = visit(small, example) if plan.blocks else {}
+    for edit in plan.whole:
+        if edit.name not in visits:
+            raise ValueError(f"plan: {edit.name} does not run, or has no parameters; delete its edit")
+        seen = visits[edit.name]
+        try:
+            install(small, edit.name, stand_in(edit.replace, seen.layout(), seen.given))
+        except ValueError as reason:
+            raise ValueError(f"plan: {edit.name} cannot be removed: {reason}") from None
+
+
+def _delete(small: nn.Module, example: Example) -> None:
+    """Shorten counted lists of layers, if the network's output stays what it was."""
+    args, kwargs = example
+    with eval_mode(small), torch.no_grad():
+        before = first_tensor(small(*args, **kwargs))
+        if not compact(small):
+            return
+        after = first_tensor(small(*args, **kwargs))
+    if before is None or after is None or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            "edit failed: the network depends on its layers' numbers, so none can be deleted from its list"
+        )
 
 
 def _living(name: str, effects: Effects, graph: CouplingGraph) -> str:
@@ -70,6 +100,6 @@ def _verify(small: nn.Module, model: nn.Module, effects: Effects, example: Examp
     if before is None or after is None or before.shape != after.shape:
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
     planned = cost_model(model, example).after(effects.cut, effects.dropped)
-    actual_cost = measure_cost(small, example)
+    actual_cost = cost_model(small, example).after(dropped=effects.dropped)  # without what stands in for blocks
     if planned != actual_cost:
         raise ValueError(f"edit failed: planned cost {planned} but the network costs {actual_cost}")

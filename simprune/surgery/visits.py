@@ -1,0 +1,78 @@
+"""What every module got and gave in one forward pass."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.batches import eval_mode, first_tensor
+from simprune.cost import Example
+from simprune.surgery.bypass import Layout, layout_of
+from simprune.surgery.compact import uncached
+
+
+@dataclass
+class Visit:
+    """What one module got and gave in one forward pass; `given` and `made` are copies of the stream through it."""
+
+    args: tuple
+    kwargs: dict
+    copies: dict[int | str, Tensor]
+    calls: int = 1
+    output: Any = None
+    made: Tensor | None = None
+
+    def layout(self) -> Layout:
+        """How its outputs follow from its arguments; ValueError as `layout_of`."""
+        return layout_of(self.args, self.kwargs, self.output)
+
+    @property
+    def stream(self) -> int | str | None:
+        """Name or position of the argument that the module works on; None where there is no such argument."""
+        shape = None if self.made is None else self.made.shape
+        return next((key for key, value in self.copies.items() if value.shape == shape), None)
+
+    @property
+    def given(self) -> Tensor | None:
+        key = self.stream
+        return None if key is None else self.copies[key]
+
+    def again(self) -> tuple[tuple, dict]:
+        """The arguments, those that are tensors as they were before any layer changed them in place."""
+        args = tuple(self.copies.get(place, value) for place, value in enumerate(self.args))
+        return args, {key: self.copies.get(key, value) for key, value in self.kwargs.items()}
+
+
+def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
+    """One forward pass: every module with parameters, in the order in which they begin."""
+    visits: dict[str, Visit] = {}
+    handles = []
+
+    def before(name: str):
+        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            given = {**dict(enumerate(args)), **kwargs}
+            copies = {key: value.clone() for key, value in given.items() if isinstance(value, Tensor)}
+            visits[name] = Visit(args, kwargs, copies, visits[name].calls + 1 if name in visits else 1)
+
+        return see
+
+    def after(name: str):
+        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            made = first_tensor(output)
+            visits[name].output, visits[name].made = output, None if made is None else made.clone()
+
+        return see
+
+    for name, module in model.named_modules():
+        if name and next(module.parameters(), None) is not None:
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+    try:
+        args, kwargs = example
+        with eval_mode(model), uncached(model), torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return visits
