@@ -4,30 +4,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from simprune.batches import checked
-from simprune.capture import Site, capture, run
-from simprune.cost import CostModel, cost_model
+from simprune.cost import CostModel, Example, cost_model
+from simprune.depth import BlockScore, View, block_scorer, name_of, observe, score_blocks
+from simprune.depth import as_redundancy as as_redundancy
 from simprune.example import describe, example_of
 from simprune.measures import Measure, SimilarityMatrix
-from simprune.moments import Moments
 from simprune.planning.plan import fingerprint
+from simprune.scores import scorer
+from simprune.scores.predictability import reader_correlations
 from simprune.structures import FINDERS, Block, ChannelGroup
-
-RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
 
 
 @dataclass(frozen=True)
 class BlockRedundancy:
-    """One residual block: similarity of its input and output in [0, 1], and its share of the macs."""
+    """One block: how redundant in [0, 1] by `score`, and its share of the macs."""
 
     block: Block
     redundancy: float
     share: float
+    score: str = "similarity"
 
     @property
     def name(self) -> str:
@@ -42,19 +42,26 @@ class BlockRedundancy:
             "neighbour": "input",
         }
 
+    def why(self, measure: str) -> str:
+        """The score in words."""
+        if self.score == "similarity":
+            return f"its output is {self.redundancy:.3f} similar to its input ({measure})"
+        return f"redundancy {self.redundancy:.3f} by {self.score}"
+
 
 @dataclass(frozen=True)
 class ChannelRedundancy:
     """One channel group, channel by channel.
 
-    `order` lists channels from the most to the least redundant: at each step goes the channel that those still there
-    predict best. `redundancy` is the share of its variance that they predict then, in [0, 1]; `nearest` the channel
-    it correlates with most.
+    `order` lists channels from the most to the least redundant. `redundancy` is the share of a channel, in [0, 1], that
+    those still there make up for when it goes; `damage` what is lost then (see `simprune.scores`); `nearest` the
+    channel it correlates with most.
     """
 
     group: ChannelGroup
     redundancy: tuple[float, ...]
     order: tuple[int, ...]
+    damage: tuple[float, ...]
     nearest: tuple[int, ...]
     share: float
 
@@ -141,13 +148,16 @@ def estimate(
     calibration: Iterable,
     measure: Measure,
     structures: Sequence[str] = ("channels", "blocks"),
+    score: str = "predictability",
+    block_score: BlockScore = "similarity",
 ) -> Redundancy:
     """Find the structures of a model and score them on calibration batches.
 
-    Blocks: `measure` between a block's input and its output, pooled over positions. Channels: correlation at the
-    inputs of every reader, all positions. Two forward passes over the batches; memory O(rows x width) for the blocks
-    and O(width^2) for the channels.
+    Blocks: `block_score`, one of `simprune.depth`, a name or a mapping with `name` and its options. Channels: `score`, one of
+    `simprune.scores`, at the inputs of every reader, all positions. Memory O(rows x width) for the blocks and
+    O(width^2) for the channels.
     """
+    block_scorer(block_score)
     unknown = sorted(set(structures) - set(FINDERS))
     if unknown or not structures:
         raise ValueError(f"structures must be some of {', '.join(FINDERS)}; got {', '.join(unknown) or 'none'}")
@@ -157,12 +167,12 @@ def estimate(
     example = example_of(first)
     costs = cost_model(model, example)
     found = {kind: FINDERS[kind](model, example) for kind in FINDERS if kind in structures}
-    blocks = found.get("blocks", ([], []))[0]
+    blocks = [*found.get("blocks", ([], []))[0], *found.get("sub_blocks", ([], []))[0]]
     groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
-    scored, similarity = _score_blocks(model, calibration, measure, blocks, costs)
+    scored, similarity = _score_blocks(model, calibration, measure, blocks, costs, example, block_score)
     return Redundancy(
         blocks=scored,
-        channels=_score_channels(model, calibration, groups, costs),
+        channels=_score_channels(model, calibration, groups, costs, score),
         unprunable=tuple(refusal for _, refused in found.values() for refusal in refused),
         similarity=similarity,
         measure=measure.id,
@@ -173,123 +183,50 @@ def estimate(
 
 
 def _score_blocks(
-    model: nn.Module, calibration: Iterable, measure: Measure, blocks: Sequence[Block], costs: CostModel
+    model: nn.Module,
+    calibration: Iterable,
+    measure: Measure,
+    blocks: Sequence[Block],
+    costs: CostModel,
+    example: Example,
+    score: BlockScore,
 ) -> tuple[tuple[BlockRedundancy, ...], SimilarityMatrix | None]:
     if not blocks:
         return (), None
-    sites = [Site(block.name, "pool", side) for block in blocks for side in ("input", "output")]
-    rows = capture(model, calibration, sites)
-    prepared = {name: measure.prepare(values) for name, values in rows.items()}
+    view = View(model, calibration, observe(model, calibration, blocks, example), measure)
+    scores = score_blocks(view, score)
     total = costs.total().macs
     scored = tuple(
         BlockRedundancy(
-            block,
-            as_redundancy(measure, measure.compare(prepared[f"{block.name}:input"], prepared[block.name])),
-            1 - costs.after(dropped=[block.name]).macs / total,
+            block, scores[block.name], 1 - costs.after(dropped=[block.name]).macs / total, str(name_of(score))
         )
         for block in blocks
     )
     names = tuple(block.name for block in blocks)
-    return scored, SimilarityMatrix(names, measure.matrix([prepared[name] for name in names]))
-
-
-def as_redundancy(measure: Measure, value: float) -> float:
-    """A score as redundancy in [0, 1]: similarities are clipped, distances d of range [0, top] become 1 - d / top.
-
-    Distances without an upper end become 1 / (1 + d). An undefined score (NaN) counts as no redundancy.
-    """
-    if value != value:
-        return 0.0
-    if not measure.larger_is_more_similar:
-        top = measure.range[1]
-        value = 1 / (1 + value) if top == float("inf") else 1 - value / top
-    return min(max(value, 0.0), 1.0)
+    return scored, view.matrix(names)
 
 
 def _score_channels(
-    model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup], costs: CostModel
+    model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup], costs: CostModel, score: str
 ) -> tuple[ChannelRedundancy, ...]:
     if not groups:
         return ()
+    scores = scorer(score)(model, calibration, groups)
     correlations = reader_correlations(model, calibration, groups)
     total = costs.total().macs
     scored = []
     for group in groups:
-        order, unexplained = eliminate(correlations[group.name])
         away = correlations[group.name].mean(0).abs().fill_diagonal_(-1)
         every_but_one = group.cut(range(1, group.size))
+        found = scores[group.name]
         scored.append(
             ChannelRedundancy(
                 group,
-                redundancy=tuple((1 - unexplained).clamp(0, 1).tolist()),
-                order=tuple(order),
+                redundancy=found.redundancy,
+                order=found.order,
+                damage=found.damage,
                 nearest=tuple(away.argmax(1).tolist()),
                 share=1 - costs.after(every_but_one).macs / total,
             )
         )
     return tuple(scored)
-
-
-def reader_correlations(model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """(readers, C, C) correlation of each group's channels at the input of every module that reads them."""
-    readers: dict[str, list[tuple[str, Tensor]]] = {}
-    for group in groups:
-        for part in group.slices:
-            if part.side == "in" and part.tensor.endswith("weight"):
-                readers.setdefault(part.module, []).append((group.name, torch.tensor(part.indices)))
-    moments: dict[tuple[str, str], Moments] = {}
-
-    def see(site: Site, value: Tensor) -> None:
-        rows = site.rows(value)
-        for group, indices in readers[site.module]:
-            entries = rows[:, indices.to(rows.device)]  # (rows, C, entries per channel)
-            found = Moments.of(entries.movedim(1, -1).flatten(0, 1))
-            key = (group, site.module)
-            moments[key] = moments[key].merge(found) if key in moments else found
-
-    run(model, calibration, [Site(name, "positions", "input") for name in readers], see)
-    return {
-        group.name: torch.stack([_correlation(found) for (name, _), found in moments.items() if name == group.name])
-        for group in groups
-    }
-
-
-def _correlation(moments: Moments) -> Tensor:
-    """Correlation matrix on the CPU; a dead channel has zero variance and correlates with nothing, itself included."""
-    covariance = moments.covariance.cpu().clone()
-    scale = covariance.diagonal().clamp(min=0).sqrt()
-    alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
-    inverse = torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))
-    return covariance * torch.outer(inverse, inverse)
-
-
-def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:
-    """Backward elimination: remove again and again the channel that the remaining ones predict best.
-
-    `correlations`: (readers, C, C). Returns the order of removal, the last channel included, and each channel's
-    unexplained share of variance when it went (mean over readers; 0 for a dead channel, 1 for the last one).
-    Cost O(readers x C^3).
-
-    >>> order, unexplained = eliminate(torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]))
-    >>> order[0] in (0, 1), bool(unexplained[order[0]] < 0.01)
-    (True, True)
-    """
-    width = correlations.shape[-1]
-    alive = correlations.diagonal(dim1=1, dim2=2) > 0.5  # (readers, C)
-    ridged = correlations.double() + torch.diag_embed(torch.where(alive, RIDGE, 1.0).double())
-    precision = torch.linalg.inv(ridged)
-    unexplained = torch.ones(width, dtype=torch.float64)
-    remaining = torch.ones(width, dtype=torch.bool)
-    order: list[int] = []
-    for _ in range(width - 1):
-        share = torch.where(alive, 1 / precision.diagonal(dim1=1, dim2=2), 0.0).mean(0)
-        share[~remaining] = float("inf")
-        channel = int(share.argmin())
-        unexplained[channel] = share[channel]
-        remaining[channel] = False
-        order.append(channel)
-        column = precision[:, :, channel].clone()
-        precision -= column[:, :, None] * column[:, None, :] / column[:, channel, None, None]
-        precision[:, channel, channel] = 1.0  # out of the game; keeps the division above defined
-    order.append(int(remaining.nonzero()[0, 0]))
-    return order, unexplained

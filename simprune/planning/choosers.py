@@ -59,7 +59,7 @@ def _channel_steps(redundancy: Redundancy, name: str, order: tuple[int, ...] | l
     """All channels of a group but the last in the given order: a layer is never emptied."""
     entry = next(entry for entry in redundancy.channels if entry.name == name)
     for channel in order[:-1]:
-        yield Step(name, channel, (1 - entry.redundancy[channel]) / entry.group.size)
+        yield Step(name, channel, entry.damage[channel])
 
 
 CHOOSERS: dict[str, Chooser] = {"greedy": greedy, "uniform": uniform, "random": random}

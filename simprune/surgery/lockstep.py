@@ -6,7 +6,7 @@ Each batch waits in a thread of its own, and one thread runs at a time, so the a
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ class _Pass(threading.Thread):
         self.model, self.batch, self.names = model, batch, names
         self.layer: str | None = None  # where the pass waits; None once it has finished
         self.value: Tensor | None = None
+        self.entered: dict[str, Tensor] = {}  # what remembered modules got, until they are done
         self.error: BaseException | None = None
         self.abandoned = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -83,12 +84,19 @@ class Lockstep:
                 )
         return [waiting.value for waiting in self._passes if waiting.value is not None]
 
+    def entered(self, module: str) -> list[Tensor]:
+        """What a remembered module, which every batch is inside of, was given."""
+        return [waiting.entered[module] for waiting in self._passes]
+
 
 @contextmanager
-def lockstep(model: nn.Module, batches: Iterable, layers: Sequence[str]) -> Iterator[Lockstep]:
+def lockstep(
+    model: nn.Module, batches: Iterable, layers: Sequence[str], remember: Iterable[str] = ()
+) -> Iterator[Lockstep]:
     """Pause `model` before each of `layers`, which must be given in order of execution and run once per batch.
 
-    Memory: the live activations of every batch's pass at one layer.
+    The inputs of the modules in `remember` are kept while these run. Memory: the live activations of every batch's
+    pass at one layer.
     """
     names = {model.get_submodule(name): name for name in layers}
     by_thread: dict[int, _Pass] = {}
@@ -98,7 +106,27 @@ def lockstep(model: nn.Module, batches: Iterable, layers: Sequence[str]) -> Iter
         if current is not None:
             current.pause(module, args, kwargs)
 
-    handles = [module.register_forward_pre_hook(pause, with_kwargs=True) for module in names]
+    def enter(name: str) -> Callable[[nn.Module, tuple, dict], None]:
+        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            current, value = by_thread.get(threading.get_ident()), first_tensor((*args, *kwargs.values()))
+            if current is not None and value is not None:
+                current.entered[name] = value
+
+        return see
+
+    def leave(name: str) -> Callable[[nn.Module, tuple, Any], None]:
+        def see(_: nn.Module, args: tuple, output: Any) -> None:
+            current = by_thread.get(threading.get_ident())
+            if current is not None:
+                current.entered.pop(name, None)
+
+        return see
+
+    handles: list[Any] = []
+    for name in remember:
+        handles.append(model.get_submodule(name).register_forward_pre_hook(enter(name), with_kwargs=True))
+        handles.append(model.get_submodule(name).register_forward_hook(leave(name)))
+    handles += [module.register_forward_pre_hook(pause, with_kwargs=True) for module in names]
     with eval_mode(model):
         passes = [_Pass(model, batch, names) for batch in batches]
         by_thread.update({waiting.ident: waiting for waiting in passes if waiting.ident is not None})

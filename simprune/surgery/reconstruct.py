@@ -1,23 +1,22 @@
 """Closed-form repair: refit layers in order of execution so that they give what the original's gave."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
 from simprune.batches import checked, device_of, eval_mode, first_tensor
-from simprune.example import from_description
-from simprune.moments import Moments
+from simprune.example import example_of, from_description
 from simprune.planning.plan import Plan
 from simprune.surgery.effects import Effects, effects_of
+from simprune.surgery.least_squares import Refittable, fit
 from simprune.surgery.lockstep import lockstep
+from simprune.surgery.shortcuts import find_shortcuts
 
 METHODS = ("least_squares", "none")
-Refittable = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,10 @@ def reconstruct(
     """Refit `small` in place, without gradients, so that its layers reproduce those of `model`.
 
     "least_squares": every convolution and linear layer behind the first edit is solved for the original's output given
-    the inputs it gets in the pruned network, so errors of earlier layers are corrected and not passed on. A
-    convolution without bias puts its intercept into the BatchNorm behind it. `ridge` is relative to the mean variance
-    of the inputs. Grouped convolutions stay as they are.
+    the inputs it gets in the pruned network, so errors of earlier layers are corrected and not passed on; the last
+    layer of a residual block also takes back what the shortcut has lost. A convolution without bias puts its intercept
+    into the BatchNorm behind it. `ridge` is relative to the mean variance of the inputs. Grouped convolutions, and
+    layers that run more than once, stay as they are.
 
     Cost: one forward pass of both networks over the calibration batches, plus one (inputs x kernel)^2 covariance and
     solve per layer. Raises ValueError for an unknown method or when `small` does not come from `plan` and `model`.
@@ -55,19 +55,63 @@ def reconstruct(
     plan.check(model)
     if method == "none" or not plan.edits:
         return []
-    example = from_description(plan.inputs, device_of(model))
-    effects = effects_of(plan, model, example)
-    order, normalisers = _execution(small, example)
-    layers = _behind_first_edit(order, _execution(model, example)[0], effects)
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
+    example = from_description(plan.inputs, device_of(model))
+    effects = effects_of(plan, model, example)
+    order, normalisers = _execution(small, example)
+    layers = [
+        name
+        for name in _behind_first_edit(order, _execution(model, example)[0], effects)
+        if _can_be_fitted(small.get_submodule(name), normalisers.get(name))
+    ]
+    shortcuts = find_shortcuts(small, model, example_of(batches[0]), layers)
+    around = [shortcut.module for shortcut in shortcuts.values()]
     refits = []
-    with lockstep(model, batches, layers) as original, lockstep(small, batches, layers) as pruned:
+    with lockstep(model, batches, layers, around) as original, lockstep(small, batches, layers, around) as pruned:
         for name in track(layers, description="reconstruct", transient=True):
+            layer, source = small.get_submodule(name), model.get_submodule(name)
+            assert isinstance(layer, Refittable)
+            assert isinstance(source, Refittable)
+            kept = torch.tensor(effects.kept(f"{name}.weight", 0, len(source.weight)), device=layer.weight.device)
             targets, inputs = original.advance(name), pruned.advance(name)
-            refits.append(_refit(name, small, model, effects, normalisers.get(name), inputs, targets, ridge))
+            shortcut = shortcuts.get(name)
+            drifts: list[Tensor | None] = [None] * len(inputs)
+            if shortcut is not None:
+                entered = zip(original.entered(shortcut.module), pruned.entered(shortcut.module), strict=True)
+                drifts = [shortcut.drift(*pair, kept) for pair in entered]
+            with torch.no_grad():
+                solved = fit(layer, _pairs(layer, source, inputs, targets, drifts, kept), ridge)
+                layer.weight.copy_(solved.weight)
+                if layer.bias is not None:
+                    layer.bias.copy_(solved.intercept)
+                else:
+                    mean = model.get_buffer(f"{normalisers[name]}.running_mean")
+                    small.get_buffer(f"{normalisers[name]}.running_mean").copy_(mean[kept] - solved.intercept)
+            refits.append(Refit(name, solved.before, solved.after))
     return refits
+
+
+def _pairs(
+    layer: Refittable,
+    source: Refittable,
+    inputs: Sequence[Tensor],
+    original_inputs: Sequence[Tensor],
+    drifts: Sequence[Tensor | None],
+    kept: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of (what the layer gets, what it should give)."""
+    channel = -1 if isinstance(layer, nn.Linear) else 1
+    for x, original, drift in zip(inputs, original_inputs, drifts, strict=True):
+        wanted = source.forward(original).index_select(channel, kept)
+        yield x, wanted if drift is None else wanted + drift
+
+
+def _can_be_fitted(layer: nn.Module, normaliser: str | None) -> bool:
+    """A place for the intercept is needed: a bias, or the BatchNorm behind the layer."""
+    grouped = getattr(layer, "groups", 1) != 1
+    return isinstance(layer, Refittable) and not grouped and (layer.bias is not None or normaliser is not None)
 
 
 def _execution(model: nn.Module, example: tuple[tuple, dict]) -> tuple[list[str], dict[str, str]]:
@@ -113,65 +157,3 @@ def _behind_first_edit(kept: Sequence[str], original: Sequence[str], effects: Ef
     first = next((place for place, name in enumerate(original) if touched(name)), len(original))
     behind = set(original[first:])
     return [name for name in kept if name in behind]
-
-
-def _refit(
-    name: str,
-    small: nn.Module,
-    model: nn.Module,
-    effects: Effects,
-    normaliser: str | None,
-    inputs: Sequence[Tensor],
-    original_inputs: Sequence[Tensor],
-    ridge: float,
-) -> Refit:
-    layer, source = small.get_submodule(name), model.get_submodule(name)
-    assert isinstance(layer, Refittable)
-    assert isinstance(source, Refittable)
-    kept = torch.tensor(effects.kept(f"{name}.weight", 0, len(source.weight)), device=layer.weight.device)
-    width = layer.weight[0].numel()
-    joint: Moments | None = None
-    error = spread = 0.0
-    with torch.no_grad():
-        for x, original_x in zip(inputs, original_inputs, strict=True):
-            wanted = _rows(layer, source.forward(original_x)).index_select(1, kept)
-            error += float((_rows(layer, layer.forward(x)) - wanted).double().square().sum())
-            if isinstance(layer, nn.Linear) or layer.groups == 1:
-                found = Moments.of(torch.cat([_patches(layer, x), wanted], 1))
-                joint = found if joint is None else joint.merge(found)
-            spread += float((wanted - wanted.mean(0)).double().square().sum())
-    if joint is None or (layer.bias is None and normaliser is None):
-        return Refit(name, error / max(spread, 1e-30), error / max(spread, 1e-30))
-    gram, cross = joint.scatter[:width, :width], joint.scatter[:width, width:]
-    damping = ridge * gram.diagonal().mean() + 1e-12
-    ridged = gram + damping * torch.eye(width, dtype=gram.dtype, device=gram.device)
-    weight = torch.linalg.solve(ridged, cross).T
-    explained = 2 * (weight * cross.T).sum() - (weight @ gram * weight).sum()
-    residual = joint.scatter[width:, width:].diagonal().sum() - explained
-    intercept = joint.mean[width:] - weight @ joint.mean[:width]
-    with torch.no_grad():
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-        if layer.bias is not None:
-            layer.bias.copy_(intercept)
-        elif normaliser is not None:
-            mean = model.get_buffer(f"{normaliser}.running_mean")
-            small.get_buffer(f"{normaliser}.running_mean").copy_(mean[kept] - intercept)
-    return Refit(name, error / max(spread, 1e-30), float(residual) / max(spread, 1e-30))
-
-
-def _rows(layer: nn.Module, output: Tensor) -> Tensor:
-    """Output of a layer as (rows, channels): one row per input and position."""
-    channels_last = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
-    return channels_last.flatten(0, -2)
-
-
-def _patches(layer: Refittable, x: Tensor) -> Tensor:
-    """(rows, inputs x kernel): what each row of the output is a linear function of."""
-    if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
-    if isinstance(layer, nn.Conv1d):  # as an image of height one
-        x = x.unsqueeze(2)
-    kernel, dilation, stride = ((1, *values)[-2:] for values in (layer.kernel_size, layer.dilation, layer.stride))
-    return F.unfold(x, kernel, dilation, 0, stride).transpose(1, 2).flatten(0, 1)

@@ -74,11 +74,11 @@ def test_one_linear_layer_equals_ridge_regression_by_numpy():
     ],
 )
 def test_patches_times_weight_is_the_layer(conv, shape):
-    from simprune.surgery.reconstruct import _patches, _rows
+    from simprune.surgery.least_squares import patches, positions
 
     x = torch.randn(2, *shape)
-    product = _patches(conv, x) @ conv.weight.flatten(1).T + conv.bias
-    torch.testing.assert_close(product, _rows(conv, conv(x)), rtol=1e-4, atol=1e-5)
+    product = conv.weight.flatten(1) @ patches(conv, x) + conv.bias[:, None]
+    torch.testing.assert_close(product, positions(conv, conv(x)), rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_to_do_does_nothing():

@@ -1,0 +1,134 @@
+"""Where a layer's output is added to something that runs past it, and by which gain.
+
+In a residual block the errors of earlier layers travel along the shortcut. The last layer of the block can take them
+back, when it is known what the shortcut carries and how the layer's output is scaled before the sum.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.batches import eval_mode, first_tensor
+from simprune.cost import Example
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Block `module`: its output is a function of (what passes by) + gain x (output of the layer); gain per channel.
+
+    `passing` holds silent copies of the block, with all parameters zero, of the original and of the pruned network:
+    what they return is what passes by.
+    """
+
+    module: str
+    gain: Tensor
+    original: nn.Module
+    pruned: nn.Module
+
+    def drift(self, original_input: Tensor, pruned_input: Tensor, kept: Tensor) -> Tensor:
+        """What the pruned network's shortcut lacks of the original's, in units of the layer's output."""
+        passed, reached = self.original(original_input), self.pruned(pruned_input)
+        lost = passed.movedim(_channel(passed), -1)[..., kept] - reached.movedim(_channel(reached), -1)
+        gain = self.gain[kept]
+        return (lost * torch.where(gain == 0, 0, 1 / gain)).movedim(-1, _channel(passed))
+
+
+def _channel(value: Tensor) -> int:
+    return 1 if value.ndim >= 4 else -1
+
+
+def find_shortcuts(small: nn.Module, model: nn.Module, example: Example, layers: Sequence[str]) -> dict[str, Shortcut]:
+    """The shortcuts around the last of `layers` in each block: layer -> shortcut. `layers` in order of execution."""
+    inputs = _inputs(model, example)
+    found: dict[str, Shortcut] = {}
+    inside: set[str] = set()
+    for name in sorted(inputs, key=lambda name: -name.count(".")):  # innermost first
+        own = [layer for layer in layers if layer.startswith(f"{name}.")]
+        if not own or any(other.startswith(f"{name}.") for other in inside):
+            continue
+        x = inputs[name]
+        block, silent = model.get_submodule(name), _silent(model.get_submodule(name))
+        with torch.no_grad(), eval_mode(block):
+            passed, output = silent(x), block(x)
+        if not isinstance(output, Tensor) or passed.shape != output.shape or not passed.any():
+            continue
+        inside.add(name)
+        gain = _gain(block, own[-1].removeprefix(f"{name}."), x)
+        if gain is not None:
+            found[own[-1]] = Shortcut(name, gain, silent, _silent(small.get_submodule(name)))
+    return found
+
+
+def _inputs(model: nn.Module, example: Example) -> dict[str, Tensor]:
+    """Inputs of all composite modules that take one tensor and run once."""
+    seen: dict[str, Tensor | None] = {}
+    handles = []
+
+    def hook(name: str) -> Any:
+        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and name not in seen
+            seen[name] = args[0] if single else None
+
+        return see
+
+    for name, module in model.named_modules():
+        if name and next(module.children(), None) is not None:
+            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+    try:
+        args, kwargs = example
+        with torch.no_grad(), eval_mode(model):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: value for name, value in seen.items() if value is not None}
+
+
+def _silent(block: nn.Module) -> nn.Module:
+    silent = copy.deepcopy(block).eval()
+    for parameter in silent.parameters():
+        parameter.requires_grad_(False).zero_()
+    return silent
+
+
+def _gain(block: nn.Module, layer: str, x: Tensor) -> Tensor | None:
+    """How much the block's output moves, per channel, with the layer's output; 0 where it does not, None if unclear.
+
+    Found by adding a small constant to the layer's output; entries behind a closed ReLU do not move and are left out.
+    """
+    module, heard = block.get_submodule(layer), []
+    with torch.no_grad(), eval_mode(block):
+        with _hooked(module, lambda _, args, output: heard.append(output)):
+            rest = first_tensor(block(x))
+        step = 1e-2 * heard[0].abs().mean().clamp(min=1e-6)
+        with _hooked(module, lambda _, args, output: output + step):
+            moved = first_tensor(block(x))
+    assert rest is not None
+    assert moved is not None
+    slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
+    if slope.shape[-1] != heard[0].shape[_channel(heard[0])]:
+        return None
+    moves = slope.abs() > 1e-3 * slope.abs().max()
+    gain = torch.zeros_like(slope[0])
+    for channel in range(len(gain)):
+        values = slope[moves[:, channel], channel]
+        if len(values):
+            gain[channel] = values.median()
+            agree = (values - gain[channel]).abs() <= 0.05 * gain[channel].abs()
+            if agree.double().mean() < 0.6:  # some entries cross the ReLU on the way; most must agree
+                return None
+    return torch.where(gain.abs() < 1e-2 * gain.abs().median(), 0, gain)
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

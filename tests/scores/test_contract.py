@@ -1,0 +1,67 @@
+"""What every score promises."""
+
+import copy
+
+import pytest
+import torch
+
+from simprune.scores import SCORES, scorer
+from simprune.structures import find_channel_groups
+from tests.networks import NAMES, build
+
+CASES = [(score, network) for score in SCORES for network in NAMES]
+
+
+def groups_of(model, x):
+    return find_channel_groups(model, ((x[:2],), {}))[0]
+
+
+@pytest.mark.parametrize("score, network", CASES)
+def test_every_channel_has_its_turn_and_a_share(score, network):
+    model, x = build(network)
+    groups = groups_of(model, x)
+    found = SCORES[score](model, [x], groups)
+    assert set(found) == {group.name for group in groups}
+    for group in groups:
+        one = found[group.name]
+        assert sorted(one.order) == list(range(group.size))
+        assert all(0 <= value <= 1 for value in one.redundancy)
+        assert all(value >= 0 for value in one.damage)
+
+
+@pytest.mark.parametrize("score, network", CASES)
+def test_scoring_leaves_the_model_as_it_was_and_repeats_itself(score, network):
+    model, x = build(network)
+    model.train()
+    next(model.parameters()).requires_grad_(False)
+    groups, before = groups_of(model, x), copy.deepcopy(model.state_dict())
+    assert SCORES[score](model, [x], groups) == SCORES[score](model, [x], groups)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()].count(False) == 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("network", ["Residual", "Flat", "Concat"])
+def test_a_planted_duplicate_and_a_dead_channel_cost_next_to_nothing(score, network):
+    model, x = build(network)
+    group = groups_of(model, x)[-1]
+    for part in group.slices:
+        if part.side == "out" and part.indices[0] == (0,):
+            tensor = dict(model.state_dict())[part.tensor]
+            tensor.select(part.dim, 1).copy_(tensor.select(part.dim, 0))
+            if not part.tensor.endswith("running_var"):
+                tensor.select(part.dim, 2).zero_()
+    found = SCORES[score](model, [x.repeat(3, 1, 1, 1)], groups_of(model, x))[group.name]
+    twin = next(channel for channel in found.order if channel in (0, 1))
+    dear = max(found.damage)
+    assert found.damage[2] <= 1e-2 * dear
+    assert found.damage[twin] <= 1e-2 * dear
+    assert found.order.index(2) < group.size / 2
+
+
+def test_an_unknown_score_names_the_nearest():
+    with pytest.raises(KeyError, match="did you mean 'second_order'"):
+        scorer("second_ordr")

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from simprune.scores.second_order import second_order
+from simprune.structures import find_channel_groups
+
+
+@pytest.fixture
+def perceptron():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(500, 4, dtype=torch.float64)
+    return model, x, find_channel_groups(model, ((x[:2],), {}))[0]
+
+
+def left_by(hidden, target, kept):
+    """Squared error per sample of the best affine fit of the outputs on the kept hidden units, by numpy."""
+    x, y = hidden[:, kept] - hidden[:, kept].mean(0), target - target.mean(0)
+    return np.square(y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).sum() / len(y)
+
+
+def test_damage_adds_up_to_the_error_after_the_refit(perceptron):
+    model, x, groups = perceptron
+    with torch.no_grad():
+        hidden, target = model[:2](x).numpy(), model(x).numpy()
+    score = second_order(model, [x[:200], x[200:]], groups)["0"]
+    variance = np.square(target - target.mean(0)).sum() / len(target)
+    for gone in range(1, 6):
+        kept = sorted(score.order[gone:])
+        expected = left_by(hidden, target, kept) / variance
+        # G is the identity only on average over random directions: 500 leave some noise, and the ridge some bias
+        assert sum(score.damage[c] for c in score.order[:gone]) == pytest.approx(expected, rel=0.35, abs=2e-3)
+
+
+def test_the_first_to_go_is_the_one_whose_loss_hurts_least(perceptron):
+    model, x, groups = perceptron
+    with torch.no_grad():
+        hidden, target = model[:2](x).numpy(), model(x).numpy()
+    losses = [left_by(hidden, target, [k for k in range(6) if k != c]) for c in range(6)]
+    score = second_order(model, [x], groups)["0"]
+    assert losses[score.order[0]] <= 1.2 * min(losses)
+
+
+def test_batches_do_not_matter_to_the_inputs_statistics(perceptron):
+    model, x, groups = perceptron
+    one, many = second_order(model, [x], groups)["0"], second_order(model, list(x.split(100)), groups)["0"]
+    np.testing.assert_allclose(one.damage, many.damage, rtol=1e-6)
+
+
+def test_a_readers_deaf_channel_costs_nothing(perceptron):
+    model, x, groups = perceptron
+    model[2].weight.data[:, 3] = 0
+    score = second_order(model, [x], groups)["0"]
+    assert score.order[0] == 3
+    assert score.damage[3] == pytest.approx(0, abs=1e-12)
