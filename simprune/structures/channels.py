@@ -44,6 +44,8 @@ def find_channel_groups(model: nn.Module, example: Example) -> tuple[list[Channe
                 raise NotPrunable("its channels can only go all together" if group.width > 1 else "it has one channel")
             if not group.consumers:
                 raise NotPrunable("its output is the network's output")
+            if any(len(set(map(len, part.indices))) > 1 for part in group.slices if part.side == "in"):
+                raise NotPrunable("its readers read different parts of it")
         except NotPrunable as reason:
             refused.append((layer, str(reason)))
             continue

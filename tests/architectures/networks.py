@@ -54,14 +54,23 @@ def _llama() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=40, hidden_size=48, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4,
-        intermediate_size=20,
+        intermediate_size=20, use_cache=False,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
 
 def _gpt2() -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=40, n_embd=12, n_layer=2, n_head=4, n_positions=16)
+    config = transformers.GPT2Config(
+        vocab_size=40,
+        n_embd=12,
+        n_layer=2,
+        n_head=4,
+        n_positions=16,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return transformers.GPT2LMHeadModel(config)
 
 

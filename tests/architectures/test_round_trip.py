@@ -1,0 +1,51 @@
+"""The whole path on small random instances of every supported architecture."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import simprune as sp
+from simprune import bundle
+from simprune.batches import call, inputs_of
+from simprune.cost import measure_cost
+from simprune.example import example_of
+from tests.architectures.networks import SUPPORTED, batches, make
+
+STRUCTURES = ("channels", "heads", "blocks")
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_analyze_plan_apply_save_load_export(name, tmp_path):
+    model, calibration = make(name), batches(name)
+    redundancy = sp.analyze(model, calibration, structures=STRUCTURES)
+    plan = sp.plan(redundancy, {"macs": 0.7})
+    small = sp.apply(plan, model)
+    example = example_of(calibration[0])
+    assert measure_cost(small, example).macs <= 0.7 * measure_cost(model, example).macs
+    with torch.no_grad():
+        output = call(small, calibration[0])
+    assert output.shape == call(model, calibration[0]).shape
+    assert output.isfinite().all()
+
+    bundle.save(tmp_path / "small", SimpleNamespace(model=small, plan=plan, report={"simprune": "0.1.0", "stages": []}))
+    loaded = bundle.load(tmp_path / "small", lambda: make(name))
+    with torch.no_grad():
+        assert torch.equal(call(loaded.eval(), calibration[0]), output)
+
+    args, kwargs = inputs_of(calibration[0])
+    exported = torch.export.export(small.eval(), args, kwargs).module()
+    with torch.no_grad():
+        again = exported(*args, **kwargs)
+    again = again if isinstance(again, torch.Tensor) else again["logits"]
+    torch.testing.assert_close(again, output, rtol=1e-4, atol=1e-5)
+
+
+def test_what_mixtral_does_not_support_is_said_and_the_rest_goes_on():
+    model, calibration = make("mixtral"), batches("mixtral")
+    redundancy = sp.analyze(model, calibration, structures=STRUCTURES)
+    assert [entry.group.kind for entry in redundancy.channels] == ["heads", "heads"]
+    reasons = dict(redundancy.unprunable)
+    assert "the network fails" in reasons["model.embed_tokens"]  # the experts are batched tensors
+    small = sp.apply(sp.plan(redundancy, {"macs": 0.9}), model)
+    assert call(small, calibration[0]).shape == call(model, calibration[0]).shape

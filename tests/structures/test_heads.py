@@ -1,0 +1,153 @@
+"""Laws of attention heads, on every kind of attention that is known."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from simprune.attention import attentions
+from simprune.batches import call
+from simprune.cost import cost_model, measure_cost
+from simprune.example import describe, example_of
+from simprune.measures import get
+from simprune.planning.plan import Edit, Plan, fingerprint
+from simprune.redundancy import estimate
+from simprune.structures import find_channel_groups, find_head_groups
+from simprune.structures.heads import head_group
+from simprune.surgery import apply
+from tests.architectures.networks import batches, make
+
+WITH_HEADS = ("vit", "vit_separate", "encoder", "encoder_pre_norm", "bert", "hf_vit", "llama", "gpt2")
+
+
+def plan_of(model, batch, *edits):
+    return Plan(edits, fingerprint(model), describe(example_of(batch)))
+
+
+def silenced(model, group, units):
+    """The original whose output projection does not hear these heads."""
+    model = copy.deepcopy(model)
+    for part in group.slices:
+        if part.side == "in":
+            index = torch.tensor([i for unit in units for i in part.indices[unit]])
+            model.get_parameter(part.tensor).data.index_fill_(part.dim, index, 0.0)
+    return model
+
+
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_removed_equals_silenced_at_the_predicted_cost(name):
+    model, batch = make(name), batches(name)[0]
+    example = example_of(batch)
+    groups, refused = find_head_groups(model, example)
+    assert [group.size for group in groups] == [4, 4]
+    assert refused == []
+    first, second = groups
+    edits = [
+        Edit("heads", group.name, group.expand(units), group.width) for group, units in ((first, [0, 2]), (second, [1]))
+    ]
+    small = apply(plan_of(model, batch, *edits), model)
+    expected = silenced(silenced(model, first, [0, 2]), second, [1])
+    with torch.no_grad():
+        torch.testing.assert_close(call(small, batch), call(expected, batch), rtol=1e-5, atol=1e-5)
+        small.train()
+        call(small, batch)  # runs in training mode too
+    assert measure_cost(small, example) == cost_model(model, example).after(first.cut([0, 2]) | second.cut([1]))
+
+
+@pytest.mark.parametrize("name", ["vit", "encoder_pre_norm", "llama", "gpt2"])
+def test_heads_stream_and_hidden_units_go_together(name):
+    model, batch = make(name), batches(name)[0]
+    example = example_of(batch)
+    groups = [*find_channel_groups(model, example)[0], *find_head_groups(model, example)[0]]
+    edits = [Edit(group.kind, group.name, group.expand([0, 2]), group.width) for group in groups]
+    cut = {}
+    for group in groups:
+        for key, count in group.cut([0, 2]).items():
+            cut[key] = cut.get(key, 0) + count
+    small = apply(plan_of(model, batch, *edits), model)
+    assert measure_cost(small, example) == cost_model(model, example).after(cut)
+    assert apply(plan_of(model, batch, *reversed(edits)), model).state_dict().keys() == small.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["vit", "encoder", "llama", "gpt2"])
+def test_a_planted_duplicate_is_the_most_redundant_head(name):
+    model, calibration = make(name), batches(name)
+    group = find_head_groups(model, example_of(calibration[0]))[0][0]
+    layout = attentions(model)[group.name]
+    for rows in layout.rows:  # head group 3 makes what head group 1 makes
+        tensor = model.get_parameter(rows.tensor).data
+        source, target = (torch.tensor(layout.entries(rows, unit)) for unit in (1, 3))
+        tensor.index_copy_(rows.dim, target, tensor.index_select(rows.dim, source))
+    redundancy = estimate(model, calibration, get("cka_debiased"), ("heads",))
+    entry = redundancy.channels[0]
+    assert entry.name == group.name
+    assert entry.order[0] in (1, 3)
+    assert entry.redundancy[entry.order[0]] > 0.99 > max(entry.redundancy[unit] for unit in (0, 2))
+
+
+def test_query_heads_that_share_a_key_go_together():
+    model, batch = make("llama"), batches("llama")[0]
+    (group, _), _ = find_head_groups(model, example_of(batch))
+    assert group.units == ((0, 1), (2, 3), (4, 5), (6, 7))
+    with pytest.raises(ValueError, match=r"heads \[2, 3\] of .* can only go together"):
+        apply(plan_of(model, batch, Edit("heads", group.name, (0, 1, 2), 8)), model)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (Edit("heads", "blocks.0.attn", (0,), 5), "has 4 heads, not 5"),
+        (Edit("heads", "blocks.0.mlp", (0,), 4), "has no heads that can be removed"),
+    ],
+)
+def test_edits_that_cannot_be_made_are_refused(edit, message):
+    model, batch = make("vit"), batches("vit")[0]
+    with pytest.raises(ValueError, match=message):
+        apply(plan_of(model, batch, edit), model)
+
+
+class Odd(nn.Module):
+    """Attention that never runs, attention of one head, and attention of unknown parts, beside a plain layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.MultiheadAttention(8, 2)
+        self.single = nn.MultiheadAttention(8, 1, batch_first=True)
+        self.strange = nn.Module()
+        self.strange.num_heads, self.strange.mixture = 2, nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.single(x, x, x)[0]
+        return self.strange.mixture(x).mean(1)
+
+
+def test_what_cannot_be_done_is_said():
+    groups, refused = find_head_groups(Odd(), ((torch.randn(2, 5, 8),), {}))
+    assert groups == []
+    reasons = dict(refused)
+    assert "takes no part" in reasons["idle"]
+    assert "single" in reasons["single"]
+    assert "not known" in reasons["strange"]
+
+
+class Rescaled(nn.Module):
+    """Looks like fused attention, but its heads are interleaved: head h owns rows h, h + heads, ..."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.head_dim = 2, 4
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.head_dim, -1)).permute(0, 3, 1, 2) for part in self.qkv(x).chunk(3, -1))
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(mixed.permute(0, 2, 3, 1).flatten(2))
+
+
+def test_a_layout_that_is_not_what_it_looks_like_is_refused():
+    model = nn.Sequential(nn.Linear(6, 8), Rescaled(), nn.Linear(8, 3))
+    assert head_group(attentions(model)["1"]).size == 2
+    groups, refused = find_head_groups(model, ((torch.randn(2, 5, 6),), {}))
+    assert groups == []
+    assert "differs from ignoring" in dict(refused)["1"]
