@@ -39,6 +39,9 @@ EXAMPLES = {id: [{}] for id in measures.names()} | {
     "cka_sparse": [{"top": 6}, {"top": 9, "kernel": "linear"}, {"top": 9, "kernel": "rbf"}],
     "contrasim": [{"encoder": _encoder()}],
     "distance_correlation": [{}, {"debiased": True}],
+    "gbs": [{}, {"k": 5}, {"center": True}],
+    "geometry_score": [{"landmarks": 12, "gamma": 0.3, "repeats": 20}],
+    "gradient_cka": [{}, {"debiased": True}],
     "gulp": [{}, {"lam": 0.1}],
     "intrinsic_dimension": [{}, {"method": "mle"}, {"method": "mle", "k": 4}],
     "linear_regression": [{}, {"target": "second"}],
@@ -61,7 +64,10 @@ EXAMPLES = {id: [{}] for id in measures.names()} | {
 # Of fewer units there is no value: nothing varies across units, or between them.
 SMALLEST_WIDTH = {"cka_sparse": 2, "cknna": 2, "neuron_graph_modularity": 2, "rsa": 3}
 # What a measure says of X and itself where that is not the end of its range.
-OWN = {"eigenspace_overlap": lambda X: int(torch.linalg.matrix_rank(X.double())) / X.shape[1]}
+OWN = {
+    "eigenspace_overlap": lambda X, _: int(torch.linalg.matrix_rank(X.double())) / X.shape[1],
+    "gbs": lambda X, gbs: 1.0 if gbs.center else X.ne(0).any(1).double().mean().item(),  # zero rows count as 0
+}
 # A unit that does nothing counts as a correlation of 0, also with itself.
 COUNT_DEAD_UNITS = {"hard_correlation_match", "soft_correlation_match", "soft_matching_correlation"}
 CASES = [(id, hyper) for id, hypers in EXAMPLES.items() for hyper in hypers]
@@ -95,7 +101,7 @@ def value(measure, X, Y):
 
 def own_value(measure, X):
     if measure.id in OWN:
-        return OWN[measure.id](X)
+        return OWN[measure.id](X, measure)
     return measure.range[1] if measure.larger_is_more_similar else measure.range[0]
 
 
