@@ -3,12 +3,18 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from simprune import recipe as recipes
+from simprune.commands import COMMANDS, Job
+from simprune.listing import show
 from simprune.names import did_you_mean, importable
 
 HELP = """\
@@ -61,23 +67,14 @@ bundle is used, if it only names simprune's own models and data. Writes verdict.
 usage: simprune list [measures|functional|recipes|models|data|planners|finetunes|checks]""",
 }
 
-# Hydra's flags that make sense here, and whether a value follows
-FLAGS = {
-    "--cfg": True,
-    "-c": True,
-    "--config-dir": True,
-    "-cd": True,
-    "--hydra-help": False,
-    "--info": True,
-    "-i": True,
-    "--multirun": False,
-    "-m": False,
-    "--package": True,
-    "-p": True,
-    "--resolve": False,
-    "--shell-completion": False,
-    "-sc": False,
-}
+# Hydra's flags that make sense here, and the values each takes: none, some, or (None) any
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAGS: dict[str, tuple[str, ...] | None] = {
+    "--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO,
+    "--config-dir": None, "-cd": None, "--package": None, "-p": None,
+    "--multirun": (), "-m": (), "--resolve": (), "--hydra-help": (), "--shell-completion": (), "-sc": (),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,8 +114,6 @@ def _dispatch(args: list[str]) -> int:
         print(DETAILS[command])
         return 0
     if command == "list":
-        from simprune.listing import show
-
         show(rest)
         return 0
     return _run(command, rest)
@@ -126,11 +121,6 @@ def _dispatch(args: list[str]) -> int:
 
 def _run(command: str, args: list[str]) -> int:
     """Hand one command over to Hydra, which composes the recipe and calls `work` once, or once per job of a sweep."""
-    import hydra
-
-    from simprune import recipe as recipes
-    from simprune.commands import COMMANDS, Job
-
     overrides, flags, name = _split(args)
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     if name is not None:
@@ -143,8 +133,6 @@ def _run(command: str, args: list[str]) -> int:
     codes, failures, process = [], [], os.getpid()
 
     def work(config: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
         if folder is not None:
             importable(folder)  # functions that a recipe names may stand beside it
         out = Path(HydraConfig.get().runtime.output_dir)
@@ -172,20 +160,31 @@ def _run(command: str, args: list[str]) -> int:
 def _split(args: list[str]) -> tuple[list[str], list[str], str | None]:
     """(overrides, Hydra's flags, recipe): Hydra 1.3 wants all overrides on one side of its flags."""
     overrides, flags, recipe = [], [], None
-    for arg in args:
-        if arg.startswith("recipe="):
+    rest = iter(args)
+    for arg in rest:
+        if arg.startswith("-"):
+            flags += _flag(arg, rest)
+        elif arg.startswith("recipe="):
             recipe = arg.partition("=")[2]
-        elif arg.startswith("-"):
-            if arg.partition("=")[0] not in FLAGS:
-                raise ValueError(f"no flag {arg}; {did_you_mean(arg, FLAGS)}")
-            flags.append(arg)
-        elif flags and FLAGS.get(flags[-1]):
-            flags.append(arg)
         elif "=" in arg or arg.startswith("~"):
             overrides.append(arg)
         else:
             raise ValueError(f"cannot read {arg!r}: expected key=value, such as recipe={arg}")
     return overrides, flags, recipe
+
+
+def _flag(arg: str, rest: Iterator[str]) -> list[str]:
+    """A flag and its value, which may follow as an argument of its own."""
+    flag, given, value = arg.partition("=")
+    if flag not in FLAGS:
+        raise ValueError(f"no flag {flag}; {did_you_mean(flag, FLAGS)}")
+    allowed = FLAGS[flag]
+    if allowed == ():
+        return [arg]
+    value = value if given else next(rest, "")
+    if not value or (allowed is not None and value not in allowed):
+        raise ValueError(f"{flag} expects {' or '.join(allowed or ('a value',))}; got {value or 'nothing'}")
+    return [flag, value]
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -201,11 +200,7 @@ def _one_line(error: BaseException) -> str | None:
     Ours to blame on the input: what Hydra says of a recipe, problems with files, and every ValueError or KeyError with
     a sentence that simprune itself raised (a bare KeyError, or one from inside a library, is a defect).
     """
-    text = None
-    if "hydra" in sys.modules:
-        from simprune.recipe import explain
-
-        text = explain(error)
+    text = recipes.explain(error)
     if text is None and isinstance(error, OSError):
         text = str(error)
     if text is None and type(error) in (ValueError, KeyError):

@@ -103,9 +103,7 @@ def digits(batch_size: int = 128, calibration_size: int = 256, seed: int = 0) ->
         raise ValueError(f"calibration_size must be from 10 to 990, got {calibration_size}")
     images, labels = load_digits(return_X_y=True)
     rest, test = train_test_split(np.arange(len(labels)), test_size=797, stratify=labels, random_state=0)
-    calibration, train = train_test_split(
-        rest, train_size=calibration_size, stratify=labels[rest], random_state=0
-    )
+    calibration, train = train_test_split(rest, train_size=calibration_size, stratify=labels[rest], random_state=0)
 
     def batches(rows: Any, shuffle: int | None = None) -> Batches:
         pixels = torch.tensor(images[rows] / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
@@ -163,9 +161,7 @@ def arrays(
         return Data(batches(calibration), batches(train, shuffle=seed), batches(test))  # pyright: ignore[reportArgumentType]
 
 
-def _images(
-    values: np.ndarray, what: str, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Tensor:
+def _images(values: np.ndarray, what: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
     if values.dtype == np.uint8 and values.ndim in (3, 4):
         values = values if values.ndim == 4 else values[..., None]
         if values.shape[-1] > 4:
@@ -178,9 +174,7 @@ def _images(
         raise ValueError(f"{what}: expected uint8 (N, H, W[, C]) or floating point; got {got}")
     for number, name in ((mean, "mean"), (std, "std")):
         if number is not None and len(number) != images.shape[1]:
-            raise ValueError(
-                f"{what}: {name} needs {images.shape[1]} numbers, one a channel; got {len(number)}"
-            )
+            raise ValueError(f"{what}: {name} needs {images.shape[1]} numbers, one a channel; got {len(number)}")
     shape = (1, -1) + (1,) * (images.ndim - 2)
     if mean is not None:
         images = images - torch.tensor(mean).reshape(shape)

@@ -214,6 +214,8 @@ def test_config_dir_adds_a_users_group(folder, capsys):
         (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
         (["compress", OWN, "--multirum"], "did you mean '--multirun'"),
         (["compress", OWN, "~nothing"], "nothing"),
+        (["compress", OWN, "--cfg"], "--cfg expects job or hydra or all; got nothing"),
+        (["compress", OWN, "--cfg", "jbo"], "--cfg expects job or hydra or all; got jbo"),
         (["validate", OWN], "bundle is missing"),
         (["validate", "bundle=nowhere"], "no bundle in nowhere"),
         (["validate", OWN, "bundle=mine"], "mine"),
@@ -226,7 +228,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(folder, capsys, args, expect
     out, err = capsys.readouterr()
     assert err.startswith("simprune: error: ") and err.count("\n") == 1
     assert expected in err
-    assert out == "" and written(folder) == []
+    assert out.strip() == "" and written(folder) == []
 
 
 def test_a_plan_for_another_model_is_refused(folder, capsys):

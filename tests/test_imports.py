@@ -59,9 +59,7 @@ def test_measures_import_only_torch_numpy_scipy(package):
         for used in imports(name):
             outside = used.partition(".")[0]
             assert (
-                within(used, package)
-                or outside in ("torch", "numpy", "scipy")
-                or outside in sys.stdlib_module_names
+                within(used, package) or outside in ("torch", "numpy", "scipy") or outside in sys.stdlib_module_names
             ), f"{name} imports {used}"
 
 
@@ -88,7 +86,3 @@ def test_torch_pruning_is_known_to_surgery_alone(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_optional_packages_are_imported_where_they_are_used(name):
     assert not [used for used in imports(name, top_level_only=True) if within(used, "transformers", "sklearn")]
-
-
-def test_the_command_line_starts_without_torch():
-    assert not [used for used in imports("simprune.cli", top_level_only=True) if within(used, "torch", "hydra")]

@@ -110,7 +110,9 @@ def test_a_users_group_option_wins_over_the_built_in_one(recipe, tmp_path):
 def test_searchpath_in_a_recipe_adds_a_folder(recipe, tmp_path):
     (tmp_path / "more" / "check").mkdir(parents=True)
     (tmp_path / "more" / "check" / "mine.yaml").write_text("gates: [{measure: disagreement, limit: 0.25}]\n")
-    path = recipe(f"defaults: [digits, override check: mine, _self_]\nhydra: {{searchpath: ['file://{tmp_path}/more']}}\n")
+    path = recipe(
+        f"defaults: [digits, override check: mine, _self_]\nhydra: {{searchpath: ['file://{tmp_path}/more']}}\n"
+    )
     assert [gate.limit for gate in gates(settings(load_recipe(path), "compress"))] == [0.25]
 
 
