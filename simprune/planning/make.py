@@ -62,8 +62,9 @@ def _shortest(redundancy: Redundancy, steps: Sequence[Step], budget: Budget, ori
 
 
 def _gather(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[list[str], dict[str, list[int]]]:
-    """Blocks that go and channels that go; channels inside a block that goes need no edit of their own."""
+    """Blocks that go and channels that go; what is inside a block that goes needs no edit of its own."""
     blocks = [step.name for step in steps if step.channel is None]
+    blocks = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
     channels: dict[str, list[int]] = {}
     for step in steps:
         if step.channel is not None and not any(f"{step.name}.".startswith(f"{block}.") for block in blocks):
@@ -88,8 +89,9 @@ def _edits(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[Edit, ...]:
         Edit(
             "block",
             entry.name,
-            reason=f"its output is {entry.redundancy:.3f} similar to its input ({redundancy.measure}); "
+            reason=f"{entry.why(redundancy.measure)}; "
             f"{entry.share:.1%} of the macs; taken as block {rank[entry.name]} of {len(redundancy.blocks)}",
+            replace=entry.block.replace,
         )
         for entry in redundancy.blocks
         if entry.name in rank

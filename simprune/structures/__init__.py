@@ -1,11 +1,16 @@
 """What can be removed, and how it is found: one kind of structure per file."""
 
-from simprune.structures.blocks import Block, find_blocks
+from simprune.structures.blocks import Block, find_blocks, find_sub_blocks
 from simprune.structures.channels import ChannelGroup, find_channel_groups
 from simprune.structures.heads import HeadGroup, find_head_groups
 from simprune.structures.proof import UnitGroup
 
-FINDERS = {"channels": find_channel_groups, "heads": find_head_groups, "blocks": find_blocks}
+FINDERS = {
+    "channels": find_channel_groups,
+    "heads": find_head_groups,
+    "blocks": find_blocks,
+    "sub_blocks": find_sub_blocks,
+}
 
 __all__ = [
     "FINDERS",
@@ -16,4 +21,5 @@ __all__ = [
     "find_blocks",
     "find_channel_groups",
     "find_head_groups",
+    "find_sub_blocks",
 ]

@@ -1,0 +1,56 @@
+"""What a score of blocks gets to see."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from simprune.depth.stream import Stream
+from simprune.measures import Measure, SimilarityMatrix
+
+
+@dataclass(frozen=True)
+class View:
+    """A model, its calibration batches, what runs through its blocks, and the measure for similarities."""
+
+    model: nn.Module
+    calibration: Iterable
+    stream: Stream
+    measure: Measure
+
+    def similarity(self, first: str, second: str) -> float:
+        """Similarity of two points of the stream, in [0, 1]."""
+        rows = self.stream.rows
+        return as_redundancy(self.measure, self.measure(rows[first], rows[second], self._labels()))
+
+    def similarities(self) -> np.ndarray:
+        """(points, points) similarity of all points, in [0, 1], in the order of `stream.rows`."""
+        prepared = self.measure.prepare_all(self.stream.rows, self._labels())
+        values = self.measure.matrix(prepared, list(self.stream.rows))
+        return np.vectorize(lambda value: as_redundancy(self.measure, value))(values)
+
+    def matrix(self, points: Sequence[str]) -> SimilarityMatrix:
+        """The measure's own values for some points."""
+        chosen = {point: self.stream.rows[point] for point in points}
+        prepared = self.measure.prepare_all(chosen, self._labels())
+        return SimilarityMatrix(tuple(points), self.measure.matrix(prepared, list(points)), self.measure.id)
+
+    def _labels(self) -> Tensor | None:
+        return self.stream.labels if self.measure.needs_labels else None
+
+
+BlockScorer = Callable[..., dict[str, float]]  # (view, **options) -> {block: redundancy in [0, 1]}
+
+
+def as_redundancy(measure: Measure, value: float) -> float:
+    """A score as redundancy in [0, 1]: similarities are clipped, distances d of range [0, top] become 1 - d / top.
+
+    Distances without an upper end become 1 / (1 + d). An undefined score (NaN) counts as no redundancy.
+    """
+    if value != value:
+        return 0.0
+    if not measure.larger_is_more_similar:
+        top = measure.range[1]
+        value = 1 / (1 + value) if top == float("inf") else 1 - value / top
+    return min(max(value, 0.0), 1.0)

@@ -1,0 +1,167 @@
+"""The depth of a network in numbers: everything that `simprune analyze` shows, as data that JSON holds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from simprune import measures
+from simprune.capture import Site, capture
+from simprune.cost import CostModel, cost_model
+from simprune.depth._view import View
+from simprune.depth.segments import fisher_partition, segment_count
+from simprune.depth.stream import Stream, observe
+from simprune.depth.windows import distances
+from simprune.measures import Measure, SimilarityMatrix
+from simprune.report.units import finite
+from simprune.structures.blocks import Block
+from simprune.surgery.visits import visit
+
+Example = tuple[tuple, dict]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Representations of one network, by layer in order of execution, and how its blocks stand in them."""
+
+    rows: dict[str, Tensor]
+    stream: Stream
+    costs: CostModel
+
+
+def read_layers(model: nn.Module, calibration: Iterable, blocks: Sequence[Block], example: Example) -> Layers:
+    """The stream around the blocks; for a network without blocks, the outputs of its layers with weights.
+
+    Rows are pooled over positions. One forward pass over the batches.
+    """
+    costs = cost_model(model, example)
+    if blocks:
+        stream = observe(model, calibration, blocks, example)
+        return Layers(stream.rows, stream, costs)
+    composite = {name.rpartition(".")[0] for name, _ in model.named_modules()}
+    names = [
+        name
+        for name, seen in visit(model, example).items()
+        if name not in composite and seen.calls == 1 and seen.made is not None and seen.made.ndim > 1
+    ]
+    names = [name for name in names if any(p.ndim > 1 for p in model.get_submodule(name).parameters())]
+    return Layers(capture(model, calibration, [Site(name) for name in names]), Stream((), {}, None), costs)
+
+
+def describe_depth(
+    layers: Layers,
+    scores: dict[str, float],
+    compared: Sequence[Measure],
+    null: int = 20,
+    bootstrap: int = 50,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Similarities of all layers by every measure, with chance and interval; blocks, windows and segments.
+
+    `scores`: redundancy by block, for the suggested order. `null`, `bootstrap`: repetitions, 0 for none.
+    """
+    labels = layers.stream.labels
+    matrices = [similarity(measure, layers.rows, labels, null, bootstrap, seed) for measure in compared]
+    points = list(layers.rows)
+    first = View(nn.Identity(), [], Stream((), layers.rows, labels), compared[0]).similarities()
+    ends = fisher_partition(first, segment_count(first))
+    segment = {point: int(np.searchsorted(ends, place, side="right")) for place, point in enumerate(points)}
+    return finite(
+        {
+            "points": points,
+            "rows": len(next(iter(layers.rows.values()))),
+            "similarity": [_matrix(matrix) for matrix in matrices],
+            "segments": {"measure": compared[0].id, "of": [segment[point] for point in points]},
+            "blocks": _blocks(layers, scores, matrices, segment),
+            "windows": [
+                {"blocks": [block.name for block in chain.blocks],
+                 "distances": [distances(chain, n).tolist() for n in range(1, len(chain.blocks) + 1)]}
+                for chain in layers.stream.chains
+            ],
+            "cost": layers.costs.total().to_dict(),
+        }
+    )  # fmt: skip
+
+
+def similarity(
+    measure: Measure, rows: dict[str, Tensor], labels: Tensor | None, null: int, bootstrap: int, seed: int
+) -> SimilarityMatrix:
+    """All layers by one measure; ValueError when it needs labels that the batches do not have."""
+    options: dict[str, Any] = {"null": "permuted", "repeats": null} if null else {}
+    given = labels if measure.needs_labels else None
+    return measures.matrix(measure, rows, given, bootstrap=bootstrap, seed=seed, **options)
+
+
+def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -> dict[str, Any]:
+    """Every layer of one network with every layer of another, on the same inputs: (layers of a, layers of b) values."""
+    found = []
+    for measure in compared:
+        labels = first.stream.labels if measure.needs_labels else None
+        a, b = (measure.prepare_all(layers.rows, labels) for layers in (first, second))
+        values = [[measure.compare(one, other) for other in b] for one in a]
+        found.append({"measure": measure.id, "values": values})
+    return finite({"points": list(second.rows), "similarity": found, "cost": second.costs.total().to_dict()})
+
+
+def _matrix(matrix: SimilarityMatrix) -> dict[str, Any]:
+    kind = measures.classes()[matrix.measure]
+    found: dict[str, Any] = {
+        "measure": matrix.measure,
+        "larger_is_more_similar": kind.larger_is_more_similar,
+        "values": _rounded(matrix.values),
+    }
+    if matrix.null is not None:
+        high = matrix.null.quantiles["97.5%" if kind.larger_is_more_similar else "2.5%"]
+        found |= {"null_mean": _rounded(matrix.null.mean), "null_bound": _rounded(high)}
+    if matrix.interval is not None:
+        found |= {"low": _rounded(matrix.interval.low), "high": _rounded(matrix.interval.high)}
+    return found
+
+
+def _rounded(values: np.ndarray) -> list[list[float]]:
+    return np.round(values, 6).tolist()
+
+
+def _blocks(
+    layers: Layers, scores: dict[str, float], matrices: Sequence[SimilarityMatrix], segment: dict[str, int]
+) -> list[dict[str, Any]]:
+    place = {point: index for index, point in enumerate(layers.rows)}
+    total = layers.costs.total()
+    found = []
+    for chain in layers.stream.chains:
+        for index, block in enumerate(chain.blocks):
+            before, after = chain.points[index], chain.points[index + 1]
+            a, b = place[before], place[after]
+            left = layers.costs.after(dropped=[block.name])
+            similar = {}
+            for matrix in matrices:
+                entry = {"value": float(matrix.values[a, b])}
+                if matrix.interval is not None:
+                    entry |= {"low": float(matrix.interval.low[a, b]), "high": float(matrix.interval.high[a, b])}
+                if matrix.null is not None:
+                    entry["null"] = float(matrix.null.mean[a, b])
+                similar[matrix.measure] = entry
+            found.append(
+                {
+                    "name": block.name,
+                    "point": b,
+                    "chain": block.chain,
+                    "replace": block.replace,
+                    "inside": block.inside,
+                    "segment": segment[after],
+                    "macs": total.macs - left.macs,
+                    "params": total.params - left.params,
+                    "share": 1 - left.macs / max(total.macs, 1),
+                    "similarity": similar,
+                    "influence": 1 - float(chain.cosine[index, index + 1]),
+                    "angle": float(chain.angle[index, index + 1]),
+                    "redundancy": scores.get(block.name),
+                }
+            )
+    known = [entry for entry in found if entry["redundancy"] is not None]
+    ranked = sorted(known, key=lambda entry: (1 - entry["redundancy"]) / max(entry["share"], 1e-12))
+    for rank, entry in enumerate(ranked, 1):
+        entry["order"] = rank
+    return found

@@ -1,0 +1,89 @@
+"""Runs of alike layers: blocks inside a run are redundant, blocks that lead from one run to the next are not.
+
+`segments`: Fisher's optimal partition of the ordered layer-similarity matrix (SGLP, Wang et al. 2024), exact by dynamic
+programming; one point of the stream per segment has to stay. `clusters`: consecutive layers whose similarity reaches a
+threshold (MPruner, 2024); all but one of each cluster go.
+"""
+
+import numpy as np
+
+from simprune.depth._view import View
+
+
+def segments(view: View, segments: int | None = None, explained: float = 0.9) -> dict[str, float]:
+    """Blocks inside one of the segments score 0.5 + s / 2 and those between two s / 2, s their own similarity.
+
+    `segments`: how many; None takes the fewest that explain `explained` of the variance of the matrix' rows.
+    """
+    values = view.similarities()
+    if segments is None:
+        segments = segment_count(values, explained)
+    return _scores(view, values, fisher_partition(values, segments))
+
+
+def clusters(view: View, threshold: float = 0.98) -> dict[str, float]:
+    """As `segments`, for runs of consecutive points whose neighbours are at least `threshold` similar."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"clusters: threshold must be in [0, 1]; got {threshold!r}")
+    values = view.similarities()
+    joined = np.diagonal(values, offset=1) >= threshold
+    starts = [place + 1 for place, same in enumerate(joined) if not same]
+    return _scores(view, values, [*starts, len(values)])
+
+
+def segment_count(values: np.ndarray, explained: float = 0.9) -> int:
+    """Fewest segments whose means explain this share of the variance of the rows."""
+    if not 0 < explained <= 1:
+        raise ValueError(f"segments: explained must be a share in (0, 1]; got {explained!r}")
+    left = (1 - explained) * within(values, [len(values)]) + 1e-12
+    counts = range(1, len(values) + 1)
+    return next(count for count in counts if within(values, fisher_partition(values, count)) <= left)
+
+
+def fisher_partition(values: np.ndarray, count: int) -> list[int]:
+    """Ends (exclusive) of the `count` consecutive segments of rows with the least squared distance to their means.
+
+    Exact: cost O(count L^2) after O(L^3) for the diameters. ValueError for a count outside 1..L.
+
+    >>> fisher_partition(np.array([[0.0], [0.1], [5.0], [5.1], [9.0]]), 3)
+    [2, 4, 5]
+    """
+    size = len(values)
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= size:
+        raise ValueError(f"segments must be from 1 to {size}, the number of points; got {count!r}")
+    diameter = np.full((size + 1, size + 1), np.inf)
+    for start in range(size):
+        for stop in range(start + 1, size + 1):
+            diameter[start, stop] = _spread(values[start:stop])
+    best = np.full((count + 1, size + 1), np.inf)
+    cut = np.zeros((count + 1, size + 1), dtype=int)
+    best[0, 0] = 0.0
+    for number in range(1, count + 1):
+        for stop in range(number, size + 1):
+            losses = best[number - 1, :stop] + diameter[:stop, stop]
+            cut[number, stop] = int(losses.argmin())
+            best[number, stop] = losses.min()
+    ends, stop = [], size
+    for number in range(count, 0, -1):
+        ends.append(stop)
+        stop = int(cut[number, stop])
+    return ends[::-1]
+
+
+def within(values: np.ndarray, ends: list[int]) -> float:
+    """Sum of squared distances of the rows to their segments' means."""
+    return sum(_spread(values[a:b]) for a, b in zip([0, *ends], ends, strict=False))
+
+
+def _spread(rows: np.ndarray) -> float:
+    return float(np.square(rows - rows.mean(0)).sum())
+
+
+def _scores(view: View, values: np.ndarray, ends: list[int]) -> dict[str, float]:
+    place = {point: index for index, point in enumerate(view.stream.rows)}
+    segment = np.searchsorted(ends, np.arange(len(values)), side="right")
+    scores = {}
+    for name, (before, after) in view.stream.ends.items():
+        a, b = place[before], place[after]
+        scores[name] = 0.5 * (segment[a] == segment[b]) + values[a, b] / 2
+    return scores
