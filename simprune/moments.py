@@ -54,6 +54,11 @@ class Moments:
             self.count = count
         return self
 
+    def about_origin(self) -> "Moments":
+        """The same rows with their second moment taken about zero in place of the mean."""
+        scatter = self.scatter + self.count * torch.outer(self.mean, self.mean)
+        return Moments(self.count, torch.zeros_like(self.mean), scatter)
+
     @property
     def covariance(self) -> Tensor:
         """(D, D) population covariance."""

@@ -1,7 +1,7 @@
 """From similarity to redundancy: how well each block's input, and each channel's neighbours, can stand in for it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -16,17 +16,22 @@ from simprune.example import describe, example_of
 from simprune.measures import Measure, SimilarityMatrix
 from simprune.planning.plan import fingerprint
 from simprune.scores import scorer
+from simprune.scores.block_damage import block_damage
 from simprune.scores.predictability import reader_correlations
 from simprune.structures import FINDERS, Block, ChannelGroup
 
 
 @dataclass(frozen=True)
 class BlockRedundancy:
-    """One block: how redundant in [0, 1] by `score`, and its share of the macs."""
+    """One block: how redundant in [0, 1] by `score`, its share of the macs, and what is lost when it goes.
+
+    `damage` is in the unit of the channels' damage, so that depth and width can be weighed.
+    """
 
     block: Block
     redundancy: float
     share: float
+    damage: float
     score: str = "similarity"
 
     @property
@@ -148,14 +153,14 @@ def estimate(
     calibration: Iterable,
     measure: Measure,
     structures: Sequence[str] = ("channels", "blocks"),
-    score: str = "predictability",
+    score: str = "second_order",
     block_score: BlockScore = "similarity",
 ) -> Redundancy:
     """Find the structures of a model and score them on calibration batches.
 
-    Blocks: `block_score`, one of `simprune.depth`, a name or a mapping with `name` and its options. Channels: `score`, one of
-    `simprune.scores`, at the inputs of every reader, all positions. Memory O(rows x width) for the blocks and
-    O(width^2) for the channels.
+    Blocks: `block_score`, one of `simprune.depth`, by name or as a mapping with `name` and its options. Channels:
+    `score`, one of `simprune.scores`, at the inputs of every reader, all positions. Memory O(rows x width) for the
+    blocks and O(width^2) for the channels.
     """
     block_scorer(block_score)
     unknown = sorted(set(structures) - set(FINDERS))
@@ -167,9 +172,11 @@ def estimate(
     example = example_of(first)
     costs = cost_model(model, example)
     found = {kind: FINDERS[kind](model, example) for kind in FINDERS if kind in structures}
-    blocks = [*found.get("blocks", ([], []))[0], *found.get("sub_blocks", ([], []))[0]]
+    blocks = found.get("blocks", ([], []))[0]
+    after = 1 + max((block.chain for block in blocks), default=-1)
+    blocks = [*blocks, *(replace(half, chain=half.chain + after) for half in found.get("sub_blocks", ([], []))[0])]
     groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
-    scored, similarity = _score_blocks(model, calibration, measure, blocks, costs, example, block_score)
+    scored, similarity = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, score)
     return Redundancy(
         blocks=scored,
         channels=_score_channels(model, calibration, groups, costs, score),
@@ -190,19 +197,27 @@ def _score_blocks(
     costs: CostModel,
     example: Example,
     score: BlockScore,
+    channel_score: str,
 ) -> tuple[tuple[BlockRedundancy, ...], SimilarityMatrix | None]:
     if not blocks:
         return (), None
     view = View(model, calibration, observe(model, calibration, blocks, example), measure)
     scores = score_blocks(view, score)
     total = costs.total().macs
+    names = tuple(block.name for block in blocks)
+    damage = {name: 1 - scores[name] for name in names}
+    if channel_score == "second_order" and name_of(score) == "similarity":
+        damage = block_damage(model, calibration, names)
     scored = tuple(
         BlockRedundancy(
-            block, scores[block.name], 1 - costs.after(dropped=[block.name]).macs / total, str(name_of(score))
+            block,
+            redundancy=scores[block.name],
+            share=1 - costs.after(dropped=[block.name]).macs / total,
+            damage=damage[block.name],
+            score=str(name_of(score)),
         )
         for block in blocks
     )
-    names = tuple(block.name for block in blocks)
     return scored, view.matrix(names)
 
 

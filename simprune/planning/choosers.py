@@ -26,7 +26,7 @@ def greedy(redundancy: Redundancy, seed: int = 0) -> list[Step]:
     total = redundancy.costs.total().macs
     queue: list[tuple[float, Step]] = []
     for entry in redundancy.blocks:
-        step = Step(entry.name, None, 1 - entry.redundancy)
+        step = Step(entry.name, None, entry.damage)
         queue.append((step.damage / max(entry.share, 1e-12), step))
     for entry in redundancy.channels:
         saved = max(1 - redundancy.costs.after(entry.group.cut([0])).macs / total, 1e-12)
@@ -49,7 +49,7 @@ def uniform(redundancy: Redundancy, seed: int = 0) -> list[Step]:
 def random(redundancy: Redundancy, seed: int = 0) -> list[Step]:
     """Blocks and channels in a seeded random order: the control that every other chooser has to beat."""
     generator = np.random.default_rng(seed)
-    steps = [Step(entry.name, None, 1 - entry.redundancy) for entry in redundancy.blocks]
+    steps = [Step(entry.name, None, entry.damage) for entry in redundancy.blocks]
     for entry in redundancy.channels:
         steps += _channel_steps(redundancy, entry.name, generator.permutation(entry.group.size).tolist())
     return [steps[place] for place in generator.permutation(len(steps))]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from simprune.structures import ChannelGroup
+from simprune.structures import UnitGroup
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class Score:
     damage: tuple[float, ...]
 
 
-Scorer = Callable[[nn.Module, Iterable, Sequence[ChannelGroup]], Mapping[str, Score]]
+Scorer = Callable[[nn.Module, Iterable, Sequence[UnitGroup]], Mapping[str, Score]]

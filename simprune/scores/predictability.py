@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from simprune.capture import Site, run
 from simprune.moments import Moments
 from simprune.scores._score import Score
-from simprune.structures import ChannelGroup
+from simprune.structures import UnitGroup
 
 RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
 
 
-def predictability(model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup]) -> dict[str, Score]:
+def predictability(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Backward elimination on the correlations at the readers' inputs; damage is the unexplained share / channels.
 
     One forward pass; memory O(readers x channels^2); O(readers x channels^3) per group.
@@ -29,7 +29,7 @@ def predictability(model: nn.Module, calibration: Iterable, groups: Sequence[Cha
     return scores
 
 
-def reader_correlations(model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+def reader_correlations(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     """(readers, C, C) correlation of each group's channels at the input of every module that reads them."""
     readers: dict[str, list[tuple[str, Tensor]]] = {}
     for group in groups:

@@ -2,116 +2,78 @@
 
 Optimal brain surgeon (Hassibi and Stork, 1993) for structures. Removing the inputs u of a layer y = W x and refitting
 the rest by least squares leaves the error W_u [(C^-1)_uu]^-1 W_u^T, where C is the covariance of the layer's inputs
-(for a convolution, of its patches). How an error at y moves the output z is given by G = E[g g^T], where g is the
-gradient at y of the output in a random direction, so that tr(G error), summed over positions, estimates E|dz|^2.
+(for a convolution, of its patches). What an error at y does to the output is in `simprune.scores.sensitivity`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, eval_mode
 from simprune.moments import Moments
 from simprune.scores._score import Score
-from simprune.structures import ChannelGroup
-from simprune.surgery.least_squares import Refittable, joint_moments, patches, positions
+from simprune.scores.predictability import predictability
+from simprune.scores.sensitivity import backpropagate
+from simprune.structures import UnitGroup
+from simprune.surgery.least_squares import can_be_fitted, joint_moments, matrix_of, patches, positions, taps
 
 RIDGE = 1e-3  # of the mean input variance, as in the repair
 
 
 def second_order(
-    model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup], seed: int = 0
+    model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup], seed: int = 0
 ) -> dict[str, Score]:
     """Damage: expected squared change of the output when a channel goes, as a share of the output's variance.
 
     Greedy elimination, the refit updated after every step. One forward and one backward pass; memory and time per
-    reader O((inputs x kernel)^2) and O(channels x (inputs x kernel)^2). Groups whose readers cannot be refitted
-    (grouped convolutions) are scored as if their inputs were independent.
+    reader O((inputs x kernel)^2) and O(channels x (inputs x kernel)^2). Groups that only grouped convolutions read
+    cannot be refitted: they are scored by predictability, as if each carried the whole output.
     """
-    wanted = {part.module for group in groups for part in group.slices if part.side == "in"}
-    modules = {name: model.get_submodule(name) for name in sorted(wanted)}
-    layers = {name: layer for name, layer in modules.items() if isinstance(layer, Refittable) and _dense(layer)}
-    statistics, variance = _statistics(model, calibration, layers, seed)
-    return {group.name: _eliminate(group, layers, statistics, variance) for group in groups}
-
-
-def _dense(layer: nn.Module) -> bool:
-    return getattr(layer, "groups", 1) == 1
+    readers: dict[str, _Reader] = {}
+    for group in groups:
+        for part in group.slices:
+            if part.side == "in" and part.tensor.endswith("weight") and can_be_fitted(model.get_submodule(part.module)):
+                readers.setdefault(part.module, _Reader())
+    variance = backpropagate(model, calibration, {name: reader.watch for name, reader in readers.items()}, seed)[0]
+    scores = {}
+    for group in groups:
+        surgeons = [
+            _Surgeon(model.get_submodule(part.module), readers[part.module], part.indices, variance)
+            for part in group.slices
+            if part.side == "in" and part.module in readers and part.tensor.endswith("weight")
+        ]
+        scores[group.name] = _eliminate(group.size, surgeons) if surgeons else None
+    rest = [group for group in groups if scores[group.name] is None]
+    return scores | (predictability(model, calibration, rest) if rest else {})
 
 
 @dataclass
 class _Reader:
-    """Sums over the calibration set for one layer: inputs, and gradients of the output at the layer's output."""
+    """Sums over the calibration set for one layer: its inputs, and the gradients at its output."""
 
     inputs: Moments | None = None
     gradients: Tensor | None = None
     samples: int = 0
 
+    def watch(self, layer: nn.Module, given: Tensor, made: Tensor) -> None:
+        found = joint_moments(patches(layer, given))
+        self.inputs = found if self.inputs is None else self.inputs.merge(found)
+        self.samples += len(made)
+        made.register_hook(lambda gradient: self._add(positions(layer, gradient)))
 
-def _statistics(
-    model: nn.Module, calibration: Iterable, layers: Mapping[str, Refittable], seed: int
-) -> tuple[dict[str, _Reader], float]:
-    readers = {name: _Reader() for name in layers}
-    outputs: Moments | None = None
-    generator = torch.Generator().manual_seed(seed)
-    handles = [layer.register_forward_hook(_watch(readers[name])) for name, layer in layers.items()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for layer in layers.values():  # enough to make the graph reach every watched layer
-            layer.weight.requires_grad_(True)
-        with eval_mode(model), torch.enable_grad():
-            for batch in checked(calibration, "calibration"):
-                output = call(model, batch)
-                rows = output.flatten(0, -2)
-                direction = (2 * torch.randint(2, rows.shape, generator=generator) - 1).to(rows)  # +1 or -1
-                torch.autograd.backward((rows * direction).sum(), inputs=[layer.weight for layer in layers.values()])
-                found = Moments.of(rows.detach())
-                outputs = found if outputs is None else outputs.merge(found)
-                for layer in layers.values():
-                    layer.weight.grad = None
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for handle in handles:
-            handle.remove()
-    assert outputs is not None
-    return readers, float(outputs.covariance.diagonal().sum())
-
-
-def _watch(reader: _Reader):
-    def see(layer: nn.Module, args: tuple, output: Tensor) -> None:
-        assert isinstance(layer, Refittable)
-        found = joint_moments(patches(layer, args[0].detach()))
-        reader.inputs = found if reader.inputs is None else reader.inputs.merge(found)
-        reader.samples += len(output)
-        output.register_hook(lambda gradient: back(positions(layer, gradient)))
-
-    def back(gradient: Tensor) -> None:
+    def _add(self, gradient: Tensor) -> None:
         product = (gradient @ gradient.transpose(1, 2)).sum(0, dtype=torch.float64)
-        reader.gradients = product if reader.gradients is None else reader.gradients + product
-
-    return see
+        self.gradients = product if self.gradients is None else self.gradients + product
 
 
-def _eliminate(
-    group: ChannelGroup, layers: Mapping[str, Refittable], statistics: dict[str, _Reader], variance: float
-) -> Score:
-    readers = []
-    for part in group.slices:
-        if part.side == "in" and part.module in layers and part.tensor.endswith("weight"):
-            readers.append(_Surgeon(layers[part.module], statistics[part.module], part.indices, variance))
-    remaining = list(range(group.size))
+def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> Score:
+    remaining = list(range(size))
     order: list[int] = []
-    damage, alone = torch.zeros(group.size), torch.zeros(group.size, dtype=torch.float64)
-    for reader in readers:
-        alone += reader.alone()
+    damage = torch.zeros(size, dtype=torch.float64)
+    alone = torch.stack([reader.alone() for reader in readers]).sum(0)
     while len(remaining) > 1:
-        costs = sum(reader.costs(remaining) for reader in readers)
-        assert isinstance(costs, Tensor)
+        costs = torch.stack([reader.costs(remaining) for reader in readers]).sum(0)
         channel = remaining.pop(int(costs.argmin()))
         damage[channel] = costs.min().clamp(min=0)
         order.append(channel)
@@ -130,8 +92,7 @@ class _Surgeon:
     ) -> None:
         assert reader.inputs is not None
         assert reader.gradients is not None
-        assert isinstance(layer, Refittable)
-        kernel = layer.weight[0, 0].numel() if layer.weight.ndim > 2 else 1
+        kernel = taps(layer)
         self.columns = [
             torch.tensor([entry * kernel + tap for entry in entries for tap in range(kernel)]) for entries in indices
         ]
@@ -143,7 +104,7 @@ class _Surgeon:
         metric = reader.gradients.cpu() / (reader.samples * variance)
         values, vectors = torch.linalg.eigh(metric)
         root = (vectors * values.clamp(min=0).sqrt()).T
-        self.weight = root @ layer.weight.detach().flatten(1).double().cpu()
+        self.weight = root @ matrix_of(layer).double().cpu()
 
     def alone(self) -> Tensor:
         """What each channel contributes, were nothing refitted."""

@@ -9,10 +9,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from simprune.batches import checked, device_of, eval_mode, first_tensor
+from simprune.cost import Example
 from simprune.example import example_of, from_description
 from simprune.planning.plan import Plan
 from simprune.surgery.effects import Effects, effects_of
-from simprune.surgery.least_squares import Refittable, fit
+from simprune.surgery.least_squares import can_be_fitted, channel_dim, fit, matrix_of, output_dim
 from simprune.surgery.lockstep import lockstep
 from simprune.surgery.shortcuts import find_shortcuts
 
@@ -44,8 +45,8 @@ def reconstruct(
     "least_squares": every convolution and linear layer behind the first edit is solved for the original's output given
     the inputs it gets in the pruned network, so errors of earlier layers are corrected and not passed on; the last
     layer of a residual block also takes back what the shortcut has lost. A convolution without bias puts its intercept
-    into the BatchNorm behind it. `ridge` is relative to the mean variance of the inputs. Grouped convolutions, and
-    layers that run more than once, stay as they are.
+    into the BatchNorm behind it; a layer with neither is fitted through the origin. `ridge` is relative to the mean
+    variance of the inputs. Grouped convolutions, and layers that run more than once, stay as they are.
 
     Cost: one forward pass of both networks over the calibration batches, plus one (inputs x kernel)^2 covariance and
     solve per layer. Raises ValueError for an unknown method or when `small` does not come from `plan` and `model`.
@@ -61,60 +62,48 @@ def reconstruct(
     example = from_description(plan.inputs, device_of(model))
     effects = effects_of(plan, model, example)
     order, normalisers = _execution(small, example)
-    layers = [
-        name
-        for name in _behind_first_edit(order, _execution(model, example)[0], effects)
-        if _can_be_fitted(small.get_submodule(name), normalisers.get(name))
-    ]
+    layers = _behind_first_edit(order, model, example, effects)
     shortcuts = find_shortcuts(small, model, example_of(batches[0]), layers)
     around = [shortcut.module for shortcut in shortcuts.values()]
     refits = []
     with lockstep(model, batches, layers, around) as original, lockstep(small, batches, layers, around) as pruned:
         for name in track(layers, description="reconstruct", transient=True):
             layer, source = small.get_submodule(name), model.get_submodule(name)
-            assert isinstance(layer, Refittable)
-            assert isinstance(source, Refittable)
-            kept = torch.tensor(effects.kept(f"{name}.weight", 0, len(source.weight)), device=layer.weight.device)
+            width = matrix_of(source).shape[0]
+            rows = torch.tensor(effects.kept(f"{name}.weight", output_dim(source), width), device=device_of(small))
             targets, inputs = original.advance(name), pruned.advance(name)
             shortcut = shortcuts.get(name)
             drifts: list[Tensor | None] = [None] * len(inputs)
             if shortcut is not None:
                 entered = zip(original.entered(shortcut.module), pruned.entered(shortcut.module), strict=True)
-                drifts = [shortcut.drift(*pair, kept) for pair in entered]
+                drifts = [shortcut.drift(*pair, rows) for pair in entered]
             with torch.no_grad():
-                solved = fit(layer, _pairs(layer, source, inputs, targets, drifts, kept), ridge)
-                layer.weight.copy_(solved.weight)
-                if layer.bias is not None:
-                    layer.bias.copy_(solved.intercept)
-                else:
+                biased = getattr(layer, "bias", None) is not None
+                pairs = _pairs(layer, source, inputs, targets, drifts, rows)
+                solved = fit(layer, pairs, ridge, intercept=biased or name in normalisers)
+                solved.write(layer)
+                if name in normalisers and not biased:
                     mean = model.get_buffer(f"{normalisers[name]}.running_mean")
-                    small.get_buffer(f"{normalisers[name]}.running_mean").copy_(mean[kept] - solved.intercept)
+                    small.get_buffer(f"{normalisers[name]}.running_mean").copy_(mean[rows] - solved.intercept)
             refits.append(Refit(name, solved.before, solved.after))
     return refits
 
 
 def _pairs(
-    layer: Refittable,
-    source: Refittable,
+    layer: nn.Module,
+    source: nn.Module,
     inputs: Sequence[Tensor],
     original_inputs: Sequence[Tensor],
     drifts: Sequence[Tensor | None],
     kept: Tensor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (what the layer gets, what it should give)."""
-    channel = -1 if isinstance(layer, nn.Linear) else 1
     for x, original, drift in zip(inputs, original_inputs, drifts, strict=True):
-        wanted = source.forward(original).index_select(channel, kept)
+        wanted = source.forward(original).index_select(channel_dim(layer), kept)
         yield x, wanted if drift is None else wanted + drift
 
 
-def _can_be_fitted(layer: nn.Module, normaliser: str | None) -> bool:
-    """A place for the intercept is needed: a bias, or the BatchNorm behind the layer."""
-    grouped = getattr(layer, "groups", 1) != 1
-    return isinstance(layer, Refittable) and not grouped and (layer.bias is not None or normaliser is not None)
-
-
-def _execution(model: nn.Module, example: tuple[tuple, dict]) -> tuple[list[str], dict[str, str]]:
+def _execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, str]]:
     """Convolutions and linear layers in order of execution (those that run once), and the BatchNorm behind each."""
     order: list[str] = []
     made: dict[int, str] = {}
@@ -136,7 +125,7 @@ def _execution(model: nn.Module, example: tuple[tuple, dict]) -> tuple[list[str]
         return see
 
     for name, module in model.named_modules():
-        if isinstance(module, Refittable | nn.modules.batchnorm._BatchNorm):
+        if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
             handles.append(module.register_forward_hook(hook(name, module), with_kwargs=True))
     try:
         args, kwargs = example
@@ -148,12 +137,14 @@ def _execution(model: nn.Module, example: tuple[tuple, dict]) -> tuple[list[str]
     return [name for name in order if order.count(name) == 1], normaliser
 
 
-def _behind_first_edit(kept: Sequence[str], original: Sequence[str], effects: Effects) -> list[str]:
+def _behind_first_edit(kept: Sequence[str], model: nn.Module, example: Example, effects: Effects) -> list[str]:
     """Layers that still run, from the first one whose input the plan changes."""
 
     def touched(name: str) -> bool:
-        return effects.inside_dropped(name) or (f"{name}.weight", 1) in effects.removed
+        inputs = 1 - output_dim(model.get_submodule(name))
+        return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
 
+    original = _execution(model, example)[0]
     first = next((place for place, name in enumerate(original) if touched(name)), len(original))
     behind = set(original[first:])
     return [name for name in kept if name in behind]

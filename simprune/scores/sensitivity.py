@@ -1,0 +1,78 @@
+"""How an error inside the network moves its output: gradients of the output in random directions.
+
+With z the output, r a vector of random signs and g the gradient of r.z at an activation y, E[g g^T] = E[J^T J] for the
+Jacobian J of z at y. So tr(E[g g^T] E[d d^T]), summed over positions, estimates E|dz|^2 for a small error d at y whose
+entries at different positions are not correlated.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from simprune.batches import call, checked, eval_mode, first_tensor
+from simprune.moments import Moments
+
+Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
+
+
+def backpropagate(
+    model: nn.Module, calibration: Iterable, watches: Mapping[str, Watch], seed: int = 0
+) -> tuple[float, int]:
+    """Show every watched module's input and output, then send the output's random directions back through all of them.
+
+    A watch sees the gradient by `output.register_hook`. Returns the output's variance, summed over its entries, and
+    the number of output rows. One forward and one backward pass; parameters, their gradients and `requires_grad`, and
+    the training mode are as before.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    outputs: Moments | None = None
+    # the gradient has to reach a parameter of each module, so it passes through the module's output
+    targets = [next(model.get_submodule(name).parameters()) for name in watches]
+    with eval_mode(model), torch.enable_grad(), _hooks(model, watches), _only(model, targets):
+        for batch in checked(calibration, "calibration"):
+            rows = call(model, batch).flatten(0, -2)
+            direction = (2 * torch.randint(2, rows.shape, generator=generator) - 1).to(rows)
+            torch.autograd.grad((rows * direction).sum(), targets, allow_unused=True)
+            found = Moments.of(rows.detach())
+            outputs = found if outputs is None else outputs.merge(found)
+    if outputs is None:
+        raise ValueError("calibration has no batches; give at least one")
+    return float(outputs.covariance.diagonal().sum()), outputs.count
+
+
+@contextmanager
+def _hooks(model: nn.Module, watches: Mapping[str, Watch]):
+    def hook(watch: Watch):
+        def see(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            given, made = first_tensor((*args, *kwargs.values())), first_tensor(output)
+            if given is not None and made is not None:
+                watch(module, given.detach(), made)
+
+        return see
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(hook(watch), with_kwargs=True)
+        for name, watch in watches.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _only(model: nn.Module, targets: list[nn.Parameter]):
+    """Gradients for these parameters alone."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    for parameter in targets:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
