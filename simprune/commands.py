@@ -9,12 +9,14 @@ from typing import Any
 import yaml
 from torch import nn
 
-from simprune import bundle, checks, pipeline
+from simprune import bundle, checks, measures, pipeline
 from simprune.console import console, costs, edits, stages
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
-from simprune.recipe import Recipe, device, finetuning, gates
+from simprune.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings
 from simprune.redundancy import Redundancy
+from simprune.report.analysis import render_analysis, tables
+from simprune.report.paper import save_figures
 from simprune.sources import Data
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -38,16 +40,44 @@ class Job:
         return self.out / name
 
     def redundancy(self) -> Redundancy:
-        return pipeline.analyze(self.model, self.data.calibration, self.measure, self.recipe.structures)
+        recipe = self.recipe
+        return pipeline.analyze(
+            self.model, self.data.calibration, self.measure, recipe.structures, recipe.block_score, recipe.score
+        )
 
 
 def analyze(job: Job) -> int:
-    """Write redundancy.json and print the table."""
+    """Write redundancy.json, analysis.json, .html and .csv, and figures; print the table."""
     found = job.redundancy()
-    path = job.write("redundancy.json", json.dumps(found.to_dict(), indent=1))
+    job.write("redundancy.json", json.dumps(found.to_dict(), indent=1))
+    wanted = job.recipe.analysis
+    compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
+    other = None if job.recipe.other is None else _other(job)
+    analysis = pipeline.examine(
+        job.model, job.data.calibration, found, compared, wanted.chance, wanted.bootstrap, job.recipe.seed, other
+    )
+    job.write("analysis.json", json.dumps(analysis, indent=1, allow_nan=False))
+    for name, text in tables(analysis).items():
+        job.write(name, text)
+    page = job.write("analysis.html", render_analysis(analysis))
+    if wanted.figures:
+        save_figures(analysis, job.out / "figures")
     screen = console()
-    screen.print(found.table(screen.width), f"written to {path}", sep="", markup=False, soft_wrap=True)
+    screen.print(found.table(screen.width), f"page: {page}", sep="", markup=False, soft_wrap=True)
+    screen.print(f"data: {job.out / 'redundancy.json'}, {job.out / 'analysis.json'}", markup=False, soft_wrap=True)
     return 0
+
+
+def _other(job: Job) -> nn.Module:
+    """The network to compare with: of a bundle of this recipe's model, or of another recipe."""
+    named = str(job.recipe.other)
+    if (Path(named) / "plan.yaml").is_file():
+        return bundle.load(named, job.model).to(device(job.recipe))
+    other = settings(load_recipe(named), "analyze")
+    made = build(other.model, "model")
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"other: the recipe {named} builds a {type(made).__name__}, not a torch.nn.Module")
+    return made.to(device(job.recipe))
 
 
 def plan(job: Job) -> int:
@@ -80,6 +110,8 @@ def compress(job: Job) -> int:
         control=recipe.control,
         seed=recipe.seed,
         plan=None if recipe.plan is None else Plan.load(recipe.plan),
+        block_score=recipe.block_score,
+        score=recipe.score,
     )
     folder = bundle.save(job.out / "bundle", result, recipe=job.resolved)
     screen = console()

@@ -13,14 +13,18 @@ from simprune import measures
 from simprune.batches import call, device_of, evaluation, labels_of
 from simprune.checks import Gate, Verdict, check
 from simprune.cost import latency, measure_cost
-from simprune.example import from_description
+from simprune.depth import BlockScore
+from simprune.depth.analysis import compare_models, describe_depth, read_layers
+from simprune.example import example_of, from_description
 from simprune.measures import Measure
 from simprune.planning.make import plan
 from simprune.planning.plan import Plan
 from simprune.recovery import finetune as train_on
 from simprune.recovery import reestimate_batchnorm
 from simprune.redundancy import Redundancy, estimate
+from simprune.structures import find_blocks
 from simprune.surgery import apply, reconstruct
+from simprune.surgery.stand_ins import fit_stand_ins
 
 RECONSTRUCTIONS = ("least_squares", "bn", "none")
 
@@ -72,9 +76,48 @@ def analyze(
     calibration: Iterable,
     measure: str | Measure = "cka_debiased",
     structures: Sequence[str] = ("channels", "blocks"),
+    block_score: BlockScore = "similarity",
+    score: str = "second_order",
 ) -> Redundancy:
     """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`."""
-    return estimate(model, calibration, _measure(measure), structures)
+    return estimate(model, calibration, _measure(measure), structures, score, block_score)
+
+
+def examine(
+    model: nn.Module,
+    calibration: Iterable,
+    redundancy: Redundancy,
+    compared: Sequence[str | Measure] = ("cka_debiased",),
+    null: int = 20,
+    bootstrap: int = 50,
+    seed: int = 0,
+    other: nn.Module | None = None,
+) -> dict[str, Any]:
+    """What `simprune analyze` shows, as data: all layers against each other by several measures, blocks, windows,
+    segments, chance and intervals, the suggested order, channels; and against the layers of `other` if given.
+
+    `redundancy`: from `analyze`, on the same batches. `null`, `bootstrap`: repetitions, 0 for none. One forward pass of
+    each network; (layers x inputs x width) rows in memory.
+    """
+    example = example_of(next(iter(calibration)))
+    chosen = [_measure(each) for each in compared]
+    layers = read_layers(model, calibration, [entry.block for entry in redundancy.blocks], example)
+    scores = {entry.name: entry.redundancy for entry in redundancy.blocks}
+    found = describe_depth(layers, scores, chosen, null, bootstrap, seed)
+    content = redundancy.to_dict()
+    found |= {
+        "simprune": version("simprune"),
+        "model": type(model).__name__,
+        "seed": seed,
+        "score": next((entry.score for entry in redundancy.blocks), ""),
+        "channels": [entry for entry in content["entries"] if entry["kind"] != "block"],
+        "unprunable": content["unprunable"],
+    }
+    if other is not None:
+        blocks, _ = find_blocks(other, example)
+        against = read_layers(other, calibration, blocks, example)
+        found["other"] = compare_models(layers, against, chosen) | {"name": type(other).__name__}
+    return found
 
 
 def compress(
@@ -93,6 +136,8 @@ def compress(
     control: bool = False,
     seed: int = 0,
     plan: Plan | None = None,
+    block_score: BlockScore = "similarity",
+    score: str = "second_order",
 ) -> Result:
     """The whole path: analyze, plan, apply, repair, fine-tune, check. `model` is not changed.
 
@@ -112,7 +157,7 @@ def compress(
     if test is None:
         notes.append("no test batches: accuracy, agreement and the checks were left out")
     name, options = _planner(planner)
-    redundancy = analyze(model, calibration, measure, structures)
+    redundancy = analyze(model, calibration, measure, structures, block_score, score)
     given = plan is not None
     plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
     stages = _Stages(from_description(plan.inputs, device_of(model)), test)
@@ -169,6 +214,7 @@ def _follow(
 ) -> tuple[nn.Module, list[dict[str, Any]], list[dict[str, float]], Answers | None]:
     """Apply, repair and fine-tune; a row of the table after each."""
     small = apply(plan, model)
+    fit_stand_ins(small, plan, model, calibration)
     answers = stages.add("pruned", small)
     repairs: list[dict[str, Any]] = []
     epochs: list[dict[str, float]] = []

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from simprune import checks, pipeline, recovery
+from simprune import checks, measures, pipeline, recovery
+from simprune.depth import block_scorer
 from simprune.names import did_you_mean
 from simprune.planning.budget import Budget
 from simprune.planning.choosers import chooser
+from simprune.scores import scorer
 from simprune.structures import FINDERS
 
 FinetuneSettings = make_dataclass(  # the numbers that `finetune` takes, with its defaults
@@ -52,6 +54,14 @@ class BudgetSettings:
 
 
 @dataclass
+class AnalysisSettings:
+    measures: list[str] = field(default_factory=list)
+    chance: int = 20
+    bootstrap: int = 50
+    figures: bool = True
+
+
+@dataclass
 class Recipe:
     model: Any = MISSING
     data: Any = MISSING
@@ -67,6 +77,10 @@ class Recipe:
     device: str = "auto"
     plan: str | None = None
     bundle: str | None = None
+    score: str = "second_order"
+    block_score: Any = "similarity"
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+    other: str | None = None
 
 
 def typed(config: DictConfig) -> DictConfig:
@@ -102,6 +116,14 @@ def settings(config: DictConfig, command: str) -> Recipe:
         raise FileNotFoundError(f"no bundle folder {recipe.bundle}")
     if recipe.plan is not None and not Path(recipe.plan).is_file():
         raise FileNotFoundError(f"no plan file {recipe.plan}")
+    scorer(recipe.score)
+    block_scorer(recipe.block_score)
+    wanted = recipe.analysis
+    for name in wanted.measures:
+        if name not in measures.names():
+            raise ValueError(f"analysis.measures: unknown {name!r}; {did_you_mean(name, measures.names())}")
+    if wanted.chance < 0 or wanted.bootstrap < 0:
+        raise ValueError(f"analysis: expected chance, bootstrap >= 0; got {wanted.chance}, {wanted.bootstrap}")
     for name in recipe.structures:
         if name not in FINDERS:
             raise ValueError(f"structures: unknown {name!r}; {did_you_mean(name, FINDERS)}")

@@ -82,7 +82,9 @@ def _resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, l
 
     def descend(name: str) -> Iterator[tuple[str, list[str]]]:
         inner = inside(name)
-        if inner and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner):
+        whole = sum(1 for _ in model.get_submodule(name).parameters())
+        parts = sum(1 for other in inner for _ in model.get_submodule(other).parameters())
+        if parts == whole and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner):
             for other in inner:
                 yield from descend(other)
         else:

@@ -39,7 +39,8 @@ class Encoder(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
         self.head = nn.Linear(16, 5)
         for parameter in self.encoder.parameters():  # all layers are copies of one
-            nn.init.normal_(parameter, std=0.2)
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(self.embed(x)).mean(1))
