@@ -281,7 +281,8 @@ class Stream:
 
     def __init__(self, measure: FunctionalMeasure) -> None:
         self.measure = measure
-        self._parts: list[Any] = []
+        self._kept: list[tuple[Sequence[Any], Any]] = []  # of a measure that does not stream
+        self._buffer, self._count = torch.empty(0), 0
         self._first: tuple[int, tuple[int, ...], bool] | None = None
 
     def update(self, outputs: Sequence[Any], labels: Any = None) -> None:
@@ -293,20 +294,32 @@ class Stream:
         if found != self._first:
             what = "(models, shape of a sample, with labels)"
             raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._first}, then {found}")
-        self._parts.append(self.measure._rows(checked, truth) if self.measure.streams else (outputs, labels))
+        if self.measure.streams:
+            self._append(self.measure._rows(checked, truth))
+        else:
+            self._kept.append((outputs, labels))
 
     def rows(self) -> Tensor:
         """Rows of all batches so far, as of `per_sample`."""
-        if not self._parts:
+        if self._first is None:
             raise ValueError(f"{self.measure.id}: no batch was added; call update first")
         if self.measure.streams:
-            self._parts = [torch.cat(self._parts)]
-            return self._parts[0]
+            return self._buffer[: self._count]
         outputs = [
-            torch.cat([torch.as_tensor(each) for each in one]) for one in zip(*(o for o, _ in self._parts), strict=True)
+            torch.cat([torch.as_tensor(o) for o in one]) for one in zip(*(o for o, _ in self._kept), strict=True)
         ]
-        labels = [torch.as_tensor(y) for _, y in self._parts if y is not None]
+        labels = [torch.as_tensor(y) for _, y in self._kept if y is not None]
         return self.measure.per_sample(outputs, torch.cat(labels) if labels else None)
+
+    def _append(self, rows: Tensor) -> None:
+        # copied into one buffer: many small tensors would stay where the logits were, and malloc could not reuse that
+        count = self._count + len(rows)
+        if count > len(self._buffer):
+            larger = rows.new_empty(max(count, 2 * len(self._buffer)), *rows.shape[1:])
+            larger[: self._count] = self._buffer[: self._count].view(-1, *rows.shape[1:])
+            self._buffer = larger
+        self._buffer[self._count : count] = rows
+        self._count = count
 
     def score(self) -> Score:
         """Score of all batches so far."""
