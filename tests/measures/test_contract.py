@@ -40,7 +40,7 @@ EXAMPLES = {id: [{}] for id in measures.names()} | {
     "contrasim": [{"encoder": _encoder()}],
     "distance_correlation": [{}, {"debiased": True}],
     "gbs": [{}, {"k": 5}, {"center": True}],
-    "geometry_score": [{"landmarks": 12, "gamma": 0.3, "repeats": 20}],
+    "geometry_score": [{"landmarks": 12, "gamma": 0.3, "repeats": 8}],
     "gradient_cka": [{}, {"debiased": True}],
     "gulp": [{}, {"lam": 0.1}],
     "intrinsic_dimension": [{}, {"method": "mle"}, {"method": "mle", "k": 4}],
