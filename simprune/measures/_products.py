@@ -24,7 +24,8 @@ def centred(X: Tensor) -> Tensor:
 
 def unit_scaled_(X: Tensor) -> Tensor:
     """X divided in place by its largest magnitude, so that squares neither overflow nor vanish."""
-    largest = torch.linalg.vector_norm(X, float("inf"))
+    low, high = X.aminmax()  # several times faster than the infinity norm
+    largest = torch.maximum(-low, high)
     return X.div_(torch.where(largest > 0, largest, 1.0))
 
 

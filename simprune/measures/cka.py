@@ -38,8 +38,7 @@ class Alignment(InnerProduct):
 
     def _vector(self, K: Tensor, trace: Tensor) -> Vector:
         """A centred kernel and its squared norm, NaN if that is only rounding error at this trace."""
-        item = Vector(len(K), trace.new_zeros((), dtype=torch.float64), K)
-        square = self._inner(item, item)
+        square = torch.linalg.vector_norm(K, dim=1).double().square().sum()  # short sums keep float32's digits
         noise = (16 * torch.finfo(K.dtype).eps * trace).square() / len(K)
         return Vector(len(K), torch.where(square > noise, square, math.nan), K)
 
@@ -69,12 +68,14 @@ class CKA(Alignment):
     def _prepare(self, X: Tensor) -> Vector:
         rows = unit_scaled_(centred(X))
         count, width = rows.shape
-        diagonal = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-        item = Vector(count, diagonal.new_zeros(()), Features(rows, diagonal))
         # A thin representation is kept as it is: its Gram matrix would be larger. What can vanish in
         # U-centring (all rows equally far apart) has D >= N - 1, and so takes the first branch.
         if 2 * width > count:
-            return self._vector(self._rows(item, 0, count), diagonal.sum())
+            K = rows @ rows.T
+            diagonal = K.diagonal().double()
+            return self._vector(self._centred_(K, diagonal), diagonal.sum())
+        diagonal = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+        item = Vector(count, diagonal.new_zeros(()), Features(rows, diagonal))
         square = self._inner(item, item)
         return Vector(count, torch.where(square > 0, square, math.nan), item.values)
 
@@ -82,12 +83,15 @@ class CKA(Alignment):
         if isinstance(item.values, Tensor):
             return item.values[start:stop]
         rows, diagonal = item.values
-        block = rows[start:stop] @ rows.T
+        return self._centred_(rows[start:stop] @ rows.T, diagonal, start)
+
+    def _centred_(self, block: Tensor, diagonal: Tensor, start: int = 0) -> Tensor:
+        """Rows of the Gram matrix from `start` on, U-centred in place if this measure is debiased."""
         if self.debiased:
-            n = item.height
+            n = len(diagonal)
             shift = (diagonal / (n - 2) - diagonal.sum() / (2 * (n - 1) * (n - 2))).to(block.dtype)
             block += shift
-            block += shift[start:stop, None]
+            block += shift[start : start + len(block), None]
             block.diagonal(start).zero_()
         return block
 
