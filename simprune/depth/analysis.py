@@ -90,8 +90,9 @@ def similarity(
 ) -> SimilarityMatrix:
     """All layers by one measure; ValueError when it needs labels that the batches do not have."""
     options: dict[str, Any] = {"null": "permuted", "repeats": null} if null else {}
+    options |= {"bootstrap": bootstrap} if bootstrap else {}
     given = labels if measure.needs_labels else None
-    return measures.matrix(measure, rows, given, bootstrap=bootstrap, seed=seed, **options)
+    return measures.matrix(measure, rows, given, **(options | {"seed": seed} if options else {}))
 
 
 def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -> dict[str, Any]:

@@ -20,11 +20,14 @@ def render_analysis(data: dict[str, Any]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = _environment()
     environment.filters["count"] = units.count
+    kinds = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
     shown = {"points": data["points"], "similarity": data["similarity"]}
     return environment.get_template("analysis.html").render(
         data={"other": None, "channels": [], "unprunable": [], "model": "", "score": "", "simprune": ""} | data,
         map=maps,
-        ids=[each["measure"] for each in data["similarity"]],
+        ids=list(kinds),
+        similarities=[key for key, similar in kinds.items() if similar],
+        distances=[key for key, similar in kinds.items() if not similar],
         headline=_headline(data),
         removable=sum(block["share"] or 0 for block in data["blocks"] if not block["inside"]),
         segments=len(set(data["segments"]["of"])),
@@ -64,7 +67,7 @@ def tables(data: dict[str, Any]) -> dict[str, str]:
     ]
     found["blocks.csv"] = _csv([head, *rows])
     windows = [
-        [len(window["blocks"]) and n, window["blocks"][first], window["blocks"][first + n - 1], value]
+        [n, window["blocks"][first], window["blocks"][first + n - 1], value]
         for window in data["windows"]
         for n, row in enumerate(window["distances"], 1)
         for first, value in enumerate(row)

@@ -17,11 +17,11 @@ DIGITS_FROM = 26  # pixels a cell needs for its number
 
 def similarity_map(
     names: Sequence[str], columns: Sequence[str], values: list[list], label: str, segments: Sequence[int] = (),
-    linked: bool = True,
+    linked: bool = True, reverse: bool = False,
 ) -> Markup:  # fmt: skip
     """Rows against columns as viridis cells, numbered from 1; brackets on the left show segments.
 
-    With `linked` the script of the page moves a cross-hair over it.
+    With `linked` the script of the page moves a cross-hair over it; with `reverse` (for distances) small is bright.
     """
     rows, width = len(names), len(columns)
     cell = max(5.0, min(34.0, 430 / max(rows, width, 1)))
@@ -48,6 +48,7 @@ def similarity_map(
         for j in range(width):
             value = values[i][j]
             share = 0.0 if value is None else (value - low) / (high - low)
+            share = 1 - share if reverse else share
             colour = None if value is None else to_hex(viridis(share))
             x, y = left + j * cell, top + i * cell
             title = (
@@ -62,8 +63,9 @@ def similarity_map(
                 text = f"{value:.2f}".replace("-", units.MINUS).replace("0.", ".", 1)
                 marks.append(tag("text", text, x=x + cell / 2, y=y + cell / 2 + 4, class_=f"value {ground}"))
     for start, stop in _runs(segments):
-        x, y = left + start * cell, top + start * cell
-        marks.append(tag("rect", x=x, y=y, width=(stop - start) * cell, height=(stop - start) * cell, class_="segment"))
+        side = (stop - start) * cell
+        for kind in ("segment under", "segment"):  # a light line on a dark one is seen on every colour
+            marks.append(tag("rect", x=left + start * cell, y=top + start * cell, width=side, height=side, class_=kind))
     for name in ("across", "down", "spot") if linked else ():
         marks.append(tag("rect", class_=name, style="display:none"))
     made = picture(
@@ -75,34 +77,37 @@ def similarity_map(
     return Markup(str(made).replace("<svg", data, 1))
 
 
-def scale(values: list[list], key: str) -> Markup:
+def scale(values: list[list], key: str, reverse: bool = False) -> Markup:
     """The colour scale of `similarity_map`; `key` keeps its id apart from those of other scales."""
     low, high = _bounds(values)
     viridis, width, steps = colormaps["viridis"], 200, 8
-    stops = [tag("stop", offset=i / steps, stop_color=to_hex(viridis(i / steps))) for i in range(steps + 1)]
+    shares = [i / steps for i in range(steps + 1)]
+    stops = [tag("stop", offset=x, stop_color=to_hex(viridis(1 - x if reverse else x))) for x in shares]
     texts = [
         tag("text", units.number(value), x=4 + share * width, y=30, class_=f"{place} small")
         for value, share, place in ((low, 0, ""), ((low + high) / 2, 0.5, "middle"), (high, 1, "end"))
     ]
     bar = tag("rect", x=4, y=4, width=width, height=10, rx=2, fill=f"url(#{key})", class_="axis")
-    label = f"Colour scale from {units.number(low)} (dark) to {units.number(high)} (bright)"
+    ends = ("bright", "dark") if reverse else ("dark", "bright")
+    label = f"Colour scale from {units.number(low)} ({ends[0]}) to {units.number(high)} ({ends[1]})"
     return picture(width + 8, 36, label, tag("linearGradient", *stops, id=key), bar, *texts)
 
 
-def profile(blocks: list[dict], ids: Sequence[str]) -> Markup:
-    """Similarity of every block's input and output along depth: marks with intervals, dashes for chance, and below
-    each block's share of the multiply-adds."""
+def profile(blocks: list[dict], ids: Sequence[str], offset: int = 0) -> Markup:
+    """Every block's input against its output along depth: marks with intervals, dashes for chance, and below each
+    block's share of the multiply-adds. Marks are numbered from `offset`."""
     if not blocks:
         return Markup("")
     left, height, below = 46.0, 190.0, 54.0
-    pitch = max(14.0, min(46.0, 900 / len(blocks)))
+    pitch = max(14.0, min(64.0, 900 / len(blocks)))
     width = pitch * len(blocks)
     entries = [[block["similarity"][key] for key in ids] for block in blocks]
     known = [x for row in entries for entry in row for x in entry.values() if x is not None]
-    ticks = _ticks(min([*known, 0.0]), max([*known, 1.0]) if max(known, default=1) <= 1 else max(known))
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    ticks = _ticks(low if low < -0.05 else 0.0, max(high, 1.0) if high <= 1 else high)  # rounding below 0 is 0
 
     def at(value: float) -> float:
-        return 10 + height * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0]))
+        return 10 + height * (1 - (max(value, ticks[0]) - ticks[0]) / (ticks[-1] - ticks[0]))
 
     marks: list[Any] = []
     for tick in ticks:
@@ -128,7 +133,7 @@ def profile(blocks: list[dict], ids: Sequence[str]) -> Markup:
                     tag("line", x1=x, x2=x, y1=at(entry["low"]), y2=at(entry["high"]), class_=f"whisker s{number}")
                 )
             title = tag("title", f"{block['name']}: {key} {units.number(entry['value'])}")
-            marks.append(_mark(MARKS[number % 4], x, at(entry["value"]), f"mark s{number}", title))
+            marks.append(_mark(MARKS[(number + offset) % 4], x, at(entry["value"]), f"mark s{number + offset}", title))
         share = block["share"] or 0
         tall = max(1.0, share / most * (below - 16))
         title = tag("title", f"{block['name']}: {units.percent(share)} of the multiply-adds")

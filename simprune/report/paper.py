@@ -31,28 +31,31 @@ def save_figures(data: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    similar = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
+    segments = data["segments"]["of"]
     for each in data["similarity"]:
-        yield (
-            f"similarity_{each['measure']}",
-            _map(each["values"], each["measure"], "layer", "layer", data["segments"]["of"]),
-        )
+        name = each["measure"]
+        yield f"similarity_{name}", _map(each["values"], name, "layer", segments, similar[name])
     for each in (data.get("other") or {}).get("similarity", []):
-        yield f"other_{each['measure']}", _map(each["values"], each["measure"], "layer of the other", "layer", [])
-    if data["blocks"]:
-        yield "profile", _profile(data)
+        name = each["measure"]
+        yield f"other_{name}", _map(each["values"], name, "layer of the other", [], similar[name])
+    for title, kind in (("similarity", True), ("distance", False)):
+        names = [name for name, larger in similar.items() if larger == kind]
+        if data["blocks"] and names:
+            yield f"profile_{title}", _profile(data["blocks"], names, title)
     longest = max(data["windows"], key=lambda window: len(window["blocks"]), default=None)
     if longest is not None and len(longest["blocks"]) > 1:
         yield "windows", _windows(longest)
 
 
-def _map(values: list[list], measure: str, across: str, down: str, segments: list[int]) -> Figure:
+def _map(values: list[list], measure: str, across: str, segments: list[int], bright_is_large: bool) -> Figure:
     figure = Figure(figsize=(3.4, 2.9), layout="constrained")
     axes = figure.subplots()
     grid = np.array(values, dtype=float)
-    image = axes.imshow(grid, cmap="viridis", interpolation="nearest")
+    image = axes.imshow(grid, cmap="viridis" if bright_is_large else "viridis_r", interpolation="nearest")
     _number(axes, grid.shape)
     axes.set_xlabel(across)
-    axes.set_ylabel(down)
+    axes.set_ylabel("layer")
     edges = np.flatnonzero(np.diff(segments)) + 0.5 if segments else []
     starts = [-0.5, *edges]
     for start, stop in zip(starts, [*edges, len(segments) - 0.5], strict=True) if segments else ():
@@ -71,22 +74,21 @@ def _number(axes: Axes, shape: tuple[int, ...]) -> None:
         axis.set_ticks(places, labels=[str(place + 1) for place in places])
 
 
-def _profile(data: dict[str, Any]) -> Figure:
+def _profile(blocks: list[dict[str, Any]], names: list[str], title: str) -> Figure:
     figure = Figure(figsize=(6.8, 2.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    blocks = data["blocks"]
     x = np.arange(1, len(blocks) + 1)
-    for number, each in enumerate(data["similarity"]):
-        found = [block["similarity"][each["measure"]] for block in blocks]
+    for number, name in enumerate(names):
+        found = [block["similarity"][name] for block in blocks]
         y = np.array([entry["value"] for entry in found], dtype=float)
-        colour, place = COLOURS[number % 4], x + 0.12 * (number - (len(data["similarity"]) - 1) / 2)
+        colour, place = COLOURS[number % 4], x + 0.12 * (number - (len(names) - 1) / 2)
         if all(entry.get("low") is not None for entry in found):
             low, high = (np.array([entry[key] for entry in found], dtype=float) for key in ("low", "high"))
             top.vlines(place, low, high, color=colour, lw=1, alpha=0.6)
-        top.plot(place, y, MARKERS[number % 4], color=colour, ms=3.5, label=each["measure"].replace("_", " "))
+        top.plot(place, y, MARKERS[number % 4], color=colour, ms=3.5, label=name.replace("_", " "))
         if all(entry.get("null") is not None for entry in found):
             top.plot(place, [entry["null"] for entry in found], "_", color=colour, ms=4, alpha=0.7)
-    top.set_ylabel("input and output")
+    top.set_ylabel(title)
     top.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, handletextpad=0.2)
     bottom.bar(x, [100 * block["share"] for block in blocks], color="0.6", width=0.7)
     bottom.set_ylabel("% of macs")
