@@ -4,7 +4,7 @@
     python benchmarks/similarity_scaling.py --measures cka svcca --rows 500 1000 2000 --json scaling.json
 
 One size varies at a time, the others stay at the first given. Time is CPU time of `matrix`. Memory is the peak of
-tensors held (inputs aside), without workspace inside one operation. At small sizes fixed costs flatten exponents.
+dense tensors held (inputs aside), without workspace inside one operation. At small sizes fixed costs flatten exponents.
 """
 
 import argparse
@@ -24,13 +24,18 @@ from torch.utils._pytree import tree_leaves
 
 from simprune import measures
 
-REQUIRED = {
+SETTINGS = {
     "cka_minibatch": {"batch_size": 32},
-    "cka_sparse": {"top": 0.1},
+    "cka_sparse": {"top": 8},
+    "geometry_score": {"repeats": 20},
     "maximum_match": {"epsilon": 0.5},
     "partial_whitening_shape_metric": {"alpha": 0.5},
     "riemannian_distance": {"reg": 0.1},
 }
+
+
+def _is_dense(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided  # sparse ones have no storage
 
 
 class PeakBytes(TorchDispatchMode):
@@ -43,9 +48,9 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if _is_dense(x)}
         for each in tree_leaves(result):
-            if isinstance(each, torch.Tensor):
+            if _is_dense(each):
                 storage = each.untyped_storage()
                 if storage._cdata not in given | self.seen:
                     self.seen.add(storage._cdata)
@@ -92,9 +97,9 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measures", nargs="*", default=measures.names())
-    parser.add_argument("--rows", nargs="+", type=int, default=[64, 128, 256])
-    parser.add_argument("--widths", nargs="+", type=int, default=[16, 32, 64])
-    parser.add_argument("--layers", nargs="+", type=int, default=[3, 6])
+    parser.add_argument("--rows", nargs="+", type=int, default=[128, 256, 512, 1024])
+    parser.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128])
+    parser.add_argument("--layers", nargs="+", type=int, default=[3, 6, 12])
     parser.add_argument("--limit", type=float, default=1.0, help="seconds after which larger sizes are left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -106,9 +111,9 @@ def main() -> None:
     table = Table("measure", *(f"time ~ {axis}^" for axis in axes), *(f"memory ~ {axis}^" for axis in axes), "s", "MiB")
     results = []
     for id in options.measures:
-        measure = measures.get(id, **REQUIRED.get(id, {}))
         found: dict[str, list[tuple[float, int]]] = {}
         try:
+            measure = measures.get(id, **SETTINGS.get(id, {}))
             for axis, sizes in axes.items():
                 found[axis] = []
                 for size in sizes:
