@@ -12,7 +12,7 @@ help: ## this list
 demo: $(VENV)/.installed ## compress a small CNN on scikit-learn's digits, about a minute
 	$(BIN)/simprune compress recipe=digits
 test: $(VENV)/.installed ## run the tests, warnings are errors
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 lint: $(VENV)/.installed ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright

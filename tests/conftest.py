@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the networks here are small: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -126,17 +126,11 @@ def positions(layer: nn.Module, output: Tensor) -> Tensor:
 def joint_moments(*parts: Tensor) -> Moments:
     """Moments of stacked (inputs, width, positions) tensors, one row per input and position.
 
-    Products run in the tensors' own precision and are summed in float64: half the time of float64 throughout, at a
-    relative error near 1e-6, far below the ridge.
+    The product runs in the tensors' own precision and its sums over batches in float64: half the time of float64
+    throughout, at a relative error near 1e-6, far below the ridge.
     """
-    rows = parts[0].shape[0] * parts[0].shape[2]
-    mean = torch.cat([part.sum((0, 2), dtype=torch.float64) for part in parts]) / rows
-    blocks = [
-        [(a @ b.transpose(1, 2)).sum(0, dtype=torch.float64) for b in parts[: i + 1]] for i, a in enumerate(parts)
-    ]
-    second = torch.cat([torch.cat([_block(blocks, i, j) for j in range(len(parts))], 1) for i in range(len(parts))])
-    return Moments(rows, mean, second - rows * torch.outer(mean, mean))
-
-
-def _block(blocks: list[list[Tensor]], i: int, j: int) -> Tensor:
-    return blocks[i][j] if j <= i else blocks[j][i].T
+    rows = torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
+    count = rows.shape[1]
+    mean = rows.mean(1)
+    rows -= mean[:, None]
+    return Moments(count, mean.double(), (rows @ rows.T).double())

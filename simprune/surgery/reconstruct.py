@@ -12,6 +12,7 @@ from simprune.batches import checked, device_of, eval_mode, first_tensor
 from simprune.cost import Example
 from simprune.example import example_of, from_description
 from simprune.planning.plan import Plan
+from simprune.surgery.compact import restored
 from simprune.surgery.effects import Effects, effects_of
 from simprune.surgery.least_squares import can_be_fitted, channel_dim, fit, matrix_of, output_dim
 from simprune.surgery.lockstep import lockstep
@@ -59,6 +60,11 @@ def reconstruct(
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
+    with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
+        return _refit_layers(small, plan, model, batches, ridge)
+
+
+def _refit_layers(small: nn.Module, plan: Plan, model: nn.Module, batches: list, ridge: float) -> list[Refit]:
     example = from_description(plan.inputs, device_of(model))
     effects = effects_of(plan, model, example)
     order, normalisers = _execution(small, example)

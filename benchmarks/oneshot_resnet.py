@@ -1,0 +1,201 @@
+"""Prune CIFAR-10 ResNets without a gradient step, and compare with torch-pruning's criteria on the same images.
+
+    python -m benchmarks.oneshot_resnet --data FOLDER [--network resnet56] [--speedups 2.11 2.57 4] [--seeds 0 1 2]
+
+FOLDER holds cifar10_lossless.npz (calibration_images, calibration_labels, test_images, test_labels) and
+cifar10_resnet20.safetensors, cifar10_resnet56.safetensors. Nothing is chosen on the test images; each seed draws its
+own calibration images. Prints a table and writes it as JSON. Multiply-adds are counted by torch's FlopCounterMode.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+import simprune as sp
+from simprune.cost import measure_cost
+from simprune.sources import Batches
+from simprune.zoo.residual import ResidualCNN
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEPTHS = {"resnet20": 3, "resnet56": 9}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--network", choices=DEPTHS, default="resnet56")
+    parser.add_argument("--speedups", type=float, nargs="+", default=[2.11, 2.57, 4.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=3072, help="calibration images")
+    parser.add_argument("--structures", nargs="+", default=["channels"])
+    parser.add_argument("--planners", nargs="+", default=["greedy", "uniform", "random"])
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch-pruning's criteria")
+    parser.add_argument("--out", type=Path, default=Path("outputs/oneshot_resnet.json"))
+    options = parser.parse_args()
+    model = load(options.data, options.network)
+    images = np.load(options.data / "cifar10_lossless.npz")
+    test = Batches(pixels(images["test_images"]), torch.tensor(images["test_labels"]).long(), batch_size=256)
+    rows = [row("original", 1.0, None, model, model, test, 0.0)]
+    for seed in options.seeds:
+        drawn = np.random.default_rng(seed).permutation(len(images["calibration_images"]))[: options.images]
+        calibration = Batches(
+            pixels(images["calibration_images"][drawn]),
+            torch.tensor(images["calibration_labels"][drawn]).long(),
+            batch_size=128,
+        )
+        rows += ours(model, calibration, test, options, seed)
+        if options.peer:
+            rows += peers(model, calibration, test, options.speedups, seed)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(rows, indent=1))
+    show(rows, options)
+
+
+def load(folder: Path, network: str) -> nn.Module:
+    depth = DEPTHS[network]
+    model = ResidualCNN(in_channels=3, widths=(16, 32, 64), depths=(depth,) * 3, shortcut="A")
+    state = load_file(folder / f"cifar10_{network}.safetensors")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    return model.eval()
+
+
+def pixels(images: np.ndarray) -> Tensor:
+    scaled = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
+    return (scaled - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+def ours(model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int) -> list[dict]:
+    rows = []
+    start = time.perf_counter()
+    redundancy = sp.analyze(model, calibration, structures=options.structures)
+    analysis = time.perf_counter() - start
+    for speedup in options.speedups:
+        for planner in options.planners:
+            start = time.perf_counter()
+            plan = sp.plan(redundancy, {"macs": 1 / speedup}, planner, seed=seed)
+            small = sp.apply(plan, model)
+            sp.reconstruct(small, plan, model, calibration)
+            seconds = analysis + time.perf_counter() - start
+            rows.append(row(f"simprune {planner}", speedup, seed, model, small, test, seconds))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def peers(model: nn.Module, calibration: Batches, test: Batches, speedups: list[float], seed: int) -> list[dict]:
+    """torch-pruning's own pruner on inner channels (stream pruning breaks padded shortcuts), BatchNorm re-estimated."""
+    import torch_pruning as tp
+
+    rows = []
+    criteria = {
+        "magnitude L2": tp.importance.GroupMagnitudeImportance(p=2),
+        "BN scale": tp.importance.BNScaleImportance(),
+        "FPGM": tp.importance.FPGMImportance(),
+        "random": tp.importance.RandomImportance(),
+    }
+    torch.manual_seed(seed)
+    example = (torch.zeros(1, 3, 32, 32),)
+    for name, importance in criteria.items():
+        for whole in (False, True):
+            if whole and name != "magnitude L2":
+                continue
+            for speedup in speedups:
+                start = time.perf_counter()
+                small = bisect(model, importance, whole, example, speedup, tp)
+                sp.reestimate_batchnorm(small, calibration)
+                label = f"torch-pruning {name}, {'global' if whole else 'local'}, + BN"
+                rows.append(row(label, speedup, seed, model, small, test, time.perf_counter() - start))
+    return rows
+
+
+def bisect(model: nn.Module, importance: object, whole: bool, example: tuple, speedup: float, tp: object) -> nn.Module:
+    """The mildest pruning ratio that reaches the speed-up."""
+    base = measure_cost(model, (example, {})).macs
+    low, high, best = 0.0, 0.95, None
+    for _ in range(8):
+        ratio = (low + high) / 2
+        small = copy.deepcopy(model)
+        inner = {name for name, _ in small.named_modules() if name.endswith("conv1") and name != "conv1"}
+        protected = [
+            module
+            for name, module in small.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and name not in inner
+        ]
+        tp.pruner.BasePruner(  # type: ignore[attr-defined]
+            small,
+            example,
+            importance=importance,
+            global_pruning=whole,
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.95,
+            ignored_layers=protected,
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+        ).step()
+        if measure_cost(small, (example, {})).macs <= base / speedup:
+            high, best = ratio, small
+        else:
+            low = ratio
+    assert best is not None
+    return best.eval()
+
+
+def row(
+    name: str, speedup: float, seed: int | None, model: nn.Module, small: nn.Module, test: Batches, seconds: float
+) -> dict:
+    right = same = count = 0
+    with torch.inference_mode():
+        for x, labels in test:
+            answer = small(x).argmax(1)
+            right += int((answer == labels).sum())
+            same += int((answer == model(x).argmax(1)).sum())
+            count += len(labels)
+    example = ((torch.zeros(2, 3, 32, 32),), {})
+    reached = measure_cost(model, example).macs / measure_cost(small, example).macs
+    return {
+        "method": name,
+        "wanted": speedup,
+        "reached": reached,
+        "seed": seed,
+        "accuracy": right / count,
+        "agreement": same / count,
+        "count": count,
+        "seconds": seconds,
+    }
+
+
+def show(rows: list[dict], options: argparse.Namespace) -> None:
+    table = Table(title=f"{options.network}, no gradient step, {options.images} calibration images")
+    for column in ("method", "macs / original", "accuracy (95 % interval)", "over seeds", "agreement", "seconds"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for key in dict.fromkeys((row["method"], row["wanted"]) for row in rows):
+        some = [row for row in rows if (row["method"], row["wanted"]) == key]
+        accuracy = np.array([row["accuracy"] for row in some])
+        count = some[0]["count"]
+        interval = binomtest(round(accuracy.mean() * count), count).proportion_ci(method="wilson")
+        table.add_row(
+            key[0],
+            f"1/{np.mean([row['reached'] for row in some]):.2f}",
+            f"{100 * accuracy.mean():.2f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})",
+            f"{100 * accuracy.min():.1f} to {100 * accuracy.max():.1f}",
+            f"{100 * np.mean([row['agreement'] for row in some]):.1f}",
+            f"{np.mean([row['seconds'] for row in some]):.0f}",
+        )
+    Console().print(table)
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
