@@ -19,7 +19,7 @@ def render_analysis(data: dict[str, Any]) -> str:
     script = (folder / "analysis.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = _environment()
-    environment.filters["count"] = units.count
+    environment.filters |= {"count": units.count, "fixed": units.fixed}
     kinds = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
     shown = {"points": data["points"], "similarity": data["similarity"]}
     return environment.get_template("analysis.html").render(

@@ -102,12 +102,18 @@ def profile(blocks: list[dict], ids: Sequence[str], offset: int = 0) -> Markup:
     pitch = max(14.0, min(64.0, 900 / len(blocks)))
     width = pitch * len(blocks)
     entries = [[block["similarity"][key] for key in ids] for block in blocks]
-    known = [x for row in entries for entry in row for x in entry.values() if x is not None]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    ticks = _ticks(low if low < -0.05 else 0.0, max(high, 1.0) if high <= 1 else high)  # rounding below 0 is 0
+    known = [
+        entry[part]
+        for row in entries
+        for entry in row
+        for part in ("value", "low", "high")
+        if entry.get(part) is not None
+    ] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    ticks = _ticks(low if low > high / 2 else min(low, 0.0) if low < -0.05 else 0.0, high)  # zoomed where all are alike
 
     def at(value: float) -> float:
-        return 10 + height * (1 - (max(value, ticks[0]) - ticks[0]) / (ticks[-1] - ticks[0]))
+        return 10 + height * (1 - (min(max(value, ticks[0]), ticks[-1]) - ticks[0]) / (ticks[-1] - ticks[0]))
 
     marks: list[Any] = []
     for tick in ticks:
@@ -124,7 +130,7 @@ def profile(blocks: list[dict], ids: Sequence[str], offset: int = 0) -> Markup:
             x = middle + (number - (len(ids) - 1) / 2) * min(9.0, pitch / (len(ids) + 0.5))
             if entry["value"] is None:
                 continue
-            if entry.get("null") is not None:
+            if entry.get("null") is not None and ticks[0] <= entry["null"] <= ticks[-1]:
                 marks.append(
                     tag("line", x1=x - 4, x2=x + 4, y1=at(entry["null"]), y2=at(entry["null"]), class_="chance")
                 )

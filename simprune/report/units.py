@@ -33,6 +33,15 @@ def number(value, digits=3) -> str:
     return text.replace("-", MINUS)
 
 
+def fixed(value, decimals=3) -> str:
+    """A number with `decimals` decimals, so that a column of them lines up.
+
+    >>> fixed(1.0), fixed(-0.25, 2), fixed(None)
+    ('1.000', '\N{MINUS SIGN}0.25', '\N{EN DASH}')
+    """
+    return DASH if value is None else f"{value:.{decimals}f}".replace("-", MINUS)
+
+
 def percent(value, digits=1) -> str:
     """A share in percent.
 
