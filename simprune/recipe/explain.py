@@ -53,7 +53,8 @@ def _meant(error: OmegaConfBaseException) -> str:
     if dataclasses.is_dataclass(error.object_type):
         return did_you_mean(str(error.key), [each.name for each in dataclasses.fields(error.object_type)])
     known = [str(key) for key in error.parent_node or [] if key != "_target_"]
-    return f"{did_you_mean(str(error.key), known)}; to add a key write +{error.full_key}=..."
+    hint = did_you_mean(str(error.key), known)
+    return hint if hint.endswith("?") else f"{hint}; to add a key write +{error.full_key}=..."
 
 
 EXPECTED = {
