@@ -89,10 +89,11 @@ def similarity(
     measure: Measure, rows: dict[str, Tensor], labels: Tensor | None, null: int, bootstrap: int, seed: int
 ) -> SimilarityMatrix:
     """All layers by one measure; ValueError when it needs labels that the batches do not have."""
-    options: dict[str, Any] = {"null": "permuted", "repeats": null} if null else {}
-    options |= {"bootstrap": bootstrap} if bootstrap else {}
     given = labels if measure.needs_labels else None
-    return measures.matrix(measure, rows, given, **(options | {"seed": seed} if options else {}))
+    if not null and not bootstrap:
+        return measures.matrix(measure, rows, given)
+    kind, repeats = ("permuted", null) if null else (None, None)
+    return measures.matrix(measure, rows, given, null=kind, repeats=repeats, bootstrap=bootstrap, seed=seed)
 
 
 def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -> dict[str, Any]:

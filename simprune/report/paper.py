@@ -8,8 +8,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
     "svg.fonttype": "none", "svg.hashsalt": "simprune", "legend.frameon": False,
 }  # fmt: skip
@@ -60,9 +61,7 @@ def _map(values: list[list], measure: str, across: str, segments: list[int], bri
     starts = [-0.5, *edges]
     for start, stop in zip(starts, [*edges, len(segments) - 0.5], strict=True) if segments else ():
         if stop - start > 1:
-            axes.add_patch(
-                matplotlib.patches.Rectangle((start, start), stop - start, stop - start, fill=False, ec="w", lw=0.8)
-            )
+            axes.add_patch(Rectangle((start, start), stop - start, stop - start, fill=False, ec="w", lw=0.8))
     figure.colorbar(image, ax=axes, label=measure.replace("_", " "), shrink=0.9)
     return figure
 

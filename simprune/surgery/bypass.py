@@ -32,6 +32,7 @@ class Bypass(nn.Module):
         sources = self.layout if isinstance(self.layout, tuple) else (self.layout,)
         given = {**dict(enumerate(args)), **kwargs}
         x = given[sources[0]] if sources[0] in given else first_tensor(tuple(given.values()))
+        assert x is not None
         outputs = (self.stand_in(x), *(given.get(source) for source in sources[1:]))
         return outputs if isinstance(self.layout, tuple) else outputs[0]
 
