@@ -42,10 +42,13 @@ exit codes: 0 done, every check passed; 1 a check failed; 2 wrong input or recip
 
 DETAILS = {
     "analyze": """\
-usage: simprune analyze recipe=NAME|FILE.yaml [measure=ID] [structures=[blocks]] [key=value] [-m]
+usage: simprune analyze recipe=NAME|FILE.yaml [measure=ID] [structures=[blocks]] [other=RECIPE|BUNDLE] [key=value] [-m]
 
-Scores every removable block and channel group. Writes redundancy.json.
-  simprune analyze recipe=digits measure=cka_rbf measure.threshold=0.5""",
+Scores every removable block and channel group, and compares all layers. Writes analysis.html (to look at), .json and
+.csv, redundancy.json, and figures for papers.
+  simprune analyze recipe=digits measure=cka_rbf measure.threshold=0.5
+  simprune analyze recipe=digits analysis.measures=[gbs,svcca] block_score=leave_one_out
+  simprune analyze recipe=digits other=outputs/compress/digits/.../bundle      layer by layer with another network""",
     "plan": """\
 usage: simprune plan recipe=NAME|FILE.yaml [budget.macs=0.5] [planner=NAME] [key=value] [-m]
 
@@ -56,7 +59,7 @@ usage: simprune compress recipe=NAME|FILE.yaml [budget.macs=0.5] [plan=FILE] [ke
 
 Plans (or takes your plan), edits, repairs, fine-tunes, checks. Writes a bundle: plan.yaml, model.safetensors,
 recipe.yaml, report.json, report.html. The exit code is the verdict's.
-  simprune compress recipe=digits reconstruct=bn finetune.epochs=10 control=true""",
+  simprune compress recipe=digits reconstruct=bn finetune.epochs=10 control=3""",
     "validate": """\
 usage: simprune validate bundle=FOLDER [recipe=NAME|FILE.yaml] [check=NAME] [key=value] [-m]
 

@@ -133,7 +133,7 @@ def compress(
     reconstruct: str = "least_squares",
     finetune: Mapping[str, Any] | int | None = None,
     gates: Sequence[Gate] | None = None,
-    control: bool = False,
+    control: int = 0,
     seed: int = 0,
     plan: Plan | None = None,
     block_score: BlockScore = "similarity",
@@ -143,8 +143,8 @@ def compress(
 
     `budget`: fractions to keep, macs 0.5 when not given. `plan`: apply this (edited) plan and make none.
     `reconstruct`: "least_squares", "bn" (re-estimate BatchNorm only) or "none". `finetune`: None, a number of epochs,
-    or arguments of `simprune.finetune`; needs `train`. `control`: also build a random plan of the same budget, repaired
-    and trained in the same way. Without `test` there are no accuracies and no verdict. What was left out is in
+    or arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to
+    build, repaired and trained in the same way; the table shows their mean. Without `test` there are no accuracies and no verdict. What was left out is in
     `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments.
     """
     if reconstruct not in RECONSTRUCTIONS:
@@ -164,10 +164,13 @@ def compress(
     stages.add("original", model)
     small, repairs, epochs, answers = _follow(plan, model, calibration, train, reconstruct, settings, seed, stages)
     if control:
-        random = _plan(redundancy, plan.budget or budget, "random", seed, {})
-        other = _Stages(stages.example, test, stages.original)
-        _follow(random, model, calibration, train, reconstruct, settings, seed, other)
-        stages.rows.append(other.rows[-1] | {"name": "random control"})
+        rows = []
+        for draw in range(seed, seed + control):
+            random = _plan(redundancy, plan.budget or budget, "random", draw, {})
+            other = _Stages(stages.example, test, stages.original)
+            _follow(random, model, calibration, train, reconstruct, settings, seed, other)
+            rows.append(other.rows[-1])
+        stages.rows.append({"name": "random control", "plans": control} | _mean(rows))
     verdict = None
     if stages.original is not None and answers is not None:
         labels = stages.original.labels
@@ -252,6 +255,14 @@ def _agreement(answers: Answers | None, original: Answers | None) -> dict[str, f
     return {
         "accuracy": accuracy,
         "agreement": (predicted == original.logits.argmax(1)).double().mean().item(),
+    }
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean of every figure of several rows; None where one has none."""
+    figures = {key: [row[key] for row in rows] for key in rows[0] if key != "name"}
+    return {
+        key: None if None in values else type(values[0])(sum(values) / len(values)) for key, values in figures.items()
     }
 
 

@@ -70,7 +70,7 @@ def compressed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as shown:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
-        code = main(["compress", OWN, LOOSE, "finetune=default", "finetune.epochs=1", "control=true"])
+        code = main(["compress", OWN, LOOSE, "finetune=default", "finetune.epochs=1", "control=1"])
     sys.modules.pop("users_parts", None)
     return code, shown.getvalue(), folder
 
@@ -131,7 +131,7 @@ def test_validate_writes_the_verdict_and_returns_its_code(folder, bundle, limit,
 
 def test_a_bundle_alone_is_enough_to_validate_what_is_simprunes_own(folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "mine"))
-    small = ["model.widths=[8,16]", "model.depths=[1,1]", "model.epochs=1", "control=false", "finetune=none"]
+    small = ["model.widths=[8,16]", "model.depths=[1,1]", "model.epochs=1", "control=0", "finetune=none"]
     assert main(["compress", "recipe=digits", *small, STRICT]) == 1
     assert main(["validate", f"bundle={the(folder, 'bundle')}"]) == 1
     assert the(folder, "verdict.json").parent.parts[-3:-1] == ("validate", "bundle")

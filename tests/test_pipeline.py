@@ -31,7 +31,7 @@ def trained():
 def result(trained):
     model, data = trained
     return sp.compress(
-        model, calibration=data, train=data, test=data, budget={"macs": 0.5}, finetune={"epochs": 3}, control=True
+        model, calibration=data, train=data, test=data, budget={"macs": 0.5}, finetune={"epochs": 3}, control=2
     )
 
 

@@ -72,7 +72,7 @@ class Recipe:
     reconstruct: str = MISSING
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # pyright: ignore[reportInvalidTypeForm]
     check: CheckSettings = field(default_factory=CheckSettings)
-    control: bool = False
+    control: int = 0
     seed: int = 0
     device: str = "auto"
     plan: str | None = None
@@ -132,8 +132,9 @@ def settings(config: DictConfig, command: str) -> Recipe:
     if recipe.reconstruct not in pipeline.RECONSTRUCTIONS:
         hint = did_you_mean(recipe.reconstruct, pipeline.RECONSTRUCTIONS)
         raise ValueError(f"reconstruct: unknown {recipe.reconstruct!r}; {hint}")
-    if recipe.seed < 0:
-        raise ValueError(f"seed must not be negative; got {recipe.seed}")
+    for name in ("seed", "control"):
+        if getattr(recipe, name) < 0:
+            raise ValueError(f"{name} must not be negative; got {getattr(recipe, name)}")
     tune = recipe.finetune
     if tune.epochs < 0 or tune.lr <= 0 or not 0 <= tune.distill <= 1 or tune.temperature <= 0:
         raise ValueError(
