@@ -142,9 +142,10 @@ def compress(
     """The whole path: analyze, plan, apply, repair, fine-tune, check. `model` is not changed.
 
     `budget`: fractions to keep, macs 0.5 when not given. `plan`: apply this (edited) plan and make none.
-    `reconstruct`: "least_squares", "bn" (re-estimate BatchNorm only) or "none". `finetune`: None, a number of epochs,
-    or arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to
-    build, repaired and trained in the same way; the table shows their mean. Without `test` there are no accuracies and no verdict. What was left out is in
+    `reconstruct`: one of `RECONSTRUCTIONS`; "bn" re-estimates BatchNorm only. `finetune`: None, a number of epochs, or
+    arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to build,
+    repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see `simprune.scores`
+    and `simprune.depth`. Without `test` there are no accuracies and no verdict. What was left out is in
     `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments.
     """
     if reconstruct not in RECONSTRUCTIONS:

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor, nn
 
 from simprune.batches import call, checked, device_of, eval_mode, labels_of
+from simprune.progress import progress
 
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -73,7 +73,7 @@ def finetune(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            for epoch in track(range(1, epochs + 1), description="fine-tune", transient=True):
+            for epoch in progress(range(1, epochs + 1), "fine-tune"):
                 small.train()
                 total = count = 0.0
                 for batch in train:

@@ -76,7 +76,7 @@ class ChannelRedundancy:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "kind": "channels",
+            "kind": self.group.kind,
             "name": self.name,
             "size": self.group.size,
             "redundancy": [_round(value) for value in self.redundancy],

@@ -4,13 +4,13 @@ final representation stays when a block is bypassed."""
 from collections.abc import Iterable
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from simprune.batches import call, checked, evaluation, first_tensor
 from simprune.capture import Site
 from simprune.depth._view import View, as_redundancy
 from simprune.example import example_of
+from simprune.progress import progress
 from simprune.structures.blocks import without
 from simprune.surgery.bypass import Bypass
 from simprune.surgery.compact import uncached
@@ -28,7 +28,7 @@ def leave_one_out(view: View) -> dict[str, float]:
     labels = stream.labels if measure.needs_labels else None
     original = measure.prepare(final_rows(model, batches), labels)
     scores = {}
-    for block in track(stream.blocks, description="leave one out", transient=True):
+    for block in progress(stream.blocks, "leave one out"):
         with without(model, block.name, Bypass(visits[block.name].layout(), block.replace == "zero")):
             rows = final_rows(model, batches)
         scores[block.name] = as_redundancy(measure, measure.compare(original, measure.prepare(rows, labels)))

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor, nn
 
 from simprune.batches import call, checked, evaluation, first_tensor, labels_of
 from simprune.capture import Site
+from simprune.progress import progress
 from simprune.structures.blocks import Block
 from simprune.surgery.compact import uncached
 from simprune.surgery.visits import visit
@@ -70,7 +70,7 @@ def observe(model: nn.Module, calibration: Iterable, blocks: Sequence[Block], ex
     reader = _Reader(model, chains, points, example)
     labels = []
     with evaluation(model), uncached(model), reader:
-        for batch in track(checked(calibration, "calibration"), description="read blocks", transient=True):
+        for batch in progress(checked(calibration, "calibration"), "read blocks"):
             call(model, batch)
             reader.close_batch()
             labels.append(labels_of(batch))

@@ -35,7 +35,7 @@ def plan(
             f"({len(redundancy.blocks)} blocks and {len(redundancy.channels)} channel groups are removable, "
             f"{len(redundancy.unprunable)} structures are not: see `simprune analyze`)"
         )
-    chosen = steps[:count]
+    chosen = _give_back(redundancy, steps[:count], limits, original)
     return Plan(
         edits=_edits(redundancy, chosen),
         fingerprint=redundancy.fingerprint,
@@ -59,6 +59,24 @@ def _shortest(redundancy: Redundancy, steps: Sequence[Step], budget: Budget, ori
         else:
             low = middle + 1
     return low
+
+
+def _give_back(redundancy: Redundancy, chosen: Sequence[Step], budget: Budget, original: Cost) -> list[Step]:
+    """Undo what a last, large step has made needless: the most damaging other steps, as many as the budget allows."""
+    dearest = sorted(chosen[:-1], key=lambda step: -step.damage)
+
+    def without(count: int) -> list[Step]:
+        undone = {(step.name, step.channel) for step in dearest[:count]}
+        return [step for step in chosen if (step.name, step.channel) not in undone]
+
+    low, high = 0, len(dearest)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if budget.met(_cost(redundancy, without(middle)), original):
+            low = middle
+        else:
+            high = middle - 1
+    return without(low)
 
 
 def _gather(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[list[str], dict[str, list[int]]]:

@@ -35,7 +35,7 @@ def reader_correlations(model: nn.Module, calibration: Iterable, groups: Sequenc
     for group in groups:
         for part in group.slices:
             if part.side == "in" and part.tensor.endswith("weight"):
-                readers.setdefault(part.module, []).append((group.name, torch.tensor(part.indices)))
+                readers.setdefault(part.module, []).append((group.name, torch.tensor(part.inputs or part.indices)))
     moments: dict[tuple[str, str], Moments] = {}
 
     def see(site: Site, value: Tensor) -> None:
@@ -47,6 +47,8 @@ def reader_correlations(model: nn.Module, calibration: Iterable, groups: Sequenc
             moments[key] = moments[key].merge(found) if key in moments else found
 
     run(model, calibration, [Site(name, "positions", "input") for name in readers], see)
+    if readers and not moments:
+        raise ValueError("calibration has no batches; give at least one")
     return {
         group.name: torch.stack([_correlation(found) for (name, _), found in moments.items() if name == group.name])
         for group in groups

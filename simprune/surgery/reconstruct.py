@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from simprune.batches import checked, device_of, eval_mode, first_tensor
 from simprune.cost import Example
 from simprune.example import example_of, from_description
 from simprune.planning.plan import Plan
+from simprune.progress import progress
 from simprune.surgery.compact import restored
 from simprune.surgery.effects import Effects, effects_of
 from simprune.surgery.least_squares import can_be_fitted, channel_dim, fit, matrix_of, output_dim
@@ -73,7 +73,7 @@ def _refit_layers(small: nn.Module, plan: Plan, model: nn.Module, batches: list,
     around = [shortcut.module for shortcut in shortcuts.values()]
     refits = []
     with lockstep(model, batches, layers, around) as original, lockstep(small, batches, layers, around) as pruned:
-        for name in track(layers, description="reconstruct", transient=True):
+        for name in progress(layers, "reconstruct"):
             layer, source = small.get_submodule(name), model.get_submodule(name)
             width = matrix_of(source).shape[0]
             rows = torch.tensor(effects.kept(f"{name}.weight", output_dim(source), width), device=device_of(small))

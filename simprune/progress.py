@@ -1,0 +1,14 @@
+"""Progress of long work, on standard error so that what is piped stays clean."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+
+
+def progress(items: Sequence[T] | Iterable[T], description: str) -> Iterable[T]:
+    """The same items, with a bar that goes away at the end."""
+    return track(items, description=description, transient=True, console=Console(stderr=True))
