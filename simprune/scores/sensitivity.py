@@ -30,7 +30,7 @@ def backpropagate(
     outputs: Moments | None = None
     # the gradient has to reach a parameter of each module, so it passes through the module's output
     targets = [next(model.get_submodule(name).parameters()) for name in watches]
-    with eval_mode(model), torch.enable_grad(), _hooks(model, watches), _only(model, targets):
+    with eval_mode(model), torch.enable_grad(), _hooks(model, watches), only(model, targets):
         for batch in checked(calibration, "calibration"):
             rows = call(model, batch).flatten(0, -2)
             direction = (2 * torch.randint(2, rows.shape, generator=generator) - 1).to(rows)
@@ -64,7 +64,7 @@ def _hooks(model: nn.Module, watches: Mapping[str, Watch]):
 
 
 @contextmanager
-def _only(model: nn.Module, targets: list[nn.Parameter]):
+def only(model: nn.Module, targets: list[nn.Parameter]):
     """Gradients for these parameters alone."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in flags:
