@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from io import StringIO
 from typing import Any, Literal, Self
 
@@ -14,17 +15,25 @@ from rich.table import Table
 from scipy.stats import beta
 from torch import Tensor, nn
 
+from simprune import corruptions
 from simprune.batches import call, checked, evaluation, labels_of
-from simprune.functional import FunctionalMeasure, Outputs, get
+from simprune.drift import BlockDrift
+from simprune.functional import FunctionalMeasure, Outputs, Score, get
+from simprune.functional.classwise import MaxClassRecallDrop
+from simprune.names import did_you_mean
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Interval = tuple[float, float]
+Bounds = Callable[[float, float], Interval]  # (scale, confidence): scale 2 is twice as many samples like these
+Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
 
 DRAWS = 2000  # of the bootstrap
 CHUNK = 1 << 21  # numbers that the bootstrap holds at once
 STRATIFY_BELOW = 30  # samples per class
 RARE_CLASS = 5  # smaller classes share a stratum: alone they would show no spread
 MOST_SAMPLES = 1e9  # beyond this "more data" is no advice
+CORRECTIONS = ("holm", "none")
+SHAPES = {"classes": "class scores (N, C)", "tokens": "token logits (N, T, C)", "multilabel": "logits (N, L)"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,9 @@ class Gate:
     """A limit for one functional measure, to be met by its one-sided bound at `confidence`.
 
     An upper limit, or a lower one for measures where larger is more similar. `options` are the measure's
-    hyperparameters. KeyError for an unknown measure, ValueError for a bad limit, confidence or option.
+    hyperparameters. `inputs`: "clean", or how test images are shifted first, one of `simprune.corruptions.names()`.
+    The measure is a functional one, or "block_drift" (`simprune.drift`). KeyError for an unknown measure, ValueError
+    for a bad limit, confidence, option or inputs.
 
     >>> Gate("disagreement", limit=0.05).measure
     'disagreement'
@@ -42,16 +53,31 @@ class Gate:
     limit: float
     confidence: float = 0.95
     options: dict[str, Any] = field(default_factory=dict)
+    inputs: str = corruptions.CLEAN
 
     def __post_init__(self) -> None:
         self.build()
+        corruptions.known(self.inputs)
+        if self.measure == "block_drift" and self.inputs != corruptions.CLEAN:
+            raise ValueError(f"block_drift is measured on clean inputs; got inputs={self.inputs!r}")
         if not isinstance(self.limit, int | float) or not math.isfinite(self.limit):
             raise ValueError(f"the limit of {self.measure} must be a finite number; got {self.limit!r}")
         if not isinstance(self.confidence, int | float) or not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence must lie in [0.5, 1), such as 0.95; got {self.confidence!r}")
 
     def build(self) -> FunctionalMeasure:
-        return get(self.measure, **self.options)
+        if self.measure != "block_drift":
+            return get(self.measure, **self.options)
+        for key in self.options:
+            if key not in BlockDrift.__dataclass_fields__:
+                raise ValueError(
+                    f"block_drift does not take {key}; {did_you_mean(key, BlockDrift.__dataclass_fields__)}"
+                )
+        return BlockDrift(**self.options)
+
+    @property
+    def label(self) -> str:
+        return self.measure if self.inputs == corruptions.CLEAN else f"{self.measure} on {self.inputs}"
 
 
 DEFAULT_GATES = (
@@ -104,11 +130,11 @@ class Verdict:
         for r in self.results:
             sign = ">=" if r.gate.build().larger_is_more_similar else "<="
             numbers = (f"{r.value:.4g}", f"{r.lower:.4g}", f"{r.upper:.4g}", f"{sign} {r.gate.limit:.4g}")
-            table.add_row(r.gate.measure, *numbers, r.outcome)
+            table.add_row(r.gate.label, *numbers, r.outcome)
         text = StringIO()
         console = Console(file=text, width=width, color_system=None, markup=False, highlight=False, emoji=False)
         console.print(table)
-        for line in [*(f"{r.gate.measure}: {r.detail}" for r in self.results), *self.notes]:
+        for line in [*(f"{r.gate.label}: {r.detail}" for r in self.results), *self.notes]:
             console.print(line)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
@@ -118,6 +144,7 @@ class Verdict:
             {
                 "measure": r.gate.measure,
                 "options": dict(r.gate.options),
+                "inputs": r.gate.inputs,
                 "value": _to_json(r.value),
                 "lower": _to_json(r.lower),
                 "upper": _to_json(r.upper),
@@ -141,7 +168,7 @@ class Verdict:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         results = tuple(
             GateResult(
-                gate=Gate(g["measure"], g["limit"], g["confidence"], dict(g["options"])),
+                gate=Gate(g["measure"], g["limit"], g["confidence"], dict(g["options"]), g["inputs"]),
                 value=_from_json(g["value"]),
                 lower=_from_json(g["lower"]),
                 upper=_from_json(g["upper"]),
@@ -163,70 +190,225 @@ def _from_json(value: float | str | None) -> float:
 
 
 def validate(
-    model: nn.Module, small: nn.Module, test: Iterable, gates: Sequence[Gate] | None = None, seed: int = 0
+    model: nn.Module,
+    small: nn.Module,
+    test: Iterable,
+    gates: Sequence[Gate] | None = None,
+    seed: int = 0,
+    correction: str = "holm",
+    watch: Watch | None = None,
 ) -> Verdict:
-    """Verdict on whether `small` may replace `model`, from both models' logits on the batches of `test`.
+    """Verdict on whether `small` may replace `model`, from both models' outputs on the batches of `test`.
 
-    Models may be on any devices; they run in evaluation and inference mode and get their modes back.
-    ValueError for an empty test set, outputs that are not (N, C) logits, or missing labels of some batches.
+    Batch by batch: outputs are not kept, except for measures that need all at once. `watch` sees every batch and both
+    outputs. Models may be on any devices; they run in evaluation and inference mode and get their modes back.
+    `gates`, `correction`: as of `check`. ValueError for an empty test set, outputs that do not fit a gate's measure,
+    or missing labels of some batches.
     """
-    outputs: tuple[list[Tensor], list[Tensor]] = ([], [])
-    labels: list[Tensor | None] = []
+    batches = checked(test, "test")
+    tally: _Tally | None = None
+    limits: corruptions.Limits | None = None
     with evaluation(model, small):
-        for batch in checked(test, "test"):
-            for network, kept in zip((model, small), outputs, strict=True):
-                kept.append(call(network, batch).cpu())
-            labels.append(labels_of(batch))
-    if not labels:
+        for number, batch in enumerate(batches):
+            labels = labels_of(batch)
+            tally = tally or _Tally(gates, labels is not None, correction)
+            for inputs in tally.inputs:
+                if inputs != corruptions.CLEAN:
+                    limits = limits or corruptions.limits_of(batch)
+                seen = [
+                    batch if limits is None else corruptions.shifted(inputs, batch, network, limits, seed + number)
+                    for network in (model, small)
+                ]
+                a, b = (call(network, each).cpu() for network, each in zip((model, small), seen, strict=True))
+                tally.update(a, b, labels, inputs)
+                if watch is not None and inputs == corruptions.CLEAN:
+                    watch(batch, a, b, labels)
+    if tally is None:
         raise ValueError("the test set is empty; pass at least one batch")
-    for kept in outputs:
-        if len(shapes := {logits.shape[1:] for logits in kept}) > 1 or kept[0].ndim != 2:
-            raise ValueError(f"validate needs logits (N, C), the same C in all batches; got {sorted(shapes)}")
-    given = [y.cpu() for y in labels if y is not None]
-    if given and len(given) < len(labels):
-        raise ValueError(f"{len(given)} of {len(labels)} test batches have labels; give labels to all or none")
-    logits_a, logits_b = (torch.cat(kept) for kept in outputs)
-    return check(logits_a, logits_b, torch.cat(given) if given else None, gates, seed)
+    drifts = {i: drift.of(model, small, batches) for i, drift in tally.drifts.items()}
+    return tally.verdict(seed, drifts)
 
 
 def check(
-    logits_a: Any, logits_b: Any, labels: Any = None, gates: Sequence[Gate] | None = None, seed: int = 0
+    logits_a: Any,
+    logits_b: Any,
+    labels: Any = None,
+    gates: Sequence[Gate] | None = None,
+    seed: int = 0,
+    correction: str = "holm",
 ) -> Verdict:
-    """Verdict of the gates (`DEFAULT_GATES`) on logits (N, C) of a, the original, and b, the pruned model.
+    """Verdict of the gates (`DEFAULT_GATES`) on outputs of a, the original, and b, the pruned model.
 
-    Instead of logits also `Outputs`. ValueError for bad outputs or labels, or no gate.
+    Logits (N, C), `Outputs`, or what the gates' measures take. `correction`: "holm", so that with the gates'
+    confidence *all* gates that pass do so rightly, and all that fail (Holm 1979, once for either side); or "none",
+    every gate on its own. ValueError for bad outputs or labels, or no gate.
 
     >>> logits = torch.eye(3).repeat(100, 1)
     >>> check(logits, logits, torch.arange(3).repeat(100)).outcome
     'pass'
     """
-    notes = ()
-    if gates is None:
-        gates = [gate for gate in DEFAULT_GATES if labels is not None or not gate.build().needs_labels]
-        left_out = [gate.measure for gate in DEFAULT_GATES if gate not in gates]
-        notes = tuple(f"no labels: {name} was left out" for name in left_out)
-    if not gates:
-        raise ValueError("there is no gate to check; pass at least one, or gates=None for the default ones")
-    a, b = Outputs.of(logits_a, "logits_a"), Outputs.of(logits_b, "logits_b")
-    results = []
-    for gate in gates:
-        rows = gate.build().per_sample([a, b], labels)
-        results.append(judge(gate, rows, _strata(labels, a.shape), seed))
-    return Verdict(tuple(results), a.shape[0], notes, seed)
+    tally = _Tally(gates, labels is not None, correction)
+    for i, gate in enumerate(tally.gates):
+        if i in tally.drifts or gate.inputs != corruptions.CLEAN:
+            raise ValueError(f"{gate.label} needs the models, not only their outputs; use validate")
+    tally.update(logits_a, logits_b, None if labels is None else torch.as_tensor(labels))
+    return tally.verdict(seed)
+
+
+class _Tally:
+    """What the gates need of every batch: rows of their measures, and the labels for strata."""
+
+    def __init__(self, gates: Sequence[Gate] | None, labelled: bool, correction: str) -> None:
+        if correction not in CORRECTIONS:
+            raise ValueError(f"correction: unknown {correction!r}; {did_you_mean(str(correction), CORRECTIONS)}")
+        self.notes: tuple[str, ...] = ()
+        if gates is None:
+            gates = [gate for gate in DEFAULT_GATES if labelled or not gate.build().needs_labels]
+            left_out = [gate.measure for gate in DEFAULT_GATES if gate not in gates]
+            self.notes = tuple(f"no labels: {name} was left out" for name in left_out)
+        if not gates:
+            raise ValueError("there is no gate to check; pass at least one, or gates=None for the default ones")
+        self.gates, self.correction, self.labelled = list(gates), correction, labelled
+        self.measures = [gate.build() for gate in gates]
+        self.streams = [measure.stream() for measure in self.measures]
+        self.drifts = {i: measure for i, measure in enumerate(self.measures) if isinstance(measure, BlockDrift)}
+        shifts = {gate.inputs for gate in gates} - {corruptions.CLEAN}
+        self.inputs = [corruptions.CLEAN, *sorted(shifts)]
+        self.labels: list[Tensor] = []
+        self.count, self.classes, self.batches = 0, 0, 0
+
+    def update(self, a: Any, b: Any, labels: Tensor | None, inputs: str = corruptions.CLEAN) -> None:
+        """Add one batch's outputs of both models on these inputs."""
+        if inputs == corruptions.CLEAN:
+            self._count(a, labels)
+        class_scores: tuple[Outputs, Outputs] | None = None  # in float64, softmax and all, once for all gates
+        for gate, measure, stream in zip(self.gates, self.measures, self.streams, strict=True):
+            if gate.inputs != inputs or isinstance(measure, BlockDrift):
+                continue
+            self._fits(measure, a)
+            if measure.form == "classes":
+                class_scores = class_scores or (Outputs.of(a, "logits_a"), Outputs.of(b, "logits_b"))
+                stream.update(class_scores, labels)
+            else:
+                stream.update((a, b), labels)
+
+    def _count(self, a: Any, labels: Tensor | None) -> None:
+        self.batches += 1
+        if (labels is not None) != self.labelled:
+            found = self.batches - 1 if self.labelled else 1
+            raise ValueError(f"{found} of {self.batches} test batches have labels; give labels to all or none")
+        shape = tuple(getattr(a, "shape", None) or torch.as_tensor(a).shape)
+        self.count += shape[0] if shape else 0
+        self.classes = shape[1] if len(shape) == 2 else 0
+        if labels is not None and labels.ndim == 1 and not labels.is_floating_point():
+            self.labels.append(labels.detach().cpu().to(torch.int64, copy=True))
+
+    def _fits(self, measure: FunctionalMeasure, a: Any) -> None:
+        dimensions = {"classes": 2, "tokens": 3, "multilabel": 2}.get(measure.form)
+        if isinstance(a, Tensor) and dimensions is not None and a.ndim != dimensions:
+            raise ValueError(
+                f"{measure.id} needs {SHAPES[measure.form]}; the models' outputs have shape {tuple(a.shape)}: choose a "
+                "check set for them (default, embedding, language_model)"
+            )
+
+    def _strata(self) -> np.ndarray:
+        labels = torch.cat(self.labels) if self.labels else None
+        if labels is None or len(labels) != self.count or not self.classes:
+            return np.zeros(self.count, dtype=np.int64)
+        return _strata(labels, (self.count, self.classes))
+
+    def verdict(self, seed: int, drifts: Mapping[int, tuple[Tensor, tuple[str, ...]]] | None = None) -> Verdict:
+        strata, cases = self._strata(), []
+        for i, (gate, measure) in enumerate(zip(self.gates, self.measures, strict=True)):
+            if drifts and i in drifts:
+                rows, names = drifts[i]
+                cases.append(_Case.of(gate, measure, rows, np.zeros(len(rows), dtype=np.int64), seed, names))
+            else:
+                rows = self.streams[i].rows()
+                cases.append(_Case.of(gate, measure, rows, strata, seed))
+        return Verdict(tuple(_judge(cases, self.correction)), self.count, self.notes, seed)
 
 
 def judge(gate: Gate, rows: Tensor, strata: np.ndarray, seed: int = 0) -> GateResult:
     """Result of one gate from its measure's rows of all samples; `strata` (N,) are resampled separately."""
-    measure = gate.build()
-    score = measure.reduce(rows)
+    return _judge([_Case.of(gate, gate.build(), rows, strata, seed)], "none")[0]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One gate with its score and bounds."""
+
+    gate: Gate
+    score: Score
+    bounds: Bounds
+    method: str
+    larger_is_better: bool
+
+    @classmethod
+    def of(
+        cls,
+        gate: Gate,
+        measure: FunctionalMeasure,
+        rows: Tensor,
+        strata: np.ndarray,
+        seed: int,
+        names: Sequence[str] = (),
+    ) -> Self:
+        score = measure.reduce(rows)
+        bounds, method = _bounds(measure, rows, strata, seed) if score.defined else (_unknown, "")
+        if names and score.defined:
+            drift = score.details["drift"]
+            method += f"; most in {names[drift.index(max(drift))]}"
+        return cls(gate, score, bounds, method, measure.larger_is_more_similar)
+
+    def interval(self, levels: tuple[float, float], scale: float = 1.0) -> Interval:
+        """Bounds at the confidence for failing and the one for passing."""
+        (against, for_it) = (self.bounds(scale, level) for level in levels)
+        return (for_it[0], against[1]) if self.larger_is_better else (against[0], for_it[1])
+
+    def outcome(self, levels: tuple[float, float], scale: float = 1.0) -> Outcome:
+        return _outcome(self.interval(levels, scale), self.gate.limit, self.larger_is_better)
+
+
+def _unknown(scale: float, confidence: float) -> Interval:
+    return math.nan, math.nan
+
+
+def _judge(cases: Sequence[_Case], correction: str) -> list[GateResult]:
+    failing, passing = (_levels(cases, outcome, correction) for outcome in ("fail", "pass"))
+    return [_result(case, levels) for case, *levels in zip(cases, failing, passing, strict=True)]
+
+
+def _levels(cases: Sequence[_Case], wanted: Outcome, correction: str) -> list[float]:
+    """Confidence of every gate's bound on one side: its own, or by Holm's steps.
+
+    With k gates left, each is tried at 1 - (1 - confidence) / k; those decided leave, until none is. Passing and
+    failing are two families: a gate can be wrong in one of them only.
+    """
+    levels = [case.gate.confidence for case in cases]
+    left = set(range(len(cases))) if correction == "holm" else set()
+    while left:
+        for i in left:
+            levels[i] = 1 - (1 - cases[i].gate.confidence) / len(left)
+        decided = {i for i in left if cases[i].outcome((levels[i], levels[i])) == wanted}
+        if not decided:
+            break
+        left -= decided
+    return levels
+
+
+def _result(case: _Case, levels: list[float]) -> GateResult:
+    gate, score = case.gate, case.score
     if not score.defined:
         nan = math.nan
         return GateResult(gate, nan, nan, nan, "inconclusive", score.count, f"undefined: {score.reason}")
-    bounds, detail = _bounds(measure, rows, strata, gate.confidence, seed)
-    lower, upper = bounds(1.0)
-    outcome = _outcome((lower, upper), gate.limit, measure.larger_is_more_similar)
+    at = (levels[0], levels[1])
+    outcome, detail = case.outcome(at), case.method
+    decisive = {"fail": levels[0], "pass": levels[1]}.get(outcome, max(levels))
+    if decisive != gate.confidence:
+        detail += f"; at {100 * decisive:.4g} % confidence (Holm)"
     if outcome == "inconclusive":
-        scale = _deciding_scale(bounds, gate, MOST_SAMPLES / score.count)
+        scale = _deciding_scale(lambda scale: case.outcome(at, scale) != "inconclusive", MOST_SAMPLES / score.count)
         if scale is None:
             detail += "; at this value more samples alone would not decide"
         else:
@@ -235,6 +417,7 @@ def judge(gate: Gate, rows: Tensor, strata: np.ndarray, seed: int = 0) -> GateRe
         detail += f"; {score.skipped} samples skipped"
     if score.reason:
         detail += f"; {score.reason}"
+    lower, upper = case.interval(at)
     return GateResult(gate, float(score), lower, upper, outcome, score.count, detail)
 
 
@@ -245,13 +428,8 @@ def _outcome(interval: Interval, limit: float, larger_is_better: bool) -> Outcom
     return "pass" if upper <= limit else "fail" if lower > limit else "inconclusive"  # NaN: inconclusive
 
 
-def _deciding_scale(bounds: Callable[[float], Interval], gate: Gate, most: float) -> float | None:
+def _deciding_scale(decided: Callable[[float], bool], most: float) -> float | None:
     """How many times as many samples would decide, if the value stays; None beyond `most`."""
-    larger_is_better = gate.build().larger_is_more_similar
-
-    def decided(scale: float) -> bool:
-        return _outcome(bounds(scale), gate.limit, larger_is_better) != "inconclusive"
-
     low, high = 1.0, 2.0
     while not decided(high):
         low, high = high, 2 * high
@@ -263,10 +441,12 @@ def _deciding_scale(bounds: Callable[[float], Interval], gate: Gate, most: float
     return high
 
 
-def _bounds(
-    measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, confidence: float, seed: int
-) -> tuple[Callable[[float], Interval], str]:
-    """One-sided bounds by `scale` (1: these samples, 2: twice as many like them), and the method's name."""
+def _bounds(measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, seed: int) -> tuple[Bounds, str]:
+    """One-sided bounds, and the method's name."""
+    if isinstance(measure, MaxClassRecallDrop):
+        return _of_worst_class(measure, rows)
+    if isinstance(measure, BlockDrift):
+        return _of_worst_block(rows, seed)
     values = measure.values(rows).numpy()
     if values.ndim == 1:
         used = ~np.isnan(values)
@@ -275,54 +455,118 @@ def _bounds(
     if measure.kind == "rate":
         events = float(values.sum())
         method = f"Clopper-Pearson, {events:.0f} of {count}"
-        return lambda scale: clopper_pearson(events * scale, count * scale, confidence), method
+        return lambda scale, level: clopper_pearson(events * scale, count * scale, level), method
     if measure.kind == "difference":
         lost, gained = float((values > 0).sum()), float((values < 0).sum())
         method = f"paired, {lost:.0f} lost and {gained:.0f} gained of {count}"
-        return lambda s: paired_difference(lost * s, gained * s, count * s, confidence), method
+        return lambda scale, level: paired_difference(lost * scale, gained * scale, count * scale, level), method
     value = float(measure.reduce(rows))
     if math.isinf(value):  # a mean stays so whatever the other samples say; a ratio may have met an empty denominator
-        return lambda _: (value, value) if measure.kind == "mean" else measure.range, "infinite"
-    if measure.kind == "mean":
-        lower, upper = bootstrap_mean(values, strata, confidence, seed)
-    else:
-        lower, upper = bootstrap_statistic(
-            lambda sample: measure.reduce(torch.from_numpy(sample)), values, strata, confidence, seed
-        )
+        return lambda *_: (value, value) if measure.kind == "mean" else measure.range, "infinite"
+
+    @cache
+    def drawn(level: float) -> Interval:
+        if measure.kind == "mean":
+            return bootstrap_mean(values, strata, level, seed)
+        return bootstrap_statistic(lambda sample: measure.reduce(torch.from_numpy(sample)), values, strata, level, seed)
+
     low, high = measure.range
+    lower, upper = drawn(0.95)
     if not lower < upper:
-        return lambda s: _without_spread(value, (low, high), count * s, confidence), "all samples equal"
-    below, above = value - max(lower, low), min(upper, high) - value
-    method = f"bootstrap, {DRAWS} draws{', stratified by class' if strata.any() else ''}"
-    return lambda scale: (value - below / math.sqrt(scale), value + above / math.sqrt(scale)), method
+        return lambda scale, level: _without_spread(value, (low, high), count * scale, level), "all samples equal"
+
+    def bounds(scale: float, level: float) -> Interval:
+        lower, upper = drawn(level)
+        return _narrowed(value, (max(lower, low), min(upper, high)), scale)
+
+    return bounds, f"bootstrap, {DRAWS} draws{', stratified by class' if strata.any() else ''}"
 
 
-def clopper_pearson(events: float, count: float, confidence: float) -> Interval:
-    """Exact lower and upper bounds of a rate, each one-sided at `confidence`.
+def _narrowed(value: float, interval: Interval, scale: float) -> Interval:
+    """The interval that `scale` times as many samples would give."""
+    root = math.sqrt(scale)
+    return value - (value - interval[0]) / root, value + (interval[1] - value) / root
 
-    >>> round(clopper_pearson(0, 300, 0.95)[1], 5)
+
+def _together(level: float, parts: int) -> float:
+    """Confidence of each of several lower bounds that hold together.
+
+    The largest of several values is bounded from below by the largest of their bounds at this confidence: the step of
+    Holm's that decides whether any of them is above a limit. From above no correction is needed: it is bounded by the
+    largest of their bounds, as the bound of the worst one is among them.
+    """
+    return 1 - (1 - level) / parts
+
+
+def _of_worst_class(measure: MaxClassRecallDrop, rows: Tensor) -> tuple[Bounds, str]:
+    found = measure.reduce(rows).details
+    lost, gained, count = (np.array(found[key], dtype=np.float64) for key in ("lost", "gained", "count"))
+    worst = int(np.argmax((lost - gained) / count))
+    which = f"class {found['classes'][worst]}: {lost[worst]:.0f} lost and {gained[worst]:.0f} gained"
+    method = f"paired, {len(count)} classes (Holm), worst is {which} of {count[worst]:.0f}"
+
+    def bounds(scale: float, level: float) -> Interval:
+        lower = paired_difference(lost * scale, gained * scale, count * scale, _together(level, len(count)))[0]
+        upper = paired_difference(lost * scale, gained * scale, count * scale, level)[1]
+        return float(lower.max()), float(upper.max())
+
+    return bounds, method
+
+
+def _of_worst_block(rows: Tensor, seed: int) -> tuple[Bounds, str]:
+    """Every block's mean over groups of inputs."""
+    one = np.zeros(len(rows), dtype=np.int64)
+
+    def of(values: np.ndarray) -> Bounds:
+        value, same = float(values.mean()), bool(np.ptp(values) < 1e-12)
+        drawn = cache(lambda level: bootstrap_mean(values, one, level, seed))
+
+        def bounds(scale: float, level: float) -> Interval:
+            if len(values) == 1:
+                return -math.inf, math.inf
+            return (value, value) if same else _narrowed(value, drawn(level), scale)
+
+        return bounds
+
+    parts = [of(column) for column in rows.numpy().T]
+
+    def worst(scale: float, level: float) -> Interval:
+        together = _together(level, len(parts))
+        return max(part(scale, together)[0] for part in parts), max(part(scale, level)[1] for part in parts)
+
+    return worst, f"bootstrap over {len(rows)} groups of inputs"
+
+
+def clopper_pearson(events: Any, count: Any, confidence: float) -> tuple[Any, Any]:
+    """Exact lower and upper bounds of a rate, each one-sided at `confidence`; of many rates for arrays.
+
+    >>> print(round(clopper_pearson(0, 300, 0.95)[1], 5))
     0.00994
     """
-    lower = float(beta.ppf(1 - confidence, events, count - events + 1)) if events > 0 else 0.0
-    upper = float(beta.ppf(confidence, events + 1, count - events)) if events < count else 1.0
-    return lower, upper
+    events, count = np.asarray(events, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    lower = np.where(events > 0, beta.ppf(1 - confidence, np.maximum(events, 1e-300), count - events + 1), 0.0)
+    upper = np.where(events < count, beta.ppf(confidence, events + 1, np.maximum(count - events, 1e-300)), 1.0)
+    return lower[()], upper[()]
 
 
-def paired_difference(lost: float, gained: float, count: float, confidence: float) -> Interval:
+def paired_difference(lost: Any, gained: Any, count: Any, confidence: float) -> tuple[Any, Any]:
     """One-sided bounds of (lost - gained) / count, where lost and gained samples exclude each other.
 
     Clopper-Pearson bounds of both rates, joined by the method of variance estimates recovery (Zou and
     Donner 2008) with the correlation of exclusive events. With many flips this is the interval from the
     paired standard error; with few, where that is far too narrow, it holds; with none, Clopper-Pearson.
+    Numbers, or arrays for many differences at once.
     """
+    lost, gained, count = (np.asarray(each, dtype=np.float64) for each in (lost, gained, count))
     p, q = lost / count, gained / count
     (p_low, p_high), (q_low, q_high) = (clopper_pearson(k, count, confidence) for k in (lost, gained))
-    correlation = math.sqrt(p * q / ((1 - p) * (1 - q))) if p * q > 0 else 0.0
+    both = p * q > 0
+    correlation = np.sqrt(np.where(both, p * q / np.where(both, (1 - p) * (1 - q), 1.0), 0.0))
 
-    def half(x: float, y: float) -> float:
-        return math.sqrt(x * x + y * y + 2 * correlation * x * y)
+    def half(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.sqrt(x * x + y * y + 2 * correlation * x * y)
 
-    return p - q - half(p - p_low, q_high - q), p - q + half(p_high - p, q - q_low)
+    return (p - q - half(p - p_low, q_high - q))[()], (p - q + half(p_high - p, q - q_low))[()]
 
 
 def bootstrap_mean(values: np.ndarray, strata: np.ndarray, confidence: float, seed: int) -> Interval:

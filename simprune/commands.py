@@ -107,6 +107,7 @@ def compress(job: Job) -> int:
         reconstruct=recipe.reconstruct,
         finetune=finetuning(recipe),
         gates=gates(recipe),
+        correction=recipe.check.correction,
         control=recipe.control,
         seed=recipe.seed,
         plan=None if recipe.plan is None else Plan.load(recipe.plan),
@@ -130,7 +131,7 @@ def validate(job: Job) -> int:
     if test is None or recipe.bundle is None:
         raise ValueError("validate needs a bundle and test batches; the recipe's data has none")
     small = bundle.load(recipe.bundle, job.model).to(device(recipe))
-    verdict = checks.validate(job.model, small, test, gates(recipe), seed=recipe.seed)
+    verdict = checks.validate(job.model, small, test, gates(recipe), recipe.seed, recipe.check.correction)
     path = job.write("verdict.json", json.dumps(verdict.to_dict(), indent=1))
     screen = console()
     screen.print(verdict.table(screen.width), f"written to {path}", sep="\n", markup=False, soft_wrap=True)

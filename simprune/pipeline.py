@@ -133,6 +133,7 @@ def compress(
     reconstruct: str = "least_squares",
     finetune: Mapping[str, Any] | int | None = None,
     gates: Sequence[Gate] | None = None,
+    correction: str = "holm",
     control: int = 0,
     seed: int = 0,
     plan: Plan | None = None,
@@ -175,7 +176,7 @@ def compress(
     verdict = None
     if stages.original is not None and answers is not None:
         labels = stages.original.labels
-        verdict = check(stages.original.logits, answers.logits, labels, gates, seed=seed)
+        verdict = check(stages.original.logits, answers.logits, labels, gates, seed, correction)
         if labels is None:
             notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
     report = {

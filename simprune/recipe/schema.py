@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from simprune import checks, measures, pipeline, recovery
+from simprune import checks, corruptions, measures, pipeline, recovery
 from simprune.depth import block_scorer
 from simprune.names import did_you_mean
 from simprune.planning.budget import Budget
@@ -33,11 +33,19 @@ class GateSettings:
     limit: float = MISSING
     confidence: float = 0.95
     options: dict[str, Any] = field(default_factory=dict)
+    inputs: str = corruptions.CLEAN
 
 
 @dataclass
 class CheckSettings:
     gates: list[GateSettings] = field(default_factory=list)
+    correction: str = "holm"
+
+
+@dataclass
+class PrunedSettings:
+    function: str | None = None
+    weights: str | None = None
 
 
 @dataclass
@@ -77,6 +85,8 @@ class Recipe:
     device: str = "auto"
     plan: str | None = None
     bundle: str | None = None
+    pruned: PrunedSettings = field(default_factory=PrunedSettings)
+    junit: str | None = None
     score: str = "second_order"
     block_score: Any = "similarity"
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
@@ -110,8 +120,12 @@ def settings(config: DictConfig, command: str) -> Recipe:
         for key in recipe.planner.options:
             if key not in taken:
                 raise ValueError(f"planner {recipe.planner.name} takes no option {key!r}; {did_you_mean(key, taken)}")
-    if command == "validate" and recipe.bundle is None:
-        raise ValueError("bundle is missing: add bundle=FOLDER, a folder that `simprune compress` wrote")
+    if command == "validate" and (recipe.bundle is None) == (recipe.pruned.function is None):
+        what = "bundle is missing" if recipe.bundle is None else "bundle and pruned.function are both given"
+        raise ValueError(
+            f"{what}: add either bundle=FOLDER, a folder that `simprune compress` wrote, or "
+            "pruned.function=package.module:function and pruned.weights=FILE.safetensors"
+        )
     if recipe.bundle is not None and not Path(recipe.bundle).is_dir():
         raise FileNotFoundError(f"no bundle folder {recipe.bundle}")
     if recipe.plan is not None and not Path(recipe.plan).is_file():
@@ -150,6 +164,9 @@ def gates(recipe: Recipe) -> list[checks.Gate]:
     """The recipe's gates; ValueError when there is none, or as `Gate`."""
     if not recipe.check.gates:
         raise ValueError("check.gates is empty; give at least one gate, such as check=default")
+    if recipe.check.correction not in checks.CORRECTIONS:
+        hint = did_you_mean(recipe.check.correction, checks.CORRECTIONS)
+        raise ValueError(f"check.correction: unknown {recipe.check.correction!r}; {hint}")
     return [checks.Gate(**dataclasses.asdict(gate)) for gate in recipe.check.gates]
 
 
