@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["rate", "mean", "difference", "statistic"]
-Form = Literal["classes", "tokens", "vectors", "multilabel"]
+Form = Literal["classes", "tokens", "vectors", "multilabel", "models"]
 
 
 class Score(float):
@@ -177,7 +177,7 @@ class FunctionalMeasure(ABC):
     kind: ClassVar[Kind]
     source: ClassVar[str]
     models: ClassVar[tuple[int, int | None]] = (2, 2)  # fewest and most models that `group` takes; None: any
-    form: ClassVar[Form] = "classes"  # what an output is: class scores (N, C), token logits (N, T, C), ...
+    form: ClassVar[Form] = "classes"  # what it takes: class scores (N, C), token logits (N, T, C), ..., or models
     streams: ClassVar[bool] = True  # False: rows depend on all samples, so `per_sample` needs them at once
     skips: ClassVar[str] = "every sample was skipped"  # why no sample is left
 

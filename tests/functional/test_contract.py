@@ -1,7 +1,7 @@
 """What every functional measure promises, checked for every id; a new measure is covered as soon as it exists.
 
 A measure with required hyperparameters, or for more than two models, gets an entry in `CASES_OF`. Measures that need
-models rather than outputs have no `form` here and tests of their own.
+models rather than outputs, of the form "models", have their contract in `test_models.py`.
 """
 
 import copy

@@ -1,0 +1,336 @@
+"""Can the lower layers of one model feed the upper layers of another through one linear map?"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from simprune.functional._base import Score, finite
+from simprune.functional._models import Batch, ModelMeasure, batches_of, class_scores, device_of, truth, undisturbed
+
+Batches = Callable[[], Iterator[Batch]]
+CHUNK = 4  # rows that the factorization takes at once, as a multiple of its width
+
+
+@dataclass(frozen=True)
+class StitchingScore(ModelMeasure):
+    """Accuracy of a's lower and b's upper layers joined by a linear map, minus b's own, in [-1, 1]; 0 or more: fits.
+
+    a runs up to the output of module `layer_a`, whose activation is mapped, with bias, to replace that of `layer_b`
+    (the same name unless given) in b: a 1x1 convolution for maps (N, C, H, W), token by token for (N, T, D), plainly
+    for (N, D). Maps of another size are resized (bilinear) first. Both models are frozen. `method`:
+
+    - "direct": the map is the least-squares match of the two activations (of least norm if there are several);
+    - "task": it is trained by Adam on the labels, "soft_labels": on b's probabilities; `epochs` and `lr`, once for
+      each of `seeds`, whose scores are averaged.
+
+    `f(a, b, inputs, labels=..., fit=batches)` fits on other data than it scores on, as a test should; without `fit`
+    on the same (`details["fit_on_inputs"]`). `details`: "penalty" (-score), "accuracy_a", "accuracy_b", "accuracy"
+    (stitched), "scores" per map, "identity" (score without a map; None where shapes differ), "agreement" (stitched
+    and b predict alike), "gained" and "lost" inputs with the paired "standard_error" (of the first map), "resized",
+    and for "direct" "relative_error" (of the match, on the data fitted), "rank" and "rows". Where b's input also
+    reaches its output around `layer_b`, so that a is not all it sees, "bypassed" is True and the score has a reason.
+
+    KeyError for an unknown module; ValueError for one that does not run exactly once, or activations that cannot be
+    mapped by position.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> score = StitchingScore("1")(model, model, torch.randn(9, 3), labels=[0, 1, 0] * 3)
+    >>> score, score.details["identity"]
+    (0.0, 0.0)
+    """
+
+    layer_a: str
+    layer_b: str | None = None
+    method: Literal["direct", "task", "soft_labels"] = "direct"
+    epochs: int = 10
+    lr: float = 0.01
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    id = "stitching_score"
+    range = (-1.0, 1.0)
+    larger_is_more_similar = True
+    needs_labels = True
+    source = "Bansal et al. (2021), arXiv 2106.07682; direct matching: Csiszarik et al. (2021), arXiv 2110.14633"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seeds, list):  # as YAML has it
+            object.__setattr__(self, "seeds", tuple(self.seeds))
+        super().__post_init__()
+        if self.epochs < 1 or not self.seeds or not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"{self.id}: epochs and seeds must be at least one, lr positive; "
+                f"got epochs={self.epochs}, seeds={self.seeds}, lr={self.lr}"
+            )
+
+    def __call__(
+        self, model_a: nn.Module, model_b: nn.Module, inputs: Any, labels: Any = None, fit: Iterable | None = None
+    ) -> Score:
+        return self.group([model_a, model_b], inputs, labels, fit)
+
+    def group(self, models: Sequence[nn.Module], inputs: Any, labels: Any = None, fit: Iterable | None = None) -> Score:
+        """Score of the two models; see the class."""
+        a, b = self._checked(models)
+        with undisturbed(models, self.id):
+            joint = _Joint(a, self.layer_a, b, self.layer_b or self.layer_a)
+            fitting = (lambda: self._batches(inputs, labels)) if fit is None else (lambda: self._fit_batches(fit))
+            return self._score(joint, fitting, lambda: self._batches(inputs, labels), fit is None)
+
+    def _fit_batches(self, fit: Any) -> Iterator[Batch]:
+        for batch in batches_of(fit, None, f"{self.id}, fit"):
+            if batch.labels is None and self.method == "task":
+                raise ValueError(f"{self.id}: training on the task needs batches (inputs, labels) in fit")
+            yield batch
+
+    def _score(self, joint: "_Joint", fitting: Batches, testing: Batches, same: bool) -> Score:
+        details: dict[str, Any] = {"fit_on_inputs": same}
+        if self.method == "direct":
+            first, found = _match(joint, fitting)
+            adapters = [first]
+            details |= found
+        else:
+            adapters = [self._train(joint, fitting, seed) for seed in self.seeds]
+        identity = joint.shapes is not None and joint.shapes[0] == joint.shapes[1]
+        rights, alike = [], []
+        with torch.no_grad():
+            for batch in testing():
+                own = [class_scores(batch.run(model), "logits").argmax(1) for model in (joint.a, joint.b)]
+                below = joint.below(batch)
+                above = [joint.above(batch, adapter(below)) for adapter in adapters]
+                if identity:
+                    above.append(joint.above(batch, below))
+                scores = [class_scores(each, "logits of the stitched model") for each in above]
+                labels = truth(batch, scores[0])
+                classes = [*own, *(each.argmax(1) for each in scores)]
+                rights.append(torch.stack([each == labels for each in classes], 1).double())
+                alike.append((classes[2] == classes[1]).double())
+        right = torch.cat(rights)
+        count = len(right)
+        accuracy = right.mean(0).tolist()
+        change = right[:, 2] - right[:, 1]
+        trained = [each - accuracy[1] for each in accuracy[2 : 2 + len(adapters)]]
+        score = sum(trained) / len(trained)
+        details |= {
+            "penalty": -score,
+            "accuracy_a": accuracy[0],
+            "accuracy_b": accuracy[1],
+            "accuracy": accuracy[1] + score,
+            "scores": trained,
+            "identity": accuracy[-1] - accuracy[1] if identity else None,
+            "agreement": torch.cat(alike).mean().item(),
+            "gained": int((change > 0).sum()),
+            "lost": int((change < 0).sum()),
+            "standard_error": math.sqrt(max(0.0, change.square().sum().item() - change.sum().item() ** 2 / count))
+            / count,
+            "resized": joint.resized,
+            "bypassed": (bypassed := joint.is_bypassed(next(testing()))),
+        }
+        reason = f"{self.id}: b's input also reaches its output around {joint.layer_b}" if bypassed else ""
+        return Score(score, count, reason=reason, details=details)
+
+    def _train(self, joint: "_Joint", fitting: Batches, seed: int) -> "_Adapter":
+        """A map from a random start, trained on the task or on b's probabilities."""
+        adapter, optimizer = None, None
+        for _ in range(self.epochs):
+            for batch in fitting():
+                with torch.no_grad():
+                    below, wanted = joint.both(batch)
+                    output = batch.run(joint.b)
+                if adapter is None or optimizer is None:
+                    adapter = _Adapter.random(below.shape[-1], wanted.shape[-1], below, seed)
+                    optimizer = torch.optim.Adam([adapter.weight, adapter.bias], lr=self.lr)
+                checked = class_scores(output, "logits of b")
+                target = truth(batch, checked) if self.method == "task" else checked.softmax(1)
+                stitched = joint.above(batch, adapter(below))
+                target = target.to(stitched.device, None if self.method == "task" else stitched.dtype)
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(stitched, target).backward()
+                optimizer.step()
+        assert adapter is not None  # batches_of refuses none
+        return adapter
+
+
+@dataclass
+class _Adapter:
+    """The linear map with bias, along the last dimension."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def random(cls, inputs: int, outputs: int, like: Tensor, seed: int) -> "_Adapter":
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs)
+        weight, bias = (each.to(like.device, _precise(like.dtype)) for each in (weight, torch.zeros(outputs)))
+        return cls(weight.requires_grad_(), bias.requires_grad_())
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return rows.to(self.weight) @ self.weight + self.bias
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _match(joint: "_Joint", batches: Batches) -> tuple[_Adapter, dict[str, Any]]:
+    """The least-squares map, from a triangular factor of [1, R, R'] that is updated chunk by chunk in float64.
+
+    Below its first row lies the factor of the centred activations, so the bias does not spoil the conditioning.
+    """
+    factor, rows, inputs, like = None, 0, 0, torch.empty(0)
+    with torch.no_grad():
+        for batch in batches():
+            below, wanted = joint.both(batch)
+            pair = torch.cat([each.cpu().double().flatten(0, -2) for each in (below, wanted)], 1)
+            finite(pair, f"activations of {joint.layer_a} and {joint.layer_b}", "rows", lambda x: x.ndim == 2)
+            pair = torch.cat([pair.new_ones(len(pair), 1), pair], 1)
+            if factor is None:
+                factor, inputs, like = pair.new_zeros(pair.shape[1], pair.shape[1]), below.shape[-1], below
+            for chunk in pair.split(CHUNK * pair.shape[1]):
+                factor = torch.linalg.qr(torch.cat([factor, chunk]), mode="r").R
+            rows += len(pair)
+    assert factor is not None  # batches_of refuses none
+    mean = factor[0, 1:] / factor[0, 0]
+    rounding = min(torch.finfo(like.dtype).eps, torch.finfo(torch.float32).eps)
+    size = torch.linalg.vector_norm(factor[1:, 1:], dim=0)
+    constant = size <= 10 * rounding * torch.linalg.vector_norm(factor[:, 1:], dim=0)
+    centred = factor[1:, 1:].masked_fill(constant, 0)
+    x, y = centred[:, :inputs], centred[:, inputs:]
+    scale = size.masked_fill(constant, 1)[:inputs]
+    cutoff = rounding * inputs  # of directions that rounding of the activations makes up
+    solved = torch.linalg.lstsq(x / scale, y, rcond=cutoff, driver="gelsd")
+    weight = solved.solution / scale[:, None]
+    bias = mean[inputs:] - mean[:inputs] @ weight
+    spread = torch.linalg.vector_norm(y).item()
+    error = torch.linalg.vector_norm(x @ weight - y).item()
+    details = {"relative_error": error / spread if spread else None, "rank": int(solved.rank), "rows": rows}
+    return _Adapter(*(each.to(like.device, _precise(like.dtype)) for each in (weight, bias))), details
+
+
+@dataclass
+class _Joint:
+    """Where the two models are cut. Activations have their channels last here."""
+
+    a: nn.Module
+    layer_a: str
+    b: nn.Module
+    layer_b: str
+    shapes: tuple[torch.Size, torch.Size] | None = field(default=None, init=False)  # of one sample, channels last
+    resized: list[list[int]] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._module_a, self._module_b = _module(self.a, self.layer_a), _module(self.b, self.layer_b)
+        self._last_a, self._last_b = _channels_last(self._module_a), _channels_last(self._module_b)
+
+    def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Activations of a, fitted to b's positions and on b's device, and of b."""
+        below = _seen(self.a, self._module_a, self.layer_a, batch)
+        above = _seen(self.b, self._module_b, self.layer_b, batch)
+        return self._fitted(below, above), _to_last(above, self._last_b)
+
+    def below(self, batch: Batch) -> Tensor:
+        return self.both(batch)[0]
+
+    def above(self, batch: Batch, activation: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """b's output with this activation instead of its own."""
+
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            old = _main(output, self.layer_b)
+            new = activation if self._last_b or activation.ndim < 4 else activation.movedim(-1, 1)
+            return _with_main(output, new.to(old.dtype))
+
+        with _hook(self._module_b, replace, self.layer_b):
+            return batch.run(self.b, inputs)
+
+    def is_bypassed(self, batch: Batch) -> bool | None:
+        """Whether b's output depends on its input even with the layer replaced; None for inputs without gradient."""
+        try:
+            inputs = batch.inputs
+        except ValueError:
+            return None
+        with torch.no_grad():
+            own = _to_last(_seen(self.b, self._module_b, self.layer_b, batch), self._last_b)
+        leaf = inputs.detach().to(device_of(self.b), copy=True).requires_grad_()
+        return self.above(batch, own, leaf).requires_grad
+
+    def _fitted(self, below: Tensor, above: Tensor) -> Tensor:
+        """a's activation with b's positions; `shapes` and `resized` are noted."""
+        found = f"{self.layer_a} gives {tuple(below.shape)}, {self.layer_b} {tuple(above.shape)}"
+        if below.ndim != above.ndim or below.ndim not in (2, 3, 4):
+            raise ValueError(
+                f"stitching needs two activations (N, D), tokens (N, T, D) or maps (N, C, H, W) of one kind; {found}"
+            )
+        below, above = _to_last(below, self._last_a).to(device_of(self.b)), _to_last(above, self._last_b)
+        sizes = [list(each.shape[1:-1]) for each in (below, above)]
+        self.shapes = below.shape[1:], above.shape[1:]
+        if sizes[0] != sizes[1]:
+            if below.ndim != 4:
+                raise ValueError(f"stitching maps tokens one by one, so their number must agree; {found}")
+            self.resized = sizes
+            maps = nn.functional.interpolate(below.movedim(-1, 1), sizes[1], mode="bilinear", antialias=True)
+            below = maps.movedim(1, -1)
+        return below
+
+
+def _seen(model: nn.Module, module: nn.Module, name: str, batch: Batch) -> Tensor:
+    """The module's activation, copied since later modules may work in place."""
+    seen: list[Tensor] = []
+    with _hook(module, lambda _module, _args, output: seen.append(_main(output, name).detach().clone()), name):
+        batch.run(model)
+    return seen[0]
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        near = difflib.get_close_matches(name, list(modules), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list(modules)[1:9])}, ..."
+        raise KeyError(f"{type(model).__name__} has no module {name!r}; {hint}")
+    return modules[name]
+
+
+def _channels_last(module: nn.Module) -> bool:
+    """Linear layers and LayerNorm have maps with channels last, (N, H, W, C)."""
+    return isinstance(module, nn.Linear | nn.LayerNorm)
+
+
+def _to_last(value: Tensor, is_last: bool) -> Tensor:
+    return value if is_last or value.ndim < 4 else value.movedim(1, -1)
+
+
+def _main(output: Any, name: str) -> Tensor:
+    """The activation in a module's output: itself, or the first of a tuple."""
+    value = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point activation, got {type(value).__name__}")
+    return value
+
+
+def _with_main(output: Any, value: Tensor) -> Any:
+    if isinstance(output, list):
+        return [value, *output[1:]]
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+@contextmanager
+def _hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any], name: str) -> Iterator[None]:
+    """The hook for a while; ValueError unless the module runs exactly once in it."""
+    calls = 0
+
+    def counting(module: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return hook(module, args, output)
+
+    handle = module.register_forward_hook(counting)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if calls != 1:
+        raise ValueError(f"{name} ran {calls} times in one pass; stitch at a module that runs exactly once")
