@@ -26,7 +26,7 @@ from simprune.structures import find_blocks
 from simprune.surgery import apply, reconstruct
 from simprune.surgery.stand_ins import fit_stand_ins
 
-RECONSTRUCTIONS = ("least_squares", "bn", "none")
+RECONSTRUCTIONS = ("least_squares", "fold", "bn", "none")
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,9 @@ def _follow(
     if method == "least_squares":
         repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, calibration)]
         answers = stages.add("reconstructed", small)
+    elif method == "fold":
+        reconstruct(small, plan, model, calibration, method)
+        answers = stages.add("folded", small)
     elif method == "bn":
         reestimate_batchnorm(small, calibration)
         answers = stages.add("BatchNorm re-estimated", small)

@@ -98,7 +98,9 @@ def test_labels_are_optional_in_the_test_set(trained):
     }
 
 
-@pytest.mark.parametrize("reconstruct, stage", [("bn", "BatchNorm re-estimated"), ("none", "pruned")])
+@pytest.mark.parametrize(
+    "reconstruct, stage", [("fold", "folded"), ("bn", "BatchNorm re-estimated"), ("none", "pruned")]
+)
 def test_other_repairs(trained, reconstruct, stage):
     model, data = trained
     result = sp.compress(model, calibration=data, test=data, reconstruct=reconstruct)

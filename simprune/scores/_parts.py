@@ -9,30 +9,15 @@ from simprune.capture import Layout, Site, run
 from simprune.moments import Moments
 from simprune.scores._score import Score
 from simprune.structures import UnitGroup
-from simprune.surgery.coupling import Slice
-
-
-def unit_rows(tensor: Tensor, dim: int, indices: Sequence[Sequence[int]]) -> Tensor:
-    """(units, features) of one tensor in float64 on the CPU; a unit with fewer entries is filled up with zeros.
-
-    >>> unit_rows(torch.arange(6).view(3, 2), 0, [(0, 2), (1,)])
-    tensor([[0., 1., 4., 5.],
-            [2., 3., 0., 0.]], dtype=torch.float64)
-    """
-    rows = tensor.detach().double().cpu().movedim(dim, 0).flatten(1)
-    return nn.utils.rnn.pad_sequence([rows[list(entries)].flatten() for entries in indices], batch_first=True)
-
-
-def weight_slices(model: nn.Module, group: UnitGroup) -> list[Slice]:
-    """Where the weights lie whose outputs are the group's units: of layers, not of normalisations."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    outs = [part for part in group.slices if part.side == "out" and part.tensor in parameters]
-    return [part for part in outs if parameters[part.tensor].ndim > 1]
+from simprune.surgery.units import unit_rows, weight_slices
 
 
 def produced(model: nn.Module, group: UnitGroup) -> list[Tensor]:
     """(units, features) of every weight whose outputs are the group's units."""
-    return [unit_rows(model.get_parameter(part.tensor), part.dim, part.indices) for part in weight_slices(model, group)]
+    return [
+        unit_rows(model.get_parameter(part.tensor), part.dim, part.indices)
+        for part in weight_slices(model, group.slices)
+    ]
 
 
 def reader_moments(

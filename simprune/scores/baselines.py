@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from simprune.scores._parts import by_damage, produced, share, unit_rows
+from simprune.scores._parts import by_damage, produced, share
 from simprune.scores._score import Score
 from simprune.structures import UnitGroup
+from simprune.surgery.units import unit_rows
 
 
 def magnitude(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:

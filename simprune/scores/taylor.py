@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from simprune.batches import call, checked, eval_mode, labels_of
 from simprune.gradients import soft_log_likelihood
-from simprune.scores._parts import by_damage, unit_rows, weight_slices
+from simprune.scores._parts import by_damage
 from simprune.scores._score import Score
 from simprune.scores.sensitivity import only
 from simprune.structures import UnitGroup
+from simprune.surgery.units import unit_rows, weight_slices
 
 
 def taylor(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
@@ -24,7 +25,7 @@ def taylor(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup])
     `simprune.gradients`, which needs none. One forward and one backward pass; memory O(weights). What batches are
     matters: gradients are means over each. Parameters, `requires_grad`, `.grad` and the mode are as before.
     """
-    slices = {group.name: weight_slices(model, group) for group in groups}
+    slices = {group.name: weight_slices(model, group.slices) for group in groups}
     names = list(dict.fromkeys(part.tensor for parts in slices.values() for part in parts))
     targets = [model.get_parameter(name) for name in names]
     damage = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}

@@ -7,18 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import checked, device_of, eval_mode, first_tensor
+from simprune.batches import checked, device_of
 from simprune.cost import Example
 from simprune.example import example_of, from_description
 from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.surgery.compact import restored
 from simprune.surgery.effects import Effects, effects_of
-from simprune.surgery.least_squares import can_be_fitted, channel_dim, fit, matrix_of, output_dim
+from simprune.surgery.execution import execution
+from simprune.surgery.fold import fold
+from simprune.surgery.least_squares import channel_dim, fit, matrix_of, output_dim
 from simprune.surgery.lockstep import lockstep
 from simprune.surgery.shortcuts import find_shortcuts
 
-METHODS = ("least_squares", "none")
+METHODS = ("least_squares", "fold", "none")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ def reconstruct(
     into the BatchNorm behind it; a layer with neither is fitted through the origin. `ridge` is relative to the mean
     variance of the inputs. Grouped convolutions, and layers that run more than once, stay as they are.
 
+    "fold": without data, removed channels are merged into similar ones (see `simprune.surgery.fold`); no errors to
+    report.
+
     Cost: one forward pass of both networks over the calibration batches, plus one (inputs x kernel)^2 covariance and
     solve per layer. Raises ValueError for an unknown method or when `small` does not come from `plan` and `model`.
     """
@@ -56,6 +61,9 @@ def reconstruct(
         raise ValueError(f"reconstruct: method must be one of {', '.join(METHODS)}; got {method!r}")
     plan.check(model)
     if method == "none" or not plan.edits:
+        return []
+    if method == "fold":
+        fold(small, plan, model)
         return []
     batches = list(checked(calibration, "calibration"))
     if not batches:
@@ -67,7 +75,7 @@ def reconstruct(
 def _refit_layers(small: nn.Module, plan: Plan, model: nn.Module, batches: list, ridge: float) -> list[Refit]:
     example = from_description(plan.inputs, device_of(model))
     effects = effects_of(plan, model, example)
-    order, normalisers = _execution(small, example)
+    order, normalisers = execution(small, example)
     layers = _behind_first_edit(order, model, example, effects)
     shortcuts = find_shortcuts(small, model, example_of(batches[0]), layers)
     around = [shortcut.module for shortcut in shortcuts.values()]
@@ -109,40 +117,6 @@ def _pairs(
         yield x, wanted if drift is None else wanted + drift
 
 
-def _execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, str]]:
-    """Convolutions and linear layers in order of execution (those that run once), and the BatchNorm behind each."""
-    order: list[str] = []
-    made: dict[int, str] = {}
-    normaliser: dict[str, str] = {}
-    alive: list[Tensor] = []  # keeps ids unique while we look
-    handles = []
-
-    def hook(name: str, module: nn.Module):
-        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            value = first_tensor((*args, *kwargs.values()))
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if id(value) in made:
-                    normaliser[made[id(value)]] = name
-            elif isinstance(output, Tensor):
-                order.append(name)
-                alive.append(output)
-                made[id(output)] = name
-
-        return see
-
-    for name, module in model.named_modules():
-        if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_hook(hook(name, module), with_kwargs=True))
-    try:
-        args, kwargs = example
-        with eval_mode(model), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [name for name in order if order.count(name) == 1], normaliser
-
-
 def _behind_first_edit(kept: Sequence[str], model: nn.Module, example: Example, effects: Effects) -> list[str]:
     """Layers that still run, from the first one whose input the plan changes."""
 
@@ -150,7 +124,7 @@ def _behind_first_edit(kept: Sequence[str], model: nn.Module, example: Example, 
         inputs = 1 - output_dim(model.get_submodule(name))
         return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
 
-    original = _execution(model, example)[0]
+    original = execution(model, example)[0]
     first = next((place for place, name in enumerate(original) if touched(name)), len(original))
     behind = set(original[first:])
     return [name for name in kept if name in behind]

@@ -7,6 +7,7 @@ import torch
 
 from simprune.scores import SCORES, scorer
 from simprune.structures import find_channel_groups, find_head_groups
+from tests.architectures.networks import batches, make
 from tests.networks import NAMES, build
 
 # who stands in for a duplicate is not asked: size, gradient, chance, or a channel's place beside all others
@@ -53,6 +54,16 @@ def test_scoring_leaves_the_model_as_it_was_and_repeats_itself(score, network):
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("network", ["vit", "mobilenet"])
+def test_heads_and_grouped_convolutions_have_their_turn(score, network):
+    model, some = make(network), batches(network)
+    found = SCORES[score](model, some, groups_of(model, some[0]))
+    for group in groups_of(model, some[0]):
+        assert sorted(found[group.name].order) == list(range(group.size))
+        assert all(value >= 0 for value in found[group.name].damage)
 
 
 def plant(network):
