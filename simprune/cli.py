@@ -61,11 +61,14 @@ Plans (or takes your plan), edits, repairs, fine-tunes, checks. Writes a bundle:
 recipe.yaml, report.json, report.html. The exit code is the verdict's.
   simprune compress recipe=digits reconstruct=bn finetune.epochs=10 control=3""",
     "validate": """\
-usage: simprune validate bundle=FOLDER [recipe=NAME|FILE.yaml] [check=NAME] [key=value] [-m]
+usage: simprune validate bundle=FOLDER [recipe=NAME|FILE.yaml] [check=NAME] [junit=FILE.xml] [key=value] [-m]
 
 Rebuilds the bundle's model and checks it against the original on the test data. Without recipe= the one inside the
-bundle is used, if it only names simprune's own models and data. Writes verdict.json. The exit code is the verdict's.
-  simprune validate bundle=outputs/compress/digits/.../bundle""",
+bundle is used, if it only names simprune's own models and data. Instead of a bundle: the function that builds the
+pruned model, and its weights. Writes verdict.json, verdict.html and, by option, JUnit XML. The exit code is the
+verdict's: 0 pass, 1 fail, 3 too little data. Check sets: default, strict, robustness, representation, embedding, ...
+  simprune validate bundle=outputs/compress/digits/.../bundle check=strict junit=gates.xml
+  simprune validate recipe=my.yaml pruned.function=my_model:small pruned.weights=small.safetensors""",
     "list": """\
 usage: simprune list [measures|functional|recipes|models|data|planners|finetunes|checks]""",
 }

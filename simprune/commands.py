@@ -11,13 +11,15 @@ from torch import nn
 
 from simprune import bundle, checks, measures, pipeline
 from simprune.console import console, costs, edits, stages
+from simprune.evidence import Evidence
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
 from simprune.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings
 from simprune.redundancy import Redundancy
 from simprune.report.analysis import render_analysis, tables
 from simprune.report.paper import save_figures
-from simprune.sources import Data
+from simprune.report.verdict import junit, render_verdict
+from simprune.sources import Data, model_from
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -126,15 +128,29 @@ def compress(job: Job) -> int:
 
 
 def validate(job: Job) -> int:
-    """Rebuild a bundle's model, write verdict.json and print the verdict."""
+    """Check the pruned model, of a bundle or built by a function; write verdict.json and .html and JUnit XML."""
     recipe, test = job.recipe, job.data.test
-    if test is None or recipe.bundle is None:
-        raise ValueError("validate needs a bundle and test batches; the recipe's data has none")
-    small = bundle.load(recipe.bundle, job.model).to(device(recipe))
-    verdict = checks.validate(job.model, small, test, gates(recipe), recipe.seed, recipe.check.correction)
-    path = job.write("verdict.json", json.dumps(verdict.to_dict(), indent=1))
+    if test is None:
+        raise ValueError("validate needs test batches; the recipe's data has none")
+    if recipe.bundle is not None:
+        small = bundle.load(recipe.bundle, job.model)
+    else:
+        small = model_from(str(recipe.pruned.function), recipe.pruned.weights)
+    wanted = gates(recipe)
+    evidence = Evidence(any(gate.build().form == "classes" for gate in wanted))
+    verdict = checks.validate(
+        job.model, small.to(device(recipe)), test, wanted, recipe.seed, recipe.check.correction, watch=evidence
+    )
+    found = verdict.to_dict()
+    path = job.write("verdict.json", json.dumps(found, indent=1, allow_nan=False))
+    page = job.write("verdict.html", render_verdict(found, evidence.to_dict()))
+    lines = [f"written to {path}", f"page: {page}"]
+    if recipe.junit is not None:
+        Path(recipe.junit).parent.mkdir(parents=True, exist_ok=True)
+        Path(recipe.junit).write_text(junit(found), encoding="utf-8")
+        lines.append(f"JUnit: {recipe.junit}")
     screen = console()
-    screen.print(verdict.table(screen.width), f"written to {path}", sep="\n", markup=False, soft_wrap=True)
+    screen.print(verdict.table(screen.width), *lines, sep="\n", markup=False, soft_wrap=True)
     return EXIT[verdict.outcome]
 
 

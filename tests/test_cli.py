@@ -7,9 +7,11 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from simprune import checks, pipeline
 from simprune.cli import DETAILS, main
@@ -135,6 +137,94 @@ def test_a_bundle_alone_is_enough_to_validate_what_is_simprunes_own(folder, monk
     assert main(["compress", "recipe=digits", *small, STRICT]) == 1
     assert main(["validate", f"bundle={the(folder, 'bundle')}"]) == 1
     assert the(folder, "verdict.json").parent.parts[-3:-1] == ("validate", "bundle")
+
+
+LOOSER = "gates: [{measure: accuracy_drop, limit: 0.2}, {measure: disagreement, limit: 0.25}]\n"
+GATED = """defaults: [base, model: function, data: function, override check: loose, _self_]
+model: {function: "users_parts:build"}
+data: {function: "users_parts:tested"}
+device: cpu
+"""
+
+
+@pytest.fixture
+def gated(folder, monkeypatch):
+    """The user's folder with test data on which the original is right, so that a verdict can be earned."""
+    (folder / "mine" / "gated.yaml").write_text(GATED)
+    (folder / "mine" / "check").mkdir()
+    (folder / "mine" / "check" / "loose.yaml").write_text(LOOSER)
+    (folder / "mine" / "users_parts.py").write_text(
+        MODULE
+        + """
+def tested(count=200):
+    from simprune.batches import evaluation
+    generator = torch.Generator().manual_seed(1)
+    images, model = torch.randn(count, 1, 8, 8, generator=generator), build()
+    with evaluation(model):
+        labels = model(images).argmax(1)
+    return load() | {"test": Batches(images, labels.clone(), batch_size=32)}
+"""
+    )
+    return ["recipe=mine/gated.yaml"]
+
+
+def unchanged_bundle(folder, gated, out="made"):
+    """A bundle of a plan without edits: the original once more."""
+    assert main(["plan", OWN, "hydra.run.dir=planned"]) == 0
+    path = folder / "planned" / "plan.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"edits": []}))
+    main(["compress", *gated, f"plan={path}", "reconstruct=none", f"hydra.run.dir={out}"])
+    return folder / out / "bundle"
+
+
+def sabotaged(bundle, folder):
+    """Weights of the bundle with the last layer turned round."""
+    weights = load_file(bundle / "model.safetensors")
+    weights["linear.weight"] = -weights["linear.weight"]
+    save_file(weights, folder / "mine" / "sabotaged.safetensors")
+    return ["pruned.function=users_parts:build", "pruned.weights=mine/sabotaged.safetensors"]
+
+
+def test_a_release_pipeline_gets_pass_fail_or_too_little_data(folder, gated, capsys):
+    bundle = unchanged_bundle(folder, gated)
+    good, few = [f"bundle={bundle}", "junit=reports/good.xml"], "+data.count=10"
+    assert main(["validate", *gated, *good, "hydra.run.dir=good"]) == 0
+    assert main(["validate", *gated, *sabotaged(bundle, folder), "junit=bad.xml", "hydra.run.dir=bad"]) == 1
+    assert main(["validate", *gated, f"bundle={bundle}", few, "junit=few.xml", "hydra.run.dir=few"]) == 3
+    for name, path, counts in (
+        ("good", "reports/good.xml", "200"),
+        ("bad", "bad.xml", "220"),
+        ("few", "few.xml", "202"),
+    ):
+        suite = ElementTree.parse(path).getroot()
+        assert [suite.get(key) for key in ("tests", "failures", "errors")] == list(counts), name
+        assert [case.get("name") for case in suite] == ["accuracy_drop", "disagreement"]
+        page = (folder / name / "verdict.html").read_text()
+        assert "<script" not in page and "data:image/png" in page and "http:" not in page.replace("http://www.w3", "")
+        assert json.loads((folder / name / "verdict.json").read_text())["count"] == (10 if name == "few" else 200)
+    assert "samples would decide" in capsys.readouterr().out
+
+
+def test_the_built_in_representation_set(folder, gated):
+    bundle = unchanged_bundle(folder, gated)
+    assert main(["validate", *gated, f"bundle={bundle}", "check=representation", "hydra.run.dir=inner"]) == 0
+
+
+def test_a_bundles_recipe_cannot_say_where_to_write(folder, monkeypatch):
+    (folder / "mine" / "recipe.yaml").write_text("junit: mine/own.yaml\nseed: 3\n")
+    from hydra.core.config_store import ConfigStore
+
+    from simprune.recipe import register_bundle_recipe
+
+    register_bundle_recipe("mine")
+    assert ConfigStore.instance().load("bundle.yaml").node.junit is None
+
+
+def test_a_bundle_and_a_pruned_function_exclude_each_other(folder, bundle, capsys):
+    assert main(["validate", OWN, f"bundle={bundle}", "pruned.function=users_parts:build"]) == 2
+    assert "both given" in capsys.readouterr().err
+    assert main(["validate", OWN, "pruned.function=users_parts:build", "pruned.weights=nowhere.safetensors"]) == 2
+    assert "no weights at nowhere.safetensors" in capsys.readouterr().err
 
 
 def test_a_bundle_alone_does_not_call_a_users_function(folder, bundle, capsys):

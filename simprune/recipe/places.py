@@ -103,7 +103,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def register_bundle_recipe(folder: str) -> str:
-    """Name under which Hydra finds the recipe inside a bundle; it may hold nothing but a recipe's keys."""
+    """Name under which Hydra finds the recipe inside a bundle; it may hold nothing but a recipe's keys.
+
+    Where JUnit XML is written is for the user to say: a bundle from elsewhere must not overwrite files.
+    """
     path = Path(folder) / "recipe.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no bundle in {folder}: it has no recipe.yaml")
@@ -111,5 +114,5 @@ def register_bundle_recipe(folder: str) -> str:
     if not isinstance(content, dict) or content.pop("defaults", STANDALONE) != STANDALONE:
         raise ValueError(f"{path} is not the recipe of a bundle; name it yourself: recipe={path}")
     OmegaConf.merge(OmegaConf.structured(Recipe), content)
-    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content}, provider="simprune")
+    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content, "junit": None}, provider="simprune")
     return "bundle"
