@@ -189,8 +189,9 @@ def _scores(model: nn.Module, batch: Batch, what: str, inputs: Tensor | None = N
 
 @dataclass(frozen=True)
 class AdversarialTransferability(_Attacking):
-    """Log of the percentage of attacks on one model that fool the other too, in [log epsilon, log 100]; larger: more.
+    """Log of the percentage of attacks on one model that fool the other too; larger is more.
 
+    From log epsilon to log 100:
     log max(epsilon, 100 (n_ab + n_ba) / 2n): of the n inputs that both models get right, n_ab are wrong for b after an
     attack on a, n_ba for a after one on b. Both attacks start at the same point. Inputs that a model gets wrong are
     skipped; undefined if none is left. `details`: "rate" in [0, 1], "a_to_b" and "b_to_a" (rates) with their 95 %
