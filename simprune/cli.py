@@ -133,6 +133,8 @@ def _run(command: str, args: list[str]) -> int:
         folder, config = recipes.locate(name)
     elif command == "validate" and "bundle" in given:
         folder, config = None, recipes.register_bundle_recipe(given["bundle"])
+        # a resolved recipe has no groups to override: another check set is added, which replaces its gates
+        overrides = [f"+{each}" if each.startswith("check=") else each for each in overrides]
     else:
         known = ", ".join(recipes.options(recipes.builtin("recipes")))
         raise ValueError(f"name a recipe: recipe=NAME or recipe=FILE.yaml; built-in: {known}")

@@ -137,6 +137,9 @@ def test_a_bundle_alone_is_enough_to_validate_what_is_simprunes_own(folder, monk
     assert main(["compress", "recipe=digits", *small, STRICT]) == 1
     assert main(["validate", f"bundle={the(folder, 'bundle')}"]) == 1
     assert the(folder, "verdict.json").parent.parts[-3:-1] == ("validate", "bundle")
+    main(["validate", f"bundle={the(folder, 'bundle')}", "check=unlabelled", "hydra.run.dir=other"])
+    gates = json.loads((folder / "other" / "verdict.json").read_text())["gates"]
+    assert [gate["measure"] for gate in gates] == ["disagreement", "jensen_shannon_divergence"]
 
 
 LOOSER = "gates: [{measure: accuracy_drop, limit: 0.2}, {measure: disagreement, limit: 0.25}]\n"

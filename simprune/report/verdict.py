@@ -20,7 +20,15 @@ def render_verdict(verdict: dict[str, Any], evidence: dict[str, Any]) -> str:
         gate | {"name": label(gate)} | {key: _number(gate[key]) for key in ("value", "lower", "upper")}
         for gate in verdict["gates"]
     ]
-    seen = {"examples": [], "recall": [], "reliability": {}, "changes": [], "changed": 0, "confusion": []} | evidence
+    seen = {
+        "examples": [],
+        "recall": [],
+        "reliability": {},
+        "changes": [],
+        "changed": 0,
+        "confusion": [],
+        "class_scores": False,
+    } | evidence
     return (
         _environment()
         .get_template("verdict.html")
