@@ -69,6 +69,7 @@ class ChannelRedundancy:
     damage: tuple[float, ...]
     nearest: tuple[int, ...]
     share: float
+    score: str = "second_order"
 
     @property
     def name(self) -> str:
@@ -120,7 +121,8 @@ class Redundancy:
 
     def table(self, width: int = 100) -> str:
         """Text table: every block and channel group with its redundancy and cost share."""
-        table = Table(title="Redundancy", caption=f"blocks by {self.measure}; channels by predictability")
+        score = next((entry.score for entry in self.channels), "none")
+        table = Table(title="Redundancy", caption=f"blocks by {self.measure}; channels by {score}")
         table.add_column("structure", overflow="fold")
         table.add_column("kind")
         for column in ("redundancy", "of the macs"):
@@ -242,6 +244,7 @@ def _score_channels(
                 damage=found.damage,
                 nearest=tuple(away.argmax(1).tolist()),
                 share=1 - costs.after(every_but_one).macs / total,
+                score=score,
             )
         )
     return tuple(scored)

@@ -128,9 +128,14 @@ def _edits(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
+WHY = {
+    "predictability": "the others predict {least:.1%} or more (mean {mean:.1%}) of the variance of each",
+    "second_order": "the others, with their readers refitted, make up for {least:.1%} or more (mean {mean:.1%}) of each",
+}
+
+
 def _why(entry: ChannelRedundancy, gone: Sequence[int]) -> str:
-    explained = [entry.redundancy[channel] for channel in gone]
-    return (
-        f"the other channels predict {min(explained):.1%} or more (mean {sum(explained) / len(explained):.1%}) "
-        f"of the variance of each of these {len(gone)} of {entry.group.size}"
-    )
+    made_up = [entry.redundancy[channel] for channel in gone]
+    wording = WHY.get(entry.score, "redundancy {least:.3f} or more (mean {mean:.3f}) by " + entry.score)
+    said = wording.format(least=min(made_up), mean=sum(made_up) / len(made_up))
+    return f"{said}; {len(gone)} of {entry.group.size} go"
