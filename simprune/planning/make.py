@@ -130,7 +130,7 @@ def _edits(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[Edit, ...]:
 
 WHY = {
     "predictability": "the others predict {least:.1%} or more (mean {mean:.1%}) of the variance of each",
-    "second_order": "the others, with their readers refitted, make up for {least:.1%} or more (mean {mean:.1%}) of each",
+    "second_order": "the others, readers refitted, make up for {least:.1%} or more (mean {mean:.1%}) of each",
 }
 
 
