@@ -135,9 +135,10 @@ def test_a_bundle_alone_is_enough_to_validate_what_is_simprunes_own(folder, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "mine"))
     small = ["model.widths=[8,16]", "model.depths=[1,1]", "model.epochs=1", "control=0", "finetune=none"]
     assert main(["compress", "recipe=digits", *small, STRICT]) == 1
-    assert main(["validate", f"bundle={the(folder, 'bundle')}"]) == 1
+    bundle = the(folder, "bundle")
+    assert main(["validate", f"bundle={bundle}"]) == 1
     assert the(folder, "verdict.json").parent.parts[-3:-1] == ("validate", "bundle")
-    main(["validate", f"bundle={the(folder, 'bundle')}", "check=unlabelled", "hydra.run.dir=other"])
+    main(["validate", f"bundle={bundle}", "check=unlabelled", "hydra.run.dir=other"])
     gates = json.loads((folder / "other" / "verdict.json").read_text())["gates"]
     assert [gate["measure"] for gate in gates] == ["disagreement", "jensen_shannon_divergence"]
 
