@@ -10,5 +10,6 @@ T = TypeVar("T")
 
 
 def progress(items: Sequence[T] | Iterable[T], description: str) -> Iterable[T]:
-    """The same items, with a bar that goes away at the end."""
-    return track(items, description=description, transient=True, console=Console(stderr=True))
+    """The same items, with a bar that goes away at the end; no bar where nobody looks at a terminal."""
+    screen = Console(stderr=True)
+    return track(items, description=description, transient=True, console=screen, disable=not screen.is_terminal)

@@ -326,11 +326,11 @@ def test_wrong_input_is_one_line_and_leaves_nothing(folder, capsys, args, expect
 
 
 def test_a_plan_for_another_model_is_refused(folder, capsys):
-    assert main(["plan", OWN, "hydra.run.dir=mine/plan"]) == 0
-    args = ["compress", OWN, "plan=mine/plan/plan.yaml", "+model.widths=[8,12]"]
+    assert main(["plan", OWN, "hydra.run.dir=mine/made"]) == 0
+    args = ["compress", OWN, "plan=mine/made/plan.yaml", "+model.widths=[8,12]"]
     assert main(args) == 2
     err = capsys.readouterr().err
-    assert "plan" in err and err.count("\n") == 1
+    assert "plan: layer" in err and err.count("\n") == 1
     assert written(folder) == []
 
 

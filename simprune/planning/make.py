@@ -109,7 +109,7 @@ def _edits(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[Edit, ...]:
             entry.name,
             reason=f"{entry.why(redundancy.measure)}; "
             f"{entry.share:.1%} of the macs; taken as block {rank[entry.name]} of {len(redundancy.blocks)}",
-            replace=entry.block.replace,
+            replace=entry.block.replace,  # pyright: ignore[reportArgumentType]
         )
         for entry in redundancy.blocks
         if entry.name in rank
