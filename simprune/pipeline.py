@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simprune import measures
 from simprune.batches import call, device_of, evaluation, labels_of
-from simprune.checks import Gate, Verdict, check
+from simprune.checks import Gate, Verdict, validate
 from simprune.cost import latency, measure_cost
 from simprune.depth import BlockScore
 from simprune.depth.analysis import compare_models, describe_depth, read_layers
@@ -176,7 +176,8 @@ def compress(
     verdict = None
     if stages.original is not None and answers is not None:
         labels = stages.original.labels
-        verdict = check(stages.original.logits, answers.logits, labels, gates, seed, correction)
+        assert test is not None
+        verdict = validate(model, small, test, gates, seed, correction)  # takes gates that run the models as well
         if labels is None:
             notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
     report = {
