@@ -164,7 +164,7 @@ def compress(
     plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
     stages = _Stages(from_description(plan.inputs, device_of(model)), test)
     stages.add("original", model)
-    small, repairs, epochs, answers = _follow(plan, model, calibration, train, reconstruct, settings, seed, stages)
+    small, repairs, epochs = _follow(plan, model, calibration, train, reconstruct, settings, seed, stages)
     if control:
         rows = []
         for draw in range(seed, seed + control):
@@ -174,11 +174,9 @@ def compress(
             rows.append(other.rows[-1])
         stages.rows.append({"name": "random control", "plans": control} | _mean(rows))
     verdict = None
-    if stages.original is not None and answers is not None:
-        labels = stages.original.labels
-        assert test is not None
+    if test is not None:
         verdict = validate(model, small, test, gates, seed, correction)  # takes gates that run the models as well
-        if labels is None:
+        if stages.original is None or stages.original.labels is None:
             notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
     report = {
         "simprune": version("simprune"),
@@ -217,26 +215,26 @@ def _follow(
     settings: dict[str, Any] | None,
     seed: int,
     stages: _Stages,
-) -> tuple[nn.Module, list[dict[str, Any]], list[dict[str, float]], Answers | None]:
+) -> tuple[nn.Module, list[dict[str, Any]], list[dict[str, float]]]:
     """Apply, repair and fine-tune; a row of the table after each."""
     small = apply(plan, model)
     fit_stand_ins(small, plan, model, calibration)
-    answers = stages.add("pruned", small)
+    stages.add("pruned", small)
     repairs: list[dict[str, Any]] = []
     epochs: list[dict[str, float]] = []
     if method == "least_squares":
         repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, calibration)]
-        answers = stages.add("reconstructed", small)
+        stages.add("reconstructed", small)
     elif method == "fold":
         reconstruct(small, plan, model, calibration, method)
-        answers = stages.add("folded", small)
+        stages.add("folded", small)
     elif method == "bn":
         reestimate_batchnorm(small, calibration)
-        answers = stages.add("BatchNorm re-estimated", small)
+        stages.add("BatchNorm re-estimated", small)
     if settings is not None and train is not None:
         epochs = train_on(small, train, **({"teacher": model, "seed": seed} | settings))
-        answers = stages.add("fine-tuned", small)
-    return small, repairs, epochs, answers
+        stages.add("fine-tuned", small)
+    return small, repairs, epochs
 
 
 def answer(model: nn.Module, test: Iterable) -> Answers:
