@@ -13,21 +13,13 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import load_file
-from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import nn
 
 import simprune as sp
+from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
 from simprune.cost import measure_cost
 from simprune.sources import Batches
-from simprune.zoo.residual import ResidualCNN
-
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEPTHS = {"resnet20": 3, "resnet56": 9}
 
 
 def main() -> None:
@@ -43,37 +35,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/oneshot_resnet.json"))
     options = parser.parse_args()
     model = load(options.data, options.network)
-    images = np.load(options.data / "cifar10_lossless.npz")
-    test = Batches(pixels(images["test_images"]), torch.tensor(images["test_labels"]).long(), batch_size=256)
+    test = test_images(options.data)
     rows = [row("original", 1.0, None, model, model, test, 0.0)]
     for seed in options.seeds:
-        drawn = np.random.default_rng(seed).permutation(len(images["calibration_images"]))[: options.images]
-        calibration = Batches(
-            pixels(images["calibration_images"][drawn]),
-            torch.tensor(images["calibration_labels"][drawn]).long(),
-            batch_size=128,
-        )
+        calibration = calibration_images(options.data, options.images, seed)
         rows += ours(model, calibration, test, options, seed)
         if options.peer:
             rows += peers(model, calibration, test, options.speedups, seed)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=1))
-    show(rows, options)
-
-
-def load(folder: Path, network: str) -> nn.Module:
-    depth = DEPTHS[network]
-    model = ResidualCNN(in_channels=3, widths=(16, 32, 64), depths=(depth,) * 3, shortcut="A")
-    state = load_file(folder / f"cifar10_{network}.safetensors")
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(name.endswith("num_batches_tracked") for name in missing)
-    return model.eval()
-
-
-def pixels(images: np.ndarray) -> Tensor:
-    scaled = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
-    return (scaled - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+    show(rows, f"{options.network}, no gradient step, {options.images} calibration images")
+    print(f"written to {options.out}")
 
 
 def ours(model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int) -> list[dict]:
@@ -150,51 +122,6 @@ def bisect(model: nn.Module, importance: object, whole: bool, example: tuple, sp
             low = ratio
     assert best is not None
     return best.eval()
-
-
-def row(
-    name: str, speedup: float, seed: int | None, model: nn.Module, small: nn.Module, test: Batches, seconds: float
-) -> dict:
-    right = same = count = 0
-    with torch.inference_mode():
-        for x, labels in test:
-            answer = small(x).argmax(1)
-            right += int((answer == labels).sum())
-            same += int((answer == model(x).argmax(1)).sum())
-            count += len(labels)
-    example = ((torch.zeros(2, 3, 32, 32),), {})
-    reached = measure_cost(model, example).macs / measure_cost(small, example).macs
-    return {
-        "method": name,
-        "wanted": speedup,
-        "reached": reached,
-        "seed": seed,
-        "accuracy": right / count,
-        "agreement": same / count,
-        "count": count,
-        "seconds": seconds,
-    }
-
-
-def show(rows: list[dict], options: argparse.Namespace) -> None:
-    table = Table(title=f"{options.network}, no gradient step, {options.images} calibration images")
-    for column in ("method", "macs / original", "accuracy (95 % interval)", "over seeds", "agreement", "seconds"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for key in dict.fromkeys((row["method"], row["wanted"]) for row in rows):
-        some = [row for row in rows if (row["method"], row["wanted"]) == key]
-        accuracy = np.array([row["accuracy"] for row in some])
-        count = some[0]["count"]
-        interval = binomtest(round(accuracy.mean() * count), count).proportion_ci(method="wilson")
-        table.add_row(
-            key[0],
-            f"1/{np.mean([row['reached'] for row in some]):.2f}",
-            f"{100 * accuracy.mean():.2f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})",
-            f"{100 * accuracy.min():.1f} to {100 * accuracy.max():.1f}",
-            f"{100 * np.mean([row['agreement'] for row in some]):.1f}",
-            f"{np.mean([row['seconds'] for row in some]):.0f}",
-        )
-    Console().print(table)
-    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":
