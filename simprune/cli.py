@@ -157,7 +157,7 @@ def _run(command: str, args: list[str]) -> int:
 
     own = [f"hydra.job.name={command}", "hydra/job_logging=none"]
     path = str(folder) if folder else None
-    argv = [f"simprune {command}", *own, *overrides, *flags]
+    argv = [f"simprune {command}", *own, *recipes.rewritten(overrides), *flags]
     # with HYDRA_FULL_ERROR Hydra passes errors on; otherwise it prints them itself and exits with 1
     with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}):
         hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()

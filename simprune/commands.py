@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,9 @@ def _other(job: Job) -> nn.Module:
 def plan(job: Job) -> int:
     """Write plan.yaml and print its edits."""
     planner = job.recipe.planner
-    budget = asdict(job.recipe.budget)
-    made = pipeline.plan(job.redundancy(), budget, planner.name, **({"seed": job.recipe.seed} | planner.options))
+    made = pipeline.plan(
+        job.redundancy(), job.recipe.budget, planner.name, **({"seed": job.recipe.seed} | planner.options)
+    )
     path = job.write("plan.yaml", made.to_yaml())
     screen = console()
     screen.print(edits(made))
@@ -102,7 +103,7 @@ def compress(job: Job) -> int:
         calibration=data.calibration,
         train=data.train,
         test=data.test,
-        budget=asdict(recipe.budget),
+        budget=recipe.budget,
         structures=recipe.structures,
         measure=job.measure,
         planner={"name": recipe.planner.name, **recipe.planner.options},

@@ -2,31 +2,26 @@
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from simprune import measures
-from simprune.batches import call, device_of, evaluation, labels_of
+from simprune.batches import device_of
 from simprune.checks import Gate, Verdict, validate
-from simprune.cost import latency, measure_cost
 from simprune.depth import BlockScore
 from simprune.depth.analysis import compare_models, describe_depth, read_layers
 from simprune.example import example_of, from_description
 from simprune.measures import Measure
 from simprune.planning.make import plan
 from simprune.planning.plan import Plan
-from simprune.recovery import finetune as train_on
-from simprune.recovery import reestimate_batchnorm
 from simprune.redundancy import Redundancy, estimate
+from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
+from simprune.stages import Recovery, Stages, mean
 from simprune.structures import find_blocks
-from simprune.surgery import apply, reconstruct
-from simprune.surgery.stand_ins import fit_stand_ins
-
-RECONSTRUCTIONS = ("least_squares", "fold", "bn", "none")
 
 
 @dataclass(frozen=True)
@@ -38,37 +33,6 @@ class Result:
     verdict: Verdict | None
     report: dict[str, Any]
     redundancy: Redundancy | None = None
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's outputs on the test set, with the labels where there are any."""
-
-    logits: Tensor
-    labels: Tensor | None = None
-
-
-@dataclass
-class _Stages:
-    """The table of what became of the model, one row per stage."""
-
-    example: tuple[tuple, dict]
-    test: Iterable | None
-    original: Answers | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, name: str, model: nn.Module) -> Answers | None:
-        answers = None if self.test is None else answer(model, self.test)
-        self.original = self.original or answers
-        self.rows.append(
-            {
-                "name": name,
-                **_agreement(answers, self.original),
-                **measure_cost(model, self.example).to_dict(),
-                "latency_ms": 1e3 * latency(model, self.example),
-            }
-        )
-        return answers
 
 
 def analyze(
@@ -149,33 +113,34 @@ def compress(
     and `simprune.depth`. Without `test` there are no accuracies and no verdict. What was left out is in
     `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments.
     """
-    if reconstruct not in RECONSTRUCTIONS:
-        raise ValueError(f"reconstruct must be one of {', '.join(RECONSTRUCTIONS)}; got {reconstruct!r}")
     notes: list[str] = []
     settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
     if settings is not None and train is None:
         notes.append("no training batches: fine-tuning was left out")
         settings = None
+    recovery = Recovery(calibration, train, reconstruct, settings, seed)
     if test is None:
         notes.append("no test batches: accuracy, agreement and the checks were left out")
     name, options = _planner(planner)
     redundancy = analyze(model, calibration, measure, structures, block_score, score)
     given = plan is not None
     plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
-    stages = _Stages(from_description(plan.inputs, device_of(model)), test)
+    stages = Stages(from_description(plan.inputs, device_of(model)), test)
     stages.add("original", model)
-    small, repairs, epochs = _follow(plan, model, calibration, train, reconstruct, settings, seed, stages)
+    followed = recovery.follow(plan, model, stages)
     if control:
         rows = []
         for draw in range(seed, seed + control):
             random = _plan(redundancy, plan.budget or budget, "random", draw, {})
-            other = _Stages(stages.example, test, stages.original)
-            _follow(random, model, calibration, train, reconstruct, settings, seed, other)
+            other = Stages(stages.example, test, stages.original)
+            recovery.follow(random, model, other)
             rows.append(other.rows[-1])
-        stages.rows.append({"name": "random control", "plans": control} | _mean(rows))
+        stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     verdict = None
     if test is not None:
-        verdict = validate(model, small, test, gates, seed, correction)  # takes gates that run the models as well
+        verdict = validate(
+            model, followed.model, test, gates, seed, correction
+        )  # takes gates that run the models as well
         if stages.original is None or stages.original.labels is None:
             notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
     report = {
@@ -192,8 +157,8 @@ def compress(
         "stages": stages.rows,
         "redundancy": redundancy.to_dict(),
         "plan": plan.to_dict(),
-        "reconstruction": repairs,
-        "finetuning": epochs,
+        "reconstruction": followed.repairs,
+        "finetuning": followed.epochs,
         "verdict": verdict.to_dict() if verdict is not None else None,
         "notes": notes,
         "environment": {
@@ -203,71 +168,7 @@ def compress(
             "device": str(device_of(model)),
         },
     }
-    return Result(small, plan, verdict, report, redundancy)
-
-
-def _follow(
-    plan: Plan,
-    model: nn.Module,
-    calibration: Iterable,
-    train: Iterable | None,
-    method: str,
-    settings: dict[str, Any] | None,
-    seed: int,
-    stages: _Stages,
-) -> tuple[nn.Module, list[dict[str, Any]], list[dict[str, float]]]:
-    """Apply, repair and fine-tune; a row of the table after each."""
-    small = apply(plan, model)
-    fit_stand_ins(small, plan, model, calibration)
-    stages.add("pruned", small)
-    repairs: list[dict[str, Any]] = []
-    epochs: list[dict[str, float]] = []
-    if method == "least_squares":
-        repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, calibration)]
-        stages.add("reconstructed", small)
-    elif method == "fold":
-        reconstruct(small, plan, model, calibration, method)
-        stages.add("folded", small)
-    elif method == "bn":
-        reestimate_batchnorm(small, calibration)
-        stages.add("BatchNorm re-estimated", small)
-    if settings is not None and train is not None:
-        epochs = train_on(small, train, **({"teacher": model, "seed": seed} | settings))
-        stages.add("fine-tuned", small)
-    return small, repairs, epochs
-
-
-def answer(model: nn.Module, test: Iterable) -> Answers:
-    """Outputs and labels on a whole test set."""
-    logits, labels = [], []
-    with evaluation(model):
-        for batch in test:
-            logits.append(call(model, batch).cpu())
-            label = labels_of(batch)
-            if label is not None:
-                labels.append(label.cpu())
-    if not logits:
-        raise ValueError("test has no batches; give at least one")
-    return Answers(torch.cat(logits), torch.cat(labels) if len(labels) == len(logits) else None)
-
-
-def _agreement(answers: Answers | None, original: Answers | None) -> dict[str, float | None]:
-    if answers is None or original is None or answers.logits.ndim != 2:
-        return {"accuracy": None, "agreement": None}
-    predicted = answers.logits.argmax(1)
-    accuracy = None if answers.labels is None else (predicted == answers.labels).double().mean().item()
-    return {
-        "accuracy": accuracy,
-        "agreement": (predicted == original.logits.argmax(1)).double().mean().item(),
-    }
-
-
-def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean of every figure of several rows; None where one has none."""
-    figures = {key: [row[key] for row in rows] for key in rows[0] if key != "name"}
-    return {
-        key: None if None in values else type(values[0])(sum(values) / len(values)) for key, values in figures.items()
-    }
+    return Result(followed.model, plan, verdict, report, redundancy)
 
 
 def _measure(measure: str | Measure) -> Measure:

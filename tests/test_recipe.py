@@ -65,7 +65,7 @@ def test_every_built_in_recipe_composes_and_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - TEMPLATES))
 def test_built_in_recipes_are_complete(name):
-    assert settings(load_recipe(name), "compress").budget.macs
+    assert settings(load_recipe(name), "compress").budget
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -98,7 +98,7 @@ def test_the_default_check_is_the_librarys():
 def test_a_recipe_in_another_folder_inherits_and_overrides(recipe):
     path = recipe("defaults: [digits, override measure: cka_rbf, _self_]\nmeasure: {threshold: 0.5}\nseed: 3\n")
     made = settings(load_recipe(path, ["budget.macs=0.25"]), "compress")
-    assert (made.seed, made.budget.macs, made.measure["threshold"], made.model["seed"]) == (3, 0.25, 0.5, 3)
+    assert (made.seed, made.budget["macs"], made.measure["threshold"], made.model["seed"]) == (3, 0.25, 0.5, 3)
 
 
 def test_a_users_group_option_wins_over_the_built_in_one(recipe, tmp_path):
@@ -129,12 +129,16 @@ def test_no_epochs_is_no_finetuning():
     "overrides, expected",
     [
         (["bugdet.macs=0.5"], "did you mean 'budget'"),
-        (["budget.mac=0.5"], "no key 'budget.mac'; did you mean 'macs'"),
+        (["budget.mac=0.5"], "unknown cost 'mac'; did you mean 'macs'"),
         (["budget.macs=1.5"], "macs must be a fraction in (0, 1]; got 1.5"),
         (["budget.macs=0"], "(0, 1]"),
         (["budget.macs=nan"], "(0, 1]"),
         (["budget.macs=null"], "give at least one of macs"),
-        (["budget.macs=half"], "budget.macs: expected a number; got half"),
+        (["budget=null"], "give at least one of macs"),
+        (["budget.macs=half"], "got 'half'"),
+        (["budget=smalest"], "unknown 'smalest'; did you mean 'smallest'"),
+        (["budget=[0.9,0.5]"], "a list is for the frontier of `simprune plan`"),
+        (["budget=7"], "expected costs to keep"),
         (["seed=1.5"], "seed: expected a whole number; got 1.5"),
         (["seed=-1"], "seed must not be negative"),
         (["control=maybe"], "control: expected a whole number; got maybe"),
@@ -188,6 +192,27 @@ def test_wrong_recipe_files(recipe, text, expected):
     found = message(recipe(text))
     assert expected in found
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "budget, expected",
+    [
+        ("smallest", "searched by `simprune compress`"),
+        ("[]", "the list is empty"),
+        ("[0.5,1.5]", "fraction in (0, 1]; got 1.5"),
+        ("[0.5,0.5]", "listed twice"),
+    ],
+)
+def test_budgets_that_make_no_plan(budget, expected):
+    assert expected in message("digits", f"budget={budget}", command="plan")
+
+
+@pytest.mark.parametrize("first", ["{macs: 0.5}", "smallest", "[0.9, 0.5]", "null"])
+@pytest.mark.parametrize("then", [{"macs": 0.25}, "smallest", [0.75, 0.5]])
+def test_any_budget_can_follow_any_other_on_the_command_line(recipe, first, then):
+    path = recipe(f"defaults: [base, model: digits, data: digits, _self_]\nbudget: {first}\n")
+    text = str(then).replace("'", "").replace(" ", "").replace(":", ": ")
+    assert load_recipe(path, [f"budget={text}"]).budget == then
 
 
 def test_validate_needs_a_bundle():

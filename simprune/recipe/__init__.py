@@ -1,5 +1,6 @@
 """Recipes: what a run is made of. With the command line, all that knows Hydra."""
 
+from simprune.recipe.budgets import rewritten
 from simprune.recipe.explain import explain
 from simprune.recipe.objects import build, objects
 from simprune.recipe.places import (
@@ -28,5 +29,6 @@ __all__ = [
     "options",
     "register_bundle_recipe",
     "resolved",
+    "rewritten",
     "settings",
 ]

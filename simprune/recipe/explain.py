@@ -61,6 +61,7 @@ EXPECTED = {
     r"Value '(.*)' of type '\w+' could not be converted to Float": "a number",
     r"Value '(.*)' of type '\w+' could not be converted to Integer": "a whole number",
     r"Value '(.*)' is not a valid bool .*": "true or false",
+    r"Cannot merge DictConfig with (List)Config": "a mapping, as the recipe that this one inherits from has",
     r"Invalid value assigned: (\w+) is not a ListConfig.*": "a list in [...]",
     r"Invalid value assigned: (\w+) is not a DictConfig.*": "a mapping in {...}",
 }

@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from simprune import measures
 from simprune.names import did_you_mean, importable
+from simprune.recipe.budgets import rewritten
 from simprune.recipe.schema import Recipe, typed
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -89,7 +90,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     folder, name = locate(recipe)
     importable(folder)
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
-        return compose(name, overrides=list(overrides))
+        return compose(name, overrides=rewritten(overrides))
 
 
 STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved recipe, which needs no groups

@@ -12,8 +12,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from simprune import checks, corruptions, measures, pipeline, recovery
 from simprune.depth import block_scorer
 from simprune.names import did_you_mean
-from simprune.planning.budget import Budget
 from simprune.planning.choosers import chooser
+from simprune.recipe.budgets import check_budget
 from simprune.scores import scorer
 from simprune.structures import FINDERS
 
@@ -55,13 +55,6 @@ class PlannerSettings:
 
 
 @dataclass
-class BudgetSettings:
-    macs: float | None = None
-    params: float | None = None
-    bytes: float | None = None
-
-
-@dataclass
 class AnalysisSettings:
     measures: list[str] = field(default_factory=list)
     chance: int = 20
@@ -76,7 +69,7 @@ class Recipe:
     measure: Any = MISSING
     planner: PlannerSettings = field(default_factory=PlannerSettings)
     structures: list[str] = field(default_factory=list)
-    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    budget: Any = None
     reconstruct: str = MISSING
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # pyright: ignore[reportInvalidTypeForm]
     check: CheckSettings = field(default_factory=CheckSettings)
@@ -115,7 +108,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
     recipe = OmegaConf.to_object(merged)
     assert isinstance(recipe, Recipe)
     if command in ("plan", "compress") and recipe.plan is None:
-        Budget.of(dataclasses.asdict(recipe.budget))
+        check_budget(recipe.budget, command)
         taken = set(inspect.signature(chooser(recipe.planner.name)).parameters) - {"redundancy", "seed"}
         for key in recipe.planner.options:
             if key not in taken:

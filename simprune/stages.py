@@ -1,0 +1,130 @@
+"""Following a plan: edit, repair, fine-tune; and the table of what became of the model, one row per stage."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.batches import call, evaluation, labels_of
+from simprune.cost import latency, measure_cost
+from simprune.planning.plan import Plan
+from simprune.recovery import finetune, reestimate_batchnorm
+from simprune.surgery import apply, reconstruct
+from simprune.surgery.stand_ins import fit_stand_ins
+
+RECONSTRUCTIONS = ("least_squares", "fold", "bn", "none")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's outputs on the test set, with the labels where there are any."""
+
+    logits: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass
+class Stages:
+    """The table of what became of the model, one row per stage; without `timed` there are no latencies."""
+
+    example: tuple[tuple, dict]
+    test: Iterable | None
+    original: Answers | None = None
+    timed: bool = True
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, model: nn.Module) -> None:
+        answers = None if self.test is None else answer(model, self.test)
+        self.original = self.original or answers
+        self.rows.append(
+            {
+                "name": name,
+                **agreement(answers, self.original),
+                **measure_cost(model, self.example).to_dict(),
+                "latency_ms": 1e3 * latency(model, self.example) if self.timed else None,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What is done to a model after the edits: a repair (one of `RECONSTRUCTIONS`), then perhaps training.
+
+    `settings`: arguments of `simprune.finetune`, or None for no training.
+    """
+
+    calibration: Iterable
+    train: Iterable | None = None
+    method: str = "least_squares"
+    settings: dict[str, Any] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in RECONSTRUCTIONS:
+            raise ValueError(f"reconstruct must be one of {', '.join(RECONSTRUCTIONS)}; got {self.method!r}")
+
+    def follow(self, plan: Plan, model: nn.Module, stages: Stages) -> "Followed":
+        """Apply, repair and fine-tune; a row of the table after each."""
+        small = apply(plan, model)
+        fit_stand_ins(small, plan, model, self.calibration)
+        stages.add("pruned", small)
+        repairs: list[dict[str, Any]] = []
+        epochs: list[dict[str, float]] = []
+        if self.method == "least_squares":
+            repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, self.calibration)]
+            stages.add("reconstructed", small)
+        elif self.method == "fold":
+            reconstruct(small, plan, model, self.calibration, self.method)
+            stages.add("folded", small)
+        elif self.method == "bn":
+            reestimate_batchnorm(small, self.calibration)
+            stages.add("BatchNorm re-estimated", small)
+        if self.settings is not None and self.train is not None:
+            epochs = finetune(small, self.train, **({"teacher": model, "seed": self.seed} | self.settings))
+            stages.add("fine-tuned", small)
+        return Followed(small, repairs, epochs)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The smaller model, the errors of its layers before and after the repair, and the losses of its training."""
+
+    model: nn.Module
+    repairs: list[dict[str, Any]]
+    epochs: list[dict[str, float]]
+
+
+def answer(model: nn.Module, test: Iterable) -> Answers:
+    """Outputs and labels on a whole test set."""
+    logits, labels = [], []
+    with evaluation(model):
+        for batch in test:
+            logits.append(call(model, batch).cpu())
+            label = labels_of(batch)
+            if label is not None:
+                labels.append(label.cpu())
+    if not logits:
+        raise ValueError("test has no batches; give at least one")
+    return Answers(torch.cat(logits), torch.cat(labels) if len(labels) == len(logits) else None)
+
+
+def agreement(answers: Answers | None, original: Answers | None) -> dict[str, float | None]:
+    """Accuracy, and the share of inputs with the original's top class; None where they have no meaning."""
+    if answers is None or original is None or answers.logits.ndim != 2:
+        return {"accuracy": None, "agreement": None}
+    predicted = answers.logits.argmax(1)
+    accuracy = None if answers.labels is None else (predicted == answers.labels).double().mean().item()
+    return {
+        "accuracy": accuracy,
+        "agreement": (predicted == original.logits.argmax(1)).double().mean().item(),
+    }
+
+
+def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean of every figure of several rows; None where one has none."""
+    figures = {key: [row[key] for row in rows] for key in rows[0] if key != "name"}
+    return {
+        key: None if None in values else type(values[0])(sum(values) / len(values)) for key, values in figures.items()
+    }
