@@ -71,7 +71,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Modu
             f"model= must be a torch module or a function that builds one; got a {type(original).__name__}"
         )
     small = apply(plan, original)
-    _load_weights(small, folder / "model.safetensors")
+    load_weights(small, folder / "model.safetensors")
     return small.eval()
 
 
@@ -145,7 +145,7 @@ def _check_files(folder: Path) -> None:
             raise ValueError(f"bundle {folder}: {name} {changed}")
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Strict in names, shapes and dtypes: nothing is left at its initial value, nothing is converted."""
     fit = "the model is not the one the bundle was made from"
     try:

@@ -32,6 +32,7 @@ commands:
 examples:
   simprune compress recipe=digits
   simprune compress recipe=digits budget.macs=0.3 measure=cka finetune=none
+  simprune compress recipe=digits budget=smallest                 the smallest model that passes the checks
   simprune compress recipe=digits budget.macs=0.3,0.5,0.7 -m      one run each
   simprune plan recipe=my/recipe.yaml
   simprune validate bundle=outputs/compress/digits/.../bundle
@@ -59,7 +60,12 @@ usage: simprune compress recipe=NAME|FILE.yaml [budget.macs=0.5] [plan=FILE] [ke
 
 Plans (or takes your plan), edits, repairs, fine-tunes, checks. Writes a bundle: plan.yaml, model.safetensors,
 recipe.yaml, report.json, report.html. The exit code is the verdict's.
-  simprune compress recipe=digits reconstruct=bn finetune.epochs=10 control=3""",
+  simprune compress recipe=digits reconstruct=bn finetune.epochs=10 control=3
+
+budget=smallest finds the smallest model that passes the checks, by bisection over the share of macs; see search in
+conf/base.yaml. Every step is kept: after an interruption add resume=FOLDER to the same command. If nothing passes there
+is no bundle, and the exit code is 1, or 3 for too little data.
+  simprune compress recipe=digits budget=smallest check=strict""",
     "validate": """\
 usage: simprune validate bundle=FOLDER [recipe=NAME|FILE.yaml] [check=NAME] [junit=FILE.xml] [key=value] [-m]
 
@@ -138,6 +144,10 @@ def _run(command: str, args: list[str]) -> int:
     else:
         known = ", ".join(recipes.options(recipes.builtin("recipes")))
         raise ValueError(f"name a recipe: recipe=NAME or recipe=FILE.yaml; built-in: {known}")
+    if "resume" in given:
+        quoted = _resumed(given["resume"], command, flags)
+        overrides = [each for each in overrides if not each.startswith("resume=")]
+        overrides += [f"resume={quoted}", f"hydra.run.dir={quoted}"]
     codes, failures, process = [], [], os.getpid()
 
     def work(config: Any) -> None:
@@ -163,6 +173,16 @@ def _run(command: str, args: list[str]) -> int:
         hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
     codes += [_report(error) for error in failures]
     return next((code for code in (70, 2, 1, 3) if code in codes), 0)
+
+
+def _resumed(folder: str, command: str, flags: list[str]) -> str:
+    """The folder of an interrupted run, quoted for Hydra."""
+    if command != "compress" or {"-m", "--multirun"} & set(flags):
+        raise ValueError("resume goes on with one `simprune compress budget=smallest`; leave it out here")
+    if not (Path(folder) / "search" / "state.json").is_file():
+        raise FileNotFoundError(f"no search to go on with in {folder}: it has no search/state.json")
+    escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str], str | None]:

@@ -1,24 +1,29 @@
 """What each command does with a recipe, its model and its data: call the library, write the results, print them."""
 
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 from torch import nn
 
 from simprune import bundle, checks, measures, pipeline
-from simprune.console import console, costs, edits, stages
+from simprune.console import console, costs, edits, search, stages
 from simprune.evidence import Evidence
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
 from simprune.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings
 from simprune.redundancy import Redundancy
+from simprune.report import render
 from simprune.report.analysis import render_analysis, tables
 from simprune.report.paper import save_figures
+from simprune.report.units import finite
 from simprune.report.verdict import junit, render_verdict
+from simprune.search import NothingPassed, Record
 from simprune.sources import Data, model_from
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -98,27 +103,44 @@ def plan(job: Job) -> int:
 def compress(job: Job) -> int:
     """Write the bundle and print what became of the model, and the verdict."""
     recipe, data = job.recipe, job.data
-    result = pipeline.compress(
-        job.model,
-        calibration=data.calibration,
-        train=data.train,
-        test=data.test,
-        budget=recipe.budget,
-        structures=recipe.structures,
-        measure=job.measure,
-        planner={"name": recipe.planner.name, **recipe.planner.options},
-        reconstruct=recipe.reconstruct,
-        finetune=finetuning(recipe),
-        gates=gates(recipe),
-        correction=recipe.check.correction,
-        control=recipe.control,
-        seed=recipe.seed,
-        plan=None if recipe.plan is None else Plan.load(recipe.plan),
-        block_score=recipe.block_score,
-        score=recipe.score,
-    )
-    folder = bundle.save(job.out / "bundle", result, recipe=job.resolved)
+    record = Record(job.out / "search", {"recipe": _what_matters(job.resolved)})
     screen = console()
+    try:
+        result = pipeline.compress(
+            job.model,
+            calibration=data.calibration,
+            train=data.train,
+            test=data.test,
+            budget=recipe.budget,
+            structures=recipe.structures,
+            measure=job.measure,
+            planner={"name": recipe.planner.name, **recipe.planner.options},
+            reconstruct=recipe.reconstruct,
+            finetune=finetuning(recipe),
+            gates=gates(recipe),
+            correction=recipe.check.correction,
+            control=recipe.control,
+            seed=recipe.seed,
+            plan=None if recipe.plan is None else Plan.load(recipe.plan),
+            block_score=recipe.block_score,
+            score=recipe.score,
+            search=asdict(recipe.search),
+            folder=record if recipe.budget == pipeline.SMALLEST else None,
+        )
+    except KeyboardInterrupt:
+        if record.started:
+            print(f"simprune: to go on, add {quote(f'resume={job.out}')} to the same command", file=sys.stderr)
+        raise
+    except NothingPassed as failure:
+        report = failure.report
+        path = job.write("report.json", json.dumps(finite(report), indent=1, allow_nan=False))
+        page = job.write("report.html", render(report))
+        screen.print(search(report["search"]), failure.verdict.table(screen.width), markup=False)
+        screen.print(f"{failure}\nno bundle was made\nreport: {page}, {path}", markup=False, soft_wrap=True)
+        return EXIT[failure.verdict.outcome]
+    folder = bundle.save(job.out / "bundle", result, recipe=job.resolved)
+    if "search" in result.report:
+        screen.print(search(result.report["search"]))
     screen.print(stages(result.report))
     if result.verdict is not None:
         screen.print(result.verdict.table(screen.width), markup=False)
@@ -126,6 +148,12 @@ def compress(job: Job) -> int:
     lines += [f"bundle: {folder}", f"report: {folder / 'report.html'}"]
     screen.print(*lines, sep="\n", markup=False, soft_wrap=True)
     return 0 if result.verdict is None else EXIT[result.verdict.outcome]
+
+
+def _what_matters(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that a search depends on: it can go on only where they are the same."""
+    aside = {"defaults", "resume", "analysis", "other", "bundle", "pruned", "junit", "control"}
+    return {key: value for key, value in resolved.items() if key not in aside}
 
 
 def validate(job: Job) -> int:

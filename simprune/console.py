@@ -47,6 +47,24 @@ def stages(report: Mapping[str, Any]) -> Table:
     return table("", columns, rows, right=columns[1:])
 
 
+def search(history: Mapping[str, Any]) -> Table:
+    """Every budget that was tried, in order, and what decided; the chosen one is marked."""
+    columns = ["", "budget", "keeps", "accuracy", "agreement", "outcome", "decided by"]
+    rows = []
+    for place, step in enumerate(history["steps"]):
+        mark = "chosen" if place == history["chosen"] else "next" if place == history["failed"] else ""
+        why = step["reason"] or ", ".join(
+            f"{gate['measure']} {gate['value']:.4g} (to {gate['upper']:.4g}), limit {gate['limit']:g}"
+            if all(isinstance(gate[key], float) for key in ("value", "upper"))
+            else gate["measure"]
+            for gate in step["decided_by"]
+        )
+        shares = ["-" if step[key] is None else f"{step[key]:.2%}" for key in ("kept", "accuracy", "agreement")]
+        asked = "original" if place == 0 else f"{history['kind']} {step['budget']:.3f}"
+        rows.append([mark, asked, *shares, step["outcome"], why])
+    return table("Search", columns, rows, right=columns[1:5])
+
+
 def edits(plan: Plan) -> Table:
     """What a plan removes, and why."""
     rows = [

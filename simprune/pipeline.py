@@ -1,9 +1,11 @@
 """analyze, plan, compress, in order: no mathematics and no file formats here."""
 
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +13,22 @@ from torch import nn
 
 from simprune import measures
 from simprune.batches import device_of
-from simprune.checks import Gate, Verdict, validate
+from simprune.checks import DEFAULT_GATES, Gate, Verdict, validate
+from simprune.cost import latency
 from simprune.depth import BlockScore
 from simprune.depth.analysis import compare_models, describe_depth, read_layers
 from simprune.example import example_of, from_description
 from simprune.measures import Measure
+from simprune.names import did_you_mean
 from simprune.planning.make import plan
 from simprune.planning.plan import Plan
 from simprune.redundancy import Redundancy, estimate
+from simprune.search import NothingPassed, Record, Search, Trial, history, smallest
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
 from simprune.stages import Recovery, Stages, mean
 from simprune.structures import find_blocks
+
+SMALLEST = "smallest"
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def compress(
     calibration: Iterable,
     train: Iterable | None = None,
     test: Iterable | None = None,
-    budget: Mapping[str, float | None] | None = None,
+    budget: Mapping[str, float | None] | str | None = None,
     structures: Sequence[str] = ("channels", "blocks"),
     measure: str | Measure = "cka_debiased",
     planner: str | Mapping[str, Any] = "greedy",
@@ -103,16 +110,24 @@ def compress(
     plan: Plan | None = None,
     block_score: BlockScore = "similarity",
     score: str = "second_order",
+    search: Mapping[str, Any] | None = None,
+    folder: str | os.PathLike[str] | Record | None = None,
 ) -> Result:
     """The whole path: analyze, plan, apply, repair, fine-tune, check. `model` is not changed.
 
-    `budget`: fractions to keep, macs 0.5 when not given. `plan`: apply this (edited) plan and make none.
+    `budget`: fractions to keep, macs 0.5 when not given; or "smallest": the smallest model that passes the gates, found
+    as `search` says (`simprune.search.Search`; needs `test`). With a `folder` every step of the search is kept there,
+    and the same call goes on from what it finds there. `plan`: apply this (edited) plan and make none.
     `reconstruct`: one of `RECONSTRUCTIONS`; "bn" re-estimates BatchNorm only. `finetune`: None, a number of epochs, or
     arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to build,
     repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see `simprune.scores`
     and `simprune.depth`. Without `test` there are no accuracies and no verdict. What was left out is in
-    `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments.
+    `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments, and
+    `simprune.search.NothingPassed` when there is no smaller model that passes.
     """
+    searching = isinstance(budget, str)
+    if searching and (budget != SMALLEST or test is None or plan is not None):
+        raise ValueError(_not_searched(str(budget), test, plan))
     notes: list[str] = []
     settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
     if settings is not None and train is None:
@@ -122,44 +137,26 @@ def compress(
     if test is None:
         notes.append("no test batches: accuracy, agreement and the checks were left out")
     name, options = _planner(planner)
+    how = Search(**(search or {}))
     redundancy = analyze(model, calibration, measure, structures, block_score, score)
-    given = plan is not None
-    plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
-    stages = Stages(from_description(plan.inputs, device_of(model)), test)
+    stages = Stages(from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model)), test)
     stages.add("original", model)
-    followed = recovery.follow(plan, model, stages)
-    if control:
-        rows = []
-        for draw in range(seed, seed + control):
-            random = _plan(redundancy, plan.budget or budget, "random", draw, {})
-            other = Stages(stages.example, test, stages.original)
-            recovery.follow(random, model, other)
-            rows.append(other.rows[-1])
-        stages.rows.append({"name": "random control", "plans": control} | mean(rows))
-    verdict = None
-    if test is not None:
-        verdict = validate(
-            model, followed.model, test, gates, seed, correction
-        )  # takes gates that run the models as well
-        if stages.original is None or stages.original.labels is None:
-            notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
-    report = {
+    unlabelled = stages.original is None or stages.original.labels is None
+    if test is not None and unlabelled:
+        notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
+    report: dict[str, Any] = {
         "simprune": version("simprune"),
         "seed": seed,
         "settings": {
             "measure": redundancy.measure,
-            "planner": "a given plan" if given else name,
+            "planner": "a given plan" if plan is not None else name,
             "structures": list(structures),
-            "budget": dict(plan.budget),
+            "budget": budget,
             "reconstruct": reconstruct,
             "finetune": settings,
         },
         "stages": stages.rows,
         "redundancy": redundancy.to_dict(),
-        "plan": plan.to_dict(),
-        "reconstruction": followed.repairs,
-        "finetuning": followed.epochs,
-        "verdict": verdict.to_dict() if verdict is not None else None,
         "notes": notes,
         "environment": {
             "python": platform.python_version(),
@@ -168,7 +165,68 @@ def compress(
             "device": str(device_of(model)),
         },
     }
+    verdict = None
+    if searching:
+        if gates is None:
+            gates = [gate for gate in DEFAULT_GATES if not (unlabelled and gate.build().needs_labels)]
+        trial = Trial(
+            model,
+            choose=lambda share: _plan(redundancy, {how.kind: share}, name, seed, options),
+            recovery=recovery,
+            judge=lambda small: validate(model, small, test or [], how.gates(gates or []), seed, correction),
+            stages=stages,
+            search=how,
+        )
+        same = report["settings"] | {"seed": seed, "measure": str(_measure(measure)), "planner": [name, options]}
+        same |= {"block_score": block_score, "score": score, "search": asdict(how), "correction": correction}
+        same |= {"gates": [asdict(gate) for gate in gates]}
+        try:
+            found = smallest(trial, same, _record(folder))
+        except NothingPassed as failure:
+            failure.report = report | {
+                "search": history(how, failure.steps, gates),
+                "verdict": failure.verdict.to_dict(),
+                "notes": [*notes, str(failure)],
+            }
+            raise
+        followed, plan, verdict = found.followed, found.plan, found.verdict
+        stages.rows += found.rows
+        stages.rows[-1]["latency_ms"] = 1e3 * latency(followed.model, stages.example)
+        report["search"] = history(how, found.steps, gates)
+        notes.append(report["search"]["note"])
+    else:
+        plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
+        report["settings"]["budget"] = dict(plan.budget)
+        followed = recovery.follow(plan, model, stages)
+        if test is not None:  # validate takes gates that run the models as well
+            verdict = validate(model, followed.model, test, gates, seed, correction)
+    if control:
+        rows = []
+        for draw in range(seed, seed + control):
+            random = _plan(redundancy, plan.budget or None, "random", draw, {})
+            other = Stages(stages.example, test, stages.original)
+            recovery.follow(random, model, other)
+            rows.append(other.rows[-1])
+        stages.rows.append({"name": "random control", "plans": control} | mean(rows))
+    report |= {
+        "plan": plan.to_dict(),
+        "reconstruction": followed.repairs,
+        "finetuning": followed.epochs,
+        "verdict": verdict.to_dict() if verdict is not None else None,
+    }
     return Result(followed.model, plan, verdict, report, redundancy)
+
+
+def _not_searched(budget: str, test: Iterable | None, plan: Plan | None) -> str:
+    if budget != SMALLEST:
+        return f"budget: unknown {budget!r}; {did_you_mean(budget, [SMALLEST])}, or costs, as macs: 0.5"
+    if plan is not None:
+        return "budget: smallest makes its own plans; leave out the plan, or give no budget"
+    return "budget: smallest needs test batches to check on; give test=..."
+
+
+def _record(folder: str | os.PathLike[str] | Record | None) -> Record | None:
+    return folder if folder is None or isinstance(folder, Record) else Record(Path(folder))
 
 
 def _measure(measure: str | Measure) -> Measure:

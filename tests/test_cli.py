@@ -276,6 +276,44 @@ def test_a_sweep_goes_on_after_a_wrong_job(folder, capsys):
     assert len(list(folder.rglob("plan.yaml"))) == 1
 
 
+QUICK = ["budget=smallest", "search.tolerance=0.3", "finetune=none"]
+
+
+def test_smallest_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
+    gate = "check.gates=[{measure: disagreement, limit: 0.6}]"
+    real, calls = pipeline.validate, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    assert main(["compress", OWN, *QUICK, gate, "hydra.run.dir=whole"]) == 0
+    shown = capsys.readouterr().out
+    assert "chosen" in shown and "original" in shown and "PASS" in shown and "validate on inputs" in shown
+    monkeypatch.setattr(pipeline, "validate", interrupted)
+    assert main(["compress", OWN, *QUICK, gate, "hydra.run.dir=it's a run"]) == 2  # Hydra wants such a name quoted
+    assert main(["compress", OWN, *QUICK, gate, "hydra.run.dir='a run, with = signs'"]) == 130
+    assert "add 'resume=" in capsys.readouterr().err
+    assert main(["compress", OWN, *QUICK, gate, "resume=a run, with = signs"]) == 0
+    for name in ("bundle/plan.yaml", "bundle/model.safetensors", "bundle/recipe.yaml", "search/state.json"):
+        assert (folder / "a run, with = signs" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
+    assert main(["compress", OWN, *QUICK, gate, "resume=whole", "+model.widths=[6,14]"]) == 2
+    assert "other settings (recipe.model.widths: None there, 6, 14 now)" in capsys.readouterr().err
+    assert main(["validate", OWN, "bundle=whole/bundle", gate]) == 0
+
+
+def test_smallest_says_which_check_nothing_passes(folder, capsys):
+    assert main(["compress", OWN, *QUICK, "check.gates=[{measure: disagreement, limit: 0.001}]"]) == 3
+    shown = capsys.readouterr().out
+    assert "not even the original passes" in shown and "no bundle was made" in shown
+    assert "No smaller model passed" in the(folder, "report.html").read_text()
+    assert not list(folder.rglob("bundle"))
+    assert main(["compress", OWN, *QUICK, STRICT, "search.inconclusive=pass"]) == 1
+    assert json.loads((sorted(folder.rglob("report.json"))[-1]).read_text())["verdict"]["outcome"] == "fail"
+
+
 def test_config_dir_adds_a_users_group(folder, capsys):
     (folder / "mine" / "conf" / "check").mkdir(parents=True)
     (folder / "mine" / "conf" / "check" / "loose.yaml").write_text("gates: [{measure: disagreement, limit: 0.75}]\n")
@@ -304,6 +342,9 @@ def test_config_dir_adds_a_users_group(folder, capsys):
         (["compress", OWN, "+model.widhts=[4,4]"], "did you mean 'widths'"),
         (["compress", OWN, "model.weights=nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["compress", "recipe=digits", "data=arrays", "data.path=nowhere.npz"], "no file nowhere.npz"),
+        (["compress", OWN, "budget=smallest", "search.kind=mac"], "search.kind: unknown 'mac'; did you mean 'macs'"),
+        (["compress", OWN, "budget=smallest", "resume=nowhere"], "no search to go on with in nowhere"),
+        (["compress", OWN, "budget=smallest", "resume=mine", "-m"], "resume goes on with one"),
         (["compress", OWN, "plan=nowhere.yaml"], "no plan file nowhere.yaml"),
         (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
         (["compress", OWN, "--multirum"], "did you mean '--multirun'"),

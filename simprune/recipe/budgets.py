@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simprune.names import did_you_mean
+from simprune.pipeline import SMALLEST
 from simprune.planning.budget import Budget
-
-SMALLEST = "smallest"
 
 
 def check_budget(budget: Any, command: str) -> None:

@@ -100,6 +100,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """The recipe with nothing left to look up, itself a recipe: what is kept with the results."""
     content = OmegaConf.to_container(typed(config), resolve=True)
     assert isinstance(content, dict)
+    content["resume"] = None  # how a run was gone on with is no part of what it is
     return {"defaults": list(STANDALONE), **{str(key): value for key, value in content.items()}}
 
 

@@ -13,8 +13,9 @@ from simprune import checks, corruptions, measures, pipeline, recovery
 from simprune.depth import block_scorer
 from simprune.names import did_you_mean
 from simprune.planning.choosers import chooser
-from simprune.recipe.budgets import check_budget
+from simprune.recipe.budgets import SMALLEST, check_budget
 from simprune.scores import scorer
+from simprune.search import Search
 from simprune.structures import FINDERS
 
 FinetuneSettings = make_dataclass(  # the numbers that `finetune` takes, with its defaults
@@ -24,6 +25,11 @@ FinetuneSettings = make_dataclass(  # the numbers that `finetune` takes, with it
         for name, parameter in inspect.signature(recovery.finetune).parameters.items()
         if isinstance(parameter.default, int | float) and name != "seed"
     ],
+)
+
+
+SearchSettings = make_dataclass(
+    "SearchSettings", [(each.name, type(each.default), each.default) for each in dataclasses.fields(Search)]
 )
 
 
@@ -84,6 +90,8 @@ class Recipe:
     block_score: Any = "similarity"
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
     other: str | None = None
+    search: SearchSettings = field(default_factory=SearchSettings)  # pyright: ignore[reportInvalidTypeForm]
+    resume: str | None = None
 
 
 def typed(config: DictConfig) -> DictConfig:
@@ -123,6 +131,9 @@ def settings(config: DictConfig, command: str) -> Recipe:
         raise FileNotFoundError(f"no bundle folder {recipe.bundle}")
     if recipe.plan is not None and not Path(recipe.plan).is_file():
         raise FileNotFoundError(f"no plan file {recipe.plan}")
+    Search(**dataclasses.asdict(recipe.search))
+    if recipe.resume is not None and recipe.budget != SMALLEST:
+        raise ValueError("resume goes on with a search: add budget=smallest, or leave resume out")
     scorer(recipe.score)
     block_scorer(recipe.block_score)
     wanted = recipe.analysis

@@ -7,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import figures, units
+from .search import ladder
 
 OUTCOMES = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive", "unchecked": "Not checked"}
 COSTS = {"macs": "Multiply-adds", "params": "Parameters", "bytes": "Bytes", "latency_ms": "Latency"}
@@ -36,6 +37,7 @@ def render(report: dict) -> str:
     original = next((stage for stage in stages if stage["name"] == "original"), {})
     compressed = [stage for stage in stages if stage["name"] not in ("original", "random control")]
     final = compressed[-1] if compressed else {}
+    given_up = "search" in report and report["search"]["chosen"] is None
     entries = redundancy.get("entries") or []
     page = _environment().get_template("page.html")
     return page.render(
@@ -43,7 +45,7 @@ def render(report: dict) -> str:
         original=original,
         final=final,
         kept=[(label, _ratio(final, original, key), _show(final, key)) for key, label in COSTS.items()],
-        headline=_headline(original, final, edits),
+        headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
         outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
         verdict_sentence=_verdict_sentence(report["verdict"]),
         removed_blocks=[edit for edit in edits if edit["remove"] == "block"],
@@ -64,9 +66,10 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters |= {name: getattr(units, name) for name in ("number", "percent", "points", "settings")}
     environment.filters["name"] = _breakable
+    environment.filters["measured"] = lambda value: value if isinstance(value, str) else units.number(value)
     environment.globals |= {
         "fig": figures, "ratio": _ratio, "difference": _difference, "show": _show, "around": _around,
-        "bounds": units.bounds,
+        "bounds": units.bounds, "ladder": ladder,
         "OUTCOMES": OUTCOMES, "COSTS": COSTS,
         "style": Markup((folder / "style.css").read_text(encoding="utf-8")),
     }  # fmt: skip
