@@ -7,7 +7,7 @@ is the mean of both directions: an edge chosen by one end only has half its weig
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ class GBS(InnerProduct):
     range = (-1.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS"})
     source = CHEN
-    cost = "prepare: the N x N graph with rows of length 1, O(N^2 D); pair: O(N^2)"
+    cost = (
+        "prepare: the N x N graph, O(N^2 D), or only rows of length 1 if dense and 2D <= N; pair: O(N^2), or O(N D D')"
+    )
     undefined = "in a graph no input has an edge: rows are zero or orthogonal to each other"
 
     def __post_init__(self) -> None:
@@ -61,26 +63,85 @@ class GBS(InnerProduct):
     def nodes(self, a: Prepared, b: Prepared) -> Tensor:
         """The cosine of every input's edges in both graphs, (N,) float64; `compare(a, b)` is its mean."""
         self._check([a, b])
-        return (a.data.values.double() * b.data.values).sum(1)
+        first, second = (self._rows(each.data, 0, each.rows) for each in (a, b))
+        return (first.double() * second).sum(1)
 
     def _prepare(self, X: Tensor) -> Vector:
         rows = centred(X) if self.center else X
         warn_of_zero_rows(self, rows)
-        graph = _dense(rows) if self.k is None else _sparse(rows, self.k)
-        length = torch.linalg.vector_norm(graph, dim=1, keepdim=True)
         noise = 16 * torch.finfo(X.dtype).eps  # of cosines between orthogonal rows
+        if self.k is None and 2 * rows.shape[1] <= len(rows):
+            thin = _thin(directions(rows.double()), max(noise, 1e-7), X.dtype)
+            return Vector(len(X), self._size(thin.weight > 0), thin)
+        graph = _dense(directions(rows)) if self.k is None else _sparse(rows, self.k)
+        length = torch.linalg.vector_norm(graph, dim=1, keepdim=True)
         graph = graph.div_(torch.where(length > noise, length, math.inf))
-        size = torch.where((length > noise).any(), graph.new_tensor(len(X), dtype=torch.float64), math.nan)
-        return Vector(len(X), size, graph)
+        return Vector(len(X), self._size(length > noise), graph)
+
+    def _size(self, joined: Tensor) -> Tensor:
+        return torch.where(joined.any(), joined.new_tensor(len(joined), dtype=torch.float64), math.nan)
+
+    def _rows(self, item: Vector, start: int, stop: int) -> Tensor:
+        if isinstance(item.values, Tensor):
+            return item.values[start:stop]
+        graph = _dense(item.values.rows, start, stop)
+        return graph.mul_(item.values.weight[start:stop, None].to(graph.dtype))
+
+    def _inner(self, a: Vector, b: Vector) -> Tensor:
+        if isinstance(a.values, Tensor) or isinstance(b.values, Tensor):
+            return super()._inner(a, b)
+        return _thin_products(a.values, [b.values])[0]
+
+    def _matrix(self, items: Sequence[Vector]) -> Tensor:
+        thin = [item.values for item in items if not isinstance(item.values, Tensor)]
+        count, width = items[0].height, sum(each.rows.shape[1] for each in thin)
+        if len(thin) < len(items) or width**2 > count * (width + len(items) ** 2):
+            return super()._matrix(items)
+        inner = items[0].size.new_zeros(len(items), len(items))
+        for place, each in enumerate(thin):
+            inner[place, place:] = inner[place:, place] = _thin_products(each, thin[place:])
+        sizes = torch.stack([item.size for item in items])
+        return self._score(inner, sizes[:, None], sizes[None, :])
 
     def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
         return (inner / (size_a * size_b).sqrt()).clamp(-1.0, 1.0)
 
 
-def _dense(X: Tensor) -> Tensor:
-    rows = directions(X)
-    graph = rows @ rows.T
-    graph.diagonal().zero_()
+class Thin(NamedTuple):
+    """A dense graph of cosines by its rows of length 1 (N, D): the graph would be larger.
+
+    In float64, `own` (N,): a row's cosine with itself, 1, or 0 for a zero row; `weight` (N,): 1 / length of its edges,
+    0 without any.
+    """
+
+    rows: Tensor
+    own: Tensor
+    weight: Tensor
+
+
+def _thin(rows: Tensor, noise: float, dtype: torch.dtype) -> Thin:
+    own = rows.square().sum(1)
+    square = ((rows @ (rows.T @ rows)) * rows).sum(1) - own.square()  # of the edges, without the one to itself
+    length = square.clamp_(min=0).sqrt_()
+    return Thin(rows.to(dtype), own, torch.where(length > noise, 1 / length, 0.0))
+
+
+def _thin_products(a: Thin, others: Sequence[Thin]) -> Tensor:
+    """Sum over inputs of the cosines of a's edges and each other's: with u, v rows, sum_j (u_i u_j)(v_i v_j) is
+    u_i' (U' V) v_i, so no graph is formed."""
+    joined = torch.cat([other.rows for other in others], 1)
+    own = a.rows.to(torch.promote_types(a.rows.dtype, joined.dtype))
+    joined = joined.to(own.dtype)
+    through = (own @ (own.T @ joined)).mul_(joined)
+    widths = [other.rows.shape[1] for other in others]
+    edges = torch.stack([part.sum(1, dtype=torch.float64) for part in through.split(widths, 1)])
+    edges -= torch.stack([other.own for other in others]) * a.own
+    return (edges * torch.stack([other.weight for other in others])) @ a.weight
+
+
+def _dense(rows: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    graph = rows[start:stop] @ rows.T
+    graph.diagonal(start).zero_()
     return graph
 
 

@@ -61,11 +61,34 @@ def test_gbs_ignores_the_length_of_every_row_but_not_a_shift():
 
 
 def test_gbs_in_float32_is_near_the_value_of_float64():
-    X, Y = torch.from_numpy(data(200, 60)).float(), torch.from_numpy(data(200, 60, 1)).float()
+    X, Y = torch.from_numpy(data(200, 160)).float(), torch.from_numpy(data(200, 160, 1)).float()
     assert measures.get("gbs").prepare(X).data.values.dtype == torch.float32
-    for hyper in ({}, {"k": 5}):
-        gbs = measures.get("gbs", **hyper)
-        assert gbs(X, X + Y) == pytest.approx(gbs(X.double(), (X + Y).double()), abs=1e-6)
+    for width in (60, 160):
+        x, y = X[:, :width], Y[:, :width]
+        for hyper in ({}, {"k": 5}):
+            gbs = measures.get("gbs", **hyper)
+            assert gbs(x, x + y) == pytest.approx(gbs(x.double(), (x + y).double()), abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [60, 200])  # wide ones form graphs, many rows do not; 9 and 40 are mixed
+def test_gbs_of_thin_and_wide_representations_is_one_formula(rows):
+    X = {str(width): data(rows, width, width) for width in (3, 9, 40)}
+    X["3"][:2] = 0
+    gbs = measures.get("gbs")
+    with pytest.warns(measures.DegenerateWarning, match="2 of"):
+        prepared = gbs.prepare_all(X)
+    found = gbs.matrix(prepared)
+    pairs = [[gbs.compare(a, b) for b in prepared] for a in prepared]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        graphs = [np.nan_to_num(cosines(a)) for a in X.values()]
+    expected = [[np.nanmean(np.array(layer_similarity_or_zero(a, b))) for b in graphs] for a in graphs]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(pairs, expected, atol=1e-9)
+
+
+def layer_similarity_or_zero(A, B):
+    sizes = [np.linalg.norm(a) * np.linalg.norm(b) for a, b in zip(A, B, strict=True)]
+    return [a @ b / size if size > 1e-9 else 0.0 for a, b, size in zip(A, B, sizes, strict=True)]
 
 
 def test_gbs_without_edges():
