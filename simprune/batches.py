@@ -47,6 +47,16 @@ def labels_of(batch: Any) -> Tensor | None:
     return None
 
 
+def mask_of(batch: Any) -> Tensor | None:
+    """(N, T) attention mask of one batch, true where there is a token and no padding; None when it has none.
+
+    >>> mask_of({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.tensor([[1, 0]])})
+    tensor([[ True, False]])
+    """
+    mask = inputs_of(batch)[1].get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
 def move(value: Any, device: torch.device | str) -> Any:
     """The same batch with every tensor on `device`."""
     if isinstance(value, Tensor):

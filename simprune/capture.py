@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, evaluation, first_tensor, labels_of
+from simprune.batches import call, checked, evaluation, first_tensor, labels_of, mask_of
 from simprune.measures import Streaming
 from simprune.moments import Moments
 from simprune.names import did_you_mean
@@ -23,6 +23,8 @@ class Site:
     `layout` says what a row is, for maps (N, C, H, W) and tokens (N, T, D) alike:
     "flatten": one row per input, everything in it; "pool": one row per input, the mean over positions;
     "positions": one row per input and position. (N, D) is the same under all three.
+    `mask` (N, T), true for tokens: padding has no part in the mean and no rows ("flatten" keeps it). Whoever walks
+    batches sets it to their attention_mask.
 
     >>> Site("layer1.0", layout="flatten").rows(torch.zeros(2, 3, 4, 4)).shape
     torch.Size([2, 48])
@@ -33,6 +35,7 @@ class Site:
     module: str
     layout: Layout = "pool"
     side: Literal["input", "output"] = "output"
+    mask: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.layout not in ("flatten", "pool", "positions"):
@@ -52,9 +55,15 @@ class Site:
             )
         if self.layout == "flatten" or value.ndim == 2:
             return value.flatten(1)
-        channels_last = value.movedim(1, -1) if value.ndim >= 4 else value  # maps have channels second, tokens last
-        positions = channels_last.flatten(1, -2)
-        return positions.mean(1) if self.layout == "pool" else positions.flatten(0, 1)
+        if value.ndim >= 4:  # maps have channels second, tokens last
+            columns = value.flatten(2)
+            return columns.mean(2) if self.layout == "pool" else columns.transpose(1, 2).flatten(0, 1)
+        if self.mask is not None and self.mask.shape == value.shape[:2]:
+            mask = self.mask.to(value.device)
+            if self.layout == "positions":
+                return value[mask]
+            return (value * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return value.mean(1) if self.layout == "pool" else value.flatten(0, 1)
 
 
 @contextmanager
@@ -88,9 +97,11 @@ def _hook(module: nn.Module, site: Site, see: Callable[[Site, Tensor], Any]):
 
 
 def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: Callable[[Site, Tensor], Any]) -> None:
-    """Walk the batches once in evaluation mode and show every activation of every site to `see`."""
-    with evaluation(model), watching(model, sites, see):
+    """Walk the batches once in evaluation mode and show every activation to `see`, at a site that knows the mask."""
+    mask: Tensor | None = None
+    with evaluation(model), watching(model, sites, lambda site, value: see(replace(site, mask=mask), value)):
         for batch in checked(batches, "calibration"):
+            mask = mask_of(batch)
             call(model, batch)
 
 
@@ -139,13 +150,16 @@ def stream(model: nn.Module, batches: Iterable, sites: Iterable[Site], accumulat
     """
     sites = list(sites)
     parts: dict[str, list[Tensor]] = {}
+    mask: Tensor | None = None
 
     def see(site: Site, value: Tensor) -> None:
-        parts[site.name].append(site.rows(value).to(torch.float64, copy=True))  # a later module may work in place
+        rows = replace(site, mask=mask).rows(value)
+        parts[site.name].append(rows.to(torch.float64, copy=True))  # a later module may work in place
 
     with evaluation(model), watching(model, sites, see):
         for batch in checked(batches, "calibration"):
             parts.update({site.name: [] for site in sites})
+            mask = mask_of(batch)
             call(model, batch)
             _require_rows(parts)
             accumulator.update({name: torch.cat(rows) for name, rows in parts.items()}, labels_of(batch))

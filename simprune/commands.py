@@ -46,23 +46,22 @@ class Job:
         (self.out / name).write_text(text, encoding="utf-8")
         return self.out / name
 
-    def redundancy(self) -> Redundancy:
+    def redundancy(self, damage: bool = True) -> Redundancy:
         recipe = self.recipe
         return pipeline.analyze(
-            self.model, self.data.calibration, self.measure, recipe.structures, recipe.block_score, recipe.score
+            self.model, self.data.calibration, self.measure, recipe.structures, recipe.block_score, recipe.score, damage
         )
 
 
 def analyze(job: Job) -> int:
     """Write redundancy.json, analysis.json, .html and .csv, and figures; print the table."""
-    found = job.redundancy()
+    found = job.redundancy(damage=False)
     job.write("redundancy.json", json.dumps(found.to_dict(), indent=1))
     wanted = job.recipe.analysis
     compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
     other = None if job.recipe.other is None else _other(job)
-    analysis = pipeline.examine(
-        job.model, job.data.calibration, found, compared, wanted.chance, wanted.bootstrap, job.recipe.seed, other
-    )
+    repeats = (wanted.chance, wanted.bootstrap, job.recipe.seed)
+    analysis = pipeline.examine(job.model, job.data.calibration, found, compared, *repeats, other, wanted.inputs)
     job.write("analysis.json", json.dumps(analysis, indent=1, allow_nan=False))
     for name, text in tables(analysis).items():
         job.write(name, text)

@@ -16,12 +16,13 @@ from simprune.batches import device_of
 from simprune.checks import DEFAULT_GATES, Gate, Verdict, validate
 from simprune.cost import latency
 from simprune.depth import BlockScore
-from simprune.depth.analysis import compare_models, describe_depth, read_layers
+from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
 from simprune.example import example_of, from_description
 from simprune.measures import Measure
 from simprune.names import did_you_mean
 from simprune.planning.make import plan
 from simprune.planning.plan import Plan
+from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
 from simprune.search import NothingPassed, Record, Search, Trial, history, smallest
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
@@ -49,9 +50,10 @@ def analyze(
     structures: Sequence[str] = ("channels", "blocks"),
     block_score: BlockScore = "similarity",
     score: str = "second_order",
+    damage: bool = True,
 ) -> Redundancy:
     """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`."""
-    return estimate(model, calibration, _measure(measure), structures, score, block_score)
+    return estimate(model, calibration, _measure(measure), structures, score, block_score, damage)
 
 
 def examine(
@@ -63,18 +65,30 @@ def examine(
     bootstrap: int = 50,
     seed: int = 0,
     other: nn.Module | None = None,
+    resample_inputs: int = 384,
 ) -> dict[str, Any]:
     """What `simprune analyze` shows, as data: all layers against each other by several measures, blocks, windows,
     segments, chance and intervals, the suggested order, channels; and against the layers of `other` if given.
 
-    `redundancy`: from `analyze`, on the same batches. `null`, `bootstrap`: repetitions, 0 for none. One forward pass of
-    each network; (layers x inputs x width) rows in memory.
+    `redundancy`: from `analyze`, on the same batches; what its blocks were seen in is not read again. `null`,
+    `bootstrap`: repetitions, 0 for none, on `resample_inputs` inputs drawn once. One forward pass of `other`, and of a
+    network without blocks; (layers x inputs x width) rows in memory.
     """
     example = example_of(next(iter(calibration)))
     chosen = [_measure(each) for each in compared]
-    layers = read_layers(model, calibration, [entry.block for entry in redundancy.blocks], example)
+    seen = redundancy.view
+    if seen is not None:
+        layers = Layers(seen.stream.rows, seen.stream, redundancy.costs)
+    else:
+        layers = read_layers(model, calibration, [], example)
+    matrices = [
+        similarity(
+            each, layers, null, bootstrap, resample_inputs, seed, seen.whole if seen and each == seen.measure else None
+        )
+        for each in progress(chosen, "compare layers")
+    ]
     scores = {entry.name: entry.redundancy for entry in redundancy.blocks}
-    found = describe_depth(layers, scores, chosen, null, bootstrap, seed)
+    found = describe_depth(layers, scores, chosen, matrices)
     content = redundancy.to_dict()
     found |= {
         "simprune": version("simprune"),

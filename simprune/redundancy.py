@@ -1,7 +1,7 @@
 """From similarity to redundancy: how well each block's input, and each channel's neighbours, can stand in for it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -99,6 +99,7 @@ class Redundancy:
     costs: CostModel
     fingerprint: str
     inputs: dict[str, Any]
+    view: View | None = field(default=None, repr=False, compare=False)  # what the blocks were seen in, if there are any
 
     @property
     def entries(self) -> tuple[BlockRedundancy | ChannelRedundancy, ...]:
@@ -157,11 +158,13 @@ def estimate(
     structures: Sequence[str] = ("channels", "blocks"),
     score: str = "second_order",
     block_score: BlockScore = "similarity",
+    damage: bool = True,
 ) -> Redundancy:
     """Find the structures of a model and score them on calibration batches.
 
     Blocks: `block_score`, one of `simprune.depth`, by name or as a mapping with `name` and its options. Channels:
-    `score`, one of `simprune.scores`, at the inputs of every reader, all positions. Memory O(rows x width) for the
+    `score`, one of `simprune.scores`, at the inputs of every reader, all positions. `damage`: also what only a planner
+    needs to know of blocks, at the price of a backward pass. Memory O(rows x width) for the
     blocks and O(width^2) for the channels.
     """
     block_scorer(block_score)
@@ -178,16 +181,18 @@ def estimate(
     after = 1 + max((block.chain for block in blocks), default=-1)
     blocks = [*blocks, *(replace(half, chain=half.chain + after) for half in found.get("sub_blocks", ([], []))[0])]
     groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
-    scored, similarity = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, score)
+    weigh = damage and score == "second_order" and name_of(block_score) == "similarity"
+    scored, view = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, weigh)
     return Redundancy(
         blocks=scored,
         channels=_score_channels(model, calibration, groups, costs, score),
         unprunable=tuple(refusal for _, refused in found.values() for refusal in refused),
-        similarity=similarity,
+        similarity=None if view is None else view.matrix([block.name for block in blocks]),
         measure=measure.id,
         costs=costs,
         fingerprint=fingerprint(model),
         inputs=describe(example),
+        view=view,
     )
 
 
@@ -199,8 +204,8 @@ def _score_blocks(
     costs: CostModel,
     example: Example,
     score: BlockScore,
-    channel_score: str,
-) -> tuple[tuple[BlockRedundancy, ...], SimilarityMatrix | None]:
+    weigh: bool,
+) -> tuple[tuple[BlockRedundancy, ...], View | None]:
     if not blocks:
         return (), None
     view = View(model, calibration, observe(model, calibration, blocks, example), measure)
@@ -208,7 +213,7 @@ def _score_blocks(
     total = costs.total().macs
     names = tuple(block.name for block in blocks)
     damage = {name: 1 - scores[name] for name in names}
-    if channel_score == "second_order" and name_of(score) == "similarity":
+    if weigh:
         damage = block_damage(model, calibration, names)
     scored = tuple(
         BlockRedundancy(
@@ -220,7 +225,7 @@ def _score_blocks(
         )
         for block in blocks
     )
-    return scored, view.matrix(names)
+    return scored, view
 
 
 def _score_channels(

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.capture import Site, accumulate, capture, watching
+from simprune import measures
+from simprune.capture import Site, accumulate, capture, stream, watching
 from tests.networks import build, images
 
 
@@ -27,6 +28,42 @@ def test_layouts_keep_every_number_or_average_it():
     assert torch.allclose(Site("a", "pool").rows(maps), positions.view(2, 20, 3).mean(1))
     tokens = torch.randn(2, 7, 3)
     assert torch.equal(Site("a", "positions").rows(tokens), tokens.reshape(14, 3))
+
+
+class Tokens(nn.Module):
+    """Token by token, so what stands behind padding must not matter to any row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x, attention_mask=None):
+        return self.second(self.first(x).relu())
+
+
+def test_padding_has_no_part_in_rows_and_moments():
+    torch.manual_seed(0)
+    model, short, long = Tokens(), torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    garbage = torch.cat([short, torch.full((2, 2, 4), 1e3)], 1)
+    mask = torch.tensor([[1, 1, 1, 0, 0]] * 2 + [[1] * 5] * 2)
+    padded = {"x": torch.cat([garbage, long]), "attention_mask": mask}
+    for layout in ("pool", "positions"):
+        sites = [Site("first", layout), Site("second", layout, "input")]
+        expected = [capture(model, [x], sites) for x in (short, long)]
+        found = capture(model, [padded], sites)
+        moments = accumulate(model, [padded], sites)
+        for name, rows in found.items():
+            torch.testing.assert_close(rows, torch.cat([each[name] for each in expected]))
+            assert moments[name].count == len(rows)
+    pooled = [Site("first"), Site("second")]
+    seen = stream(model, [padded], pooled, measures.streaming("cka", ["first", "second"]))
+    rows = {name: torch.cat([capture(model, [x], pooled)[name] for x in (short, long)]) for name in ("first", "second")}
+    assert seen.value("first", "second") == pytest.approx(measures.get("cka")(rows["first"], rows["second"]), abs=1e-6)
+
+
+def test_a_sentence_of_padding_alone_is_a_zero_row():
+    site = Site("a", mask=torch.tensor([[True, False], [False, False]]))
+    assert torch.equal(site.rows(torch.ones(2, 2, 3)), torch.tensor([[1.0] * 3, [0.0] * 3]))
 
 
 def test_moments_of_many_batches_equal_the_rows_at_once(network):

@@ -10,6 +10,7 @@ from typing import Any
 
 from simprune.depth._view import BlockScorer, View, as_redundancy
 from simprune.depth.consensus import consensus
+from simprune.depth.greedy import greedy_leave_one_out
 from simprune.depth.influence import block_influence
 from simprune.depth.leave_one_out import leave_one_out
 from simprune.depth.segments import clusters, segments
@@ -24,6 +25,7 @@ BLOCK_SCORES: dict[str, BlockScorer] = {
     "block_influence": block_influence,
     "windows": windows,
     "leave_one_out": leave_one_out,
+    "greedy_leave_one_out": greedy_leave_one_out,
     "segments": segments,
     "clusters": clusters,
     "trend": trend,

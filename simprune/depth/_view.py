@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor, nn
 
+from simprune import measures
 from simprune.depth.stream import Stream
 from simprune.measures import Measure, SimilarityMatrix
 
@@ -19,22 +21,23 @@ class View:
     stream: Stream
     measure: Measure
 
+    @cached_property
+    def whole(self) -> SimilarityMatrix:
+        """The measure's own values for all points, in the order of `stream.rows`; computed once."""
+        return measures.matrix(self.measure, self.stream.rows, self._labels())
+
     def similarity(self, first: str, second: str) -> float:
         """Similarity of two points of the stream, in [0, 1]."""
-        rows = self.stream.rows
-        return as_redundancy(self.measure, self.measure(rows[first], rows[second], self._labels()))
+        return as_redundancy(self.measure, float(self.matrix([first, second]).values[0, 1]))
 
     def similarities(self) -> np.ndarray:
         """(points, points) similarity of all points, in [0, 1], in the order of `stream.rows`."""
-        prepared = self.measure.prepare_all(self.stream.rows, self._labels())
-        values = self.measure.matrix(prepared, list(self.stream.rows))
-        return np.vectorize(lambda value: as_redundancy(self.measure, value))(values)
+        return np.vectorize(lambda value: as_redundancy(self.measure, value))(self.whole.values)
 
     def matrix(self, points: Sequence[str]) -> SimilarityMatrix:
         """The measure's own values for some points."""
-        chosen = {point: self.stream.rows[point] for point in points}
-        prepared = self.measure.prepare_all(chosen, self._labels())
-        return SimilarityMatrix(tuple(points), self.measure.matrix(prepared, list(points)), self.measure.id)
+        places = [self.whole.names.index(point) for point in points]
+        return SimilarityMatrix(tuple(points), self.whole.values[np.ix_(places, places)], self.measure.id)
 
     def _labels(self) -> Tensor | None:
         return self.stream.labels if self.measure.needs_labels else None

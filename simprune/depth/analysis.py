@@ -1,7 +1,7 @@
 """The depth of a network in numbers: everything that `simprune analyze` shows, as data that JSON holds."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,21 @@ from torch import Tensor, nn
 from simprune import measures
 from simprune.capture import Site, capture
 from simprune.cost import CostModel, cost_model
-from simprune.depth._view import View
+from simprune.depth._view import as_redundancy
 from simprune.depth.segments import fisher_partition, segment_count
-from simprune.depth.stream import Stream, observe
+from simprune.depth.stream import POSITIONS, Stream, observe
 from simprune.depth.windows import distances
 from simprune.measures import Measure, SimilarityMatrix
+from simprune.measures._resampling import Resampling
 from simprune.report.units import finite
 from simprune.structures.blocks import Block
 from simprune.surgery.visits import visit
 
 Example = tuple[tuple, dict]
+READING = (
+    "One row per input: the mean over its positions, padding left out. "
+    f"Cosines and angles: position by position, at up to {POSITIONS} positions of every batch."
+)
 
 
 @dataclass(frozen=True)
@@ -54,26 +59,24 @@ def describe_depth(
     layers: Layers,
     scores: dict[str, float],
     compared: Sequence[Measure],
-    null: int = 20,
-    bootstrap: int = 50,
-    seed: int = 0,
+    matrices: Sequence[SimilarityMatrix],
 ) -> dict[str, Any]:
     """Similarities of all layers by every measure, with chance and interval; blocks, windows and segments.
 
-    `scores`: redundancy by block, for the suggested order. `null`, `bootstrap`: repetitions, 0 for none.
+    `matrices`: one for each of the measures `compared`, see `similarity`; segments follow the first. `scores`:
+    redundancy by block, for the suggested order.
     """
-    labels = layers.stream.labels
-    matrices = [similarity(measure, layers.rows, labels, null, bootstrap, seed) for measure in compared]
-    points = list(layers.rows)
-    first = View(nn.Identity(), [], Stream((), layers.rows, labels), compared[0]).similarities()
-    ends = fisher_partition(first, segment_count(first))
+    points, first = list(layers.rows), matrices[0]
+    similar = np.vectorize(lambda value: as_redundancy(compared[0], value))(first.values)
+    ends = fisher_partition(similar, segment_count(similar))
     segment = {point: int(np.searchsorted(ends, place, side="right")) for place, point in enumerate(points)}
     return finite(
         {
             "points": points,
             "rows": len(next(iter(layers.rows.values()))),
+            "reading": READING,
             "similarity": [_matrix(matrix) for matrix in matrices],
-            "segments": {"measure": compared[0].id, "of": [segment[point] for point in points]},
+            "segments": {"measure": first.measure, "of": [segment[point] for point in points]},
             "blocks": _blocks(layers, scores, matrices, segment),
             "windows": [
                 {"blocks": [block.name for block in chain.blocks],
@@ -86,14 +89,29 @@ def describe_depth(
 
 
 def similarity(
-    measure: Measure, rows: dict[str, Tensor], labels: Tensor | None, null: int, bootstrap: int, seed: int
+    measure: Measure,
+    layers: Layers,
+    null: int = 20,
+    bootstrap: int = 50,
+    inputs: int = 384,
+    seed: int = 0,
+    known: SimilarityMatrix | None = None,
 ) -> SimilarityMatrix:
-    """All layers by one measure; ValueError when it needs labels that the batches do not have."""
-    given = labels if measure.needs_labels else None
+    """All layers by one measure; ValueError when it needs labels that the batches do not have.
+
+    `null`, `bootstrap`: repetitions, 0 for none, drawn from `inputs` of the rows. `known`: the values, if they are.
+    """
+    labels = layers.stream.labels if measure.needs_labels else None
+    if known is None:
+        known = measures.matrix(measure, layers.rows, labels)
     if not null and not bootstrap:
-        return measures.matrix(measure, rows, given)
-    kind, repeats = ("permuted", null) if null else (None, None)
-    return measures.matrix(measure, rows, given, null=kind, repeats=repeats, bootstrap=bootstrap, seed=seed)
+        return known
+    sample = Resampling(measure, layers.rows, labels, {}, seed, inputs)
+    return replace(
+        known,
+        null=sample.null("permuted", null, known.values) if null else None,
+        interval=sample.interval(bootstrap, known.values) if bootstrap else None,
+    )
 
 
 def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -> dict[str, Any]:
@@ -114,6 +132,9 @@ def _matrix(matrix: SimilarityMatrix) -> dict[str, Any]:
         "larger_is_more_similar": kind.larger_is_more_similar,
         "values": _rounded(matrix.values),
     }
+    resampled = matrix.null or matrix.interval
+    if resampled is not None:
+        found["resampled_inputs"] = resampled.inputs
     if matrix.null is not None:
         high = matrix.null.quantiles["97.5%" if kind.larger_is_more_similar else "2.5%"]
         found |= {"null_mean": _rounded(matrix.null.mean), "null_bound": _rounded(high)}

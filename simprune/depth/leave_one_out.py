@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, evaluation, first_tensor
+from simprune.batches import call, checked, evaluation, first_tensor, mask_of
 from simprune.capture import Site
 from simprune.depth._view import View, as_redundancy
 from simprune.example import example_of
@@ -53,7 +53,9 @@ def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
                 last.clear()
                 output = call(model, batch)
                 value = last[0] if last and len(last[0]) == len(output) else output
-                found.append(Site("the last layer", "pool").rows(value).to("cpu", torch.float32, copy=True))
+                found.append(
+                    Site("the last layer", "pool", mask=mask_of(batch)).rows(value).to("cpu", torch.float32, copy=True)
+                )
     finally:
         for handle in handles:
             handle.remove()

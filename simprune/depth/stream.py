@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, evaluation, first_tensor, labels_of
+from simprune.batches import call, checked, evaluation, first_tensor, labels_of, mask_of
 from simprune.capture import Site
 from simprune.progress import progress
 from simprune.structures.blocks import Block
 from simprune.surgery.compact import uncached
 from simprune.surgery.visits import visit
 
-POSITIONS = 4096  # positions of one batch, evenly spaced, from which cosines are taken
+POSITIONS = 1024  # of one batch, spread over inputs and positions alike, from which cosines are taken
+GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def observe(model: nn.Module, calibration: Iterable, blocks: Sequence[Block], ex
     labels = []
     with evaluation(model), uncached(model), reader:
         for batch in progress(checked(calibration, "calibration"), "read blocks"):
+            reader.mask = mask_of(batch)
             call(model, batch)
             reader.close_batch()
             labels.append(labels_of(batch))
@@ -92,7 +94,9 @@ class _Reader:
     ) -> None:
         self.model, self.points = model, points
         self.pooled: dict[str, list[Tensor]] = {point: [] for names in points.values() for point in names}
+        self.mask: Tensor | None = None
         self.unit: dict[str, Tensor] = {}
+        self.layers: set[str] = set()  # around halves
         self.stream: Tensor | None = None
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
         self.count: dict[int, int] = dict.fromkeys(points, 0)
@@ -102,14 +106,13 @@ class _Reader:
         self.handles: list[Any] = []
 
     def __enter__(self) -> None:
-        layers: set[str] = set()
         for number, chain in self.chains.items():
             for place, block in enumerate(chain):
                 module = self.model.get_submodule(block.name)
                 entry = self.points[number][0] if place == 0 else None
                 around = block.inside if block.replace == "zero" else block.name
-                if block.replace == "zero" and around not in layers:
-                    layers.add(around)
+                if block.replace == "zero" and around not in self.layers:
+                    self.layers.add(around)
                     self._before(self.model.get_submodule(around), around, entry)
                 elif block.replace == "identity" and entry is not None:
                     self._before(module, block.name, entry)
@@ -124,7 +127,8 @@ class _Reader:
 
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
             value = args[key] if isinstance(key, int) else kwargs[str(key)]
-            self.stream = value.clone()
+            if name in self.layers:
+                self.stream = value.clone()  # later layers may work in place
             if point is not None:
                 self._keep(point, value)
 
@@ -142,10 +146,8 @@ class _Reader:
         self.handles.append(module.register_forward_hook(see))
 
     def _keep(self, point: str, value: Tensor) -> None:
-        self.pooled[point].append(Site(point, "pool").rows(value).to("cpu", torch.float32, copy=True))
-        rows = Site(point, "positions").rows(value)
-        rows = rows[:: -(-len(rows) // POSITIONS)]
-        self.unit[point] = F.normalize(rows.double(), dim=1)
+        self.pooled[point].append(Site(point, "pool", mask=self.mask).rows(value).to("cpu", torch.float32, copy=True))
+        self.unit[point] = F.normalize(_some_positions(value, self.mask).double(), dim=1)
 
     def close_batch(self) -> None:
         """Add this batch's cosines and angles between all points of every chain, and forget its activations."""
@@ -162,3 +164,14 @@ class _Reader:
     def means(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         cosine, angle = (value.cpu().numpy() / self.count[number] for value in self.sums[number])
         return cosine, angle
+
+
+def _some_positions(value: Tensor, mask: Tensor | None) -> Tensor:
+    """At most `POSITIONS` rows of one batch; the golden ratio spreads them, so that no row or column is preferred."""
+    rows = Site("", "positions", mask=mask).rows(value) if value.ndim < 4 else value.flatten(2)
+    count = len(rows) if value.ndim < 4 else len(rows) * rows.shape[2]
+    if count > POSITIONS:
+        chosen = (torch.arange(POSITIONS, dtype=torch.float64) * GOLDEN % 1 * count).long().to(value.device)
+    else:
+        chosen = torch.arange(count, device=value.device)
+    return rows[chosen] if value.ndim < 4 else rows[chosen // rows.shape[2], :, chosen % rows.shape[2]]

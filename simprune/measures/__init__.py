@@ -89,6 +89,7 @@ def matrix(
     bootstrap: int = 0,
     repeats: int | None = None,
     seed: int | None = None,
+    resample_inputs: int | None = None,
     **options: Any,
 ) -> SimilarityMatrix:
     """Values for all pairs of representations {name: X (N, D)}: one `prepare` each, then all pairs together.
@@ -98,7 +99,8 @@ def matrix(
 
     `null="permuted"` adds `.null`, the values after shuffling inputs apart, `repeats` times (100): what unrelated
     representations of these widths would score. `bootstrap=B` adds `.interval` from B random halves of the inputs.
-    Both compute the matrix that many times, equal for equal `seed` (0), which a measure's own `seed` follows.
+    Both compute the matrix that many times, equal for equal `seed` (0), which a measure's own `seed` follows; with
+    `resample_inputs` from that many inputs, drawn once: chance is that of so few, the interval is scaled to all.
     Raises as `get`, `prepare` and `compare` do.
 
     >>> import numpy as np
@@ -125,7 +127,7 @@ def matrix(
     values = measure.matrix(measure.prepare_all(representations, labels, **common), layers)
     result = SimilarityMatrix(layers, values, measure.id)
     if null or bootstrap:
-        sample = Resampling(measure, representations, labels, common, seed or 0)
+        sample = Resampling(measure, representations, labels, common, seed or 0, resample_inputs)
         if null:
             result = dataclasses.replace(result, null=sample.null(null, 100 if repeats is None else repeats, values))
         if bootstrap:

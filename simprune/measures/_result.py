@@ -10,22 +10,25 @@ class Null:
     """Values (L, L) between representations whose inputs are no longer paired: what is left is bias.
 
     `quantiles[name]` (L, L) for "2.5%", "50%", "97.5%"; `p_value` (L, L), the share of shuffles at least as similar
-    as the real pairing, itself counted as one.
+    as the real pairing, itself counted as one. `inputs`: how many were shuffled.
     """
 
     mean: np.ndarray
     quantiles: dict[str, np.ndarray]
     p_value: np.ndarray
     repeats: int
+    inputs: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """Bounds (L, L) between which 95 % of the values of as many other inputs would be."""
+    """Bounds (L, L) between which 95 % of the values of as many other inputs would be; `inputs`: how many were drawn
+    from."""
 
     low: np.ndarray
     high: np.ndarray
     resamples: int
+    inputs: int = 0
 
 
 @dataclass(frozen=True, eq=False)

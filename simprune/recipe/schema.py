@@ -65,6 +65,7 @@ class AnalysisSettings:
     measures: list[str] = field(default_factory=list)
     chance: int = 20
     bootstrap: int = 50
+    inputs: int = 384
     figures: bool = True
 
 
@@ -142,6 +143,10 @@ def settings(config: DictConfig, command: str) -> Recipe:
             raise ValueError(f"analysis.measures: unknown {name!r}; {did_you_mean(name, measures.names())}")
     if wanted.chance < 0 or wanted.bootstrap < 0:
         raise ValueError(f"analysis: expected chance, bootstrap >= 0; got {wanted.chance}, {wanted.bootstrap}")
+    if wanted.inputs < 32:
+        raise ValueError(
+            f"analysis.inputs, from which chance and intervals are drawn: at least 32; got {wanted.inputs}"
+        )
     for name in recipe.structures:
         if name not in FINDERS:
             raise ValueError(f"structures: unknown {name!r}; {did_you_mean(name, FINDERS)}")

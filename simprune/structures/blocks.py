@@ -201,6 +201,8 @@ def _proven(
     found: list[Block] = []
     refused: Refusals = []
     trial = copy.deepcopy(model) if blocks else model
+    with eval_mode(model), _quiet(model):
+        expected = first_tensor(model(*example[0], **example[1])) if blocks else None
     names: dict[nn.Module, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         names[module] = names.get(module, 0) + 1
@@ -211,7 +213,7 @@ def _proven(
         elif shared:
             reason = "the same module stands in several places of the network"
         else:
-            reason = _failure(model, trial, example, block, seen)
+            reason = _failure(trial, example, block, seen, expected)
         if reason is None:
             found.append(block)
         else:
@@ -246,8 +248,8 @@ def _makes_more(seen: Visit) -> bool:
 
 
 @contextmanager
-def _quiet(*models: nn.Module) -> Iterator[None]:
-    with uncached(models[0]), uncached(models[-1]), torch.no_grad():
+def _quiet(model: nn.Module) -> Iterator[None]:
+    with uncached(model), torch.no_grad():
         yield
 
 
@@ -262,16 +264,16 @@ def without(model: nn.Module, name: str, stand_in: Bypass) -> Iterator[None]:
         put(model, name, module)
 
 
-def _failure(model: nn.Module, trial: nn.Module, example: Example, block: Block, seen: Visit) -> str | None:
+def _failure(trial: nn.Module, example: Example, block: Block, seen: Visit, expected: Tensor | None) -> str | None:
     args, kwargs = example
     if block.replace == "identity" and _makes_more(seen):
         return "it also makes a tensor that later layers may need"
     try:
         stand_in = Bypass(seen.layout(), block.replace == "zero")
-        with without(trial, block.name, stand_in), eval_mode(model, trial), _quiet(model, trial):
-            before, after = first_tensor(model(*args, **kwargs)), first_tensor(trial(*args, **kwargs))
+        with without(trial, block.name, stand_in), eval_mode(trial), _quiet(trial):
+            after = first_tensor(trial(*args, **kwargs))
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without it ({(str(error).splitlines() or [type(error).__name__])[0][:120]})"
-    if before is None or after is None or before.shape != after.shape:
+    if expected is None or after is None or expected.shape != after.shape:
         return "the network's output changes its shape without it"
     return None

@@ -104,6 +104,58 @@ def test_a_duplicated_block_goes_first(score, duplicate):
     assert max(found, key=found.get) in (f"blocks.{duplicate}", f"blocks.{duplicate + 1}")
 
 
+def test_greedy_sees_that_the_second_of_two_duplicates_is_needed_where_nothing_is_refitted():
+    torch.manual_seed(0)
+    model = Projections(1)
+    batch = torch.randn(120, 12)
+    blocks, _ = find_blocks(model, example_of(batch))
+    view = View(model, [batch], observe(model, [batch], blocks, example_of(batch)), measures.get("cka"))
+    alone = score_blocks(view, "leave_one_out")
+    assert alone["blocks.1"] == pytest.approx(1)
+    assert alone["blocks.2"] == pytest.approx(1)
+    found = score_blocks(view, {"name": "greedy_leave_one_out", "repair": False, "images": 60})
+    repaired = score_blocks(view, {"name": "greedy_leave_one_out", "images": 60})
+    assert all(value > 0.999 for value in [*repaired.values()][:3])  # all is linear: the last block takes over
+    first, second = sorted(("blocks.1", "blocks.2"), key=lambda name: -found[name])
+    assert found[first] == pytest.approx(1)
+    assert found[second] < 0.99
+
+
+def test_greedy_without_repair_is_the_error_of_the_network_without_the_block():
+    model, x = build("pre-norm")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    blocks, _ = find_blocks(model, example_of(x))
+    view = View(model, [x], observe(model, [x], blocks, example_of(x)), measures.get("cka"))
+    found = score_blocks(view, {"name": "greedy_leave_one_out", "repair": False, "steps": 1})
+    held = x[len(x) // 2 :]
+    with torch.no_grad():
+        wanted = call(model, held)
+        rows = wanted.flatten(0, -2)
+        spread = (rows - rows.mean(0)).square().sum()
+        for block in blocks:
+            plan = Plan((Edit("block", block.name),), fingerprint(model), describe(example_of(x)))
+            error = float((call(apply(plan, model), held) - wanted).square().sum() / spread)
+            assert found[block.name] == pytest.approx(1 / (1 + error), rel=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_padding_changes_no_score(name):
+    model, batch = build(name)
+    ids = batch["input_ids"]
+    padded = {
+        "input_ids": torch.cat([ids, torch.ones_like(ids[:, :2])], 1),
+        "attention_mask": torch.cat([torch.ones_like(ids), torch.zeros_like(ids[:, :2])], 1),
+    }
+    views = []
+    for given in (batch, padded):
+        blocks, _ = find_blocks(model, example_of(given))
+        views.append(View(model, [given], observe(model, [given], blocks, example_of(given)), measures.get("cka")))
+    for score in ("similarity", "block_influence", "leave_one_out", "greedy_leave_one_out"):
+        plain, other = (score_blocks(view, score) for view in views)
+        assert other == pytest.approx(plain, abs=1e-4), score
+
+
 def test_influence_and_angles_equal_the_formulas_over_all_positions_and_batches():
     model, x = build("pre-norm")
     batches = [x[:4], x[4:]]
@@ -140,6 +192,7 @@ def test_the_partition_is_optimal():
         ({"name": "clusters", "threshold": 2}, "threshold must be in"),
         ({"name": "segments", "segments": 99}, "from 1 to 5"),
         ({"name": "consensus", "scores": ["consensus"]}, "at least one other"),
+        ({"name": "greedy_leave_one_out", "images": 0}, "images must be a whole number from 1"),
         ({"name": "trend", "statistic": "graph_modularity"}, "needs labels"),
     ],
 )

@@ -137,3 +137,23 @@ def test_what_cannot_be_drawn_is_refused():
         measures.matrix("magnitude", layers, null="permuted")
     with pytest.raises(ValueError, match="at least 4 rows, got 3"):
         measures.matrix("cka_debiased", {name: X[:6] for name, X in layers.items()}, bootstrap=3)
+
+
+@pytest.mark.parametrize("id", ["cka_debiased", "gbs", "linear_regression"])
+def test_an_interval_from_some_inputs_is_near_that_from_all(id):
+    X = related(800)
+    every = measures.matrix(id, X, null="permuted", repeats=5, bootstrap=200)
+    some = measures.matrix(id, X, null="permuted", repeats=5, bootstrap=200, resample_inputs=200)
+    assert every.interval and some.interval and every.null and some.null
+    assert (every.interval.inputs, some.interval.inputs, every.null.inputs, some.null.inputs) == (800, 200, 800, 200)
+    np.testing.assert_array_equal(every.values, some.values)
+    widths = [(each.interval.high - each.interval.low)[0, 1] for each in (every, some)]
+    assert widths[1] < 2 * widths[0]
+    assert widths[0] < 2 * widths[1]
+    assert (some.interval.low <= some.values + 1e-12).all()
+    assert (some.values <= some.interval.high + 1e-12).all()
+
+
+def test_too_few_inputs_to_draw_from_are_refused():
+    with pytest.raises(ValueError, match="resample_inputs must be at least 8, got 7"):
+        measures.matrix("cka_debiased", related(), null="permuted", resample_inputs=7)
