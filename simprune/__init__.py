@@ -3,6 +3,7 @@
 from simprune import functional, measures
 from simprune.bundle import load, save
 from simprune.checks import Gate, Verdict, validate
+from simprune.curves import Frontier, frontier
 from simprune.pipeline import Result, analyze, compress, plan
 from simprune.planning.plan import Edit, Plan
 from simprune.recovery import finetune, reestimate_batchnorm
@@ -11,6 +12,7 @@ from simprune.surgery import apply, reconstruct
 
 __all__ = [
     "Edit",
+    "Frontier",
     "Gate",
     "Plan",
     "Redundancy",
@@ -20,6 +22,7 @@ __all__ = [
     "apply",
     "compress",
     "finetune",
+    "frontier",
     "functional",
     "load",
     "measures",

@@ -11,9 +11,11 @@ from unittest.mock import patch
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from simprune import recipe as recipes
 from simprune.commands import COMMANDS, Job
+from simprune.curves import BUDGETS
 from simprune.listing import show
 from simprune.names import did_you_mean, importable
 
@@ -54,7 +56,12 @@ Scores every removable block and channel group, and compares all layers. Writes 
 usage: simprune plan recipe=NAME|FILE.yaml [budget.macs=0.5] [planner=NAME] [key=value] [-m]
 
 Chooses what to remove for the budget. Writes plan.yaml; edit it, then: simprune compress recipe=... plan=plan.yaml
-  simprune plan recipe=digits budget.macs=0.4 planner=uniform""",
+  simprune plan recipe=digits budget.macs=0.4 planner=uniform
+
+A list of budgets, or --frontier (short for [0.9,0.7,0.5,0.3]), gives the whole curve of accuracy and agreement against
+macs and latency, with depth alone, width alone and random plans beside it: frontier.html, .json, .csv, figures, plans.
+  simprune plan recipe=digits --frontier
+  simprune plan recipe=digits budget=[0.8,0.6,0.4] finetune=none""",
     "compress": """\
 usage: simprune compress recipe=NAME|FILE.yaml [budget.macs=0.5] [plan=FILE] [key=value] [-m]
 
@@ -86,6 +93,7 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
     "--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO,
     "--config-dir": None, "-cd": None, "--package": None, "-p": None,
     "--multirun": (), "-m": (), "--resolve": (), "--hydra-help": (), "--shell-completion": (), "-sc": (),
+    "--frontier": (),
 }  # fmt: skip
 
 
@@ -148,12 +156,18 @@ def _run(command: str, args: list[str]) -> int:
         quoted = _resumed(given["resume"], command, flags)
         overrides = [each for each in overrides if not each.startswith("resume=")]
         overrides += [f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    many = "--frontier" in flags
+    flags = [each for each in flags if each != "--frontier"]
+    if many and command != "plan":
+        raise ValueError(f"--frontier is for `simprune plan`; {command} does not take it")
     codes, failures, process = [], [], os.getpid()
 
     def work(config: Any) -> None:
         if folder is not None:
             importable(folder)  # functions that a recipe names may stand beside it
         out = Path(HydraConfig.get().runtime.output_dir)
+        if many and not OmegaConf.is_list(config.budget):
+            config.budget = list(BUDGETS)
         try:
             settings = recipes.settings(config, command)
             built = recipes.objects(settings, trusted=folder is not None)

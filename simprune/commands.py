@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from torch import nn
 
-from simprune import bundle, checks, measures, pipeline
+from simprune import bundle, checks, curves, measures, pipeline
 from simprune.console import console, costs, edits, search, stages
+from simprune.console import frontier as console_frontier
 from simprune.evidence import Evidence
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
@@ -20,6 +21,7 @@ from simprune.recipe import Recipe, build, device, finetuning, gates, load_recip
 from simprune.redundancy import Redundancy
 from simprune.report import render
 from simprune.report.analysis import render_analysis, tables
+from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.report.paper import save_figures
 from simprune.report.units import finite
 from simprune.report.verdict import junit, render_verdict
@@ -87,7 +89,9 @@ def _other(job: Job) -> nn.Module:
 
 
 def plan(job: Job) -> int:
-    """Write plan.yaml and print its edits."""
+    """Write plan.yaml and print its edits; for several budgets the frontier."""
+    if isinstance(job.recipe.budget, list):
+        return frontier(job)
     planner = job.recipe.planner
     made = pipeline.plan(
         job.redundancy(), job.recipe.budget, planner.name, **({"seed": job.recipe.seed} | planner.options)
@@ -96,6 +100,45 @@ def plan(job: Job) -> int:
     screen = console()
     screen.print(edits(made))
     screen.print(f"{costs(made)}\nwritten to {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def frontier(job: Job) -> int:
+    """Write frontier.json, .csv and .html, a figure and the plans; print the table."""
+    recipe, data = job.recipe, job.data
+    found = curves.frontier(
+        job.model,
+        calibration=data.calibration,
+        train=data.train,
+        test=data.test,
+        budgets=recipe.budget,
+        structures=recipe.structures,
+        measure=job.measure,
+        planner={"name": recipe.planner.name, **recipe.planner.options},
+        reconstruct=recipe.reconstruct,
+        finetune=finetuning(recipe),
+        control=recipe.control or curves.CONTROL,
+        seed=recipe.seed,
+        block_score=recipe.block_score,
+        score=recipe.score,
+    )
+    content = finite(found.data)
+    path = job.write("frontier.json", json.dumps(content, indent=1, allow_nan=False))
+    job.write("frontier.csv", frontier_csv(content))
+    page = job.write("frontier.html", render_frontier(content))
+    figures = save_frontier(content, job.out / "figures")
+    for (curve, share), made in found.plans.items():
+        made.save(job.out / "plans" / f"{curve}_{share:g}.yaml")
+    screen = console()
+    screen.print(console_frontier(content))
+    lines = [f"note: {note}" for note in content["notes"]]
+    lines += [f"{each['curve']} {each['budget']:.0%}: {each['reason']}" for each in content["points"] if each["reason"]]
+    lines += [
+        f"page: {page}",
+        f"data: {path}, {path.with_suffix('.csv')}",
+        *(f"figure: {each}" for each in figures[:1]),
+    ]
+    screen.print(*lines, f"plans: {job.out / 'plans'}", sep="\n", markup=False, soft_wrap=True)
     return 0
 
 

@@ -65,6 +65,16 @@ def search(history: Mapping[str, Any]) -> Table:
     return table("Search", columns, rows, right=columns[1:5])
 
 
+def frontier(data: Mapping[str, Any]) -> Table:
+    """Every point of every curve; costs and latency as shares of the original's."""
+    columns = ["curve", "budget", "macs", "params", "latency", "accuracy", "agreement"]
+    rows = []
+    for point in data["points"]:
+        shares = ["-" if point[key] is None else f"{point[key]:.1%}" for key in columns[2:]]
+        rows.append([point["curve"], f"{point['budget']:.0%}", *(shares if point["reachable"] else ["unreachable"])])
+    return table("Frontier", columns, rows, right=columns[1:])
+
+
 def edits(plan: Plan) -> Table:
     """What a plan removes, and why."""
     rows = [

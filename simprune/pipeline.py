@@ -14,7 +14,6 @@ from torch import nn
 from simprune import measures
 from simprune.batches import device_of
 from simprune.checks import DEFAULT_GATES, Gate, Verdict, validate
-from simprune.cost import latency
 from simprune.depth import BlockScore
 from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
 from simprune.example import example_of, from_description
@@ -26,7 +25,7 @@ from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
 from simprune.search import NothingPassed, Record, Search, Trial, history, smallest
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
-from simprune.stages import Recovery, Stages, mean
+from simprune.stages import Recovery, Stages, mean, side_by_side, training
 from simprune.structures import find_blocks
 
 SMALLEST = "smallest"
@@ -142,11 +141,7 @@ def compress(
     searching = isinstance(budget, str)
     if searching and (budget != SMALLEST or test is None or plan is not None):
         raise ValueError(_not_searched(str(budget), test, plan))
-    notes: list[str] = []
-    settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
-    if settings is not None and train is None:
-        notes.append("no training batches: fine-tuning was left out")
-        settings = None
+    settings, notes = training(finetune, train)
     recovery = Recovery(calibration, train, reconstruct, settings, seed)
     if test is None:
         notes.append("no test batches: accuracy, agreement and the checks were left out")
@@ -205,7 +200,8 @@ def compress(
             raise
         followed, plan, verdict = found.followed, found.plan, found.verdict
         stages.rows += found.rows
-        stages.rows[-1]["latency_ms"] = 1e3 * latency(followed.model, stages.example)
+        before, after, _ = side_by_side(model, followed.model, stages.example)
+        stages.rows[0]["latency_ms"], stages.rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
         report["search"] = history(how, found.steps, gates)
         notes.append(report["search"]["note"])
     else:

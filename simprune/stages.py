@@ -1,19 +1,21 @@
 """Following a plan: edit, repair, fine-tune; and the table of what became of the model, one row per stage."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simprune.batches import call, evaluation, labels_of
-from simprune.cost import latency, measure_cost
+from simprune.cost import Example, latency, measure_cost
 from simprune.planning.plan import Plan
 from simprune.recovery import finetune, reestimate_batchnorm
 from simprune.surgery import apply, reconstruct
 from simprune.surgery.stand_ins import fit_stand_ins
 
+ROUNDS, SECONDS = 15, 0.02  # of timing two models in turns
 RECONSTRUCTIONS = ("least_squares", "fold", "bn", "none")
 
 
@@ -96,6 +98,16 @@ class Followed:
     epochs: list[dict[str, float]]
 
 
+def training(
+    finetune: Mapping[str, Any] | int | None, train: Iterable | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Arguments of `simprune.finetune`, None for no training, and a note when it is left out for want of data."""
+    settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
+    if settings is not None and train is None:
+        return None, ["no training batches: fine-tuning was left out"]
+    return settings, []
+
+
 def answer(model: nn.Module, test: Iterable) -> Answers:
     """Outputs and labels on a whole test set."""
     logits, labels = [], []
@@ -128,3 +140,13 @@ def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         key: None if None in values else type(values[0])(sum(values) / len(values)) for key, values in figures.items()
     }
+
+
+def side_by_side(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
+    """Median seconds of `model` and of `small`, and the median ratio of the second to the first, timed in turns.
+
+    Many short turns: a machine that slows down in the meantime slows both.
+    """
+    times = [(latency(model, example, SECONDS), latency(small, example, SECONDS)) for _ in range(ROUNDS)]
+    before, after = zip(*times, strict=True)
+    return median(before), median(after), median(second / first for first, second in times)

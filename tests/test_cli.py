@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from simprune import checks, pipeline
+from simprune import checks, commands, pipeline
 from simprune.cli import DETAILS, main
 
 MODULE = """
@@ -314,6 +314,29 @@ def test_smallest_says_which_check_nothing_passes(folder, capsys):
     assert json.loads((sorted(folder.rglob("report.json"))[-1]).read_text())["verdict"]["outcome"] == "fail"
 
 
+def test_a_frontier_is_a_page_a_table_a_figure_and_plans(folder, capsys, monkeypatch):
+    monkeypatch.setattr("simprune.stages.ROUNDS", 1)
+    assert main(["plan", OWN, "budget=[0.8,0.02]", "control=1", "hydra.run.dir=out"]) == 0
+    shown = capsys.readouterr().out
+    assert "unreachable" in shown and "depth 2%: " in shown and "joint" in shown
+    assert [p["budget"] for p in json.loads((folder / "out" / "frontier.json").read_text())["points"]] == [
+        0.8,
+        0.02,
+    ] * 4
+    names = {path.name for path in (folder / "out").rglob("*.*")}
+    assert {"frontier.html", "frontier.csv", "frontier.svg", "frontier.png", "joint_0.8.yaml"} <= names
+    plan = "plan=out/plans/joint_0.8.yaml"
+    assert main(["compress", OWN, plan, LOOSE, "reconstruct=none"]) == 0
+
+
+def test_the_flag_is_short_for_a_list_of_budgets(folder, monkeypatch):
+    seen = []
+    monkeypatch.setitem(commands.COMMANDS, "plan", lambda job: seen.append(job.recipe.budget) or 0)
+    assert main(["plan", OWN, "--frontier"]) == 0
+    assert main(["plan", OWN, "--frontier", "budget=[0.6]"]) == 0
+    assert seen == [[0.9, 0.7, 0.5, 0.3], [0.6]]
+
+
 def test_config_dir_adds_a_users_group(folder, capsys):
     (folder / "mine" / "conf" / "check").mkdir(parents=True)
     (folder / "mine" / "conf" / "check" / "loose.yaml").write_text("gates: [{measure: disagreement, limit: 0.75}]\n")
@@ -349,6 +372,7 @@ def test_config_dir_adds_a_users_group(folder, capsys):
         (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
         (["compress", OWN, "--multirum"], "did you mean '--multirun'"),
         (["compress", OWN, "~nothing"], "nothing"),
+        (["compress", OWN, "--frontier"], "--frontier is for `simprune plan`"),
         (["compress", OWN, "--cfg"], "--cfg expects job or hydra or all; got nothing"),
         (["compress", OWN, "--cfg", "jbo"], "--cfg expects job or hydra or all; got jbo"),
         (["validate", OWN], "bundle is missing"),

@@ -11,6 +11,7 @@ from .search import ladder
 
 OUTCOMES = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive", "unchecked": "Not checked"}
 COSTS = {"macs": "Multiply-adds", "params": "Parameters", "bytes": "Bytes", "latency_ms": "Latency"}
+FILTERS = ("number", "percent", "points", "settings", "count", "milliseconds")
 FORMATS = {
     "macs": units.count, "params": units.count, "bytes": units.size, "latency_ms": units.milliseconds,
     "accuracy": units.percent, "agreement": units.percent,
@@ -64,7 +65,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {name: getattr(units, name) for name in ("number", "percent", "points", "settings")}
+    environment.filters |= {name: getattr(units, name) for name in FILTERS}
     environment.filters["name"] = _breakable
     environment.filters["measured"] = lambda value: value if isinstance(value, str) else units.number(value)
     environment.globals |= {

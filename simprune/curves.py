@@ -1,0 +1,181 @@
+"""The frontier: what is left of accuracy and agreement at every cost, with depth, width and chance beside it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from torch import nn
+
+from simprune import measures
+from simprune.batches import device_of
+from simprune.checks import clopper_pearson
+from simprune.cost import KINDS
+from simprune.depth import BlockScore
+from simprune.example import from_description
+from simprune.measures import Measure
+from simprune.planning.budget import Budget
+from simprune.planning.make import plan
+from simprune.planning.plan import Plan
+from simprune.progress import progress
+from simprune.redundancy import Redundancy, estimate
+from simprune.stages import Recovery, Stages, mean, side_by_side, training
+
+BUDGETS = (0.9, 0.7, 0.5, 0.3)
+CONTROL = 3  # random plans
+CURVES = {"joint": "blocks and channels", "depth": "blocks alone", "width": "channels alone", "random": "the control"}
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """One point per curve and budget, as plain data, and the plans behind the points.
+
+    Costs and latency are shares of the original's; bounds are 95 % intervals of rates on the test inputs.
+    """
+
+    data: dict[str, Any]
+    plans: Mapping[tuple[str, float], Plan]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        return self.data["points"]
+
+    def curve(self, name: str) -> list[dict[str, Any]]:
+        """The points of one curve that could be reached, from the mildest budget on."""
+        return [point for point in self.points if point["curve"] == name and point["reachable"]]
+
+
+def frontier(
+    model: nn.Module,
+    *,
+    calibration: Iterable,
+    train: Iterable | None = None,
+    test: Iterable | None = None,
+    budgets: Sequence[float] = BUDGETS,
+    structures: Sequence[str] = ("channels", "blocks"),
+    measure: str | Measure = "cka_debiased",
+    planner: str | Mapping[str, Any] = "greedy",
+    reconstruct: str = "least_squares",
+    finetune: Mapping[str, Any] | int | None = None,
+    control: int = CONTROL,
+    seed: int = 0,
+    block_score: BlockScore = "similarity",
+    score: str = "second_order",
+) -> Frontier:
+    """Accuracy, agreement and latency at several shares of the macs, from one analysis. `model` is not changed.
+
+    Curves: all `structures` in one plan, blocks alone, the others alone, and the mean of `control` random plans, all
+    repaired and trained alike (arguments as of `compress`). A share that a curve cannot reach is a point without
+    figures that says why. Latency is measured in turns with the original. Raises ValueError or KeyError for wrong
+    arguments.
+    """
+    if not budgets:
+        raise ValueError("budgets is empty; give at least one share of the macs to keep, such as 0.5")
+    for share in budgets:
+        Budget.of({"macs": share})
+    if control < 1:
+        raise ValueError(f"control must be at least one random plan; got {control}")
+    options: dict[str, Any] = {"name": planner} if isinstance(planner, str) else dict(planner)
+    name = str(options.pop("name"))
+    settings, notes = training(finetune, train)
+    recovery = Recovery(calibration, train, reconstruct, settings, seed)
+    measure = measures.get(measure) if isinstance(measure, str) else measure
+    redundancy = estimate(model, calibration, measure, structures, score, block_score)
+
+    def choose(part: Redundancy, share: float) -> Plan:
+        return plan(part, {"macs": share}, name, **({"seed": seed} | options))
+
+    choose(redundancy, 1.0)  # what is wrong with anything but the budget is said here
+    stages = Stages(from_description(redundancy.inputs, device_of(model)), test)
+    stages.add("original", model)
+    if test is None:
+        notes.append("no test batches: accuracy and agreement were left out")
+    follow = _Points(model, recovery, stages)
+    tasks = [
+        (curve, share, (lambda part=part, share=share: [choose(part, share)]))
+        for curve, part in _parts(redundancy).items()
+        for share in sorted(budgets, reverse=True)
+    ]
+    tasks += [
+        ("random", share, (lambda share=share: _random(redundancy, share, range(seed, seed + control))))
+        for share in sorted(budgets, reverse=True)
+    ]
+    points, plans = [], {}
+    for curve, share, made in progress(tasks, "frontier"):
+        point, chosen = follow.point(curve, share, made)
+        points.append(point)
+        if len(chosen) == 1 and curve != "random":
+            plans[curve, share] = chosen[0]
+    original = {key: value for key, value in stages.rows[0].items() if key != "name"}
+    data = {
+        "simprune": version("simprune"),
+        "model": type(model).__name__,
+        "seed": seed,
+        "settings": {
+            "measure": redundancy.measure, "planner": name, "structures": list(structures), "reconstruct": reconstruct,
+            "finetune": settings, "control": control,
+        },
+        "inputs": follow.count,
+        "original": original,
+        "curves": {curve: CURVES[curve] for curve in dict.fromkeys(task[0] for task in tasks)},
+        "points": points,
+        "notes": notes,
+    }  # fmt: skip
+    return Frontier(data, plans)
+
+
+def _parts(redundancy: Redundancy) -> dict[str, Redundancy]:
+    """The structures of every curve; where there is only one kind the joint curve is that kind's."""
+    found = {"joint": redundancy}
+    if redundancy.blocks and redundancy.channels:
+        found |= {"depth": replace(redundancy, channels=()), "width": replace(redundancy, blocks=())}
+    return found
+
+
+def _random(redundancy: Redundancy, share: float, draws: Iterable[int]) -> list[Plan]:
+    return [plan(redundancy, {"macs": share}, "random", seed=draw) for draw in draws]
+
+
+@dataclass(frozen=True)
+class _Points:
+    """From plans to points: follow each, look at the last stage, time it beside the original."""
+
+    model: nn.Module
+    recovery: Recovery
+    stages: Stages
+
+    @property
+    def count(self) -> int | None:
+        return None if self.stages.original is None else len(self.stages.original.logits)
+
+    def point(self, curve: str, share: float, make: Callable[[], list[Plan]]) -> tuple[dict[str, Any], list[Plan]]:
+        asked = {"curve": curve, "budget": share}
+        try:
+            plans = make()
+        except ValueError as error:  # the same call with a budget of one was fine
+            empty = dict.fromkeys((*KINDS, "accuracy", "agreement", "accuracy_bounds", "agreement_bounds", "latency"))
+            return asked | {"reachable": False, "reason": str(error)} | empty | {"latency_ms": None, "plans": 0}, []
+        rows = [self._row(each) for each in plans]
+        found = mean(rows)
+        bounds = {f"{key}_bounds": self._bounds(found[key], len(plans)) for key in ("accuracy", "agreement")}
+        return asked | {"reachable": True, "reason": ""} | found | bounds | {"plans": len(plans)}, plans
+
+    def _row(self, chosen: Plan) -> dict[str, Any]:
+        stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
+        small = self.recovery.follow(chosen, self.model, stages).model
+        original, last = self.stages.rows[0], stages.rows[-1]
+        _, after, ratio = side_by_side(self.model, small, self.stages.example)
+        return {
+            **{kind: last[kind] / max(original[kind], 1) for kind in KINDS},
+            "accuracy": last["accuracy"],
+            "agreement": last["agreement"],
+            "latency": ratio,
+            "latency_ms": 1e3 * after,
+        }
+
+    def _bounds(self, rate: float | None, plans: int) -> list[float] | None:
+        """95 % interval (Clopper-Pearson) of a single plan's rate."""
+        if rate is None or plans > 1 or self.count is None:
+            return None
+        lower, upper = clopper_pearson(round(rate * self.count), self.count, 0.975)
+        return [float(lower), float(upper)]
