@@ -4,20 +4,23 @@ One multiply-add is one mac (FLOPs = 2 x macs), counted per input row by torch's
 in plain matrix products; BatchNorm, activations and other elementwise work count nothing.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from simprune.attention import attentions
-from simprune.batches import eval_mode, evaluation
+from simprune.attention import attentions, is_conv1d
+from simprune.batches import eval_mode, evaluation, first_tensor
 
 Example = tuple[tuple, dict]
+Key = tuple[str, int]  # a tensor and one of its dimensions
 PROJECTIONS = ("aten.mm", "aten.addmm")  # what nn.MultiheadAttention does with its own weights
 KINDS = ("macs", "params", "bytes")
 
@@ -49,45 +52,91 @@ class TensorCost:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What runs through a module that returns what has its input's shape.
+
+    `positions` per input; `reader` is the tensor and dimension, of a layer inside, along which the channels lie.
+    """
+
+    channels: int
+    positions: float
+    itemsize: int
+    reader: Key | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product of lengths, any of which may lose entries, times the macs, params and bytes of one element.
+
+    It goes with every module around `owner`. What stands in for the block `replaces` is there only when that is gone.
+    """
+
+    owner: str
+    factors: tuple[tuple[int, Key | None], ...]
+    each: tuple[float, int, int]
+    replaces: str = ""
+
+    def dropped(self, blocks: Collection[str]) -> bool:
+        """Whether it is gone, or not yet there, when the modules `blocks` are gone whole."""
+        around = any(f"{self.owner}.".startswith(f"{block}.") for block in blocks if block != self.replaces)
+        return around or (self.replaces != "" and self.replaces not in blocks)
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Exact cost of a model and of what is left after slices of tensors or whole modules are removed.
 
     The macs of a convolution or linear layer follow the number of elements of its weight, because every element
     is used once per output position; `fixed` macs (matrix products without a weight) go only with their module. The
     products of queries, keys and values follow the number of entries of the heads: `products` names, for each
-    attention module, the tensor and dimension along which the heads lie, and the macs per entry.
+    attention module, the tensor and dimension along which the heads lie, and the macs per entry. `streams` is what
+    stand-ins of blocks have to carry.
     """
 
     tensors: Mapping[str, TensorCost]
     fixed: Mapping[str, int]
     products: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
+    streams: Mapping[str, Stream] = field(default_factory=dict)
 
     def total(self) -> Cost:
         return self.after()
 
-    def after(self, cut: Mapping[tuple[str, int], int] | None = None, dropped: Iterable[str] = ()) -> Cost:
-        """Cost when `cut[tensor, dim]` entries are gone from tensors and the modules `dropped` are gone whole."""
-        prefixes = tuple(f"{name}." for name in dropped)
+    def after(
+        self,
+        cut: Mapping[Key, int] | None = None,
+        dropped: Collection[str] = (),
+        stand_ins: Mapping[str, str] | None = None,
+    ) -> Cost:
+        """Cost when `cut[tensor, dim]` entries are gone from tensors and the modules `dropped` are gone whole.
+
+        `stand_ins`: what is put in place of a dropped module: "linear", "mean" or another, which costs nothing.
+        """
         cut = cut or {}
-        by_tensor: dict[str, dict[int, int]] = {}
-        for (name, dim), count in cut.items():
-            by_tensor.setdefault(name, {})[dim] = count
-        macs, params, size = 0.0, 0, 0
+        sums = [0.0, 0, 0]
+        for term in self.terms(stand_ins or {}):
+            if not term.dropped(dropped):
+                elements = math.prod(length - cut.get(key, 0) if key else length for length, key in term.factors)
+                sums = [old + elements * each for old, each in zip(sums, term.each, strict=True)]
+        return Cost(round(sums[0]), int(sums[1]), int(sums[2]))
+
+    def terms(self, stand_ins: Mapping[str, str]) -> Iterator[Term]:
+        """All that costs something, for blocks that would be replaced as `stand_ins` says."""
         for name, tensor in self.tensors.items():
-            if name.startswith(prefixes):
-                continue
-            elements = 1
-            lost = by_tensor.get(name, {})
-            for dim, length in enumerate(tensor.shape):
-                elements *= length - lost.get(dim, 0)
-            macs += elements * tensor.macs_per_element
-            params += elements * tensor.parameter
-            size += elements * tensor.itemsize
-        macs += sum(count for name, count in self.fixed.items() if not f"{name}.".startswith(prefixes))
-        for module, (tensor, dim, each) in self.products.items():
-            if not f"{module}.".startswith(prefixes):
-                macs += each * (self.tensors[tensor].shape[dim] - cut.get((tensor, dim), 0))
-        return Cost(round(macs), params, size)
+            factors = tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape))
+            yield Term(name, factors, (tensor.macs_per_element, int(tensor.parameter), tensor.itemsize))
+        for name, macs in self.fixed.items():
+            yield Term(name, (), (macs, 0, 0))
+        for name, (tensor, dim, each) in self.products.items():
+            yield Term(name, ((self.tensors[tensor].shape[dim], (tensor, dim)),), (each, 0, 0))
+        for name, replace in stand_ins.items():
+            if replace in ("linear", "mean"):
+                if name not in self.streams:
+                    raise ValueError(f"{name}: a {replace} replacement needs one input and output of the same shape")
+                stream = self.streams[name]
+                width = (stream.channels, stream.reader)
+                yield Term(name, (width,), (0, 1, stream.itemsize), replaces=name)  # a bias, or the mean itself
+                if replace == "linear":
+                    yield Term(name, (width, width), (stream.positions, 1, stream.itemsize), replaces=name)
 
 
 def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[str]]:
@@ -106,10 +155,60 @@ def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[st
     }
 
 
+class _Streams:
+    """Watches one forward pass for modules that return what has the shape of the first such argument."""
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        self.found: dict[str, Stream] = {}
+        self._rows = rows
+        self._open: dict[str, list[Tensor]] = {}  # modules that are running: the tensors they got
+        self._readers: dict[tuple[str, int], Key] = {}
+        self.handles = []
+        for name, module in model.named_modules():
+            if name and next(module.children(), None) is not None:
+                self.handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+                self.handles.append(module.register_forward_hook(self._leave(name)))
+            elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+                dim = int(weight.ndim > 1) if not is_conv1d(module) else 0
+                self.handles.append(module.register_forward_pre_hook(self._read((f"{name}.weight", dim))))
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._open[name] = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
+
+        return see
+
+    def _read(self, key: Key) -> Callable[..., None]:
+        def see(_: nn.Module, args: tuple) -> None:
+            for name, given in self._open.items():
+                for place, value in enumerate(given):
+                    if args and args[0] is value:
+                        self._readers.setdefault((name, place), key)
+
+        return see
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def see(_: nn.Module, __: tuple, output: Any) -> None:
+            made, given = first_tensor(output), self._open.pop(name, [])
+            place = next((i for i, x in enumerate(given) if made is not None and x.shape == made.shape), None)
+            if made is None or place is None or made.ndim not in (2, 3, 4):
+                return
+            channels = made.shape[1 if made.ndim == 4 else -1]
+            reader = self._readers.get((name, place))
+            self.found[name] = Stream(channels, made.numel() / channels / self._rows, made.element_size(), reader)
+
+        return see
+
+
 def cost_model(model: nn.Module, example: Example) -> CostModel:
     """The cost model of a network, from one forward pass on an example (see `simprune.example`)."""
     rows = _rows(example)
-    flops = _flops_by_module(model, example)
+    streams = _Streams(model, rows)
+    try:
+        flops = _flops_by_module(model, example)
+    finally:
+        for handle in streams.handles:
+            handle.remove()
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}  # tied weights: the first name counts all
     attention = attentions(model)
@@ -138,7 +237,7 @@ def cost_model(model: nn.Module, example: Example) -> CostModel:
         name: TensorCost(tuple(tensor.shape), tensor.element_size(), weights.get(name, 0.0), name in parameters)
         for name, tensor in [*parameters.items(), *model.named_buffers()]
     }
-    return CostModel(tensors, fixed, products)
+    return CostModel(tensors, fixed, products, streams.found)
 
 
 def _rows(example: Example) -> int:

@@ -1,68 +1,107 @@
-"""Choosers: in which order would structures go? The plan takes the shortest beginning that meets the budget."""
+"""Choosers: what goes for a budget. Each is a function (Search) -> (Space, Choice); to add one, name it in `CHOOSERS`.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+A chooser that cannot meet the budget returns the furthest it can go. All but `optimal` walk along a fixed sequence of
+steps and stop where the budget is met, so that a larger budget never costs more.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from simprune.names import did_you_mean
-from simprune.redundancy import Redundancy
+from simprune.planning.optimal import optimal
+from simprune.planning.search import Search, along, greedy_choice, ranked, uniform_choice
+from simprune.planning.space import Choice, Space, Step
+from simprune.redundancy import ChannelRedundancy
+
+Chooser = Callable[..., tuple[Space, Choice]]
 
 
-@dataclass(frozen=True)
-class Step:
-    """Remove a block, or one more channel of a group; `damage` is what is lost, as a share of one layer."""
-
-    name: str
-    channel: int | None
-    damage: float
+def greedy(search: Search) -> tuple[Space, Choice]:
+    """Least damage per cost saved first: the first channels of that order, for every number of first blocks of it."""
+    return search.space, greedy_choice(search)
 
 
-Chooser = Callable[..., list[Step]]
-
-
-def greedy(redundancy: Redundancy, seed: int = 0) -> list[Step]:
-    """Least damage per multiply-add saved first, blocks and channels in one queue."""
-    total = redundancy.costs.total().macs
-    queue: list[tuple[float, Step]] = []
-    for entry in redundancy.blocks:
-        step = Step(entry.name, None, entry.damage)
-        queue.append((step.damage / max(entry.share, 1e-12), step))
-    for entry in redundancy.channels:
-        saved = max(1 - redundancy.costs.after(entry.group.cut([0])).macs / total, 1e-12)
-        worst = 0.0  # a later channel of a group is never taken before an earlier one
-        for step in _channel_steps(redundancy, entry.name, entry.order):
-            worst = max(worst, step.damage / saved)
-            queue.append((worst, step))
-    return [step for _, step in sorted(queue, key=lambda item: item[0])]
-
-
-def uniform(redundancy: Redundancy, seed: int = 0) -> list[Step]:
+def uniform(search: Search) -> tuple[Space, Choice]:
     """The same share of every channel group, the most redundant channels of each first; no blocks."""
-    queue: list[tuple[float, Step]] = []
-    for entry in redundancy.channels:
-        steps = _channel_steps(redundancy, entry.name, entry.order)
-        queue += [((place + 1) / entry.group.size, step) for place, step in enumerate(steps)]
-    return [step for _, step in sorted(queue, key=lambda item: item[0])]
+    return search.space, uniform_choice(search)
 
 
-def random(redundancy: Redundancy, seed: int = 0) -> list[Step]:
+def threshold(search: Search, threshold: float | None = None) -> tuple[Space, Choice]:
+    """Everything whose redundancy reaches a threshold: the highest that meets the budget; without one, `threshold`."""
+    space = search.space
+    queue = [(-entry.redundancy, Step(len(space.menus) + place)) for place, entry in enumerate(space.blocks)]
+    for item, menu in enumerate(space.menus):
+        least = np.minimum.accumulate([menu.entry.redundancy[unit] for unit in menu.order])
+        queue += [(-least[count - 1], Step(item, level)) for level, count in enumerate(menu.counts) if level]
+    if threshold is None:
+        return space, along(search, ranked(queue))
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise ValueError(f"planner threshold: threshold must be in [0, 1]; got {threshold!r}")
+    return space, space.chosen([step for rank, step in queue if -rank >= threshold])
+
+
+def clusters(search: Search) -> tuple[Space, Choice]:
+    """One representative of every cluster of similar structures, clusters being joined until the budget is met.
+
+    A channel joins the cluster of the one it correlates with most, a block that of the block before it (MPruner, 2024),
+    the most redundant first; of two clusters that join, the less redundant representative stays.
+    """
+    joined = {menu.entry.name: _join(menu.entry) for menu in search.space.menus}
+    space = search.space.ordered({name: order for name, (order, _) in joined.items()}, search.constraints)
+    queue = [(-entry.redundancy, Step(len(space.menus) + place)) for place, entry in enumerate(space.blocks)]
+    for item, menu in enumerate(space.menus):
+        strength = joined[menu.entry.name][1]
+        reached = [(level, count) for level, count in enumerate(menu.counts) if 0 < count <= len(strength)]
+        queue += [(-strength[count - 1], Step(item, level)) for level, count in reached]
+    return space, along(search.within(space), ranked(queue))
+
+
+def _join(entry: ChannelRedundancy) -> tuple[list[int], list[float]]:
+    """Units in the order in which they go, representatives last, and how redundant the joining ones were (falling)."""
+    turn = {unit: place for place, unit in enumerate(entry.order)}
+    stands = list(range(len(turn)))  # the representative of each unit's cluster
+    order, strength = [], []
+    for unit in sorted(turn, key=lambda unit: (-entry.redundancy[unit], turn[unit])):
+        one, other = stands[unit], stands[entry.nearest[unit]]
+        if one != other:
+            gone, kept = sorted((one, other), key=turn.__getitem__)
+            stands = [kept if stand == gone else stand for stand in stands]
+            order.append(gone)
+            strength.append(entry.redundancy[unit])
+    return [*order, *(unit for unit in entry.order if unit not in set(order))], strength
+
+
+def random(search: Search) -> tuple[Space, Choice]:
     """Blocks and channels in a seeded random order: the control that every other chooser has to beat."""
-    generator = np.random.default_rng(seed)
-    steps = [Step(entry.name, None, entry.damage) for entry in redundancy.blocks]
-    for entry in redundancy.channels:
-        steps += _channel_steps(redundancy, entry.name, generator.permutation(entry.group.size).tolist())
-    return [steps[place] for place in generator.permutation(len(steps))]
+    generator = np.random.default_rng(search.seed)
+    orders = {menu.entry.name: generator.permutation(menu.entry.group.size).tolist() for menu in search.space.menus}
+    space = search.space.ordered(orders, search.constraints)
+    queue = [(0.0, Step(len(space.menus) + place)) for place in range(len(space.blocks))]
+    for item, menu in enumerate(space.menus):
+        queue += [(0.0, Step(item, level)) for level in range(1, len(menu.counts))]
+    steps = [queue[place][1] for place in generator.permutation(len(queue))]
+    return space, along(search.within(space), _one_by_one(steps))
 
 
-def _channel_steps(redundancy: Redundancy, name: str, order: tuple[int, ...] | list[int]) -> Iterator[Step]:
-    """All channels of a group but the last in the given order: a layer is never emptied."""
-    entry = next(entry for entry in redundancy.channels if entry.name == name)
-    for channel in order[:-1]:
-        yield Step(name, channel, entry.damage[channel])
+def _one_by_one(steps: Sequence[Step]) -> list[Step]:
+    """Levels of a group in rising order, at the places where any of them stood."""
+    reached: dict[int, int] = {}
+    ordered = []
+    for step in steps:
+        reached[step.item] = reached.get(step.item, 0) + 1
+        ordered.append(Step(step.item, reached[step.item]))
+    return ordered
 
 
-CHOOSERS: dict[str, Chooser] = {"greedy": greedy, "uniform": uniform, "random": random}
+CHOOSERS: dict[str, Chooser] = {
+    "greedy": greedy,
+    "optimal": optimal,
+    "uniform": uniform,
+    "threshold": threshold,
+    "clusters": clusters,
+    "random": random,
+}
 
 
 def chooser(name: str) -> Chooser:

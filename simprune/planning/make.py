@@ -3,129 +3,98 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simprune.cost import Cost
-from simprune.planning.budget import Budget
-from simprune.planning.choosers import Step, chooser
+from simprune.planning.budget import Amount, Budget
+from simprune.planning.choosers import chooser
+from simprune.planning.constraints import Constraints
 from simprune.planning.plan import Edit, Plan
+from simprune.planning.refusal import unreachable
+from simprune.planning.search import Search
+from simprune.planning.space import Choice, Space
 from simprune.redundancy import ChannelRedundancy, Redundancy
 
 
 def plan(
     redundancy: Redundancy,
-    budget: Mapping[str, float | None],
+    budget: Mapping[str, Amount | None],
     planner: str = "greedy",
     seed: int = 0,
+    *,
+    protect: Sequence[str] = (),
+    round_to: int = 1,
+    min_width: int = 1,
+    max_share: float = 1.0,
     **options: Any,
 ) -> Plan:
     """Choose what to remove so that at most `budget` of the original's cost is kept.
 
-    `budget`: fractions in (0, 1] of macs, params, bytes. The same arguments give the same plan. Raises ValueError
-    when the budget cannot be reached (the message says how far one can go) and KeyError for an unknown planner.
+    `budget`: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes (see
+    `simprune.planning.budget`). `protect`, `round_to`, `min_width`, `max_share`: what must stay (see
+    `simprune.planning.constraints`). Further options are the planner's own. The same arguments give the same plan.
+    Raises ValueError when the budget cannot be reached (the message says how far one can go) and KeyError for an
+    unknown planner.
     """
-    limits = Budget.of(budget)
-    steps = chooser(planner)(redundancy, seed=seed, **options)
+    choose = chooser(planner)
+    constraints = Constraints(protect, round_to, min_width, max_share)
+    limits = None if options.get("threshold") is not None and not _given(budget) else Budget.of(budget)
     original = redundancy.costs.total()
-    count = _shortest(redundancy, steps, limits, original)
-    if count is None:
-        least = _cost(redundancy, steps).share_of(original)
-        reached = ", ".join(f"{kind} {least[kind]:.3f}" for kind in limits.limits)
-        wanted = ", ".join(f"{kind} {limit:g}" for kind, limit in limits.limits.items())
-        raise ValueError(
-            f"budget: {wanted} cannot be reached; removing everything removable leaves {reached} "
-            f"({len(redundancy.blocks)} blocks and {len(redundancy.channels)} channel groups are removable, "
-            f"{len(redundancy.unprunable)} structures are not: see `simprune analyze`)"
-        )
-    chosen = _give_back(redundancy, steps[:count], limits, original)
+    space = Space.of(redundancy, constraints)
+    ceilings = (
+        {} if limits is None else {kind: each.of(getattr(original, kind)) for kind, each in limits.limits.items()}
+    )
+    space, choice = choose(Search(space, ceilings, constraints, seed), **options)
+    expected = space.exact(choice)
+    if limits is not None and not limits.met(expected, original):
+        raise unreachable(redundancy, limits, expected, space, planner)
+    damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
+    given = {"protect": list(constraints.protect), "round_to": round_to, "min_width": min_width, "max_share": max_share}
+    kept = {key: value for key, value in given.items() if value != _DEFAULTS[key]}
     return Plan(
-        edits=_edits(redundancy, chosen),
+        edits=_edits(space, choice),
         fingerprint=redundancy.fingerprint,
         inputs=redundancy.inputs,
-        budget=dict(limits.limits),
-        planner={"name": planner, "seed": seed, "measure": redundancy.measure, **options},
+        budget={} if limits is None else limits.to_dict(),
+        planner={"name": planner, "seed": seed, "measure": redundancy.measure, **kept, **options},
         original=original.to_dict(),
-        expected=_cost(redundancy, chosen).to_dict(),
+        expected={**expected.to_dict(), "damage": _short(damage)},
     )
 
 
-def _shortest(redundancy: Redundancy, steps: Sequence[Step], budget: Budget, original: Cost) -> int | None:
-    """Fewest leading steps that meet the budget, by bisection: cost only falls with every step."""
-    low, high = 0, len(steps)
-    if not budget.met(_cost(redundancy, steps), original):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if budget.met(_cost(redundancy, steps[:middle]), original):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+_DEFAULTS = {"protect": [], "round_to": 1, "min_width": 1, "max_share": 1.0}
 
 
-def _give_back(redundancy: Redundancy, chosen: Sequence[Step], budget: Budget, original: Cost) -> list[Step]:
-    """Undo what a last, large step has made needless: the most damaging other steps, as many as the budget allows."""
-    dearest = sorted(chosen[:-1], key=lambda step: -step.damage)
-
-    def without(count: int) -> list[Step]:
-        undone = {(step.name, step.channel) for step in dearest[:count]}
-        return [step for step in chosen if (step.name, step.channel) not in undone]
-
-    low, high = 0, len(dearest)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if budget.met(_cost(redundancy, without(middle)), original):
-            low = middle
-        else:
-            high = middle - 1
-    return without(low)
+def _given(budget: Mapping[str, Amount | None]) -> bool:
+    return any(limit is not None for limit in budget.values())
 
 
-def _gather(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[list[str], dict[str, list[int]]]:
-    """Blocks that go and channels that go; what is inside a block that goes needs no edit of its own."""
-    blocks = [step.name for step in steps if step.channel is None]
-    blocks = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
-    channels: dict[str, list[int]] = {}
-    for step in steps:
-        if step.channel is not None and not any(f"{step.name}.".startswith(f"{block}.") for block in blocks):
-            channels.setdefault(step.name, []).append(step.channel)
-    return blocks, channels
-
-
-def _cost(redundancy: Redundancy, steps: Sequence[Step]) -> Cost:
-    blocks, channels = _gather(redundancy, steps)
-    groups = {entry.name: entry.group for entry in redundancy.channels}
-    cut: dict[tuple[str, int], int] = {}
-    for name, gone in channels.items():
-        for key, count in groups[name].cut(gone).items():
-            cut[key] = cut.get(key, 0) + count
-    return redundancy.costs.after(cut, blocks)
-
-
-def _edits(redundancy: Redundancy, steps: Sequence[Step]) -> tuple[Edit, ...]:
-    blocks, channels = _gather(redundancy, steps)
-    rank = {name: place for place, name in enumerate(blocks, 1)}
+def _edits(space: Space, choice: Choice) -> tuple[Edit, ...]:
+    blocks, groups = space.removed(choice)
     edits = [
         Edit(
             "block",
             entry.name,
-            reason=f"{entry.why(redundancy.measure)}; "
-            f"{entry.share:.1%} of the macs; taken as block {rank[entry.name]} of {len(redundancy.blocks)}",
+            reason=f"{entry.why(space.redundancy.measure)}; {entry.share:.1%} of the macs",
             replace=entry.block.replace,  # pyright: ignore[reportArgumentType]
+            damage=_short(entry.damage),
         )
-        for entry in redundancy.blocks
-        if entry.name in rank
+        for entry in blocks
     ]
     edits += [
         Edit(
-            entry.group.kind,
-            entry.name,
-            entry.group.expand(channels[entry.name]),
-            entry.group.width,
-            _why(entry, channels[entry.name]),
+            menu.entry.group.kind,
+            menu.entry.name,
+            menu.entry.group.expand(menu.gone(level)),
+            menu.entry.group.width,
+            _why(menu.entry, menu.gone(level)),
+            damage=_short(menu.damage[level]),
         )
-        for entry in redundancy.channels
-        if entry.name in channels
+        for menu, level in groups
     ]
     return tuple(edits)
+
+
+def _short(value: float) -> float:
+    """Four digits: as much as an expectation is worth, and the same in every file."""
+    return float(f"{value:.4g}")
 
 
 WHY = {
@@ -135,7 +104,7 @@ WHY = {
 
 
 def _why(entry: ChannelRedundancy, gone: Sequence[int]) -> str:
-    made_up = [entry.redundancy[channel] for channel in gone]
+    made_up = [entry.redundancy[unit] for unit in gone]
     wording = WHY.get(entry.score, "redundancy {least:.3f} or more (mean {mean:.3f}) by " + entry.score)
     said = wording.format(least=min(made_up), mean=sum(made_up) / len(made_up))
     return f"{said}; {len(gone)} of {entry.group.size} go"

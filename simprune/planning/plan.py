@@ -17,8 +17,9 @@ Removal = Literal["block", "channels", "heads"]
 Replacement = Literal["identity", "zero", "linear", "mean"]
 HEADER = """\
 # A simprune plan. Delete an edit, or an index, to keep what it would remove.
-# Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner
-# computed; it is not read back. The fingerprint binds the plan to models with the same tensor names and shapes.
+# Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner computed
+# for the plan as it was made, `damage` of an edit is the change of the output that it expects from that edit; both are
+# for the reader and change nothing. The fingerprint binds the plan to models with the same tensor names and shapes.
 """
 
 
@@ -39,6 +40,7 @@ class Edit:
 
     `replace` says what stands in for a block: its input ("identity"), nothing, where the block is added to a stream
     ("zero"), or its input plus a fitted linear map ("linear") or constant ("mean") of it (see `surgery.stand_ins`).
+    `damage` is what the planner expects to be lost, in the unit of the score that made the plan; None if unknown.
     """
 
     remove: Removal
@@ -47,6 +49,7 @@ class Edit:
     of: int = 0
     reason: str = ""
     replace: Replacement = "identity"
+    damage: float | None = None
 
     def __post_init__(self) -> None:
         if self.remove not in get_args(Removal):
@@ -78,6 +81,8 @@ class Edit:
             head |= {"indices": sorted(self.indices), "of": self.of}
         elif self.replace != "identity":
             head["replace"] = self.replace
+        if self.damage is not None:
+            head["damage"] = self.damage
         return head | {"reason": self.reason}
 
 
@@ -88,10 +93,10 @@ class Plan:
     edits: tuple[Edit, ...]
     fingerprint: str
     inputs: Mapping[str, Any]
-    budget: Mapping[str, float] = field(default_factory=dict)
+    budget: Mapping[str, float | int | str] = field(default_factory=dict)
     planner: Mapping[str, Any] = field(default_factory=dict)
     original: Mapping[str, int] = field(default_factory=dict)
-    expected: Mapping[str, int] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [(edit.remove, edit.name) for edit in self.edits]
@@ -237,9 +242,11 @@ def _refuse_unknown(data: dict, known: set[str], where: str) -> None:
 def _edit(item: Any) -> Edit:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise ValueError(f"plan: every edit needs remove and name; got {item!r}")
-    _refuse_unknown(item, {"remove", "name", "indices", "of", "reason", "replace"}, f"edit of {item['name']}")
+    _refuse_unknown(item, {"remove", "name", "indices", "of", "reason", "replace", "damage"}, f"edit of {item['name']}")
     indices, of = item.get("indices", []), item.get("of", 0)
     if not isinstance(indices, list) or not isinstance(of, int):
         raise ValueError(f"edit of {item['name']}: indices must be a list and of a whole number")
     reason, stand_in = str(item.get("reason", "")), str(item.get("replace", "identity"))
-    return Edit(str(item.get("remove")), item["name"], tuple(indices), of, reason, stand_in)  # type: ignore[arg-type]
+    damage = item.get("damage")  # for the reader only, so whatever is no number is left out
+    damage = float(damage) if isinstance(damage, int | float) and not isinstance(damage, bool) else None
+    return Edit(str(item.get("remove")), item["name"], tuple(indices), of, reason, stand_in, damage)  # type: ignore[arg-type]

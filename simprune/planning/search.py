@@ -1,0 +1,129 @@
+"""The search that choosers share: ceilings for the cost, and the walk along a sequence of steps until they hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simprune.planning.constraints import Constraints
+from simprune.planning.space import Choice, Floats, Space, Step
+
+
+@dataclass(frozen=True)
+class Search:
+    """A space, the largest cost allowed of each limited kind, and what random choosers draw from."""
+
+    space: Space
+    ceilings: dict[str, float]
+    constraints: Constraints = field(default_factory=Constraints)
+    seed: int = 0
+
+    def within(self, space: Space) -> "Search":
+        """The same search in another space."""
+        return replace(self, space=space)
+
+    def met(self, costs: Floats) -> NDArray[np.bool_]:
+        """Which rows of `Space.costs` meet every ceiling."""
+        columns = [self.space.kinds.index(kind) for kind in self.ceilings]
+        return np.all(costs[:, columns] <= np.array([*self.ceilings.values()]), axis=1)
+
+    def scalar(self, costs: Floats, kinds: Sequence[str] | None = None) -> Floats:
+        """One cost per row: the mean over the limited kinds of the share of the whole that is kept."""
+        columns = [self.space.kinds.index(kind) for kind in kinds or self.ceilings]
+        whole = self.space.cost(self.space.nothing)[columns]
+        return (costs[:, columns] / np.maximum(whole, 1e-300)).mean(1)
+
+
+def along(search: Search, steps: Sequence[Step]) -> Choice:
+    """After which of these steps, one after another, is the damage least among those that meet the budget?
+
+    That is mostly the first that meets it; a later one where a block goes whose channels had gone before. The last when
+    none meets it.
+    """
+    return best(search, *search.space.along(steps))
+
+
+def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Choice:
+    """Of the choices in these rows, the first of least damage that meets the budget; if none, of least cost."""
+    costs = search.space.costs(levels, blocks)
+    met = search.met(costs)
+    if met.any():
+        row = int(np.where(met, search.space.damage(levels, blocks), np.inf).argmin())
+    else:
+        row = int(search.scalar(costs).argmin())
+    return Choice(levels[row], blocks[row])
+
+
+def greedy_choice(search: Search) -> Choice:
+    """Least damage per cost saved: of the queue's first j blocks and shortest beginning of channels, the best j.
+
+    For a given j a larger budget keeps more channels of the same queue, and so does not damage more; neither then does
+    the best j.
+    """
+    space = search.space
+    levels, _ = space.along(_channel_steps(search))
+    candidates_levels, candidates_blocks = [], []
+    chosen = np.zeros(len(space.blocks), bool)
+    for place in [None, *_block_order(search)]:
+        if place is not None:
+            chosen[place] = True
+        low, high = 0, len(levels) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if search.met(space.costs(levels[middle][None], chosen[None]))[0]:
+                high = middle
+            else:
+                low = middle + 1
+        candidates_levels.append(levels[low])
+        candidates_blocks.append(chosen.copy())
+    return best(search, np.array(candidates_levels), np.array(candidates_blocks))
+
+
+def uniform_choice(search: Search) -> Choice:
+    """The same share of every channel group, the most redundant channels of each first; no blocks."""
+    queue = [
+        (count / menu.entry.group.size, Step(item, level))
+        for item, menu in enumerate(search.space.menus)
+        for level, count in enumerate(menu.counts)
+        if level
+    ]
+    return along(search, ranked(queue))
+
+
+def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:
+    """Steps by their rank, lowest first; those of equal rank as they stand."""
+    return [step for _, step in sorted(queue, key=lambda entry: entry[0])]
+
+
+def _block_order(search: Search) -> list[int]:
+    count, space = len(search.space.blocks), search.space
+    costs = space.costs(np.zeros((count, len(space.menus)), np.intp), np.eye(count, dtype=bool))
+    saved = search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)
+    ratio = [entry.damage / max(gain, 1e-12) for entry, gain in zip(space.blocks, saved, strict=True)]
+    return sorted(range(count), key=ratio.__getitem__)
+
+
+def _channel_steps(search: Search) -> list[Step]:
+    """Levels of all groups by damage per cost saved, where a group's later level never comes before an earlier one."""
+    queue = []
+    for item, (menu, saved) in enumerate(zip(search.space.menus, savings(search, search.space.nothing), strict=True)):
+        ratio = np.diff(menu.damage) / np.maximum(np.diff(saved), 1e-12)
+        queue += [(worst, Step(item, level)) for level, worst in enumerate(np.maximum.accumulate(ratio), 1)]
+    return ranked(queue)
+
+
+def savings(search: Search, state: Choice, kinds: Sequence[str] | None = None) -> list[Floats]:
+    """For every group, how much cost each of its levels saves, all else being as in `state` and its blocks there."""
+    space = search.space
+    sizes = [len(menu.counts) for menu in space.menus]
+    levels = np.repeat(state.levels[None], sum(sizes), 0)
+    ends = np.cumsum([0, *sizes])
+    for item, (start, stop) in enumerate(pairwise(ends)):
+        levels[start:stop, item] = np.arange(stop - start)
+    blocks = np.repeat(state.blocks[None], len(levels), 0)
+    for item, (start, stop) in enumerate(pairwise(ends)):
+        blocks[start:stop, space.around(item)] = False
+    kept = search.scalar(space.costs(levels, blocks), kinds)
+    return [kept[start] - kept[start:stop] for start, stop in pairwise(ends)]
