@@ -90,12 +90,11 @@ def _other(job: Job) -> nn.Module:
 
 def plan(job: Job) -> int:
     """Write plan.yaml and print its edits; for several budgets the frontier."""
-    if isinstance(job.recipe.budget, list):
+    recipe = job.recipe
+    if isinstance(recipe.budget, list):
         return frontier(job)
-    planner = job.recipe.planner
-    made = pipeline.plan(
-        job.redundancy(), job.recipe.budget, planner.name, **({"seed": job.recipe.seed} | planner.options)
-    )
+    options: dict[str, Any] = {"seed": recipe.seed} | recipe.planner.arguments()
+    made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, **options)
     path = job.write("plan.yaml", made.to_yaml())
     screen = console()
     screen.print(edits(made))
@@ -114,7 +113,7 @@ def frontier(job: Job) -> int:
         budgets=recipe.budget,
         structures=recipe.structures,
         measure=job.measure,
-        planner={"name": recipe.planner.name, **recipe.planner.options},
+        planner={"name": recipe.planner.name, **recipe.planner.arguments()},
         reconstruct=recipe.reconstruct,
         finetune=finetuning(recipe),
         control=recipe.control or curves.CONTROL,
@@ -156,7 +155,7 @@ def compress(job: Job) -> int:
             budget=recipe.budget,
             structures=recipe.structures,
             measure=job.measure,
-            planner={"name": recipe.planner.name, **recipe.planner.options},
+            planner={"name": recipe.planner.name, **recipe.planner.arguments()},
             reconstruct=recipe.reconstruct,
             finetune=finetuning(recipe),
             gates=gates(recipe),

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from simprune.planning.plan import Plan
+from simprune.planning.plan import Edit, Plan
 
 NUMBERS = {"macs", "params", "bytes"}
 
@@ -76,15 +76,24 @@ def frontier(data: Mapping[str, Any]) -> Table:
 
 
 def edits(plan: Plan) -> Table:
-    """What a plan removes, and why."""
-    rows = [
-        [edit.name, "block" if edit.remove == "block" else f"{len(edit.indices)} of {edit.of} channels", edit.reason]
-        for edit in plan.edits
-    ]
-    return table("Plan", ["where", "removes", "reason"], rows)
+    """What a plan removes, what it expects that to damage, and why."""
+
+    def removes(edit: Edit) -> str:
+        return edit.remove if edit.remove == "block" else f"{len(edit.indices)} of {edit.of} {edit.remove}"
+
+    def damage(edit: Edit) -> str:
+        return "-" if edit.damage is None else f"{edit.damage:.3g}"
+
+    rows = [[edit.name, removes(edit), damage(edit), edit.reason] for edit in plan.edits]
+    return table("Plan", ["where", "removes", "expected damage", "reason"], rows, right=["expected damage"])
 
 
 def costs(plan: Plan) -> str:
-    """One line: what the plan keeps of every cost."""
-    kept = [f"{kind} {plan.expected[kind] / plan.original[kind]:.1%}" for kind in plan.expected if plan.original[kind]]
-    return f"keeps {', '.join(kept)}"
+    """One line: what the plan keeps of every cost, and the damage it expects."""
+    kept = [
+        f"{kind} {plan.expected[kind] / whole:.1%}"
+        for kind, whole in plan.original.items()
+        if whole and kind in plan.expected
+    ]
+    damage = f"; expected damage {plan.expected['damage']:.3g}" if "damage" in plan.expected else ""
+    return f"keeps {', '.join(kept)}{damage}"

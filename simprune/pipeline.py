@@ -14,12 +14,14 @@ from torch import nn
 from simprune import measures
 from simprune.batches import device_of
 from simprune.checks import DEFAULT_GATES, Gate, Verdict, validate
+from simprune.cost import KINDS
 from simprune.depth import BlockScore
 from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
 from simprune.example import example_of, from_description
 from simprune.measures import Measure
 from simprune.names import did_you_mean
-from simprune.planning.make import plan
+from simprune.planning.budget import Amount
+from simprune.planning.make import CONSTRAINTS, plan
 from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
@@ -110,7 +112,7 @@ def compress(
     calibration: Iterable,
     train: Iterable | None = None,
     test: Iterable | None = None,
-    budget: Mapping[str, float | None] | str | None = None,
+    budget: Mapping[str, Amount | None] | str | None = None,
     structures: Sequence[str] = ("channels", "blocks"),
     measure: str | Measure = "cka_debiased",
     planner: str | Mapping[str, Any] = "greedy",
@@ -128,9 +130,10 @@ def compress(
 ) -> Result:
     """The whole path: analyze, plan, apply, repair, fine-tune, check. `model` is not changed.
 
-    `budget`: fractions to keep, macs 0.5 when not given; or "smallest": the smallest model that passes the gates, found
-    as `search` says (`simprune.search.Search`; needs `test`). With a `folder` every step of the search is kept there,
-    and the same call goes on from what it finds there. `plan`: apply this (edited) plan and make none.
+    `budget`: what to keep (`simprune.planning.budget`), macs 0.5 when not given; or "smallest": the smallest model that
+    passes the gates, found as `search` says (`simprune.search.Search`; needs `test`). With a `folder` every step of the
+    search is kept there, and the same call goes on from what it finds there. `planner`: a name, or a mapping with
+    `name`, constraints and options. `plan`: apply this (edited) plan and make none.
     `reconstruct`: one of `RECONSTRUCTIONS`; "bn" re-estimates BatchNorm only. `finetune`: None, a number of epochs, or
     arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to build,
     repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see `simprune.scores`
@@ -146,6 +149,7 @@ def compress(
     if test is None:
         notes.append("no test batches: accuracy, agreement and the checks were left out")
     name, options = _planner(planner)
+    kept = {key: value for key, value in options.items() if key in CONSTRAINTS}
     how = Search(**(search or {}))
     redundancy = analyze(model, calibration, measure, structures, block_score, score)
     stages = Stages(from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model)), test)
@@ -213,7 +217,7 @@ def compress(
     if control:
         rows = []
         for draw in range(seed, seed + control):
-            random = _plan(redundancy, plan.budget or None, "random", draw, {})
+            random = _plan(redundancy, _same_cost(plan), "random", draw, kept)
             other = Stages(stages.example, test, stages.original)
             recovery.follow(random, model, other)
             rows.append(other.rows[-1])
@@ -252,9 +256,20 @@ def _planner(planner: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _plan(
     redundancy: Redundancy,
-    budget: Mapping[str, float | None] | None,
+    budget: Mapping[str, Amount | None] | None,
     name: str,
     seed: int,
     options: dict[str, Any],
 ) -> Plan:
-    return plan(redundancy, {"macs": 0.5} if budget is None else budget, name, **({"seed": seed} | options))
+    free = options.get("threshold") is not None  # it says by itself how much goes
+    default = {} if free else {"macs": 0.5}
+    given: dict[str, Any] = {"seed": seed} | options
+    return plan(redundancy, default if budget is None else budget, name, **given)
+
+
+def _same_cost(plan: Plan) -> Mapping[str, Amount] | None:
+    """The budget for a control: the plan's, or where that was not one of counted costs, the macs that it keeps."""
+    counted = {kind: limit for kind, limit in plan.budget.items() if kind in KINDS}
+    if counted or not plan.original.get("macs") or not plan.expected.get("macs"):
+        return counted or None
+    return {"macs": min(plan.expected["macs"] / plan.original["macs"], 1.0)}

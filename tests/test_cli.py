@@ -357,7 +357,7 @@ def test_config_dir_adds_a_users_group(folder, capsys):
         (["compress", "recipe=mine/onw.yaml"], "did you mean mine/own.yaml"),
         (["compress", OWN, "bugdet.macs=0.5"], "did you mean 'budget'"),
         (["compress", OWN, "measure=ckaa"], "did you mean 'cka'"),
-        (["compress", OWN, "budget.macs=2"], "macs must be a fraction in (0, 1]; got 2"),
+        (["compress", OWN, "budget.macs=2"], "macs must be a fraction in (0, 1] or an amount such as 60M; got 2"),
         (["compress", OWN, "budget.macs=1e-9"], "cannot be reached"),
         (["compress", OWN, "budget.macs=lots"], "got 'lots'"),
         (["compress", OWN, "model.function=users_part:build"], "did you mean 'users_parts'"),

@@ -130,7 +130,7 @@ def test_no_epochs_is_no_finetuning():
     [
         (["bugdet.macs=0.5"], "did you mean 'budget'"),
         (["budget.mac=0.5"], "unknown cost 'mac'; did you mean 'macs'"),
-        (["budget.macs=1.5"], "macs must be a fraction in (0, 1]; got 1.5"),
+        (["budget.macs=1.5"], "macs must be a fraction in (0, 1] or an amount such as 60M; got 1.5"),
         (["budget.macs=0"], "(0, 1]"),
         (["budget.macs=nan"], "(0, 1]"),
         (["budget.macs=null"], "give at least one of macs"),
@@ -199,7 +199,7 @@ def test_wrong_recipe_files(recipe, text, expected):
     [
         ("smallest", "searched by `simprune compress`"),
         ("[]", "the list is empty"),
-        ("[0.5,1.5]", "fraction in (0, 1]; got 1.5"),
+        ("[0.5,1.5]", "fraction in (0, 1] or an amount such as 60M; got 1.5"),
         ("[0.5,0.5]", "listed twice"),
     ],
 )

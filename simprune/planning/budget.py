@@ -90,7 +90,7 @@ class Budget:
 
 
 def _limit(kind: str, given: Amount) -> Limit:
-    example = f"a share in (0, 1] or an amount such as {EXAMPLES[kind]}"
+    example = f"a fraction in (0, 1] or an amount such as {EXAMPLES[kind]}"
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError(f"budget: {kind} must be {example}; got {given!r}")
     if isinstance(given, str):

@@ -4,7 +4,8 @@ A chooser that cannot meet the budget returns the furthest it can go. All but `o
 steps and stop where the budget is met, so that a larger budget never costs more.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -109,3 +110,11 @@ def chooser(name: str) -> Chooser:
     if name not in CHOOSERS:
         raise KeyError(f"no planner named {name!r}; {did_you_mean(name, CHOOSERS)}")
     return CHOOSERS[name]
+
+
+def check_options(name: str, options: Collection[str]) -> None:
+    """Raise ValueError, with what was probably meant, for an option that the chooser does not take."""
+    taken = set(inspect.signature(chooser(name)).parameters) - {"search"}
+    for key in options:
+        if key not in taken:
+            raise ValueError(f"planner {name} takes no option {key!r}; {did_you_mean(key, taken)}")

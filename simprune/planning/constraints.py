@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from simprune.cost import CostModel
 from simprune.names import did_you_mean
 from simprune.redundancy import BlockRedundancy, ChannelRedundancy, Redundancy
 from simprune.structures import UnitGroup
@@ -59,11 +60,10 @@ class Constraints:
 
     def groups(self, redundancy: Redundancy) -> tuple[ChannelRedundancy, ...]:
         """The groups of which anything may go: no layer that makes their channels is protected."""
-        order = {name: place for place, name in enumerate(_known(redundancy))}
-        return tuple(entry for entry in redundancy.channels if not self._protected(entry.group, order))
+        return tuple(entry for entry in redundancy.channels if not self._protected(entry.group, redundancy.costs))
 
-    def _protected(self, group: UnitGroup, order: dict[str, int]) -> bool:
-        if RESIDUAL in self.protect and is_stream(group, order):
+    def _protected(self, group: UnitGroup, costs: CostModel) -> bool:
+        if RESIDUAL in self.protect and is_stream(group, costs):
             return True
         names = (group.name, *group.producers)
         return any(_matches(name, pattern) for name in names for pattern in self.protect)
@@ -81,16 +81,16 @@ class Constraints:
         return allowed
 
 
-def is_stream(group: UnitGroup, order: dict[str, int]) -> bool:
+def is_stream(group: UnitGroup, costs: CostModel) -> bool:
     """Whether layers add to these channels after others have read them, which makes them a residual stream.
 
-    `order`: modules by their place in the network.
+    Layers count in the order in which the network defines them, and normalisations not at all.
     """
-    makers = {part.module for part in group.slices if part.side == "out" and part.tensor.endswith("weight")}
-    readers = {part.module for part in group.slices if part.side == "in"}
-    added = makers - readers  # a module that reads what it makes hands channels on: normalisation, depthwise
-    first = min((order[name] for name in readers if name in order), default=None)
-    return first is not None and any(order.get(name, -1) > first for name in added)
+    order = {name.rpartition(".")[0]: place for place, name in reversed([*enumerate(costs.tensors)])}
+    wide = {name for name, tensor in costs.tensors.items() if len(tensor.shape) > 1}
+    makers = [order[part.module] for part in group.slices if part.side == "out" and part.tensor in wide]
+    readers = [order[part.module] for part in group.slices if part.side == "in" and part.tensor in wide]
+    return bool(makers and readers) and max(makers) > min(readers)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simprune.planning.budget import Amount, Budget
-from simprune.planning.choosers import chooser
+from simprune.planning.choosers import check_options, chooser
 from simprune.planning.constraints import Constraints
 from simprune.planning.plan import Edit, Plan
 from simprune.planning.refusal import unreachable
 from simprune.planning.search import Search
 from simprune.planning.space import Choice, Space
 from simprune.redundancy import ChannelRedundancy, Redundancy
+
+CONSTRAINTS = {"protect": [], "round_to": 1, "min_width": 1, "max_share": 1.0}  # what holds for every planner
 
 
 def plan(
@@ -34,8 +36,9 @@ def plan(
     unknown planner.
     """
     choose = chooser(planner)
+    check_options(planner, options)
     constraints = Constraints(protect, round_to, min_width, max_share)
-    limits = None if options.get("threshold") is not None and not _given(budget) else Budget.of(budget)
+    limits = _limits(budget, options.get("threshold"))
     original = redundancy.costs.total()
     space = Space.of(redundancy, constraints)
     ceilings = (
@@ -47,7 +50,7 @@ def plan(
         raise unreachable(redundancy, limits, expected, space, planner)
     damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
     given = {"protect": list(constraints.protect), "round_to": round_to, "min_width": min_width, "max_share": max_share}
-    kept = {key: value for key, value in given.items() if value != _DEFAULTS[key]}
+    kept = {key: value for key, value in given.items() if value != CONSTRAINTS[key]}
     return Plan(
         edits=_edits(space, choice),
         fingerprint=redundancy.fingerprint,
@@ -59,11 +62,13 @@ def plan(
     )
 
 
-_DEFAULTS = {"protect": [], "round_to": 1, "min_width": 1, "max_share": 1.0}
-
-
-def _given(budget: Mapping[str, Amount | None]) -> bool:
-    return any(limit is not None for limit in budget.values())
+def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget | None:
+    """The budget; None where a given threshold says how much goes."""
+    if threshold is None:
+        return Budget.of(budget)
+    if any(limit is not None for limit in budget.values()):
+        raise ValueError("planner threshold: give either a budget or a threshold, not both")
+    return None
 
 
 def _edits(space: Space, choice: Choice) -> tuple[Edit, ...]:

@@ -12,7 +12,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from simprune import checks, corruptions, measures, pipeline, recovery
 from simprune.depth import block_scorer
 from simprune.names import did_you_mean
-from simprune.planning.choosers import chooser
+from simprune.planning.choosers import check_options
+from simprune.planning.constraints import Constraints
+from simprune.planning.make import CONSTRAINTS
 from simprune.recipe.budgets import SMALLEST, check_budget
 from simprune.scores import scorer
 from simprune.search import Search
@@ -57,7 +59,17 @@ class PrunedSettings:
 @dataclass
 class PlannerSettings:
     name: str = MISSING
+    protect: list[str] = field(default_factory=list)
+    round_to: int = 1
+    min_width: int = 1
+    max_share: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """What `simprune.plan` takes: the constraints that were set, and the planner's own options."""
+        given = {key: getattr(self, key) for key in CONSTRAINTS}
+        own = {key: value for key, value in self.options.items() if value is not None}
+        return {key: value for key, value in given.items() if value != CONSTRAINTS[key]} | own
 
 
 @dataclass
@@ -117,11 +129,10 @@ def settings(config: DictConfig, command: str) -> Recipe:
     recipe = OmegaConf.to_object(merged)
     assert isinstance(recipe, Recipe)
     if command in ("plan", "compress") and recipe.plan is None:
-        check_budget(recipe.budget, command)
-        taken = set(inspect.signature(chooser(recipe.planner.name)).parameters) - {"redundancy", "seed"}
-        for key in recipe.planner.options:
-            if key not in taken:
-                raise ValueError(f"planner {recipe.planner.name} takes no option {key!r}; {did_you_mean(key, taken)}")
+        if recipe.budget is not None or recipe.planner.options.get("threshold") is None:
+            check_budget(recipe.budget, command)
+        Constraints(**{key: getattr(recipe.planner, key) for key in CONSTRAINTS})
+        check_options(recipe.planner.name, recipe.planner.options)
     if command == "validate" and (recipe.bundle is None) == (recipe.pruned.function is None):
         what = "bundle is missing" if recipe.bundle is None else "bundle and pruned.function are both given"
         raise ValueError(
