@@ -83,7 +83,8 @@ def frontier(
     redundancy = estimate(model, calibration, measure, structures, score, block_score)
 
     def choose(part: Redundancy, share: float) -> Plan:
-        return plan(part, {"macs": share}, name, **({"seed": seed} | options))
+        given: dict[str, Any] = {"seed": seed} | options
+        return plan(part, {"macs": share}, name, **given)
 
     choose(redundancy, 1.0)  # what is wrong with anything but the budget is said here
     stages = Stages(from_description(redundancy.inputs, device_of(model)), test)
