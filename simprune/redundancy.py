@@ -20,6 +20,8 @@ from simprune.scores.block_damage import block_damage
 from simprune.scores.predictability import reader_correlations
 from simprune.structures import FINDERS, Block, ChannelGroup
 
+STAND_INS = ("identity", "linear", "mean")  # of whole blocks
+
 
 @dataclass(frozen=True)
 class BlockRedundancy:
@@ -104,6 +106,19 @@ class Redundancy:
     @property
     def entries(self) -> tuple[BlockRedundancy | ChannelRedundancy, ...]:
         return (*self.blocks, *self.channels)
+
+    def replacing(self, stand_in: str) -> "Redundancy":
+        """The same, with whole blocks replaced by "identity", "linear" or "mean" (see `surgery.stand_ins`).
+
+        Halves of blocks are added to a stream and leave nothing behind. ValueError for another stand-in.
+        """
+        if stand_in not in STAND_INS:
+            raise ValueError(f"replace must be one of {', '.join(STAND_INS)}; got {stand_in!r}")
+        blocks = tuple(
+            entry if entry.block.replace == "zero" else replace(entry, block=replace(entry.block, replace=stand_in))
+            for entry in self.blocks
+        )
+        return replace(self, blocks=blocks)
 
     def to_dict(self) -> dict[str, Any]:
         matrix = self.similarity

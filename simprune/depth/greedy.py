@@ -32,7 +32,7 @@ INERT = 1e-9  # an error that needs no repair
 
 
 def greedy_leave_one_out(
-    view: View, images: int = 256, repair: bool = True, steps: int | None = None
+    view: View, images: int = 128, repair: bool = True, steps: int | None = None
 ) -> dict[str, float]:
     """Redundancy 1 / (1 + e): e is the error of the output once the block and all that went before it are gone.
 

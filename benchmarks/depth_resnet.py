@@ -1,0 +1,102 @@
+"""Remove whole blocks of a CIFAR-10 ResNet without a gradient step: which ones, and what stands in for them?
+
+    python -m benchmarks.depth_resnet --data FOLDER [--network resnet56] [--speedups 1.29 1.51 1.95] [--seeds 0 1 2]
+
+FOLDER: see benchmarks/_cifar.py. Choosers are block scores of `simprune.depth`, second_order's damage, and random
+blocks; `greedy, no repair` is leave-one-out tried again after every removal. Repairs: `identity` is nothing, `+ BN`
+re-estimates BatchNorm statistics, `linear` fits a linear map in the place of each block, `+ reconstruction` refits the
+layers that stay. Nothing is chosen on the test images; each seed draws its own calibration images. Prints a table and
+writes it as JSON. Seconds are wall time, of the choice and of the repair: compare them only on an idle machine.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import simprune as sp
+from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
+from simprune.redundancy import Redundancy
+from simprune.sources import Batches
+from simprune.surgery.stand_ins import fit_stand_ins
+
+GREEDY = "greedy_leave_one_out"
+CHOOSERS: dict[str, dict[str, Any]] = {
+    "greedy": {"block_score": {"name": GREEDY}},
+    "greedy, no repair": {"block_score": {"name": GREEDY, "repair": False}},
+    "leave one out": {"block_score": "leave_one_out"},
+    "similarity": {"block_score": "similarity", "score": "predictability"},
+    "block influence": {"block_score": "block_influence"},
+    "second-order damage": {"block_score": "similarity", "score": "second_order"},
+    "random": {"block_score": "block_influence"},
+}
+REPAIRS = ("identity", "identity + BN", "linear", "identity + reconstruction", "linear + reconstruction")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--network", choices=DEPTHS, default="resnet56")
+    parser.add_argument("--speedups", type=float, nargs="+", default=[1.29, 1.51, 1.95])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=3072, help="calibration images")
+    parser.add_argument("--greedy-images", type=int, default=128, help="of these, for each half of the greedy trials")
+    parser.add_argument("--greedy-steps", type=int, default=14, help="removals that the greedy choosers play through")
+    parser.add_argument("--choosers", nargs="+", choices=CHOOSERS, default=[*CHOOSERS])
+    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=[*REPAIRS])
+    parser.add_argument("--reconstruct", nargs="*", choices=CHOOSERS, default=[*CHOOSERS], help="choosers worth it")
+    parser.add_argument("--out", type=Path, default=Path("outputs/depth_resnet.json"))
+    options = parser.parse_args()
+    model, test = load(options.data, options.network), test_images(options.data)
+    rows = [row("original", 1.0, None, model, model, test, 0.0)]
+    for seed in options.seeds:
+        calibration = calibration_images(options.data, options.images, seed)
+        for chooser in options.choosers:
+            rows += figures(model, calibration, test, options, seed, chooser)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(rows, indent=1))
+    show(rows, f"{options.network}, blocks only, no gradient step, {options.images} calibration images")
+    print(f"written to {options.out}")
+
+
+def figures(
+    model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int, chooser: str
+) -> list[dict]:
+    start = time.perf_counter()
+    redundancy = choose(model, calibration, chooser, options)
+    chosen = time.perf_counter() - start
+    rows = []
+    for speedup in options.speedups:
+        for repair in options.repairs:
+            if repair.endswith("reconstruction") and chooser not in options.reconstruct:
+                continue
+            start = time.perf_counter()
+            replace, _, method = repair.partition(" + ")
+            planner = "random" if chooser == "random" else "greedy"
+            plan = sp.plan(redundancy.replacing(replace), {"macs": 1 / speedup}, planner, seed=seed)
+            small = sp.apply(plan, model)
+            fit_stand_ins(small, plan, model, calibration)
+            if method == "BN":
+                sp.reestimate_batchnorm(small, calibration)
+            elif method:
+                sp.reconstruct(small, plan, model, calibration)
+            seconds = chosen + time.perf_counter() - start
+            rows.append(row(f"{chooser}: {repair}", speedup, seed, model, small, test, seconds))
+            rows[-1]["blocks"] = list(plan.blocks)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def choose(model: nn.Module, calibration: Batches, chooser: str, options: argparse.Namespace) -> Redundancy:
+    settings = dict(CHOOSERS[chooser])
+    score = settings["block_score"]
+    if isinstance(score, dict):
+        settings["block_score"] = score | {"images": options.greedy_images, "steps": options.greedy_steps}
+    return sp.analyze(model, calibration, structures=["blocks"], **settings)
+
+
+if __name__ == "__main__":
+    main()
