@@ -51,7 +51,14 @@ class Job:
     def redundancy(self, damage: bool = True) -> Redundancy:
         recipe = self.recipe
         return pipeline.analyze(
-            self.model, self.data.calibration, self.measure, recipe.structures, recipe.block_score, recipe.score, damage
+            self.model,
+            self.data.calibration,
+            self.measure,
+            recipe.structures,
+            recipe.block_score,
+            recipe.score,
+            damage,
+            recipe.replace,
         )
 
 
@@ -165,6 +172,7 @@ def compress(job: Job) -> int:
             plan=None if recipe.plan is None else Plan.load(recipe.plan),
             block_score=recipe.block_score,
             score=recipe.score,
+            replace=recipe.replace,
             search=asdict(recipe.search),
             folder=record if recipe.budget == pipeline.SMALLEST else None,
         )

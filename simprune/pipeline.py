@@ -52,9 +52,14 @@ def analyze(
     block_score: BlockScore = "similarity",
     score: str = "second_order",
     damage: bool = True,
+    replace: str = "identity",
 ) -> Redundancy:
-    """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`."""
-    return estimate(model, calibration, _measure(measure), structures, score, block_score, damage)
+    """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`.
+
+    `replace`: what will stand in for whole blocks, "identity", "linear" or "mean" (`simprune.surgery.stand_ins`).
+    """
+    found = estimate(model, calibration, _measure(measure), structures, score, block_score, damage)
+    return found.replacing(replace)
 
 
 def examine(
@@ -125,6 +130,7 @@ def compress(
     plan: Plan | None = None,
     block_score: BlockScore = "similarity",
     score: str = "second_order",
+    replace: str = "identity",
     search: Mapping[str, Any] | None = None,
     folder: str | os.PathLike[str] | Record | None = None,
 ) -> Result:
@@ -137,9 +143,9 @@ def compress(
     `reconstruct`: one of `RECONSTRUCTIONS`; "bn" re-estimates BatchNorm only. `finetune`: None, a number of epochs, or
     arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to build,
     repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see `simprune.scores`
-    and `simprune.depth`. Without `test` there are no accuracies and no verdict. What was left out is in
-    `report["notes"]`. Raises ValueError or KeyError with one clear line for wrong arguments, and
-    `simprune.search.NothingPassed` when there is no smaller model that passes.
+    and `simprune.depth`. `replace`: what stands in for whole blocks, see `analyze`. Without `test` there are no
+    accuracies and no verdict. What was left out is in `report["notes"]`. Raises ValueError or KeyError with one clear
+    line for wrong arguments, and `simprune.search.NothingPassed` when there is no smaller model that passes.
     """
     searching = isinstance(budget, str)
     if searching and (budget != SMALLEST or test is None or plan is not None):
@@ -151,7 +157,7 @@ def compress(
     name, options = _planner(planner)
     kept = {key: value for key, value in options.items() if key in CONSTRAINTS}
     how = Search(**(search or {}))
-    redundancy = analyze(model, calibration, measure, structures, block_score, score)
+    redundancy = analyze(model, calibration, measure, structures, block_score, score, replace=replace)
     stages = Stages(from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model)), test)
     stages.add("original", model)
     unlabelled = stages.original is None or stages.original.labels is None
@@ -191,7 +197,8 @@ def compress(
             search=how,
         )
         same = report["settings"] | {"seed": seed, "measure": str(_measure(measure)), "planner": [name, options]}
-        same |= {"block_score": block_score, "score": score, "search": asdict(how), "correction": correction}
+        same |= {"block_score": block_score, "score": score, "replace": replace}
+        same |= {"search": asdict(how), "correction": correction}
         same |= {"gates": [asdict(gate) for gate in gates]}
         try:
             found = smallest(trial, same, _record(folder))

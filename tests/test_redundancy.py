@@ -68,3 +68,12 @@ def test_unknown_structures_are_refused(structures):
 def test_no_calibration_is_an_error():
     with pytest.raises(ValueError, match="no batches"):
         estimate(build("Flat")[0], [], CKA)
+
+
+def test_whole_blocks_are_replaced_as_asked_and_halves_are_not():
+    model, x = build("Residual")
+    found = estimate(model, [x], CKA, ("blocks",))
+    assert {entry.block.replace for entry in found.replacing("linear").blocks} == {"linear"}
+    assert found.replacing("linear").replacing("identity") == found
+    with pytest.raises(ValueError, match="replace must be one of identity, linear, mean; got 'zero'"):
+        found.replacing("zero")

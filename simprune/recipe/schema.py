@@ -16,6 +16,7 @@ from simprune.planning.choosers import check_options
 from simprune.planning.constraints import Constraints
 from simprune.planning.make import CONSTRAINTS
 from simprune.recipe.budgets import SMALLEST, check_budget
+from simprune.redundancy import STAND_INS
 from simprune.scores import scorer
 from simprune.search import Search
 from simprune.structures import FINDERS
@@ -101,6 +102,7 @@ class Recipe:
     junit: str | None = None
     score: str = "second_order"
     block_score: Any = "similarity"
+    replace: str = "identity"
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
     other: str | None = None
     search: SearchSettings = field(default_factory=SearchSettings)  # pyright: ignore[reportInvalidTypeForm]
@@ -148,6 +150,8 @@ def settings(config: DictConfig, command: str) -> Recipe:
         raise ValueError("resume goes on with a search: add budget=smallest, or leave resume out")
     scorer(recipe.score)
     block_scorer(recipe.block_score)
+    if recipe.replace not in STAND_INS:
+        raise ValueError(f"replace: unknown {recipe.replace!r}; {did_you_mean(recipe.replace, STAND_INS)}")
     wanted = recipe.analysis
     for name in wanted.measures:
         if name not in measures.names():

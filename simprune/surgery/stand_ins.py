@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from simprune.batches import device_of
 from simprune.capture import Site, run
+from simprune.example import from_description
 from simprune.moments import Moments
 from simprune.planning.plan import Plan
 from simprune.surgery.bypass import Bypass, Layout
 from simprune.surgery.compact import restored
+from simprune.surgery.effects import effects_of
+from simprune.surgery.least_squares import can_be_fitted, output_dim
+from simprune.surgery.visits import visit
 
 RIDGE = 1e-4  # of the mean variance of the input's channels
 
@@ -62,8 +66,8 @@ def stand_in(replace: str, layout: Layout, given: Tensor | None) -> Bypass:
 def fit_stand_ins(small: nn.Module, plan: Plan, model: nn.Module, calibration: Iterable) -> list[str]:
     """Fit every linear and mean replacement of `plan` in `small`, in place, to the original's input and output there.
 
-    One forward pass of the original; (2C)^2 moments per replaced block. Channels that the plan removes are left out.
-    Returns the names of the blocks whose replacement was fitted.
+    One forward pass of the original; (2C)^2 moments per replaced block. Where the plan also removes channels of the
+    stream, the map is fitted to those that stay. Returns the names of the blocks whose replacement was fitted.
     """
     names = [edit.name for edit in plan.whole if edit.replace in ("linear", "mean")]
     if not names:
@@ -81,22 +85,56 @@ def fit_stand_ins(small: nn.Module, plan: Plan, model: nn.Module, calibration: I
         moments[site.module] = moments[site.module].merge(found) if site.module in moments else found
 
     run(model, calibration, [Site(name, "positions", side) for name in names for side in ("input", "output")], see)
+    kept = _kept(plan, model, names)
     with restored(small):
         for name in names:
             module = small.get_submodule(name)
             assert isinstance(module, Mapped)
-            module.set(*(part.to(device_of(small)) for part in _solve(moments[name], module)))
+            module.set(*(part.to(device_of(small)) for part in _solve(moments[name], module, kept[name])))
     return names
 
 
-def _solve(moments: Moments, module: Mapped) -> tuple[Tensor, Tensor]:
+def _kept(plan: Plan, model: nn.Module, names: list[str]) -> dict[str, list[int] | None]:
+    """Channels of each block's input that stay, in the original's numbering; None for all.
+
+    What goes at the input of a block is what goes at the input of a layer inside it that reads the same tensor.
+    """
+    if not any(plan.channels):
+        return dict.fromkeys(names)
+    example = from_description(plan.inputs, device_of(model))
+    effects, visits = effects_of(plan, model, example), visit(model, example)
+    found: dict[str, list[int] | None] = {}
+    for name in names:
+        given = visits[name].given
+        assert given is not None
+        width = given.shape[1 if given.ndim == 4 else -1]
+        for inner, seen in visits.items():
+            layer = model.get_submodule(inner)
+            weight = getattr(layer, "weight", None)
+            inside = inner.startswith(f"{name}.")
+            if (
+                not inside
+                or not isinstance(weight, Tensor)
+                or not any(torch.equal(value, given) for value in seen.copies.values())
+            ):
+                continue
+            dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0
+            if dim < weight.ndim and weight.shape[dim] == width:
+                found[name] = effects.kept(f"{inner}.weight", dim, width)
+                break
+        else:
+            raise ValueError(f"plan: no layer of {name} reads its input, so its map cannot follow the removed channels")
+    return found
+
+
+def _solve(moments: Moments, module: Mapped, kept: list[int] | None) -> tuple[Tensor, Tensor]:
     width = len(moments.mean) // 2
-    kept = module.shift.numel() if module.constant else module.map.weight.shape[0]
-    if kept != width:
-        raise ValueError("a linear or mean replacement cannot be combined with channel edits of its stream yet")
-    gram, cross = moments.scatter[:width, :width], moments.scatter[:width, width:]
+    inputs = torch.arange(width) if kept is None else torch.tensor(kept)
+    inputs = inputs.to(moments.mean.device)
+    gram, cross = moments.scatter[inputs][:, inputs], moments.scatter[inputs][:, width + inputs]
+    mean, shift = moments.mean[inputs], moments.mean[width + inputs]
     if module.constant:
-        return torch.zeros_like(gram), moments.mean[width:]
+        return torch.zeros_like(gram), shift
     ridge = RIDGE * gram.diagonal().mean() + 1e-12
-    weight = torch.linalg.solve(gram + ridge * torch.eye(width, dtype=gram.dtype, device=gram.device), cross).T
-    return weight, moments.mean[width:] - weight @ moments.mean[:width]
+    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross).T
+    return weight, shift - weight @ mean

@@ -74,6 +74,30 @@ def _gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
+def _swin() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwinConfig(
+        image_size=8, patch_size=1, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=2
+    )
+    return transformers.SwinForImageClassification(config)
+
+
+def _hf_resnet() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[2, 3], layer_type="basic", downsample_in_first_stage=False
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+def _mobilenet_v2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MobileNetV2Config(
+        image_size=32, depth_multiplier=0.25, depth_divisible_by=4, min_depth=4, initializer_range=0.4
+    )
+    return transformers.MobileNetV2ForImageClassification(config)
+
+
 def _mixtral() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.MixtralConfig(
@@ -88,13 +112,14 @@ TOKENS = {
     "encoder_pre_norm": lambda: Encoder(norm_first=True),
 }
 HUGGING_FACE = {"bert": _bert, "hf_vit": _hf_vit, "llama": _llama, "gpt2": _gpt2}
+DEPTH = {"swin": _swin, "hf_resnet": _hf_resnet, "mobilenet_v2": _mobilenet_v2}  # tested for the removal of blocks
 SUPPORTED = (*CONVOLUTIONAL, *TOKENS, *HUGGING_FACE)
 
 
 def make(name: str) -> nn.Module:
     """The architecture, with the same random weights each time: a model factory."""
     torch.manual_seed(0)
-    model = ({"mixtral": _mixtral} | CONVOLUTIONAL | TOKENS | HUGGING_FACE)[name]()
+    model = ({"mixtral": _mixtral} | DEPTH | CONVOLUTIONAL | TOKENS | HUGGING_FACE)[name]()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():  # nothing starts at zero or one: every tensor matters to the output
         parameter.data += (
@@ -118,4 +143,5 @@ def batches(name: str, rows: int = 8) -> list:
         ]
     if name in TOKENS:
         return [torch.randn(rows, 5, 6, generator=generator) for _ in range(2)]
-    return [torch.randn(rows, 3, 8, 8, generator=generator) for _ in range(2)]
+    side = 32 if name in ("hf_resnet", "mobilenet_v2") else 8
+    return [torch.randn(rows, 3, side, side, generator=generator) for _ in range(2)]

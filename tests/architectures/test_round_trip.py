@@ -10,7 +10,7 @@ from simprune import bundle
 from simprune.batches import call, inputs_of
 from simprune.cost import measure_cost
 from simprune.example import example_of
-from tests.architectures.networks import SUPPORTED, batches, make
+from tests.architectures.networks import DEPTH, SUPPORTED, batches, make
 
 STRUCTURES = ("channels", "heads", "blocks")
 
@@ -39,6 +39,25 @@ def test_analyze_plan_apply_save_load_export(name, tmp_path):
         again = exported(*args, **kwargs)
     again = again if isinstance(again, torch.Tensor) else again["logits"]
     torch.testing.assert_close(again, output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("replace", ["identity", "linear"])
+@pytest.mark.parametrize("name", DEPTH)
+def test_blocks_go_and_the_rest_is_repaired_and_kept(name, replace, tmp_path):
+    model, calibration = make(name), batches(name)
+    redundancy = sp.analyze(model, calibration, structures=["blocks"], replace=replace)
+    assert len(redundancy.blocks) >= 2
+    cheapest = min(entry.share for entry in redundancy.blocks)
+    plan = sp.plan(redundancy, {"macs": 1 - 0.5 * cheapest})
+    assert plan.blocks
+    result = sp.compress(model, calibration=calibration, plan=plan, structures=["blocks"])
+    errors = [refit["after"] for refit in result.report["reconstruction"]]
+    assert errors
+    assert all(error < 1 for error in errors)
+    bundle.save(tmp_path / "small", result)
+    loaded = bundle.load(tmp_path / "small", lambda: make(name))
+    with torch.no_grad():
+        assert torch.equal(call(loaded.eval(), calibration[0]), call(result.model.eval(), calibration[0]))
 
 
 def test_what_mixtral_does_not_support_is_said_and_the_rest_goes_on():

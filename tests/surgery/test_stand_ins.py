@@ -14,6 +14,7 @@ from simprune.planning.plan import Edit, Plan, fingerprint
 from simprune.surgery import apply, reconstruct
 from simprune.surgery.compact import restored
 from simprune.surgery.stand_ins import fit_stand_ins
+from tests.networks import build as small_network
 from tests.structures.architectures import BLOCKS, build
 
 
@@ -55,6 +56,52 @@ def test_a_linear_block_is_replaced_exactly_and_a_mean_is_its_best_constant(maps
     small = apply(plan_of(model, x, Edit("block", "0", replace="mean")), model)
     fit_stand_ins(small, plan_of(model, x, Edit("block", "0", replace="mean")), model, [x])
     torch.testing.assert_close(small[0].shift, shift.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("maps", [True, False])
+@pytest.mark.parametrize("replace", ["linear", "mean"])
+def test_a_map_follows_the_channels_that_stay(maps, replace):
+    model, x = small_network("Residual") if maps else build("pre-norm")
+    redundancy = sp.analyze(model, [x], structures=("blocks", "channels"))
+    block = redundancy.blocks[-1].name
+    inner = {entry.name for entry in redundancy.channels if entry.name.startswith(f"{block}.")}
+    stream = [entry for entry in redundancy.channels if entry.name not in inner and _reaches(entry.group, block)]
+    entry = max(stream, key=lambda entry: entry.group.width)
+    gone = entry.group.expand([0, 2])
+    plan = plan_of(
+        model, x, Edit("block", block, replace=replace), Edit("channels", entry.name, gone, entry.group.width)
+    )
+    small = apply(plan, model)
+    fit_stand_ins(small, plan, model, [x])
+    module = small.get_submodule(block)
+    with torch.no_grad():
+        given, made = [], []
+
+        def see(_, args, output):
+            given.append(args[0].clone())
+            made.append(output.clone())
+
+        handle = model.get_submodule(block).register_forward_hook(see)
+        call(model, x)
+        handle.remove()
+        dim = 1 if given[0].ndim == 4 else -1
+        kept = torch.tensor([place for place in range(given[0].shape[dim]) if place not in gone])
+        inputs = given[0].index_select(dim, kept)
+        rows, wanted = (
+            value.movedim(dim, -1).flatten(0, -2).double() for value in (inputs, made[0].index_select(dim, kept))
+        )
+        found = module(inputs).movedim(dim, -1).flatten(0, -2).double()
+        if replace == "mean":
+            expected = rows + (wanted - rows).mean(0)
+        else:
+            table = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+            expected = table @ torch.linalg.lstsq(table, wanted).solution
+        best, error = ((value - wanted).square().mean() for value in (expected, found))
+        assert error <= 1.01 * best + 1e-6
+
+
+def _reaches(group, block):
+    return any(part.tensor.startswith(f"{block}.") and part.side == "in" for part in group.slices)
 
 
 def test_a_bundle_rebuilds_the_map(tmp_path):
