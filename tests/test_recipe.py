@@ -147,6 +147,8 @@ def test_no_epochs_is_no_finetuning():
         (["structures=[chanels]"], "did you mean 'channels'"),
         (["structures=[]"], "structures is empty"),
         (["reconstruct=leastsquares"], "did you mean 'least_squares'"),
+        (["replace=lineal"], "did you mean 'linear'"),
+        (["analysis.inputs=3"], "at least 32; got 3"),
         (["measure=ckaa"], "measure has no option 'ckaa'; did you mean 'cka'"),
         (["measure=cka_rbf", "measure.treshold=1"], "did you mean 'threshold'"),
         (["planner=gredy"], "did you mean 'greedy'"),

@@ -100,6 +100,16 @@ def test_a_map_follows_the_channels_that_stay(maps, replace):
         assert error <= 1.01 * best + 1e-6
 
 
+@pytest.mark.parametrize("replace", ["identity", "linear", "mean"])
+@pytest.mark.parametrize("name", ["resnet", "bert"])
+def test_the_plan_counts_what_stands_in(name, replace):
+    model, batch = build(name)
+    plan = sp.plan(sp.analyze(model, [batch], structures=["blocks"], replace=replace), {"macs": 0.9})
+    assert [edit.replace for edit in plan.whole] == [replace] * len(plan.blocks)
+    measured = measure_cost(apply(plan, model), example_of(batch)).to_dict()
+    assert {key: plan.expected[key] for key in measured} == measured
+
+
 def _reaches(group, block):
     return any(part.tensor.startswith(f"{block}.") and part.side == "in" for part in group.slices)
 
