@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 
 from simprune import recipe as recipes
 from simprune.commands import COMMANDS, Job
+from simprune.console import show_sweep
 from simprune.curves import BUDGETS
 from simprune.listing import show
 from simprune.names import did_you_mean, importable
+from simprune.recipe import sweep
 
 HELP = """\
 usage: simprune COMMAND recipe=NAME|FILE.yaml [group=option] [key=value] [-m]
@@ -160,32 +162,46 @@ def _run(command: str, args: list[str]) -> int:
     flags = [each for each in flags if each != "--frontier"]
     if many and command != "plan":
         raise ValueError(f"--frontier is for `simprune plan`; {command} does not take it")
-    codes, failures, process = [], [], os.getpid()
+    codes = []
 
-    def work(config: Any) -> None:
+    def work(config: Any) -> float | None:
         if folder is not None:
             importable(folder)  # functions that a recipe names may stand beside it
         out = Path(HydraConfig.get().runtime.output_dir)
         if many and not OmegaConf.is_list(config.budget):
             config.budget = list(BUDGETS)
+        figures, objective = {}, None
         try:
             settings = recipes.settings(config, command)
+            sweep.check_objective(settings, command)
             built = recipes.objects(settings, trusted=folder is not None)
-            codes.append(COMMANDS[command](Job(settings, *built, recipes.resolved(config), out)))
+            code = COMMANDS[command](Job(settings, *built, recipes.resolved(config), out, figures))
+            objective = sweep.value(settings, figures)
         except Exception as error:
-            if os.getpid() != process:  # a launcher's worker: only Hydra can carry the error home
-                raise
-            failures.append(error)
+            code, reason = _report(error), _one_line(error) or type(error).__name__
+        else:
+            reason = None
         finally:
             _remove_if_empty(out)
+        sweep.leave(out, code, reason, figures, objective)
+        codes.append(code)
+        return objective
 
-    own = [f"hydra.job.name={command}", "hydra/job_logging=none"]
+    own = [f"hydra.job.name={command}", "hydra/job_logging=none", sweep.CALLBACK]
     path = str(folder) if folder else None
     argv = [f"simprune {command}", *own, *recipes.rewritten(overrides), *flags]
+    sweep.Summary.forget()
     # with HYDRA_FULL_ERROR Hydra passes errors on; otherwise it prints them itself and exits with 1
     with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}):
-        hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
-    codes += [_report(error) for error in failures]
+        try:
+            hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
+        except Exception:
+            if not codes or not set(codes) <= {2, 70}:
+                raise
+            # every job has said what was wrong; a sweeper that optimises has nothing to choose from and gives up
+    if sweep.Summary.found is not None:  # jobs may have run in other processes
+        show_sweep(sweep.Summary.found)
+        codes = [job["code"] for job in sweep.Summary.found["jobs"]]
     return next((code for code in (70, 2, 1, 3) if code in codes), 0)
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from simprune import bundle, checks, curves, measures, pipeline
 from simprune.console import console, costs, edits, search, stages
 from simprune.console import frontier as console_frontier
+from simprune.cost import KINDS
 from simprune.evidence import Evidence
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
@@ -33,7 +34,10 @@ EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the checked recipe, what it builds, the recipe as it is kept, and the folder to write to."""
+    """One run: the checked recipe, what it builds, the recipe as it is kept, and the folder to write to.
+
+    `figures`: filled by the command with what the table over a sweep's jobs shows; costs are shares of the original's.
+    """
 
     recipe: Recipe
     measure: Measure
@@ -41,6 +45,7 @@ class Job:
     data: Data
     resolved: dict[str, Any]
     out: Path
+    figures: dict[str, Any] = field(default_factory=dict)
 
     def write(self, name: str, text: str) -> Path:
         """Write a result, and beside it the recipe that made it."""
@@ -102,6 +107,7 @@ def plan(job: Job) -> int:
         return frontier(job)
     options: dict[str, Any] = {"seed": recipe.seed} | recipe.planner.arguments()
     made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, **options)
+    job.figures.update({kind: made.expected[kind] / max(made.original[kind], 1) for kind in KINDS})
     path = job.write("plan.yaml", made.to_yaml())
     screen = console()
     screen.print(edits(made))
@@ -184,9 +190,11 @@ def compress(job: Job) -> int:
         report = failure.report
         path = job.write("report.json", json.dumps(finite(report), indent=1, allow_nan=False))
         page = job.write("report.html", render(report))
+        job.figures["outcome"] = failure.verdict.outcome
         screen.print(search(report["search"]), failure.verdict.table(screen.width), markup=False)
         screen.print(f"{failure}\nno bundle was made\nreport: {page}, {path}", markup=False, soft_wrap=True)
         return EXIT[failure.verdict.outcome]
+    job.figures.update(_figures(result.report))
     folder = bundle.save(job.out / "bundle", result, recipe=job.resolved)
     if "search" in result.report:
         screen.print(search(result.report["search"]))
@@ -197,6 +205,16 @@ def compress(job: Job) -> int:
     lines += [f"bundle: {folder}", f"report: {folder / 'report.html'}"]
     screen.print(*lines, sep="\n", markup=False, soft_wrap=True)
     return 0 if result.verdict is None else EXIT[result.verdict.outcome]
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """What became of the model, in one row."""
+    original, *made = [stage for stage in report["stages"] if stage["name"] != "random control"]
+    last = made[-1]
+    shares = {kind: last[kind] / max(original[kind], 1) for kind in KINDS}
+    outcome = (report["verdict"] or {}).get("outcome")
+    rates = {key: last[key] for key in ("accuracy", "agreement")}
+    return {"outcome": outcome, **rates, **shares, "latency_ms": last["latency_ms"]}
 
 
 def _what_matters(resolved: dict[str, Any]) -> dict[str, Any]:
@@ -220,6 +238,7 @@ def validate(job: Job) -> int:
         job.model, small.to(device(recipe)), test, wanted, recipe.seed, recipe.check.correction, watch=evidence
     )
     found = verdict.to_dict()
+    job.figures["outcome"] = verdict.outcome
     path = job.write("verdict.json", json.dumps(found, indent=1, allow_nan=False))
     page = job.write("verdict.html", render_verdict(found, evidence.to_dict()))
     lines = [f"written to {path}", f"page: {page}"]

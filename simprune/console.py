@@ -97,3 +97,33 @@ def costs(plan: Plan) -> str:
     ]
     damage = f"; expected damage {plan.expected['damage']:.3g}" if "damage" in plan.expected else ""
     return f"keeps {', '.join(kept)}{damage}"
+
+
+def show_sweep(found: Mapping[str, Any]) -> None:
+    """Print a sweep's jobs: what differs between them, what came out, and where everything is."""
+    jobs = found["jobs"]
+    given = [dict(each.lstrip("+").partition("=")[::2] for each in job["overrides"]) for job in jobs]
+    every = list(dict.fromkeys(key for each in given for key in each))
+    swept = [key for key in every if len({each.get(key) for each in given}) > 1]
+    figures = list(dict.fromkeys(key for job in jobs for key in job["figures"] if key != "bytes"))
+
+    def cell(job: Mapping[str, Any], key: str) -> str:
+        value = job["figures"].get(key)
+        if not isinstance(value, int | float):
+            return "-" if value is None else str(value)
+        return f"{value:.2f}" if key == "latency_ms" else f"{value:.1%}"
+
+    rows = [
+        [str(job["job"]), *(each.get(key, "-") for key in swept), *(cell(job, key) for key in figures)]
+        for job, each in zip(jobs, given, strict=True)
+    ]
+    columns = ["job", *swept, *figures]
+    if any(job["error"] for job in jobs):
+        columns.append("error")
+        rows = [[*row, job["error"] or ""] for row, job in zip(rows, jobs, strict=True)]
+    screen = console()
+    screen.print(table("Sweep", columns, rows, right=["job", *(key for key in figures if key != "outcome")]))
+    lines = [f"results: {found['folder']}/sweep.json, one folder per job beside it"]
+    if found["optuna"]:
+        lines.append(f"best, as Optuna has it: {found['optuna']} (chosen on the test inputs: check it on others)")
+    screen.print(*lines, sep="\n", markup=False, soft_wrap=True)

@@ -14,7 +14,6 @@ from simprune.cost import KINDS
 from simprune.depth import BlockScore
 from simprune.example import from_description
 from simprune.measures import Measure
-from simprune.planning.budget import Budget
 from simprune.planning.make import plan
 from simprune.planning.plan import Plan
 from simprune.progress import progress
@@ -72,7 +71,8 @@ def frontier(
     if not budgets:
         raise ValueError("budgets is empty; give at least one share of the macs to keep, such as 0.5")
     for share in budgets:
-        Budget.of({"macs": share})
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"budgets are shares of the macs in (0, 1]; got {share!r}")
     if control < 1:
         raise ValueError(f"control must be at least one random plan; got {control}")
     options: dict[str, Any] = {"name": planner} if isinstance(planner, str) else dict(planner)

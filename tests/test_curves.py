@@ -121,7 +121,7 @@ def test_the_original_is_untouched(trained):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"budgets": (1.5,)}, ValueError, "fraction"),
+        ({"budgets": (1.5,)}, ValueError, "got 1.5"),
         ({"budgets": ()}, ValueError, "give at least one"),
         ({"control": 0}, ValueError, "at least one random plan"),
         ({"planner": "gredy"}, KeyError, "greedy"),

@@ -201,7 +201,7 @@ def test_wrong_recipe_files(recipe, text, expected):
     [
         ("smallest", "searched by `simprune compress`"),
         ("[]", "the list is empty"),
-        ("[0.5,1.5]", "fraction in (0, 1] or an amount such as 60M; got 1.5"),
+        ("[0.5,1.5]", "shares of the macs in (0, 1]; got 1.5"),
         ("[0.5,0.5]", "listed twice"),
     ],
 )

@@ -29,7 +29,8 @@ def _check_shares(shares: Sequence[Any], command: str) -> None:
     if not shares:
         raise ValueError("budget: the list is empty; give shares of the macs to keep, such as [0.9, 0.7, 0.5, 0.3]")
     for share in shares:
-        Budget.of({"macs": share})
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"budget: a list is one of shares of the macs in (0, 1]; got {share!r}")
     if len(set(shares)) < len(shares):
         raise ValueError(f"budget: a share is listed twice in {list(shares)}; list each once")
 

@@ -16,6 +16,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         what = f"{group} has no option {name!r}" if group else f"no recipe or config {name!r}"
+        if group.startswith("hydra/"):
+            return f"{what} installed; for joblib and optuna: pip install 'simprune[sweep]'"
         return f"{what}; {did_you_mean(name, error.options or [])}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: expected key=value"

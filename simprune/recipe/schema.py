@@ -107,6 +107,7 @@ class Recipe:
     other: str | None = None
     search: SearchSettings = field(default_factory=SearchSettings)  # pyright: ignore[reportInvalidTypeForm]
     resume: str | None = None
+    objective: str | None = None
 
 
 def typed(config: DictConfig) -> DictConfig:

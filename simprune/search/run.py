@@ -68,7 +68,7 @@ class Trial:
         kept = plan.expected[self.search.kind] / max(plan.original[self.search.kind], 1)
         content = plan.to_dict()
         for place, other in enumerate(steps):
-            if other.plan is not None and other.plan["edits"] == content["edits"]:
+            if other.plan is not None and _removed(other.plan) == _removed(content):
                 reason = f"the plan of step {place}"
                 return Step(budget, kept, other.outcome, other.passed, reason, place, verdict=other.verdict), self.model
         stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
@@ -114,6 +114,11 @@ def smallest(trial: Trial, settings: Mapping[str, Any], record: Record | None = 
         model = record.model(best, plan, trial.model)
     followed = Followed(model, chosen.repairs, chosen.epochs)
     return Found(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(steps), best)
+
+
+def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The edits without their reasons, which tell of the budget."""
+    return [{key: value for key, value in edit.items() if key != "reason"} for edit in plan["edits"]]
 
 
 def describe(step: Step, kind: str) -> str:
