@@ -202,7 +202,7 @@ class _Streams:
 
 def cost_model(model: nn.Module, example: Example) -> CostModel:
     """The cost model of a network, from one forward pass on an example (see `simprune.example`)."""
-    rows = _rows(example)
+    rows = rows_of(example)
     streams = _Streams(model, rows)
     try:
         flops = _flops_by_module(model, example)
@@ -240,7 +240,8 @@ def cost_model(model: nn.Module, example: Example) -> CostModel:
     return CostModel(tensors, fixed, products, streams.found)
 
 
-def _rows(example: Example) -> int:
+def rows_of(example: Example) -> int:
+    """Number of inputs in an example: the length of its first tensor."""
     args, kwargs = example
     return next((len(value) for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)), 1)
 

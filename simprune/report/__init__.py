@@ -49,6 +49,7 @@ def render(report: dict) -> str:
         headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
         outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
         verdict_sentence=_verdict_sentence(report["verdict"]),
+        expected=report["plan"].get("expected") or {},
         removed_blocks=[edit for edit in edits if edit["remove"] == "block"],
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
         blocks=[entry for entry in entries if entry["kind"] == "block"],

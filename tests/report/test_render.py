@@ -170,6 +170,17 @@ def test_every_edit_and_reason_is_there(rich):
         assert (item["name"] + item["reason"]).replace(" ", "") in text
 
 
+def test_expected_damage_is_shown_and_the_outcome_where_it_was_measured(rich):
+    plan = rich["plan"]
+    edits = [edit | {"damage": 0.0123} for edit in plan["edits"]]
+    edits[0]["outcome"] = 0.0456
+    page = render(rich | {"plan": plan | {"edits": edits, "expected": plan["expected"] | {"damage": 0.0789}}})
+    assert page.count("expected damage 0.0123") == len(edits)
+    assert page.count("· outcome 0.0456") == 1
+    assert "Expected damage in all: 0.0789." in page
+    assert "xpected damage" not in render(rich)
+
+
 def test_channels_of_a_removed_block_go_with_it(rich):
     rich["plan"]["edits"] = [{"remove": "block", "name": "layer1.1", "reason": "alike"}]
     text = Page(render(rich)).text
