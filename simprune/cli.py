@@ -58,7 +58,11 @@ Scores every removable block and channel group, and compares all layers. Writes 
 usage: simprune plan recipe=NAME|FILE.yaml [budget.macs=0.5] [planner=NAME] [key=value] [-m]
 
 Chooses what to remove for the budget. Writes plan.yaml; edit it, then: simprune compress recipe=... plan=plan.yaml
-  simprune plan recipe=digits budget.macs=0.4 planner=uniform
+Budgets: macs, params, bytes, memory (peak activations of one input), latency; shares (0.5, 50%) or amounts (60M, 2MB,
+8MiB, 3ms), several at once. Planners: simprune list planners. All of them keep to planner.protect (names, patterns, or
+residual), .round_to, .min_width, .max_share; planner.batch_size is what latency is measured with.
+  simprune plan recipe=digits budget.macs=0.4 planner=optimal planner.round_to=8
+  simprune plan recipe=digits budget.latency=0.7 'planner.protect=[conv1,layer3.*]'
 
 A list of budgets, or --frontier (short for [0.9,0.7,0.5,0.3]), gives the whole curve of accuracy and agreement against
 macs and latency, with depth alone, width alone and random plans beside it: frontier.html, .json, .csv, figures, plans.

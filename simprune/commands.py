@@ -105,7 +105,7 @@ def plan(job: Job) -> int:
     recipe = job.recipe
     if isinstance(recipe.budget, list):
         return frontier(job)
-    options: dict[str, Any] = {"seed": recipe.seed} | recipe.planner.arguments()
+    options: dict[str, Any] = {"seed": recipe.seed, "model": job.model} | recipe.planner.arguments()
     made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, **options)
     job.figures.update({kind: made.expected[kind] / max(made.original[kind], 1) for kind in KINDS})
     path = job.write("plan.yaml", made.to_yaml())

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simprune.planning.plan import Edit, Plan
-
-NUMBERS = {"macs", "params", "bytes"}
+from simprune.report import FOLLOWS
 
 
 def console() -> Console:
@@ -95,8 +94,13 @@ def costs(plan: Plan) -> str:
         for kind, whole in plan.original.items()
         if whole and kind in plan.expected
     ]
+    words = f"keeps {', '.join(kept)}"
+    if plan.original.get("latency_ms") and plan.original.get("macs"):
+        time, macs = (plan.expected[kind] / plan.original[kind] for kind in ("latency_ms", "macs"))
+        if time > macs + FOLLOWS:
+            words += f"; latency does not follow the macs: {macs:.2f} of the macs take {time:.2f} of the time"
     damage = f"; expected damage {plan.expected['damage']:.3g}" if "damage" in plan.expected else ""
-    return f"keeps {', '.join(kept)}{damage}"
+    return words + damage
 
 
 def show_sweep(found: Mapping[str, Any]) -> None:

@@ -190,7 +190,7 @@ def compress(
             gates = [gate for gate in DEFAULT_GATES if not (unlabelled and gate.build().needs_labels)]
         trial = Trial(
             model,
-            choose=lambda share: _plan(redundancy, {how.kind: share}, name, seed, options),
+            choose=lambda share: _plan(redundancy, {how.kind: share}, name, seed, options, model),
             recovery=recovery,
             judge=lambda small: validate(model, small, test or [], how.gates(gates or []), seed, correction),
             stages=stages,
@@ -216,7 +216,7 @@ def compress(
         report["search"] = history(how, found.steps, gates)
         notes.append(report["search"]["note"])
     else:
-        plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options)
+        plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options, model)
         report["settings"]["budget"] = dict(plan.budget)
         followed = recovery.follow(plan, model, stages)
         if test is not None:  # validate takes gates that run the models as well
@@ -267,10 +267,11 @@ def _plan(
     name: str,
     seed: int,
     options: dict[str, Any],
+    model: nn.Module | None = None,
 ) -> Plan:
     free = options.get("threshold") is not None  # it says by itself how much goes
     default = {} if free else {"macs": 0.5}
-    given: dict[str, Any] = {"seed": seed} | options
+    given: dict[str, Any] = {"seed": seed, "model": model} | options
     return plan(redundancy, default if budget is None else budget, name, **given)
 
 

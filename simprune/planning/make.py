@@ -1,13 +1,19 @@
 """From redundancy and a budget to a plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from torch import nn
+
+from simprune.latency import Timer, clock
 from simprune.planning.budget import Amount, Budget
 from simprune.planning.choosers import check_options, chooser
 from simprune.planning.constraints import Constraints
+from simprune.planning.measured import Bench, meet
 from simprune.planning.plan import Edit, Plan
-from simprune.planning.refusal import unreachable
+from simprune.planning.refusal import not_measured, unreachable
 from simprune.planning.search import Search
 from simprune.planning.space import Choice, Space
 from simprune.redundancy import ChannelRedundancy, Redundancy
@@ -25,13 +31,18 @@ def plan(
     round_to: int = 1,
     min_width: int = 1,
     max_share: float = 1.0,
+    model: nn.Module | None = None,
+    batch_size: int | None = None,
+    timer: Timer = clock,
     **options: Any,
 ) -> Plan:
     """Choose what to remove so that at most `budget` of the original's cost is kept.
 
-    `budget`: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes (see
+    `budget`: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes, memory, latency (see
     `simprune.planning.budget`). `protect`, `round_to`, `min_width`, `max_share`: what must stay (see
-    `simprune.planning.constraints`). Further options are the planner's own. The same arguments give the same plan.
+    `simprune.planning.constraints`). Further options are the planner's own. Memory and latency need the `model`, on
+    which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by `timer`
+    (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks differ.
     Raises ValueError when the budget cannot be reached (the message says how far one can go) and KeyError for an
     unknown planner.
     """
@@ -39,27 +50,48 @@ def plan(
     check_options(planner, options)
     constraints = Constraints(protect, round_to, min_width, max_share)
     limits = _limits(budget, options.get("threshold"))
-    original = redundancy.costs.total()
-    space = Space.of(redundancy, constraints)
-    ceilings = (
-        {} if limits is None else {kind: each.of(getattr(original, kind)) for kind, each in limits.limits.items()}
-    )
-    space, choice = choose(Search(space, ceilings, constraints, seed), **options)
-    expected = space.exact(choice)
-    if limits is not None and not limits.met(expected, original):
-        raise unreachable(redundancy, limits, expected, space, planner)
-    damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
+    whole = redundancy.costs.total()
+    counted = {} if limits is None else limits.counted.limits
+    ceilings = {kind: limit.of(getattr(whole, kind)) for kind, limit in counted.items()}
+    search = Search(Space.of(redundancy, constraints), ceilings, constraints, seed)
     given = {"protect": list(constraints.protect), "round_to": round_to, "min_width": min_width, "max_share": max_share}
     kept = {key: value for key, value in given.items() if value != CONSTRAINTS[key]}
-    return Plan(
-        edits=_edits(space, choice),
-        fingerprint=redundancy.fingerprint,
-        inputs=redundancy.inputs,
-        budget={} if limits is None else limits.to_dict(),
-        planner={"name": planner, "seed": seed, "measure": redundancy.measure, **kept, **options},
-        original=original.to_dict(),
-        expected={**expected.to_dict(), "damage": _short(damage)},
-    )
+    kept |= {} if batch_size is None else {"batch_size": batch_size}
+
+    def draft(space: Space, choice: Choice) -> Plan:
+        damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
+        return Plan(
+            edits=_edits(space, choice),
+            fingerprint=redundancy.fingerprint,
+            inputs=redundancy.inputs,
+            budget={} if limits is None else limits.to_dict(),
+            planner={"name": planner, "seed": seed, "measure": redundancy.measure, **kept, **options},
+            original=whole.to_dict(),
+            expected={**space.exact(choice).to_dict(), "damage": _short(damage)},
+        )
+
+    if limits is None or not limits.measured.limits:
+        space, choice = choose(search, **options)
+        before, after = {}, {}
+    else:
+        if model is None:
+            raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
+        bench = Bench.of(model, redundancy.inputs, batch_size, timer, draft)
+        space, choice, after = meet(search, limits, partial(choose, **options), bench)
+        before = {kind: bench.original(kind) for kind in after}
+        if any(after[kind] > limit.of(before[kind]) for kind, limit in limits.measured.limits.items()):
+            raise not_measured(limits, before, after)
+    expected = space.exact(choice)
+    if limits is not None and not limits.met(expected, whole):
+        raise unreachable(redundancy, limits, expected, space, planner)
+    made = draft(space, choice)
+    return replace(made, original={**made.original, **_figures(before)}, expected={**made.expected, **_figures(after)})
+
+
+def _figures(measured: Mapping[str, float]) -> dict[str, float]:
+    """Measured costs as a plan has them: bytes per input, milliseconds."""
+    found: dict[str, float] = {"memory": int(measured["memory"])} if "memory" in measured else {}
+    return found | ({"latency_ms": _short(1e3 * measured["latency"])} if "latency" in measured else {})
 
 
 def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget | None:

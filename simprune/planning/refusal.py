@@ -1,6 +1,6 @@
 """Why a budget cannot be reached: how far one can go, and what keeps the rest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from simprune.cost import KINDS, Cost
 from simprune.planning.budget import Budget
@@ -30,6 +30,13 @@ def unreachable(redundancy: Redundancy, budget: Budget, least: Cost, space: Spac
     return ValueError(
         f"budget: {budget} cannot be reached; removing everything that {planner} may remove leaves {reached}{stays}"
     )
+
+
+def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str, float]) -> ValueError:
+    """The error for a budget of latency or memory that no measured network met."""
+    shown = {"latency": lambda value: f"{1e3 * value:.3g} ms", "memory": lambda value: f"{value:,.0f} bytes"}
+    reached = ", ".join(f"{kind} {shown[kind](after[kind])} of {shown[kind](before[kind])}" for kind in after)
+    return ValueError(f"budget: {budget} was not reached by any network that was measured; the nearest has {reached}")
 
 
 def _held(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[float, str, str]]:

@@ -64,12 +64,14 @@ class PlannerSettings:
     round_to: int = 1
     min_width: int = 1
     max_share: float = 1.0
+    batch_size: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
         """What `simprune.plan` takes: the constraints that were set, and the planner's own options."""
         given = {key: getattr(self, key) for key in CONSTRAINTS}
         own = {key: value for key, value in self.options.items() if value is not None}
+        own |= {} if self.batch_size is None else {"batch_size": self.batch_size}
         return {key: value for key, value in given.items() if value != CONSTRAINTS[key]} | own
 
 

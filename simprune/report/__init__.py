@@ -16,6 +16,7 @@ FORMATS = {
     "macs": units.count, "params": units.count, "bytes": units.size, "latency_ms": units.milliseconds,
     "accuracy": units.percent, "agreement": units.percent,
 }  # fmt: skip
+FOLLOWS = 0.1  # share by which latency may stay above the macs before that is said
 EMPTY = {
     "simprune": "", "seed": None, "settings": {}, "environment": {}, "stages": [], "redundancy": {},
     "plan": {}, "reconstruction": [], "finetuning": [], "verdict": None, "notes": [],
@@ -49,6 +50,7 @@ def render(report: dict) -> str:
         headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
         outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
         verdict_sentence=_verdict_sentence(report["verdict"]),
+        sluggish=_sluggish(original, final),
         expected=report["plan"].get("expected") or {},
         removed_blocks=[edit for edit in edits if edit["remove"] == "block"],
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
@@ -95,6 +97,12 @@ def _show(stage: dict, key: str) -> str:
 def _ratio(stage: dict, original: dict, key: str) -> float | None:
     value, whole = stage.get(key), original.get(key)
     return value / whole if value is not None and whole else None
+
+
+def _sluggish(original: dict, final: dict) -> bool:
+    """Whether clearly more of the latency is left than of the macs."""
+    time, macs = (_ratio(final, original, key) for key in ("latency_ms", "macs"))
+    return time is not None and macs is not None and time > macs + FOLLOWS
 
 
 def _difference(stage: dict, original: dict, key: str) -> float | None:

@@ -181,6 +181,16 @@ def test_expected_damage_is_shown_and_the_outcome_where_it_was_measured(rich):
     assert "xpected damage" not in render(rich)
 
 
+def test_latency_that_does_not_follow_the_macs_is_said(rich):
+    def page(latency):
+        stages = [stage | {"latency_ms": 3.0 if stage["name"] == "original" else latency} for stage in rich["stages"]]
+        return render(rich | {"stages": stages})
+
+    assert "of them take 90% of the time" in page(2.7)
+    assert "does not follow" not in page(1.5)
+    assert "does not follow" not in page(None)
+
+
 def test_channels_of_a_removed_block_go_with_it(rich):
     rich["plan"]["edits"] = [{"remove": "block", "name": "layer1.1", "reason": "alike"}]
     text = Page(render(rich)).text
