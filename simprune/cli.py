@@ -37,7 +37,7 @@ examples:
   simprune compress recipe=digits
   simprune compress recipe=digits budget.macs=0.3 measure=cka finetune=none
   simprune compress recipe=digits budget=smallest                 the smallest model that passes the checks
-  simprune compress recipe=digits budget.macs=0.3,0.5,0.7 -m      one run each
+  simprune compress recipe=digits budget.macs=0.3,0.5,0.7 -m      one run each, a table and sweep.json at the end
   simprune plan recipe=my/recipe.yaml
   simprune validate bundle=outputs/compress/digits/.../bundle
 

@@ -93,6 +93,12 @@ def test_a_number_that_is_not_there_cannot_be_optimised(folder, capsys, args, ex
     assert expected in err and err.count("\n") == 1
 
 
+def test_a_search_in_which_nothing_passes_has_no_objective(folder, capsys):  # noqa: F811
+    assert main(["compress", OWN, *QUICK, STRICT, "budget=smallest", "objective=macs", "-m"]) == 1
+    (job,) = summary(folder)["jobs"]
+    assert (job["objective"], job["error"], job["figures"]) == (None, None, {"outcome": "fail"})
+
+
 def test_a_plugin_that_is_not_installed_is_named(folder, capsys):  # noqa: F811
     assert main(["plan", OWN, "hydra/launcher=nothing", "-m"]) == 2
     assert "pip install 'simprune[sweep]'" in capsys.readouterr().err

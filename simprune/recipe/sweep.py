@@ -34,10 +34,10 @@ def check_objective(recipe: Recipe, command: str) -> None:
 
 
 def value(recipe: Recipe, figures: Mapping[str, Any]) -> float | None:
-    """The number that an optimising sweeper gets; ValueError when it was not measured."""
-    if recipe.objective is None or not figures:
+    """The number that an optimising sweeper gets, None if no model came out; ValueError when it was not measured."""
+    if recipe.objective is None or recipe.objective not in figures:
         return None
-    found = figures.get(recipe.objective)
+    found = figures[recipe.objective]
     if found is None:
         raise ValueError(f"objective: {recipe.objective} was not measured; it needs test data with classes and labels")
     return float(found)
