@@ -14,9 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from simprune import recipe as recipes
-from simprune.commands import COMMANDS, Job
+from simprune.commands import COMMANDS, UNFINISHED, Job
 from simprune.console import show_sweep
 from simprune.curves import BUDGETS
+from simprune.kept import SETTINGS
 from simprune.listing import show
 from simprune.names import did_you_mean, importable
 from simprune.recipe import sweep
@@ -209,12 +210,18 @@ def _run(command: str, args: list[str]) -> int:
     return next((code for code in (70, 2, 1, 3) if code in codes), 0)
 
 
+RESUMABLE = {"compress": "search/state.json", "analyze": f"{UNFINISHED}/{SETTINGS}"}
+
+
 def _resumed(folder: str, command: str, flags: list[str]) -> str:
     """The folder of an interrupted run, quoted for Hydra."""
-    if command != "compress" or {"-m", "--multirun"} & set(flags):
-        raise ValueError("resume goes on with one `simprune compress budget=smallest`; leave it out here")
-    if not (Path(folder) / "search" / "state.json").is_file():
-        raise FileNotFoundError(f"no search to go on with in {folder}: it has no search/state.json")
+    if command not in RESUMABLE or {"-m", "--multirun"} & set(flags):
+        raise ValueError(
+            "resume goes on with one `simprune compress budget=smallest` or `simprune analyze`; leave it out here"
+        )
+    if not (Path(folder) / RESUMABLE[command]).is_file():
+        what = "search" if command == "compress" else "analysis"
+        raise FileNotFoundError(f"no {what} to go on with in {folder}: it has no {RESUMABLE[command]}")
     escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 

@@ -16,6 +16,7 @@ from simprune.console import console, costs, edits, search, stages
 from simprune.console import frontier as console_frontier
 from simprune.cost import KINDS
 from simprune.evidence import Evidence
+from simprune.kept import Kept
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
 from simprune.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings
@@ -27,8 +28,10 @@ from simprune.report.paper import save_figures
 from simprune.report.units import finite
 from simprune.report.verdict import junit, render_verdict
 from simprune.search import NothingPassed, Record
+from simprune.search.record import digest
 from simprune.sources import Data, model_from
 
+UNFINISHED = "unfinished"  # the folder of an analysis that was interrupted
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
@@ -53,7 +56,7 @@ class Job:
         (self.out / name).write_text(text, encoding="utf-8")
         return self.out / name
 
-    def redundancy(self, damage: bool = True) -> Redundancy:
+    def redundancy(self, damage: bool = True, kept: Kept | None = None) -> Redundancy:
         recipe = self.recipe
         return pipeline.analyze(
             self.model,
@@ -64,28 +67,48 @@ class Job:
             recipe.score,
             damage,
             recipe.replace,
+            kept,
         )
 
 
 def analyze(job: Job) -> int:
     """Write redundancy.json, analysis.json, .html and .csv, and figures; print the table."""
-    found = job.redundancy(damage=False)
+    kept = Kept(job.out / UNFINISHED, {"recipe": _what_is_analyzed(job.resolved), "model": digest(job.model)})
+    try:
+        found, analysis = _analysis(job, kept)
+    except KeyboardInterrupt:
+        if kept.started:
+            print(f"simprune: to go on, add {quote(f'resume={job.out}')} to the same command", file=sys.stderr)
+        raise
     job.write("redundancy.json", json.dumps(found.to_dict(), indent=1))
-    wanted = job.recipe.analysis
-    compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
-    other = None if job.recipe.other is None else _other(job)
-    repeats = (wanted.chance, wanted.bootstrap, job.recipe.seed)
-    analysis = pipeline.examine(job.model, job.data.calibration, found, compared, *repeats, other, wanted.inputs)
     job.write("analysis.json", json.dumps(analysis, indent=1, allow_nan=False))
     for name, text in tables(analysis).items():
         job.write(name, text)
     page = job.write("analysis.html", render_analysis(analysis))
-    if wanted.figures:
+    if job.recipe.analysis.figures:
         save_figures(analysis, job.out / "figures")
     screen = console()
     screen.print(found.table(screen.width), f"page: {page}", sep="", markup=False, soft_wrap=True)
     screen.print(f"data: {job.out / 'redundancy.json'}, {job.out / 'analysis.json'}", markup=False, soft_wrap=True)
+    kept.clear()
     return 0
+
+
+def _analysis(job: Job, kept: Kept) -> tuple[Redundancy, dict[str, Any]]:
+    found = job.redundancy(damage=False, kept=kept)
+    wanted = job.recipe.analysis
+    compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
+    other = None if job.recipe.other is None else _other(job)
+    repeats = (wanted.chance, wanted.bootstrap, job.recipe.seed)
+    return found, pipeline.examine(
+        job.model, job.data.calibration, found, compared, *repeats, other, wanted.inputs, kept
+    )
+
+
+def _what_is_analyzed(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that the stages of an analysis depend on."""
+    keys = ("model", "data", "measure", "structures", "score", "block_score", "seed", "analysis")
+    return {key: resolved.get(key) for key in keys}
 
 
 def _other(job: Job) -> nn.Module:

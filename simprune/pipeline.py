@@ -18,6 +18,7 @@ from simprune.cost import KINDS
 from simprune.depth import BlockScore
 from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
 from simprune.example import example_of, from_description
+from simprune.kept import Kept
 from simprune.measures import Measure
 from simprune.names import did_you_mean
 from simprune.planning.budget import Amount
@@ -53,12 +54,14 @@ def analyze(
     score: str = "second_order",
     damage: bool = True,
     replace: str = "identity",
+    kept: Kept | None = None,
 ) -> Redundancy:
     """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`.
 
     `replace`: what will stand in for whole blocks, "identity", "linear" or "mean" (`simprune.surgery.stand_ins`).
+    `kept`: a folder in which finished stages are kept, and looked up when the same call is made again.
     """
-    found = estimate(model, calibration, _measure(measure), structures, score, block_score, damage)
+    found = estimate(model, calibration, _measure(measure), structures, score, block_score, damage, kept)
     return found.replacing(replace)
 
 
@@ -72,13 +75,14 @@ def examine(
     seed: int = 0,
     other: nn.Module | None = None,
     resample_inputs: int = 384,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """What `simprune analyze` shows, as data: all layers against each other by several measures, blocks, windows,
     segments, chance and intervals, the suggested order, channels; and against the layers of `other` if given.
 
     `redundancy`: from `analyze`, on the same batches; what its blocks were seen in is not read again. `null`,
     `bootstrap`: repetitions, 0 for none, on `resample_inputs` inputs drawn once. One forward pass of `other`, and of a
-    network without blocks; (layers x inputs x width) rows in memory.
+    network without blocks; (layers x inputs x width) rows in memory. `kept`: see `analyze`.
     """
     example = example_of(next(iter(calibration)))
     chosen = [_measure(each) for each in compared]
@@ -87,12 +91,10 @@ def examine(
         layers = Layers(seen.stream.rows, seen.stream, redundancy.costs)
     else:
         layers = read_layers(model, calibration, [], example)
-    matrices = [
-        similarity(
-            each, layers, null, bootstrap, resample_inputs, seed, seen.whole if seen and each == seen.measure else None
-        )
-        for each in progress(chosen, "compare layers")
-    ]
+    matrices = []
+    for each in progress(chosen, "compare layers"):
+        known = seen.whole if seen is not None and each == seen.measure else None
+        matrices.append(similarity(each, layers, null, bootstrap, resample_inputs, seed, known, kept))
     scores = {entry.name: entry.redundancy for entry in redundancy.blocks}
     found = describe_depth(layers, scores, chosen, matrices)
     content = redundancy.to_dict()

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -13,6 +14,7 @@ from simprune.cost import CostModel, Example, cost_model
 from simprune.depth import BlockScore, View, block_scorer, name_of, observe, score_blocks
 from simprune.depth import as_redundancy as as_redundancy
 from simprune.example import describe, example_of
+from simprune.kept import Kept
 from simprune.measures import Measure, SimilarityMatrix
 from simprune.planning.plan import fingerprint
 from simprune.scores import scorer
@@ -174,12 +176,14 @@ def estimate(
     score: str = "second_order",
     block_score: BlockScore = "similarity",
     damage: bool = True,
+    kept: Kept | None = None,
 ) -> Redundancy:
     """Find the structures of a model and score them on calibration batches.
 
     Blocks: `block_score`, one of `simprune.depth`, by name or as a mapping with `name` and its options. Channels:
     `score`, one of `simprune.scores`, at the inputs of every reader, all positions. `damage`: also what only a planner
-    needs to know of blocks, at the price of a backward pass. Memory O(rows x width) for the
+    needs to know of blocks, at the price of a backward pass. `kept`: where finished stages of the blocks are kept and
+    looked up. Memory O(rows x width) for the
     blocks and O(width^2) for the channels.
     """
     block_scorer(block_score)
@@ -197,7 +201,7 @@ def estimate(
     blocks = [*blocks, *(replace(half, chain=half.chain + after) for half in found.get("sub_blocks", ([], []))[0])]
     groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
     weigh = damage and score == "second_order" and name_of(block_score) == "similarity"
-    scored, view = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, weigh)
+    scored, view = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, weigh, kept)
     return Redundancy(
         blocks=scored,
         channels=_score_channels(model, calibration, groups, costs, score),
@@ -220,13 +224,20 @@ def _score_blocks(
     example: Example,
     score: BlockScore,
     weigh: bool,
+    kept: Kept | None,
 ) -> tuple[tuple[BlockRedundancy, ...], View | None]:
     if not blocks:
         return (), None
-    view = View(model, calibration, observe(model, calibration, blocks, example), measure)
-    scores = score_blocks(view, score)
-    total = costs.total().macs
+    view = View(model, calibration, observe(model, calibration, blocks, example, kept), measure, kept)
     names = tuple(block.name for block in blocks)
+    known = None if kept is None else kept.load("scores")
+    if known is not None:
+        scores = dict(zip(names, known["scores"].tolist(), strict=True))
+    else:
+        scores = score_blocks(view, score)
+        if kept is not None:
+            kept.save("scores", {"scores": torch.tensor([scores[name] for name in names], dtype=torch.float64)})
+    total = costs.total().macs
     damage = {name: 1 - scores[name] for name in names}
     if weigh:
         damage = block_damage(model, calibration, names)

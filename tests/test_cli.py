@@ -368,6 +368,8 @@ def test_config_dir_adds_a_users_group(folder, capsys):
         (["compress", OWN, "budget=smallest", "search.kind=mac"], "search.kind: unknown 'mac'; did you mean 'macs'"),
         (["compress", OWN, "budget=smallest", "resume=nowhere"], "no search to go on with in nowhere"),
         (["compress", OWN, "budget=smallest", "resume=mine", "-m"], "resume goes on with one"),
+        (["plan", OWN, "resume=mine"], "resume goes on with one"),
+        (["analyze", OWN, "resume=nowhere"], "no analysis to go on with in nowhere"),
         (["compress", OWN, "plan=nowhere.yaml"], "no plan file nowhere.yaml"),
         (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
         (["compress", OWN, "--multirum"], "did you mean '--multirun'"),
@@ -419,6 +421,25 @@ def test_an_error_in_a_library_is_not_blamed_on_the_input(folder, capsys, monkey
     monkeypatch.setattr(json, "JSONDecodeError", ValueError)
     assert main(["analyze", OWN]) == 70
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_analysis_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
+    few = ["structures=[blocks]", "analysis.chance=2", "analysis.bootstrap=2", "analysis.figures=false"]
+    assert main(["analyze", OWN, *few, "hydra.run.dir=whole"]) == 0
+    assert not (folder / "whole" / "unfinished").exists()
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "describe_depth", interrupted)
+        assert main(["analyze", OWN, *few, "hydra.run.dir=half"]) == 130
+    assert "add resume=half to the same command" in capsys.readouterr().err.replace(str(folder) + "/", "")
+    assert main(["analyze", OWN, *few, "resume=half", "measure=cka"]) == 2
+    assert "other settings (recipe.measure" in capsys.readouterr().err
+    assert main(["analyze", OWN, *few, "resume=half"]) == 0
+    for name in ("analysis.json", "redundancy.json", "blocks.csv"):
+        assert (folder / "half" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
 def test_interrupting_is_one_line(folder, capsys, monkeypatch):

@@ -5,26 +5,38 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from simprune import measures
 from simprune.depth.stream import Stream
+from simprune.kept import Kept
 from simprune.measures import Measure, SimilarityMatrix
 
 
 @dataclass(frozen=True)
 class View:
-    """A model, its calibration batches, what runs through its blocks, and the measure for similarities."""
+    """A model, its calibration batches, what runs through its blocks, and the measure for similarities.
+
+    `kept`: where the matrix of similarities is kept once it is known.
+    """
 
     model: nn.Module
     calibration: Iterable
     stream: Stream
     measure: Measure
+    kept: Kept | None = None
 
     @cached_property
     def whole(self) -> SimilarityMatrix:
         """The measure's own values for all points, in the order of `stream.rows`; computed once."""
-        return measures.matrix(self.measure, self.stream.rows, self._labels())
+        known = None if self.kept is None else self.kept.load("similarity")
+        if known is not None:
+            return SimilarityMatrix(tuple(self.stream.rows), known["values"].numpy(), self.measure.id)
+        found = measures.matrix(self.measure, self.stream.rows, self._labels())
+        if self.kept is not None:
+            self.kept.save("similarity", {"values": torch.from_numpy(found.values.copy())})
+        return found
 
     def similarity(self, first: str, second: str) -> float:
         """Similarity of two points of the stream, in [0, 1]."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from simprune import measures
@@ -14,7 +15,8 @@ from simprune.depth._view import as_redundancy
 from simprune.depth.segments import fisher_partition, segment_count
 from simprune.depth.stream import POSITIONS, Stream, observe
 from simprune.depth.windows import distances
-from simprune.measures import Measure, SimilarityMatrix
+from simprune.kept import Kept
+from simprune.measures import Interval, Measure, Null, SimilarityMatrix
 from simprune.measures._resampling import Resampling
 from simprune.report.units import finite
 from simprune.structures.blocks import Block
@@ -96,22 +98,54 @@ def similarity(
     inputs: int = 384,
     seed: int = 0,
     known: SimilarityMatrix | None = None,
+    kept: Kept | None = None,
 ) -> SimilarityMatrix:
     """All layers by one measure; ValueError when it needs labels that the batches do not have.
 
     `null`, `bootstrap`: repetitions, 0 for none, drawn from `inputs` of the rows. `known`: the values, if they are.
+    `kept`: where the result is looked up and kept.
     """
+    stage = f"similarity-{measure.id}"
+    there = None if kept is None else kept.load(stage)
+    if there is not None:
+        return _from_tensors(there, tuple(layers.rows), measure.id)
     labels = layers.stream.labels if measure.needs_labels else None
     if known is None:
         known = measures.matrix(measure, layers.rows, labels)
-    if not null and not bootstrap:
-        return known
-    sample = Resampling(measure, layers.rows, labels, {}, seed, inputs)
-    return replace(
-        known,
-        null=sample.null("permuted", null, known.values) if null else None,
-        interval=sample.interval(bootstrap, known.values) if bootstrap else None,
-    )
+    if null or bootstrap:
+        sample = Resampling(measure, layers.rows, labels, {}, seed, inputs)
+        known = replace(
+            known,
+            null=sample.null("permuted", null, known.values) if null else None,
+            interval=sample.interval(bootstrap, known.values) if bootstrap else None,
+        )
+    if kept is not None:
+        kept.save(stage, _to_tensors(known))
+    return known
+
+
+def _to_tensors(matrix: SimilarityMatrix) -> dict[str, Tensor]:
+    found: dict[str, Any] = {"values": matrix.values}
+    if matrix.null is not None:
+        found |= {"null/mean": matrix.null.mean, "null/p_value": matrix.null.p_value}
+        found |= {f"null/quantile/{name}": value for name, value in matrix.null.quantiles.items()}
+        found["null/counts"] = [matrix.null.repeats, matrix.null.inputs]
+    if matrix.interval is not None:
+        found |= {"interval/low": matrix.interval.low, "interval/high": matrix.interval.high}
+        found["interval/counts"] = [matrix.interval.resamples, matrix.interval.inputs]
+    return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+
+
+def _from_tensors(tensors: dict[str, Tensor], names: tuple[str, ...], measure: str) -> SimilarityMatrix:
+    found = {name: value.numpy() for name, value in tensors.items()}
+    null = interval = None
+    if "null/mean" in found:
+        head = "null/quantile/"
+        quantiles = {name.removeprefix(head): value for name, value in found.items() if name.startswith(head)}
+        null = Null(found["null/mean"], quantiles, found["null/p_value"], *tensors["null/counts"].tolist())
+    if "interval/low" in found:
+        interval = Interval(found["interval/low"], found["interval/high"], *tensors["interval/counts"].tolist())
+    return SimilarityMatrix(names, found["values"], measure, null, interval)
 
 
 def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -> dict[str, Any]:

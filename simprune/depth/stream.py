@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, evaluation, first_tensor, labels_of, mask_of
+from simprune.batches import call, checked, device_of, evaluation, first_tensor, labels_of, mask_of
 from simprune.capture import Site
+from simprune.kept import Kept
 from simprune.progress import progress
 from simprune.structures.blocks import Block
 from simprune.surgery.compact import uncached
@@ -58,11 +59,17 @@ class Stream:
         return [block for chain in self.chains for block in chain.blocks]
 
 
-def observe(model: nn.Module, calibration: Iterable, blocks: Sequence[Block], example: tuple[tuple, dict]) -> Stream:
+def observe(
+    model: nn.Module,
+    calibration: Iterable,
+    blocks: Sequence[Block],
+    example: tuple[tuple, dict],
+    kept: Kept | None = None,
+) -> Stream:
     """Run the model once and read the stream around `blocks` (in order of execution).
 
-    Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Raises
-    ValueError when there are no batches.
+    Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
+    `kept` has seen are not run again. Raises ValueError when there are no batches.
     """
     chains: dict[int, list[Block]] = {}
     for block in blocks:
@@ -70,14 +77,21 @@ def observe(model: nn.Module, calibration: Iterable, blocks: Sequence[Block], ex
     points = {number: (f"{chain[0].name}:input", *(b.name for b in chain)) for number, chain in chains.items()}
     reader = _Reader(model, chains, points, example)
     labels = []
+    done = reader.go_on(None if kept is None else kept.load("stream"))
     with evaluation(model), uncached(model), reader:
-        for batch in progress(checked(calibration, "calibration"), "read blocks"):
+        for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
+            labels.append(labels_of(batch))
+            if number <= done:
+                continue
             reader.mask = mask_of(batch)
             call(model, batch)
             reader.close_batch()
-            labels.append(labels_of(batch))
+            if kept is not None:
+                kept.save_now_and_then("stream", lambda done=number: reader.state(done))
     if not labels:
         raise ValueError("calibration has no batches; give at least one")
+    if kept is not None and done < len(labels):
+        kept.save("stream", reader.state(len(labels)))
     found = [label for label in labels if label is not None and label.ndim == 1]
     return Stream(
         tuple(Chain(tuple(chain), points[number], *reader.means(number)) for number, chain in chains.items()),
@@ -160,6 +174,26 @@ class _Reader:
             self.sums[number] = tuple(a + b for a, b in zip(self.sums.get(number, (0, 0)), sums, strict=True))  # pyright: ignore[reportArgumentType]
             self.count[number] += len(unit)
         self.unit.clear()
+
+    def state(self, done: int) -> dict[str, Tensor]:
+        """All that is known after `done` batches."""
+        found = {f"rows/{point}": torch.cat(rows) for point, rows in self.pooled.items()}
+        for number, (cosine, angle) in self.sums.items():
+            found |= {f"cosine/{number}": cosine, f"angle/{number}": angle}
+            found[f"count/{number}"] = torch.tensor(self.count[number])
+        return found | {"done": torch.tensor(done)}
+
+    def go_on(self, state: dict[str, Tensor] | None) -> int:
+        """Start from a state; how many batches it has seen."""
+        if state is None:
+            return 0
+        for point in self.pooled:
+            self.pooled[point] = [state[f"rows/{point}"]]
+        device = device_of(self.model)
+        for number in self.points:
+            self.sums[number] = (state[f"cosine/{number}"].to(device), state[f"angle/{number}"].to(device))
+            self.count[number] = int(state[f"count/{number}"])
+        return int(state["done"])
 
     def means(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         cosine, angle = (value.cpu().numpy() / self.count[number] for value in self.sums[number])

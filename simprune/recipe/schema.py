@@ -149,7 +149,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
     if recipe.plan is not None and not Path(recipe.plan).is_file():
         raise FileNotFoundError(f"no plan file {recipe.plan}")
     Search(**dataclasses.asdict(recipe.search))
-    if recipe.resume is not None and recipe.budget != SMALLEST:
+    if recipe.resume is not None and command != "analyze" and recipe.budget != SMALLEST:
         raise ValueError("resume goes on with a search: add budget=smallest, or leave resume out")
     scorer(recipe.score)
     block_scorer(recipe.block_score)
