@@ -68,6 +68,13 @@ def move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+def copied(call: tuple[tuple, dict]) -> tuple[tuple, dict]:
+    """Positional and keyword arguments with their tensors copied, for a module that may work in place."""
+    args, kwargs = call
+    copies = [value.clone() if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
+    return tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True))
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The main tensor of a module's output: itself, `.logits`, or the first one inside a tuple or dict."""
     if isinstance(value, Tensor):

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.moments import Moments
+
+Ridge = float | Literal["auto"]
+RIDGES = (1e-3, 1e-5, 1e-4, 1e-2, 1e-1, 1.0)  # the first where nothing can be held out
 
 
 def can_be_fitted(layer: nn.Module) -> bool:
@@ -26,10 +30,16 @@ def _is_convolution(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv1d | nn.Conv2d)
 
 
-def matrix_of(layer: nn.Module) -> Tensor:
-    """Weight as (outputs, inputs x kernel)."""
-    weight = layer.get_parameter("weight").detach()
+def matrix_of(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
+    """A layer's weight, or another tensor of its shape, as (outputs, inputs x kernel)."""
+    weight = layer.get_parameter("weight").detach() if weight is None else weight
     return weight.T if _is_transposed_linear(layer) else weight.flatten(1)
+
+
+def weight_of(layer: nn.Module, matrix: Tensor) -> Tensor:
+    """A matrix in the shape and type of the layer's weight: the inverse of `matrix_of`."""
+    weight = layer.get_parameter("weight")
+    return (matrix.T if _is_transposed_linear(layer) else matrix).reshape(weight.shape).to(weight)
 
 
 def taps(layer: nn.Module) -> int:
@@ -55,52 +65,72 @@ class Fit:
     intercept: Tensor
     before: float
     after: float
+    ridge: float
 
     def write(self, layer: nn.Module) -> None:
         """Put the weights, and the intercept where there is a bias, into a layer."""
-        weight = layer.get_parameter("weight")
         with torch.no_grad():
-            matrix = self.matrix.T if _is_transposed_linear(layer) else self.matrix
-            weight.copy_(matrix.reshape(weight.shape))
+            layer.get_parameter("weight").copy_(weight_of(layer, self.matrix))
             if getattr(layer, "bias", None) is not None:
                 layer.get_parameter("bias").copy_(self.intercept)
 
 
-def fit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float, intercept: bool = True) -> Fit:
+def fit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: Ridge, intercept: bool = True) -> Fit:
     """Ridge regression of wanted outputs on a layer's inputs, over batches of (input, wanted output).
 
-    `ridge` is relative to the mean variance of the inputs; without `intercept` the fit goes through the origin.
-    Memory O((inputs x kernel)^2), whatever the number of rows.
+    `ridge` is relative to the mean variance of the inputs; "auto" takes the one of `RIDGES` with which the first eighth
+    of each batch is predicted best from the rest (`RIDGES[0]` when batches are too small), and then fits to all.
+    Without `intercept` the fit goes through the origin. Memory O((inputs x kernel)^2), whatever the number of rows.
     """
-    old = matrix_of(layer).double()
-    width = old.shape[1]
-    moments: Moments | None = None
+    seen: list[Moments | None] = [None, None]  # held out, and the rest
     for x, wanted in pairs:
-        found = joint_moments(patches(layer, x), positions(layer, wanted))
-        moments = found if moments is None else moments.merge(found)
-    assert moments is not None
-    if not intercept:
-        moments = moments.about_origin()
-    gram, cross = moments.scatter[:width, :width], moments.scatter[:width, width:]
-    total = moments.scatter[width:, width:].diagonal().sum()
+        held = len(x) // 8 if ridge == "auto" and len(x) == len(wanted) else 0
+        for place, rows in enumerate((slice(0, held), slice(held, None))):
+            if len(x[rows]):
+                found = joint_moments(patches(layer, x[rows]), positions(layer, wanted[rows]))
+                known = seen[place]
+                seen[place] = found if known is None else known.merge(found)
+    judging, fitting = (_Problem(moments, layer, intercept) if moments is not None else None for moments in seen)
+    assert fitting is not None
+    if ridge == "auto":
+        ridge = RIDGES[0] if judging is None else min(RIDGES, key=lambda each: judging.error(*fitting.solve(each)))
+    whole = fitting if judging is None else fitting.with_rows_of(judging)
+    old, spread = matrix_of(layer).double(), whole.total.clamp(min=1e-30)
     bias = getattr(layer, "bias", None)
     bias = torch.zeros_like(old[:, 0]) if bias is None else bias.double()
-    offset = old @ moments.mean[:width] + bias - moments.mean[width:]
-    damping = ridge * gram.diagonal().mean() + 1e-12
-    ridged = gram + damping * torch.eye(width, dtype=gram.dtype, device=gram.device)
-    weight = torch.linalg.solve(ridged, cross).T
-    spread = total.clamp(min=1e-30)
+    weight, offset = whole.solve(ridge)
     return Fit(
-        weight,
-        moments.mean[width:] - weight @ moments.mean[:width],
-        before=float((_left(total, old, gram, cross) + moments.count * offset.square().sum()) / spread),
-        after=float(_left(total, weight, gram, cross) / spread),
+        weight, offset, float(whole.error(old, bias) / spread), float(whole.error(weight, offset) / spread), ridge
     )
 
 
-def _left(total: Tensor, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-    """Centred squared error that these weights leave."""
-    return (total - 2 * (weight * cross.T).sum() + (weight @ gram * weight).sum()).clamp(min=0)
+class _Problem:
+    """Least squares as sums over rows: inputs, wanted outputs, and their products."""
+
+    def __init__(self, moments: Moments, layer: nn.Module, intercept: bool) -> None:
+        self.moments, self.width = moments, matrix_of(layer).shape[1]
+        self.layer, self.intercept = layer, intercept
+        about = moments if intercept else moments.about_origin()
+        self.mean = about.mean
+        self.gram = about.scatter[: self.width, : self.width]
+        self.cross = about.scatter[: self.width, self.width :]
+        self.total = about.scatter[self.width :, self.width :].diagonal().sum()
+
+    def with_rows_of(self, other: "_Problem") -> "_Problem":
+        return _Problem(self.moments.merge(other.moments), self.layer, self.intercept)
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights and intercept."""
+        damping = ridge * self.gram.diagonal().mean() + 1e-12
+        ridged = self.gram + damping * torch.eye(self.width, dtype=self.gram.dtype, device=self.gram.device)
+        weight = torch.linalg.solve(ridged, self.cross).T
+        return weight, self.mean[self.width :] - weight @ self.mean[: self.width]
+
+    def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
+        """Sum of squares that these weights leave."""
+        offset = weight @ self.mean[: self.width] + intercept - self.mean[self.width :]
+        left = self.total - 2 * (weight * self.cross.T).sum() + (weight @ self.gram * weight).sum()
+        return left.clamp(min=0) + self.moments.count * offset.square().sum()
 
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:

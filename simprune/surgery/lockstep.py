@@ -6,14 +6,14 @@ Each batch waits in a thread of its own, and one thread runs at a time, so the a
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from simprune.batches import call, eval_mode, first_tensor
+from simprune.batches import eval_mode
+from simprune.cost import Example
 
 
 class _Abandoned(BaseException):
@@ -23,12 +23,11 @@ class _Abandoned(BaseException):
 class _Pass(threading.Thread):
     """The forward pass of one batch; it stops before each watched layer and waits."""
 
-    def __init__(self, model: nn.Module, batch: Any, names: dict[nn.Module, str]) -> None:
+    def __init__(self, model: nn.Module, call: Example, names: dict[nn.Module, str]) -> None:
         super().__init__(daemon=True)
-        self.model, self.batch, self.names = model, batch, names
+        self.model, self.call, self.names = model, call, names
         self.layer: str | None = None  # where the pass waits; None once it has finished
-        self.value: Tensor | None = None
-        self.entered: dict[str, Tensor] = {}  # what remembered modules got, until they are done
+        self.given: Example = (), {}  # what that layer is about to get
         self.error: BaseException | None = None
         self.abandoned = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -39,16 +38,17 @@ class _Pass(threading.Thread):
         try:
             with torch.no_grad():
                 if not self.abandoned:
-                    call(self.model, self.batch)
+                    args, kwargs = self.call
+                    self.model(*args, **kwargs)
         except _Abandoned:
             pass
         except BaseException as error:  # handed to the thread that waits, in `resume`
             self.error = error
-        self.layer = self.value = None
+        self.layer = None
         self._stopped.release()
 
     def pause(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.layer, self.value = self.names[module], first_tensor((*args, *kwargs.values()))
+        self.layer, self.given = self.names[module], (args, kwargs)
         self._stopped.release()
         self._go.acquire()
         if self.abandoned:
@@ -74,29 +74,22 @@ class Lockstep:
     def __init__(self, passes: Sequence[_Pass]) -> None:
         self._passes = passes
 
-    def advance(self, layer: str) -> list[Tensor]:
-        """Run every batch up to `layer` and return the inputs it is about to get."""
+    def advance(self, layer: str) -> list[Example]:
+        """Run every batch up to `layer` and return the arguments it is about to get."""
         for waiting in self._passes:
             waiting.resume()
             if waiting.layer != layer:
                 raise ValueError(
                     f"expected every batch to reach {layer} next; one reached {waiting.layer or 'the end'}"
                 )
-        return [waiting.value for waiting in self._passes if waiting.value is not None]
-
-    def entered(self, module: str) -> list[Tensor]:
-        """What a remembered module, which every batch is inside of, was given."""
-        return [waiting.entered[module] for waiting in self._passes]
+        return [waiting.given for waiting in self._passes]
 
 
 @contextmanager
-def lockstep(
-    model: nn.Module, batches: Iterable, layers: Sequence[str], remember: Iterable[str] = ()
-) -> Iterator[Lockstep]:
-    """Pause `model` before each of `layers`, which must be given in order of execution and run once per batch.
+def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) -> Iterator[Lockstep]:
+    """Pause `model` before each of `layers`, modules given in order of execution that run once per batch.
 
-    The inputs of the modules in `remember` are kept while these run. Memory: the live activations of every batch's
-    pass at one layer.
+    `calls`: arguments of the model, batch by batch. Memory: the live activations of every batch's pass at one layer.
     """
     names = {model.get_submodule(name): name for name in layers}
     by_thread: dict[int, _Pass] = {}
@@ -106,29 +99,9 @@ def lockstep(
         if current is not None:
             current.pause(module, args, kwargs)
 
-    def enter(name: str) -> Callable[[nn.Module, tuple, dict], None]:
-        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            current, value = by_thread.get(threading.get_ident()), first_tensor((*args, *kwargs.values()))
-            if current is not None and value is not None:
-                current.entered[name] = value
-
-        return see
-
-    def leave(name: str) -> Callable[[nn.Module, tuple, Any], None]:
-        def see(_: nn.Module, args: tuple, output: Any) -> None:
-            current = by_thread.get(threading.get_ident())
-            if current is not None:
-                current.entered.pop(name, None)
-
-        return see
-
-    handles: list[Any] = []
-    for name in remember:
-        handles.append(model.get_submodule(name).register_forward_pre_hook(enter(name), with_kwargs=True))
-        handles.append(model.get_submodule(name).register_forward_hook(leave(name)))
-    handles += [module.register_forward_pre_hook(pause, with_kwargs=True) for module in names]
+    handles = [module.register_forward_pre_hook(pause, with_kwargs=True) for module in names]
     with eval_mode(model):
-        passes = [_Pass(model, batch, names) for batch in batches]
+        passes = [_Pass(model, call, names) for call in calls]
         by_thread.update({waiting.ident: waiting for waiting in passes if waiting.ident is not None})
         try:
             yield Lockstep(passes)

@@ -9,7 +9,7 @@ from torch import nn
 
 from simprune.planning.plan import Edit
 from simprune.surgery import apply, reconstruct
-from simprune.surgery.lockstep import lockstep
+from simprune.surgery.lockstep import Lockstep, lockstep
 from tests.networks import build
 from tests.structures.test_contract import plan_of
 
@@ -109,29 +109,33 @@ def test_the_training_mode_and_hooks_come_back():
         assert not any(module._forward_pre_hooks for module in network.modules())
 
 
+def inputs(walk: Lockstep, layer: str) -> torch.Tensor:
+    return torch.cat([args[0] for args, _ in walk.advance(layer)])
+
+
 def test_lockstep_sees_what_a_plain_forward_sees_and_later_layers_see_changes():
     model, x = build("Flat")
     with torch.no_grad():
         expected = torch.relu(model.conv1(x)) * 2
-        with lockstep(model, [x[:4], x[4:]], ["conv1", "conv2"]) as walk:
-            assert torch.equal(torch.cat(walk.advance("conv1")), x)
+        with lockstep(model, [((x[:4],), {}), ((x[4:],), {})], ["conv1", "conv2"]) as walk:
+            assert torch.equal(inputs(walk, "conv1"), x)
             model.conv1.weight *= 2
             model.conv1.bias *= 2
-            torch.testing.assert_close(torch.cat(walk.advance("conv2")), expected)
+            torch.testing.assert_close(inputs(walk, "conv2"), expected)
 
 
 @pytest.mark.parametrize("layers", [["conv1"], ["conv1", "conv2"]])
 def test_lockstep_leaves_no_thread_behind(layers):
     model, x = build("Flat")
     before = threading.active_count()
-    with lockstep(model, [x, x], layers) as walk:
+    with lockstep(model, [((x,), {})] * 2, layers) as walk:
         walk.advance("conv1")
     assert threading.active_count() == before
 
 
 def test_lockstep_hands_errors_of_the_model_on():
     model, x = build("Flat")
-    with pytest.raises(RuntimeError), lockstep(model, [x[:, :2]], ["conv2"]) as walk:
+    with pytest.raises(RuntimeError), lockstep(model, [((x[:, :2],), {})], ["conv2"]) as walk:
         walk.advance("conv2")
-    with pytest.raises(ValueError, match="expected every batch to reach"), lockstep(model, [x], ["conv2"]) as walk:
+    with pytest.raises(ValueError, match="expected every batch to reach"), lockstep(model, [((x,), {})], ["conv2"]) as walk:
         walk.advance("conv1")
