@@ -19,6 +19,7 @@ from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
+from simprune.surgery.reconstruct import Method
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3)
 CONTROL = 3  # random plans
@@ -54,7 +55,7 @@ def frontier(
     structures: Sequence[str] = ("channels", "blocks"),
     measure: str | Measure = "cka_debiased",
     planner: str | Mapping[str, Any] = "greedy",
-    reconstruct: str = "least_squares",
+    reconstruct: Method = "least_squares",
     finetune: Mapping[str, Any] | int | None = None,
     control: int = CONTROL,
     seed: int = 0,

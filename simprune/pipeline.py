@@ -30,6 +30,7 @@ from simprune.search import NothingPassed, Record, Search, Trial, history, small
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
 from simprune.structures import find_blocks
+from simprune.surgery.reconstruct import Method
 
 SMALLEST = "smallest"
 
@@ -123,7 +124,7 @@ def compress(
     structures: Sequence[str] = ("channels", "blocks"),
     measure: str | Measure = "cka_debiased",
     planner: str | Mapping[str, Any] = "greedy",
-    reconstruct: str = "least_squares",
+    reconstruct: Method = "least_squares",
     finetune: Mapping[str, Any] | int | None = None,
     gates: Sequence[Gate] | None = None,
     correction: str = "holm",
@@ -142,12 +143,13 @@ def compress(
     passes the gates, found as `search` says (`simprune.search.Search`; needs `test`). With a `folder` every step of the
     search is kept there, and the same call goes on from what it finds there. `planner`: a name, or a mapping with
     `name`, constraints and options. `plan`: apply this (edited) plan and make none.
-    `reconstruct`: one of `RECONSTRUCTIONS`; "bn" re-estimates BatchNorm only. `finetune`: None, a number of epochs, or
-    arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same budget to build,
-    repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see `simprune.scores`
-    and `simprune.depth`. `replace`: what stands in for whole blocks, see `analyze`. Without `test` there are no
-    accuracies and no verdict. What was left out is in `report["notes"]`. Raises ValueError or KeyError with one clear
-    line for wrong arguments, and `simprune.search.NothingPassed` when there is no smaller model that passes.
+    `reconstruct`: as `simprune.reconstruct` takes its method, or "bn", which re-estimates BatchNorm. `finetune`: None,
+    a number of epochs, or arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same
+    budget to build, repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see
+    `simprune.scores` and `simprune.depth`. `replace`: what stands in for whole blocks, see `analyze`. Without `test`
+    there are no accuracies and no verdict. What was left out is in `report["notes"]`. Raises ValueError or KeyError
+    with one clear line for wrong arguments, and `simprune.search.NothingPassed` when there is no smaller model that
+    passes.
     """
     searching = isinstance(budget, str)
     if searching and (budget != SMALLEST or test is None or plan is not None):

@@ -13,10 +13,11 @@ from simprune.cost import Example, latency, measure_cost
 from simprune.planning.plan import Plan
 from simprune.recovery import finetune, reestimate_batchnorm
 from simprune.surgery import apply, reconstruct
+from simprune.surgery.reconstruct import METHODS, Choice, Method
 from simprune.surgery.stand_ins import fit_stand_ins
 
 ROUNDS, SECONDS = 15, 0.02  # of timing two models in turns
-RECONSTRUCTIONS = ("least_squares", "fold", "bn", "none")
+RECONSTRUCTIONS = (*METHODS, "bn")
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,21 @@ class Stages:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What is done to a model after the edits: a repair (one of `RECONSTRUCTIONS`), then perhaps training.
+    """What is done to a model after the edits: a repair, then perhaps training.
 
-    `settings`: arguments of `simprune.finetune`, or None for no training.
+    `method`: "bn", which re-estimates BatchNorm, or as `simprune.reconstruct` takes it. `settings`: arguments of
+    `simprune.finetune`, or None for no training.
     """
 
     calibration: Iterable
     train: Iterable | None = None
-    method: str = "least_squares"
+    method: Method = "least_squares"
     settings: dict[str, Any] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in RECONSTRUCTIONS:
-            raise ValueError(f"reconstruct must be one of {', '.join(RECONSTRUCTIONS)}; got {self.method!r}")
+        if self.method != "bn":
+            Choice.of(self.method)
 
     def follow(self, plan: Plan, model: nn.Module, stages: Stages) -> "Followed":
         """Apply, repair and fine-tune; a row of the table after each."""
@@ -74,15 +76,12 @@ class Recovery:
         stages.add("pruned", small)
         repairs: list[dict[str, Any]] = []
         epochs: list[dict[str, float]] = []
-        if self.method == "least_squares":
-            repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, self.calibration)]
-            stages.add("reconstructed", small)
-        elif self.method == "fold":
-            reconstruct(small, plan, model, self.calibration, self.method)
-            stages.add("folded", small)
-        elif self.method == "bn":
+        if self.method == "bn":
             reestimate_batchnorm(small, self.calibration)
             stages.add("BatchNorm re-estimated", small)
+        elif self.method != "none":
+            repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, self.calibration, self.method)]
+            stages.add("folded" if self.method == "fold" else "reconstructed", small)
         if self.settings is not None and self.train is not None:
             epochs = finetune(small, self.train, **({"teacher": model, "seed": self.seed} | self.settings))
             stages.add("fine-tuned", small)

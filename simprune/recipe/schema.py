@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from simprune import checks, corruptions, measures, pipeline, recovery
+from simprune import checks, corruptions, measures, recovery
 from simprune.depth import block_scorer
 from simprune.names import did_you_mean
 from simprune.planning.choosers import check_options
@@ -20,6 +20,7 @@ from simprune.redundancy import STAND_INS
 from simprune.scores import scorer
 from simprune.search import Search
 from simprune.structures import FINDERS
+from simprune.surgery.reconstruct import Choice
 
 FinetuneSettings = make_dataclass(  # the numbers that `finetune` takes, with its defaults
     "FinetuneSettings",
@@ -92,7 +93,7 @@ class Recipe:
     planner: PlannerSettings = field(default_factory=PlannerSettings)
     structures: list[str] = field(default_factory=list)
     budget: Any = None
-    reconstruct: str = MISSING
+    reconstruct: Any = MISSING
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # pyright: ignore[reportInvalidTypeForm]
     check: CheckSettings = field(default_factory=CheckSettings)
     control: int = 0
@@ -170,9 +171,8 @@ def settings(config: DictConfig, command: str) -> Recipe:
             raise ValueError(f"structures: unknown {name!r}; {did_you_mean(name, FINDERS)}")
     if not recipe.structures:
         raise ValueError(f"structures is empty; name some of: {', '.join(FINDERS)}")
-    if recipe.reconstruct not in pipeline.RECONSTRUCTIONS:
-        hint = did_you_mean(recipe.reconstruct, pipeline.RECONSTRUCTIONS)
-        raise ValueError(f"reconstruct: unknown {recipe.reconstruct!r}; {hint}")
+    if recipe.reconstruct != "bn":
+        Choice.of(recipe.reconstruct)
     for name in ("seed", "control"):
         if getattr(recipe, name) < 0:
             raise ValueError(f"{name} must not be negative; got {getattr(recipe, name)}")

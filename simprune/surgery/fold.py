@@ -5,7 +5,7 @@ s times channel j at all its producers, with s > 0, then so it is behind a ReLU,
 weights of i from j lose nothing. Else s is the least-squares scale of i's weights on j's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ from simprune.surgery.units import unit_rows, weight_slices
 
 
 @torch.no_grad()
-def fold(small: nn.Module, plan: Plan, model: nn.Module) -> None:
+def fold(small: nn.Module, plan: Plan, model: nn.Module, chosen: Callable[[str], bool] = lambda _: True) -> None:
     """Add the readers' weights of removed channels and heads, scaled, to those of their stand-ins; in place, no data.
+
+    `chosen`: whether a reader takes part, by name.
 
     The running variance of a BatchNorm behind a reader of nothing but one group is scaled by how much the fold changes
     the variance of what the reader gives, were the producers' inputs white. Readers that are grouped convolutions
@@ -40,7 +42,7 @@ def fold(small: nn.Module, plan: Plan, model: nn.Module) -> None:
         weights, biases = _affine_maps(model, slices, normalisers)
         merge = _merge(torch.cat([weights, biases], 1), gone)
         for part in slices:
-            if part.side == "out" or not part.tensor.endswith("weight") or part.inputs:
+            if part.side == "out" or not part.tensor.endswith("weight") or part.inputs or not chosen(part.module):
                 continue
             weight = folded.setdefault(part.tensor, model.get_parameter(part.tensor).detach().clone())
             entries = weight.movedim(part.dim, 0)

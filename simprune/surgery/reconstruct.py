@@ -1,5 +1,6 @@
 """Closed-form repair: refit layers in order of execution so that they give what the original's gave."""
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from simprune.batches import checked, copied, device_of, eval_mode, first_tensor, inputs_of, move
 from simprune.cost import Example
 from simprune.example import example_of, from_description
+from simprune.names import did_you_mean
 from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.surgery.compact import restored
@@ -22,6 +24,8 @@ from simprune.surgery.lockstep import lockstep
 from simprune.surgery.shortcuts import Shortcut, find_shortcuts
 
 METHODS = ("least_squares", "blockwise", "fold", "none")
+REFITTING = ("least_squares", "blockwise")
+Method = str | Mapping[str, str]
 VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and memory
 
 
@@ -43,11 +47,11 @@ def reconstruct(
     plan: Plan,
     model: nn.Module,
     calibration: Iterable,
-    method: str = "least_squares",
+    method: Method = "least_squares",
     ridge: Ridge = "auto",
     values: int = VALUES,
 ) -> list[Refit]:
-    """Refit `small` in place, without gradients, so that its layers reproduce those of `model`.
+    """Repair `small` in place, without labels, so that its layers reproduce those of `model`.
 
     "least_squares": every convolution and linear layer behind the first edit is solved for the original's output given
     the inputs it gets in the pruned network, so errors of earlier layers are corrected and not passed on; the last
@@ -57,28 +61,65 @@ def reconstruct(
     predicted best. Grouped convolutions, and layers that run more than once, stay as they are.
 
     "blockwise": after that, the layers of each residual block are fitted together, so that the kept units change as
-    well (see `simprune.surgery.gauss_newton`), on as many batches as give `values` entries of its output.
-    No labels and no learning rate, but iterated: about five times the time.
+    well (see `simprune.surgery.gauss_newton`), on as many batches as give `values` entries of the block's output. No
+    labels and no learning rate, but iterated: about five times the time.
 
     "fold": without data, removed channels are merged into similar ones (see `simprune.surgery.fold`); no errors to
-    report.
+    report. "none": nothing.
+
+    A mapping of patterns to these, as {"layer1.*": "none", "*": "blockwise"}, repairs layers and blocks differently:
+    the first pattern that fits a name counts, and "least_squares" where none does.
 
     Cost: one forward pass of both networks over the calibration batches, plus one (inputs x kernel)^2 covariance and
-    solve per layer. Raises ValueError for an unknown method or when `small` does not come from `plan` and `model`.
+    solve per layer. Raises ValueError for an unknown method, for a pattern that fits nothing, or when `small` does not
+    come from `plan` and `model`.
     """
-    if method not in METHODS:
-        raise ValueError(f"reconstruct: method must be one of {', '.join(METHODS)}; got {method!r}")
+    choice = Choice.of(method, model)
     plan.check(model)
-    if method == "none" or not plan.edits:
+    if not plan.edits or choice.everywhere("none"):
         return []
-    if method == "fold":
-        fold(small, plan, model)
+    if choice.anywhere("fold"):
+        fold(small, plan, model, lambda layer: choice.method(layer) == "fold")
+    if not (choice.anywhere("least_squares") or choice.anywhere("blockwise")):
         return []
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
     with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
-        return _refit_layers(small, plan, model, batches, ridge, values if method == "blockwise" else 0)
+        return _refit_layers(small, plan, model, batches, choice, ridge, values)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How each layer or block is repaired: patterns of names with their methods, the first that fits counts."""
+
+    rules: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, method: Method, model: nn.Module | None = None) -> "Choice":
+        """ValueError for an unknown method, and for a pattern that fits no module of the model.
+
+        >>> Choice.of({"layer1.*": "fold"}).method("layer1.0.conv1"), Choice.of("none").method("conv1")
+        ('fold', 'none')
+        """
+        if not isinstance(method, str | Mapping):
+            raise ValueError(f"reconstruct: expected a method, or patterns of names with methods; got {method!r}")
+        rules = {"*": method} if isinstance(method, str) else {**method, "*": method.get("*", METHODS[0])}
+        for pattern, each in rules.items():
+            if each not in METHODS:
+                raise ValueError(f"reconstruct: unknown method {each!r}; {did_you_mean(str(each), METHODS)}")
+            if model is not None and not fnmatch.filter([name for name, _ in model.named_modules()], pattern):
+                raise ValueError(f"reconstruct: no module fits the pattern {pattern!r}; see the names in the plan")
+        return cls(tuple(rules.items()))
+
+    def method(self, name: str) -> str:
+        return next(method for pattern, method in self.rules if fnmatch.fnmatchcase(name, pattern))
+
+    def anywhere(self, method: str) -> bool:
+        return any(each == method for _, each in self.rules)
+
+    def everywhere(self, method: str) -> bool:
+        return all(each == method for _, each in self.rules)
 
 
 @dataclass(frozen=True)
@@ -92,7 +133,8 @@ class _Repair:
     shortcuts: Mapping[str, Shortcut]
     ridge: Ridge
     order: Sequence[str]  # of execution, all layers
-    values: int  # outputs that a block is fitted to as a whole; 0: layer by layer only
+    choice: Choice
+    values: int  # outputs that a block is fitted to as a whole
 
     def layer(
         self, name: str, wanted: Sequence[Example], given: Sequence[Example], drifts: Sequence[Tensor] = ()
@@ -126,13 +168,14 @@ class _Repair:
             for layer, short in zip(layers, inner, strict=True):
                 calls = original.advance(short), pruned.advance(short)
                 refits.append(self.layer(layer, *calls, self._drifts(layer, wanted, given)))
-        if self.values:
+        if self.choice.method(name) == "blockwise":
             refits.append(self._whole(name, wanted, given))
         return refits
 
     def _whole(self, name: str, wanted: Sequence[Example], given: Sequence[Example]) -> Refit:
         block, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        layers = [layer for layer in self.order if layer.startswith(f"{name}.")]
+        inside = [layer for layer in self.order if layer.startswith(f"{name}.")]
+        layers = [layer for layer in inside if self.choice.method(layer) in REFITTING]
         kept = torch.tensor(self._kept(layers[-1]), device=device_of(self.small))
         channels = channel_dim(self.model.get_submodule(layers[-1]))
         targets: list[Tensor] = []
@@ -144,10 +187,10 @@ class _Repair:
                 if sum(target.numel() for target in targets) >= self.values:
                     break
         norms = {layer: self.normalisers.get(layer) for layer in layers}
-        inside = {
+        short = {
             layer.removeprefix(f"{name}."): norm and norm.removeprefix(f"{name}.") for layer, norm in norms.items()
         }
-        return Refit(name, *fit_block(block, inside, given[: len(targets)], targets))
+        return Refit(name, *fit_block(block, short, given[: len(targets)], targets))
 
     def _drifts(self, layer: str, wanted: Sequence[Example], given: Sequence[Example]) -> list[Tensor]:
         if layer not in self.shortcuts:
@@ -169,14 +212,15 @@ def _input(call: Example) -> Tensor:
 
 
 def _refit_layers(
-    small: nn.Module, plan: Plan, model: nn.Module, batches: list, ridge: Ridge, values: int
+    small: nn.Module, plan: Plan, model: nn.Module, batches: list, choice: Choice, ridge: Ridge, values: int
 ) -> list[Refit]:
     example = from_description(plan.inputs, device_of(model))
     effects = effects_of(plan, model, example)
     order, normalisers = execution(small, example)
-    layers = _behind_first_edit(order, model, example, effects)
+    behind = _behind_first_edit(order, model, example, effects)
+    layers = [name for name in behind if choice.method(name) in REFITTING]
     shortcuts = find_shortcuts(small, model, example_of(batches[0]), layers)
-    repair = _Repair(small, model, effects, normalisers, shortcuts, ridge, order, values)
+    repair = _Repair(small, model, effects, normalisers, shortcuts, ridge, order, choice, values)
     units = _units(layers, [shortcut.module for shortcut in shortcuts.values()])
     calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (model, small)]
     refits: list[Refit] = []
