@@ -8,6 +8,7 @@ The preconditioner is the Kronecker-factored Gauss-Newton matrix (Martens and Gr
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,7 +211,10 @@ class _Linearised:
         tangents = self.parts(step)
         primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for call in self.calls:
-            yield jvp(partial(_output, self.trial, call), (primals,), (tangents,))[1]
+            with warnings.catch_warnings():  # torch's own rules for forward derivatives use what torch deprecates
+                warnings.filterwarnings("ignore", r".torch\.jit\.script. is deprecated", DeprecationWarning)
+                moved = jvp(partial(_output, self.trial, call), (primals,), (tangents,))[1]
+            yield moved
 
 
 def _conjugate_gradients(linear: _Linearised, factors: Mapping[str, _Factor], iterations: int) -> dict[str, Tensor]:

@@ -137,5 +137,38 @@ def test_lockstep_hands_errors_of_the_model_on():
     model, x = build("Flat")
     with pytest.raises(RuntimeError), lockstep(model, [((x[:, :2],), {})], ["conv2"]) as walk:
         walk.advance("conv2")
-    with pytest.raises(ValueError, match="expected every batch to reach"), lockstep(model, [((x,), {})], ["conv2"]) as walk:
+    calls = [((x,), {})]
+    with pytest.raises(ValueError, match="expected every batch to reach"), lockstep(model, calls, ["conv2"]) as walk:
         walk.advance("conv1")
+
+
+def test_fitting_whole_blocks_brings_fresh_inputs_nearer_than_layer_by_layer():
+    model, x = build("Residual")
+    edits = [Edit("channels", f"blocks.{place}.conv1", (0, 1, 2), 8) for place in range(2)]
+    plan = plan_of(model, x, *edits)
+    batches, fresh = list(torch.randn(256, *x.shape[1:]).split(32)), torch.randn(64, *x.shape[1:])
+    errors = {}
+    for method in ("least_squares", "blockwise"):
+        small = apply(plan, model)
+        refits = reconstruct(small, plan, model, batches, method)
+        errors[method] = error(small, model, fresh)
+    assert errors["blockwise"] < 0.9 * errors["least_squares"]
+    blocks = [refit for refit in refits if refit.layer in ("blocks.0", "blocks.1")]
+    assert len(blocks) == 2
+    assert all(refit.after < refit.before for refit in blocks)
+
+
+def test_layers_are_repaired_as_their_pattern_says():
+    model, x = build("Residual")
+    plan = plan_of(model, x, *(Edit("channels", f"blocks.{place}.conv1", (0, 1), 8) for place in range(2)))
+    batches = list(torch.randn(64, *x.shape[1:]).split(32))
+    untouched, folded, small = apply(plan, model), apply(plan, model), apply(plan, model)
+    reconstruct(folded, plan, model, [], "fold")
+    choice = {"blocks.0*": "fold", "blocks.1.conv1": "none", "blocks.1*": "blockwise"}
+    names = {refit.layer for refit in reconstruct(small, plan, model, batches, choice)}
+    assert {"blocks.1.conv2", "blocks.1"} <= names
+    assert not any(name.startswith("blocks.0") or name == "blocks.1.conv1" for name in names)
+    assert torch.equal(small.blocks[0].conv2.weight, folded.blocks[0].conv2.weight)
+    assert torch.equal(small.blocks[1].conv1.weight, untouched.blocks[1].conv1.weight)
+    with pytest.raises(ValueError, match=r"no module fits the pattern 'block\.0'"):
+        reconstruct(small, plan, model, batches, {"block.0": "fold"})
