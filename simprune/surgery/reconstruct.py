@@ -14,7 +14,7 @@ from simprune.example import example_of, from_description
 from simprune.names import did_you_mean
 from simprune.planning.plan import Plan
 from simprune.progress import progress
-from simprune.surgery.compact import restored
+from simprune.surgery.compact import restored, uncached
 from simprune.surgery.effects import Effects, effects_of
 from simprune.surgery.execution import execution
 from simprune.surgery.fold import fold
@@ -85,7 +85,8 @@ def reconstruct(
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
-    with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
+    # layers that were deleted from their list are back, so that both networks' names agree; blocks run more than once
+    with restored(small), uncached(small), uncached(model):
         return _refit_layers(small, plan, model, batches, choice, ridge, values)
 
 
@@ -197,7 +198,7 @@ class _Repair:
             return []
         rows = torch.tensor(self._kept(layer), device=device_of(self.small))
         pairs = zip(wanted, given, strict=True)
-        return [self.shortcuts[layer].drift(_input(original), _input(call), rows) for original, call in pairs]
+        return [self.shortcuts[layer].drift(original, call, rows) for original, call in pairs]
 
     def _kept(self, name: str) -> list[int]:
         """Outputs of the original's layer that the smaller one still has."""

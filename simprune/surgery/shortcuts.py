@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import eval_mode, first_tensor
+from simprune.batches import copied, eval_mode, first_tensor
 from simprune.cost import Example
 
 
@@ -30,9 +30,12 @@ class Shortcut:
     original: nn.Module
     pruned: nn.Module
 
-    def drift(self, original_input: Tensor, pruned_input: Tensor, kept: Tensor) -> Tensor:
-        """What the pruned network's shortcut lacks of the original's, in units of the layer's output."""
-        passed, reached = self.original(original_input), self.pruned(pruned_input)
+    def drift(self, original: Example, pruned: Example, kept: Tensor) -> Tensor:
+        """What the pruned network's shortcut lacks of the original's, in units of the layer's output, given the
+        arguments of the block in both."""
+        passed, reached = _output(self.original, original), _output(self.pruned, pruned)
+        assert passed is not None
+        assert reached is not None
         lost = passed.movedim(_channel(passed), -1)[..., kept] - reached.movedim(_channel(reached), -1)
         gain = self.gain[kept]
         return (lost * torch.where(gain == 0, 0, 1 / gain)).movedim(-1, _channel(passed))
@@ -44,41 +47,39 @@ def _channel(value: Tensor) -> int:
 
 def find_shortcuts(small: nn.Module, model: nn.Module, example: Example, layers: Sequence[str]) -> dict[str, Shortcut]:
     """The shortcuts around the last of `layers` in each block: layer -> shortcut. `layers` in order of execution."""
-    inputs = _inputs(model, example)
+    calls = _calls(model, example)
     found: dict[str, Shortcut] = {}
     inside: set[str] = set()
-    for name in sorted(inputs, key=lambda name: -name.count(".")):  # innermost first
+    for name in sorted(calls, key=lambda name: -name.count(".")):  # innermost first
         own = [layer for layer in layers if layer.startswith(f"{name}.")]
         if not own or any(other.startswith(f"{name}.") for other in inside):
             continue
-        x = inputs[name]
         block, silent = model.get_submodule(name), _silent(model.get_submodule(name))
         with torch.no_grad(), eval_mode(block):
-            passed, output = silent(x), block(x)
-        if not isinstance(output, Tensor) or passed.shape != output.shape or not passed.any():
+            passed, output = _output(silent, calls[name]), _output(block, calls[name])
+        if output is None or passed is None or passed.shape != output.shape or not passed.any():
             continue
         inside.add(name)
-        gain = _gain(block, own[-1].removeprefix(f"{name}."), x)
+        gain = _gain(block, own[-1].removeprefix(f"{name}."), calls[name])
         if gain is not None:
             found[own[-1]] = Shortcut(name, gain, silent, _silent(small.get_submodule(name)))
     return found
 
 
-def _inputs(model: nn.Module, example: Example) -> dict[str, Tensor]:
-    """Inputs of all composite modules that take one tensor and run once."""
-    seen: dict[str, Tensor | None] = {}
+def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
+    """Arguments of all composite modules that run once and give a tensor of numbers."""
+    seen: dict[str, Example | None] = {}
     handles = []
 
-    def hook(name: str) -> Any:
-        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and name not in seen
-            seen[name] = args[0] if single else None
+    def before(name: str) -> Any:
+        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen[name] = copied((args, kwargs)) if name not in seen else None
 
         return see
 
     for name, module in model.named_modules():
         if name and next(module.children(), None) is not None:
-            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
     try:
         args, kwargs = example
         with torch.no_grad(), eval_mode(model):
@@ -86,7 +87,12 @@ def _inputs(model: nn.Module, example: Example) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: value for name, value in seen.items() if value is not None}
+    return {name: call for name, call in seen.items() if call is not None}
+
+
+def _output(block: nn.Module, call: Example) -> Tensor | None:
+    args, kwargs = copied(call)
+    return first_tensor(block(*args, **kwargs))
 
 
 def _silent(block: nn.Module) -> nn.Module:
@@ -96,7 +102,7 @@ def _silent(block: nn.Module) -> nn.Module:
     return silent
 
 
-def _gain(block: nn.Module, layer: str, x: Tensor) -> Tensor | None:
+def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
     """How much the block's output moves, per channel, with the layer's output; 0 where it does not, None if unclear.
 
     Found by adding a small constant to the layer's output; entries behind a closed ReLU do not move and are left out.
@@ -104,10 +110,10 @@ def _gain(block: nn.Module, layer: str, x: Tensor) -> Tensor | None:
     module, heard = block.get_submodule(layer), []
     with torch.no_grad(), eval_mode(block):
         with _hooked(module, lambda _, args, output: heard.append(output)):
-            rest = first_tensor(block(x))
+            rest = _output(block, call)
         step = 1e-2 * heard[0].abs().mean().clamp(min=1e-6)
         with _hooked(module, lambda _, args, output: output + step):
-            moved = first_tensor(block(x))
+            moved = _output(block, call)
     assert rest is not None
     assert moved is not None
     slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
