@@ -146,9 +146,6 @@ def compress(
     `reconstruct`: as `simprune.reconstruct` takes its method, or "bn", which re-estimates BatchNorm. `finetune`: None,
     a number of epochs, or arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same
     budget to build, repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see
-    `reconstruct`: as `simprune.reconstruct` takes its method, or "bn", which re-estimates BatchNorm. `finetune`: None,
-    a number of epochs, or arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same
-    budget to build, repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see
     `simprune.scores` and `simprune.depth`. `replace`: what stands in for whole blocks, see `analyze`. Without `test`
     there are no accuracies and no verdict. What was left out is in `report["notes"]`. Raises ValueError or KeyError
     with one clear line for wrong arguments, and `simprune.search.NothingPassed` when there is no smaller model that

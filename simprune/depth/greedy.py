@@ -21,10 +21,10 @@ from simprune.progress import progress
 from simprune.structures.blocks import Block, without
 from simprune.surgery.bypass import Bypass, Layout, install
 from simprune.surgery.compact import uncached
+from simprune.surgery.effects import Effects
 from simprune.surgery.execution import execution
-from simprune.surgery.least_squares import fit
-from simprune.surgery.lockstep import lockstep
-from simprune.surgery.shortcuts import Shortcut, find_shortcuts
+from simprune.surgery.refit import Repair
+from simprune.surgery.shortcuts import find_shortcuts
 from simprune.surgery.visits import visit
 
 RIDGE = 1e-3
@@ -131,37 +131,11 @@ class _Game:
         return min(plain, refitted), before
 
     def _refit(self, name: str, layers: Sequence[str]) -> None:
-        """Least squares for the original's output, layer after layer (as `surgery.reconstruct`)."""
-        if not layers:
-            return
+        """Least squares for the original's output, layer after layer."""
         shortcuts = {layer: self.shortcuts[layer] for layer in layers if layer in self.shortcuts}
-        around = [shortcut.module for shortcut in shortcuts.values()]
-        with (
-            self._skipping(self.model, name, Replay(self.layouts[name], self.made[name])),
-            lockstep(self.model, self.fitted, layers, around) as original,
-            lockstep(self.small, self.fitted, layers, around) as pruned,
-            torch.no_grad(),
-        ):
-            for each in layers:
-                layer, source = self.small.get_submodule(each), self.model.get_submodule(each)
-                targets, inputs = original.advance(each), pruned.advance(each)
-                drifts = [None] * len(inputs)
-                if each in shortcuts:
-                    drifts = _drifts(shortcuts[each], original.entered, pruned.entered)
-                wanted = [
-                    source.forward(target) + (0 if drift is None else drift)
-                    for target, drift in zip(targets, drifts, strict=True)
-                ]
-                pairs = [
-                    (_tokens(x, batch), _tokens(y, batch))
-                    for x, y, batch in zip(inputs, wanted, self.fitted, strict=True)
-                ]
-                biased = getattr(layer, "bias", None) is not None
-                solved = fit(layer, pairs, RIDGE, intercept=biased or each in self.normalisers)
-                solved.write(layer)
-                if each in self.normalisers and not biased:
-                    mean = f"{self.normalisers[each]}.running_mean"
-                    self.small.get_buffer(mean).copy_(self.model.get_buffer(mean) - solved.intercept)
+        repair = Repair(self.small, self.model, Effects({}, (), {}), self.normalisers, shortcuts, RIDGE)
+        with self._skipping(self.model, name, Replay(self.layouts[name], self.made[name])):
+            repair.run(layers, self.fitted)
 
     def _error(self) -> float:
         with evaluation(self.small), uncached(self.small):
@@ -231,19 +205,6 @@ class Replay(Bypass):
 def _outputs(network: nn.Module, batch: Any) -> Tensor:
     """(rows, width) of the network's output, padding left out."""
     return Site("the output", "positions", mask=mask_of(batch)).rows(call(network, batch)).double()
-
-
-def _tokens(value: Tensor, batch: Any) -> Tensor:
-    """The same without padding, for tokens (N, T, D)."""
-    mask = mask_of(batch)
-    hidden = mask is not None and value.ndim == 3 and value.shape[:2] == mask.shape
-    return value[mask.to(value.device)] if hidden and mask is not None else value
-
-
-def _drifts(shortcut: Shortcut, original: Any, pruned: Any) -> list[Tensor]:
-    kept = torch.arange(len(shortcut.gain), device=shortcut.gain.device)
-    entered = zip(original(shortcut.module), pruned(shortcut.module), strict=True)
-    return [shortcut.drift(*pair, kept) for pair in entered]
 
 
 def _record(

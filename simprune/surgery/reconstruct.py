@@ -2,44 +2,26 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from simprune.batches import checked, copied, device_of, eval_mode, first_tensor, inputs_of, move
+from simprune.batches import checked, device_of
 from simprune.cost import Example
 from simprune.example import example_of, from_description
 from simprune.names import did_you_mean
 from simprune.planning.plan import Plan
-from simprune.progress import progress
-from simprune.surgery.compact import restored, uncached
+from simprune.surgery.compact import restored
 from simprune.surgery.effects import Effects, effects_of
 from simprune.surgery.execution import execution
 from simprune.surgery.fold import fold
-from simprune.surgery.gauss_newton import fit_block
-from simprune.surgery.least_squares import Ridge, channel_dim, fit, matrix_of, output_dim
-from simprune.surgery.lockstep import lockstep
-from simprune.surgery.shortcuts import Shortcut, find_shortcuts
+from simprune.surgery.least_squares import Ridge, output_dim
+from simprune.surgery.refit import VALUES, Refit, Repair
+from simprune.surgery.shortcuts import find_shortcuts
 
 METHODS = ("least_squares", "blockwise", "fold", "none")
 REFITTING = ("least_squares", "blockwise")
 Method = str | Mapping[str, str]
-VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and memory
-
-
-@dataclass(frozen=True)
-class Refit:
-    """Relative squared error of one layer or block against the original's output, before and after; the ridge used."""
-
-    layer: str
-    before: float
-    after: float
-    ridge: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def reconstruct(
@@ -85,8 +67,7 @@ def reconstruct(
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
-    # layers that were deleted from their list are back, so that both networks' names agree; blocks run more than once
-    with restored(small), uncached(small), uncached(model):
+    with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
         return _refit_layers(small, plan, model, batches, choice, ridge, values)
 
 
@@ -123,95 +104,6 @@ class Choice:
         return all(each == method for _, each in self.rules)
 
 
-@dataclass(frozen=True)
-class _Repair:
-    """Refitting of layers and blocks, given what they get in both networks."""
-
-    small: nn.Module
-    model: nn.Module
-    effects: Effects
-    normalisers: Mapping[str, str]
-    shortcuts: Mapping[str, Shortcut]
-    ridge: Ridge
-    order: Sequence[str]  # of execution, all layers
-    choice: Choice
-    values: int  # outputs that a block is fitted to as a whole
-
-    def layer(
-        self, name: str, wanted: Sequence[Example], given: Sequence[Example], drifts: Sequence[Tensor] = ()
-    ) -> Refit:
-        """Refit one layer to the original's output, plus what the shortcut around it has lost."""
-        layer, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        kept = torch.tensor(self._kept(name), device=device_of(self.small))
-        pairs = []
-        for place, (call, original) in enumerate(zip(given, wanted, strict=True)):
-            target = source.forward(_input(original)).index_select(channel_dim(layer), kept)
-            pairs.append((_input(call), target + drifts[place] if drifts else target))
-        normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
-        solved = fit(layer, pairs, self.ridge, intercept=bias is not None or normaliser is not None)
-        solved.write(layer)
-        if normaliser is not None and bias is None:
-            mean = self.model.get_buffer(f"{normaliser}.running_mean")
-            self.small.get_buffer(f"{normaliser}.running_mean").copy_(mean[kept] - solved.intercept)
-        return Refit(name, solved.before, solved.after, solved.ridge)
-
-    def block(
-        self, name: str, layers: Sequence[str], wanted: Sequence[Example], given: Sequence[Example]
-    ) -> list[Refit]:
-        """Refit the layers of a block in order, then all together."""
-        block, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        inner = [layer.removeprefix(f"{name}.") for layer in layers]
-        refits = []
-        with (
-            lockstep(source, map(copied, wanted), inner) as original,
-            lockstep(block, map(copied, given), inner) as pruned,
-        ):
-            for layer, short in zip(layers, inner, strict=True):
-                calls = original.advance(short), pruned.advance(short)
-                refits.append(self.layer(layer, *calls, self._drifts(layer, wanted, given)))
-        if self.choice.method(name) == "blockwise":
-            refits.append(self._whole(name, wanted, given))
-        return refits
-
-    def _whole(self, name: str, wanted: Sequence[Example], given: Sequence[Example]) -> Refit:
-        block, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        inside = [layer for layer in self.order if layer.startswith(f"{name}.")]
-        layers = [layer for layer in inside if self.choice.method(layer) in REFITTING]
-        kept = torch.tensor(self._kept(layers[-1]), device=device_of(self.small))
-        channels = channel_dim(self.model.get_submodule(layers[-1]))
-        targets: list[Tensor] = []
-        with eval_mode(source):
-            for args, kwargs in map(copied, wanted):
-                output = first_tensor(source(*args, **kwargs))
-                assert output is not None
-                targets.append(output.index_select(channels, kept))
-                if sum(target.numel() for target in targets) >= self.values:
-                    break
-        norms = {layer: self.normalisers.get(layer) for layer in layers}
-        short = {
-            layer.removeprefix(f"{name}."): norm and norm.removeprefix(f"{name}.") for layer, norm in norms.items()
-        }
-        return Refit(name, *fit_block(block, short, given[: len(targets)], targets))
-
-    def _drifts(self, layer: str, wanted: Sequence[Example], given: Sequence[Example]) -> list[Tensor]:
-        if layer not in self.shortcuts:
-            return []
-        rows = torch.tensor(self._kept(layer), device=device_of(self.small))
-        pairs = zip(wanted, given, strict=True)
-        return [self.shortcuts[layer].drift(original, call, rows) for original, call in pairs]
-
-    def _kept(self, name: str) -> list[int]:
-        """Outputs of the original's layer that the smaller one still has."""
-        source = self.model.get_submodule(name)
-        return self.effects.kept(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
-
-
-def _input(call: Example) -> Tensor:
-    found = first_tensor((*call[0], *call[1].values()))
-    assert found is not None
-    return found
-
-
 def _refit_layers(
     small: nn.Module, plan: Plan, model: nn.Module, batches: list, choice: Choice, ridge: Ridge, values: int
 ) -> list[Refit]:
@@ -221,31 +113,13 @@ def _refit_layers(
     behind = _behind_first_edit(order, model, example, effects)
     layers = [name for name in behind if choice.method(name) in REFITTING]
     shortcuts = find_shortcuts(small, model, example_of(batches[0]), layers)
-    repair = _Repair(small, model, effects, normalisers, shortcuts, ridge, order, choice, values)
-    units = _units(layers, [shortcut.module for shortcut in shortcuts.values()])
-    calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (model, small)]
-    refits: list[Refit] = []
-    with (
-        lockstep(model, calls[0], [*units]) as original,
-        lockstep(small, calls[1], [*units]) as pruned,
-        torch.no_grad(),
-    ):
-        for unit, inside in progress(units.items(), "reconstruct"):
-            wanted, given = original.advance(unit), pruned.advance(unit)
-            if inside == [unit]:
-                refits.append(repair.layer(unit, wanted, given))
-            else:
-                refits += repair.block(unit, inside, wanted, given)
-    return refits
-
-
-def _units(layers: Sequence[str], blocks: Sequence[str]) -> dict[str, list[str]]:
-    """What is refitted in turn, in order of execution: a layer, or a block with its layers."""
-    units: dict[str, list[str]] = {}
-    for layer in layers:
-        around = next((block for block in blocks if layer.startswith(f"{block}.")), layer)
-        units.setdefault(around, []).append(layer)
-    return units
+    together = {
+        block: [name for name in order if name.startswith(f"{block}.") and choice.method(name) in REFITTING]
+        for block in (shortcut.module for shortcut in shortcuts.values())
+        if choice.method(block) == "blockwise"
+    }
+    repair = Repair(small, model, effects, normalisers, shortcuts, ridge, together, values)
+    return repair.run(layers, batches, "reconstruct")
 
 
 def _behind_first_edit(kept: Sequence[str], model: nn.Module, example: Example, effects: Effects) -> list[str]:

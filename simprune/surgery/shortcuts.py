@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simprune.batches import copied, eval_mode, first_tensor
 from simprune.cost import Example
+from simprune.surgery.compact import uncached
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
     try:
         args, kwargs = example
-        with torch.no_grad(), eval_mode(model):
+        with torch.no_grad(), eval_mode(model), uncached(model):
             model(*args, **kwargs)
     finally:
         for handle in handles:

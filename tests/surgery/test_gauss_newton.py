@@ -11,7 +11,7 @@ from simprune.surgery.gauss_newton import _Linearised, fit_block
 
 
 class Residual(nn.Module):
-    """Two convolutions with BatchNorm around a shortcut, statistics not trivial; the first activation works in place."""
+    """Two convolutions with BatchNorm around a shortcut; the activation works in place."""
 
     def __init__(self, width: int = 4, hidden: int = 6, seed: int = 0) -> None:
         super().__init__()
