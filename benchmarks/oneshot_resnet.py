@@ -11,6 +11,8 @@ import argparse
 import copy
 import json
 import time
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,8 +31,9 @@ def main() -> None:
     parser.add_argument("--speedups", type=float, nargs="+", default=[2.11, 2.57, 4.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=3072, help="calibration images")
-    parser.add_argument("--structures", nargs="+", default=["channels"])
-    parser.add_argument("--planners", nargs="+", default=["greedy", "uniform", "random"])
+    parser.add_argument("--structures", nargs="+", default=["channels"], help="such as channels blocks channels+blocks")
+    parser.add_argument("--planners", nargs="+", default=["greedy", "random"])
+    parser.add_argument("--repairs", nargs="+", default=["least_squares", "blockwise"])
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch-pruning's criteria")
     parser.add_argument("--out", type=Path, default=Path("outputs/oneshot_resnet.json"))
     options = parser.parse_args()
@@ -50,17 +53,26 @@ def main() -> None:
 
 def ours(model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int) -> list[dict]:
     rows = []
+    kinds = {kind for structures in options.structures for kind in structures.split("+")}
     start = time.perf_counter()
-    redundancy = sp.analyze(model, calibration, structures=options.structures)
+    found = sp.analyze(model, calibration, structures=sorted(kinds))
     analysis = time.perf_counter() - start
-    for speedup in options.speedups:
-        for planner in options.planners:
+    for speedup, planner, structures in product(options.speedups, options.planners, options.structures):
+        start = time.perf_counter()
+        dropped = {f"{kind}": () for kind in kinds - {*structures.split("+")}}
+        try:
+            plan = sp.plan(replace(found, **dropped), {"macs": 1 / speedup}, planner, seed=seed)
+        except ValueError as error:
+            print(f"{structures} at 1/{speedup}: {error}")
+            continue
+        planning = analysis + time.perf_counter() - start
+        for repair in options.repairs:
             start = time.perf_counter()
-            plan = sp.plan(redundancy, {"macs": 1 / speedup}, planner, seed=seed)
             small = sp.apply(plan, model)
-            sp.reconstruct(small, plan, model, calibration)
-            seconds = analysis + time.perf_counter() - start
-            rows.append(row(f"simprune {planner}", speedup, seed, model, small, test, seconds))
+            sp.reconstruct(small, plan, model, calibration, repair)
+            seconds = planning + time.perf_counter() - start
+            name = f"{planner}, {structures}, {repair}"
+            rows.append(row(name, speedup, seed, model, small, test, seconds) | {"blocks": len(plan.blocks)})
             print(rows[-1], flush=True)
     return rows
 
