@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
-SELF_CONTAINED = ("similarity_speed", "similarity_scaling")
-NEED_DATA = ("oneshot_resnet",)
+SELF_CONTAINED = ("similarity_speed", "similarity_scaling", "transformer_latency")
+NEED_DATA = ("oneshot_resnet", "depth_resnet", "analysis_speed")
 
 if __name__ == "__main__":
     for name in SELF_CONTAINED:
