@@ -18,7 +18,7 @@ from simprune.surgery import apply
 
 ROUNDS = 8
 CLOSE = 0.95  # of the budget: near enough
-TURNS = 5  # original and candidate are timed in turns, so that a machine that slows down slows both
+TURNS = 9  # original and candidate are timed in turns, so that a machine that slows down slows both
 
 Choose = Callable[[Search], tuple[Space, Choice]]
 Draft = Callable[[Space, Choice], Plan]
@@ -100,6 +100,8 @@ def _corrected(
             break  # another limit holds, or the steps are too coarse
         last = choice
         costs = bench.measure(space, choice, kinds)
+        if _worst(costs, limits) <= 1:  # once more: of several rounds, the one that chance favoured would win
+            costs = {kind: max(cost, costs[kind]) for kind, cost in bench.measure(space, choice, kinds).items()}
         worst = _worst(costs, limits)
         reached = float(space.cost(choice)[column])
         found = _better(found, (space, choice, costs), limits)
