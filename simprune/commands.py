@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from simprune import bundle, checks, curves, measures, pipeline
-from simprune.console import console, costs, edits, search, stages
+from simprune.console import console, costs, damage, edits, search, stages
 from simprune.console import frontier as console_frontier
 from simprune.cost import KINDS
 from simprune.evidence import Evidence
@@ -68,6 +68,8 @@ class Job:
             damage,
             recipe.replace,
             kept,
+            recipe.trials if damage else (),
+            recipe.reconstruct,
         )
 
 
@@ -192,6 +194,7 @@ def compress(job: Job) -> int:
             structures=recipe.structures,
             measure=job.measure,
             planner={"name": recipe.planner.name, **recipe.planner.arguments()},
+            trials=recipe.trials,
             reconstruct=recipe.reconstruct,
             finetune=finetuning(recipe),
             gates=gates(recipe),
@@ -224,7 +227,7 @@ def compress(job: Job) -> int:
     screen.print(stages(result.report))
     if result.verdict is not None:
         screen.print(result.verdict.table(screen.width), markup=False)
-    lines = [f"note: {note}" for note in result.report["notes"]]
+    lines = [damage(result.report), *(f"note: {note}" for note in result.report["notes"])]
     lines += [f"bundle: {folder}", f"report: {folder / 'report.html'}"]
     screen.print(*lines, sep="\n", markup=False, soft_wrap=True)
     return 0 if result.verdict is None else EXIT[result.verdict.outcome]

@@ -46,6 +46,14 @@ def stages(report: Mapping[str, Any]) -> Table:
     return table("", columns, rows, right=columns[1:])
 
 
+def damage(report: Mapping[str, Any]) -> str:
+    """One line: what the plan expected the output to lose, and what was measured in the end."""
+    expected = report["plan"]["expected"]
+    found = "not measured" if expected.get("outcome") is None else f"{expected['outcome']:.3g} on the test inputs"
+    words = f"{expected['damage']:.3g}" if "damage" in expected else "unknown"
+    return f"damage (squared change of the output / its variance): expected {words}, in the end {found}"
+
+
 def search(history: Mapping[str, Any]) -> Table:
     """Every budget that was tried, in order, and what decided; the chosen one is marked."""
     columns = ["", "budget", "keeps", "accuracy", "agreement", "outcome", "decided by"]

@@ -31,6 +31,7 @@ from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
 from simprune.structures import find_blocks
 from simprune.surgery.reconstruct import Method
+from simprune.trials import calibrate
 
 SMALLEST = "smallest"
 
@@ -56,14 +57,18 @@ def analyze(
     damage: bool = True,
     replace: str = "identity",
     kept: Kept | None = None,
+    trials: Sequence[float] = (),
+    repair: Method = "least_squares",
 ) -> Redundancy:
     """Estimate how redundant every removable structure is. See `simprune.redundancy.estimate`.
 
     `replace`: what will stand in for whole blocks, "identity", "linear" or "mean" (`simprune.surgery.stand_ins`).
-    `kept`: a folder in which finished stages are kept, and looked up when the same call is made again.
+    `trials`: shares of what blocks, channels and heads could save, to be removed on trial and repaired by `repair`, so
+    that damage is what removals really cost the output (`simprune.trials.calibrate`). `kept`: a folder in which
+    finished stages are kept, and looked up when the same call is made again.
     """
     found = estimate(model, calibration, _measure(measure), structures, score, block_score, damage, kept)
-    return found.replacing(replace)
+    return calibrate(found.replacing(replace), model, calibration, trials, repair)
 
 
 def examine(
@@ -134,6 +139,7 @@ def compress(
     block_score: BlockScore = "similarity",
     score: str = "second_order",
     replace: str = "identity",
+    trials: Sequence[float] = (),
     search: Mapping[str, Any] | None = None,
     folder: str | os.PathLike[str] | Record | None = None,
 ) -> Result:
@@ -146,10 +152,10 @@ def compress(
     `reconstruct`: as `simprune.reconstruct` takes its method, or "bn", which re-estimates BatchNorm. `finetune`: None,
     a number of epochs, or arguments of `simprune.finetune`; needs `train`. `control`: how many random plans of the same
     budget to build, repaired and trained in the same way; the table shows their mean. `score` and `block_score`: see
-    `simprune.scores` and `simprune.depth`. `replace`: what stands in for whole blocks, see `analyze`. Without `test`
-    there are no accuracies and no verdict. What was left out is in `report["notes"]`. Raises ValueError or KeyError
-    with one clear line for wrong arguments, and `simprune.search.NothingPassed` when there is no smaller model that
-    passes.
+    `simprune.scores` and `simprune.depth`. `replace`: what stands in for whole blocks, see `analyze`. `trials`: see
+    `analyze`. Without `test` there are no accuracies and no verdict. What was left out is in `report["notes"]`. Raises
+    ValueError or KeyError with one clear line for wrong arguments, and `simprune.search.NothingPassed` when there is no
+    smaller model that passes.
     """
     searching = isinstance(budget, str)
     if searching and (budget != SMALLEST or test is None or plan is not None):
@@ -161,7 +167,9 @@ def compress(
     name, options = _planner(planner)
     kept = {key: value for key, value in options.items() if key in CONSTRAINTS}
     how = Search(**(search or {}))
-    redundancy = analyze(model, calibration, measure, structures, block_score, score, replace=replace)
+    redundancy = analyze(
+        model, calibration, measure, structures, block_score, score, replace=replace, trials=trials, repair=reconstruct
+    )
     stages = Stages(from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model)), test)
     stages.add("original", model)
     unlabelled = stages.original is None or stages.original.labels is None
@@ -225,6 +233,7 @@ def compress(
         followed = recovery.follow(plan, model, stages)
         if test is not None:  # validate takes gates that run the models as well
             verdict = validate(model, followed.model, test, gates, seed, correction)
+    outcome = stages.rows[-1]["damage"]
     if control:
         rows = []
         for draw in range(seed, seed + control):
@@ -234,7 +243,7 @@ def compress(
             rows.append(other.rows[-1])
         stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     report |= {
-        "plan": plan.to_dict(),
+        "plan": plan.to_dict() | {"expected": {**plan.expected, "outcome": outcome}},
         "reconstruction": followed.repairs,
         "finetuning": followed.epochs,
         "verdict": verdict.to_dict() if verdict is not None else None,

@@ -92,6 +92,19 @@ class ChannelRedundancy:
 
 
 @dataclass(frozen=True)
+class TrialRemoval:
+    """A plan of one kind of structure at a share of the macs: the damage that was expected, and what was measured."""
+
+    kind: str
+    macs: float
+    expected: float
+    measured: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind} | {key: _round(getattr(self, key)) for key in ("macs", "expected", "measured")}
+
+
+@dataclass(frozen=True)
 class Redundancy:
     """What `analyze` found; all that a planner needs, so that planning never touches the model."""
 
@@ -103,6 +116,7 @@ class Redundancy:
     costs: CostModel
     fingerprint: str
     inputs: dict[str, Any]
+    trials: tuple[TrialRemoval, ...] = ()
     view: View | None = field(default=None, repr=False, compare=False)  # what the blocks were seen in, if there are any
 
     @property
@@ -135,6 +149,7 @@ class Redundancy:
                 "values": [[_round(value) for value in row] for row in matrix.values.tolist()],
             },
             "cost": self.costs.total().to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
         }
 
     def table(self, width: int = 100) -> str:

@@ -122,15 +122,27 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
 
 
 def agreement(answers: Answers | None, original: Answers | None) -> dict[str, float | None]:
-    """Accuracy, and the share of inputs with the original's top class; None where they have no meaning."""
-    if answers is None or original is None or answers.logits.ndim != 2:
-        return {"accuracy": None, "agreement": None}
+    """Accuracy, the share of inputs with the original's top class, and damage: the squared change of the output as a
+    share of its variance. None where they have no meaning."""
+    if answers is None or original is None:
+        return {"accuracy": None, "agreement": None, "damage": None}
+    lost = relative_error(answers.logits, original.logits)
+    if answers.logits.ndim != 2:
+        return {"accuracy": None, "agreement": None, "damage": lost}
     predicted = answers.logits.argmax(1)
     accuracy = None if answers.labels is None else (predicted == answers.labels).double().mean().item()
-    return {
-        "accuracy": accuracy,
-        "agreement": (predicted == original.logits.argmax(1)).double().mean().item(),
-    }
+    same = (predicted == original.logits.argmax(1)).double().mean().item()
+    return {"accuracy": accuracy, "agreement": same, "damage": lost}
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Squared difference of outputs (..., width) as a share of the variance of those that are wanted.
+
+    >>> relative_error(torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [3.0]]))
+    1.0
+    """
+    found, wanted = found.double().flatten(0, -2), wanted.double().flatten(0, -2)
+    return float((found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-300))
 
 
 def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

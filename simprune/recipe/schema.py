@@ -94,6 +94,7 @@ class Recipe:
     structures: list[str] = field(default_factory=list)
     budget: Any = None
     reconstruct: Any = MISSING
+    trials: list[float] = field(default_factory=list)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)  # pyright: ignore[reportInvalidTypeForm]
     check: CheckSettings = field(default_factory=CheckSettings)
     control: int = 0
@@ -171,6 +172,8 @@ def settings(config: DictConfig, command: str) -> Recipe:
             raise ValueError(f"structures: unknown {name!r}; {did_you_mean(name, FINDERS)}")
     if not recipe.structures:
         raise ValueError(f"structures is empty; name some of: {', '.join(FINDERS)}")
+    if any(not 0 < share < 1 for share in recipe.trials):
+        raise ValueError(f"trials: shares must lie between 0 and 1; got {recipe.trials}")
     if recipe.reconstruct != "bn":
         Choice.of(recipe.reconstruct)
     for name in ("seed", "control"):
