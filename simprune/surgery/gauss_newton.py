@@ -27,7 +27,8 @@ from simprune.surgery.least_squares import joint_moments, matrix_of, patches, po
 
 Pair = tuple[Example, Tensor]  # what a block is given, and the output that it should give
 STEPS = (1.0, 0.5, 0.25)  # how far to go towards the solution
-DAMPINGS = (1e-3, 1e-2, 1e-1)  # relative to the mean square of a layer's inputs; the next when a step leads nowhere
+DAMPINGS = (1e-3, 1e-1)  # relative to the mean square of a layer's inputs; the next when a step leads nowhere
+ENOUGH = 0.01  # a round that improves by less is the last
 
 
 def fit_block(
@@ -62,7 +63,11 @@ def fit_block(
                 reached = _walk(linear, _conjugate_gradients(linear, factors, iterations), judging, best)
                 if reached is None:  # too far for what the inputs can tell
                     del dampings[0]
-            best = best if reached is None else reached
+            if reached is None:
+                break
+            best, last = reached, best
+            if best > (1 - ENOUGH) * last:
+                break
     _unfold(block, trial, layers)
     return before / spread, best / spread
 
