@@ -23,11 +23,11 @@ def pretrained(name: str, task: str = "base", **options: Any) -> nn.Module:
     """`Auto...from_pretrained(name, **options)` for one of `TASKS`, in evaluation mode; no remote code is run.
 
     `name` is a folder that `save_pretrained` wrote, or a name on the hub. ValueError for an unknown task, for a path
-    that does not exist, and when transformers is not installed.
+    that does not exist, for a name that cannot be loaded (offline), and when transformers is not installed.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; {did_you_mean(task, TASKS)}")
-    return getattr(_transformers(), TASKS[task]).from_pretrained(_place(name), **options).eval()
+    return _load(TASKS[task], name, **options).eval()
 
 
 def texts(
@@ -44,7 +44,7 @@ def texts(
     Lines are cut or padded to `length` tokens; `rows` limits how many are read. FileNotFoundError for a missing file,
     ValueError for one without text.
     """
-    split = _transformers().AutoTokenizer.from_pretrained(_place(tokenizer))
+    split = _load("AutoTokenizer", tokenizer)
     if split.pad_token is None:
         split.pad_token = split.eos_token
 
@@ -58,6 +58,14 @@ def texts(
         return [{key: batch[key] for key in keys if key in batch} for batch in found]
 
     return Data(batches(path), test=None if test is None else batches(test))
+
+
+def _load(kind: str, name: str, **options: Any) -> Any:
+    try:
+        return getattr(_transformers(), kind).from_pretrained(_place(name), **options)
+    except OSError as error:  # also for a name that is not on the hub, or no network
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} cannot be loaded: {reason} (without a network give a local folder)") from error
 
 
 def _place(name: str) -> str:

@@ -54,3 +54,13 @@ def test_what_is_not_there_is_said(tmp_path):
         pretrained("x", "causal_llm")
     with pytest.raises(ValueError, match=r"no folder \./nowhere"):
         pretrained("./nowhere")
+
+
+def test_a_hub_that_is_not_reached_is_one_line(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("We could not connect.\nCheck your internet connection.")
+
+    monkeypatch.setattr("transformers.AutoModelForMaskedLM.from_pretrained", offline)
+    with pytest.raises(ValueError, match="^some/model cannot be loaded: We could not connect.*local folder") as caught:
+        pretrained("some/model", "masked_lm")
+    assert "\n" not in str(caught.value)
