@@ -60,12 +60,13 @@ def search(history: Mapping[str, Any]) -> Table:
     rows = []
     for place, step in enumerate(history["steps"]):
         mark = "chosen" if place == history["chosen"] else "next" if place == history["failed"] else ""
-        why = step["reason"] or ", ".join(
+        gates = ", ".join(
             f"{gate['measure']} {gate['value']:.4g} (to {gate['upper']:.4g}), limit {gate['limit']:g}"
             if all(isinstance(gate[key], float) for key in ("value", "upper"))
             else gate["measure"]
             for gate in step["decided_by"]
         )
+        why = ": ".join(part for part in (step["reason"], gates) if part)
         shares = ["-" if step[key] is None else f"{step[key]:.2%}" for key in ("kept", "accuracy", "agreement")]
         asked = "original" if place == 0 else f"{history['kind']} {step['budget']:.3f}"
         rows.append([mark, asked, *shares, step["outcome"], why])

@@ -1,7 +1,7 @@
 """The search itself: plan, follow and check one budget after another; back to the last model that passed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -69,8 +69,8 @@ class Trial:
         content = plan.to_dict()
         for place, other in enumerate(steps):
             if other.plan is not None and _removed(other.plan) == _removed(content):
-                reason = f"the plan of step {place}"
-                return Step(budget, kept, other.outcome, other.passed, reason, place, verdict=other.verdict), self.model
+                same = replace(other, budget=budget, kept=kept, reason=f"as step {place}", same_as=place, plan=None)
+                return same, self.model
         stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
         followed = self.recovery.follow(plan, self.model, stages)
         verdict = self.judge(followed.model)

@@ -168,7 +168,7 @@ def test_the_same_plan_is_not_made_twice():
     assert found.followed.model.share.item() == 0.75
     repeated = [step for step in found.steps if step.same_as is not None]
     assert repeated and all(
-        step.outcome == "fail" and step.same_as == 1 and "step 1" in step.reason for step in repeated
+        step.outcome == "fail" and step.same_as == 1 and step.reason == "as step 1" for step in repeated
     )
 
 
