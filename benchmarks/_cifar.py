@@ -79,7 +79,9 @@ def row(
 
 def show(rows: list[dict], title: str) -> None:
     table = Table(title=title)
-    for column in ("method", "macs / original", "accuracy (95 % interval)", "over seeds", "agreement", "seconds"):
+    timed = any("latency" in row for row in rows)
+    columns = ["method", "macs / original", "accuracy (95 % interval)", "over seeds", "agreement", "seconds"]
+    for column in [*columns, *(["latency / original"] if timed else [])]:
         table.add_column(column, justify="left" if column == "method" else "right")
     for key in dict.fromkeys((row["method"], row["wanted"]) for row in rows):
         some = [row for row in rows if (row["method"], row["wanted"]) == key]
@@ -93,5 +95,6 @@ def show(rows: list[dict], title: str) -> None:
             f"{100 * accuracy.min():.1f} to {100 * accuracy.max():.1f}",
             f"{100 * np.mean([row['agreement'] for row in some]):.1f}",
             f"{np.mean([row['seconds'] for row in some]):.0f}",
+            *([f"{np.mean([row.get('latency', 1.0) for row in some]):.2f}"] if timed else []),
         )
     Console().print(table)

@@ -22,6 +22,7 @@ import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
 from simprune.cost import measure_cost
 from simprune.sources import Batches
+from simprune.stages import side_by_side
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--planners", nargs="+", default=["greedy", "random"])
     parser.add_argument("--repairs", nargs="+", default=["least_squares", "blockwise"])
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch-pruning's criteria")
+    parser.add_argument("--latency", action="store_true", help="of 64 images, timed in turns with the original")
     parser.add_argument("--out", type=Path, default=Path("outputs/oneshot_resnet.json"))
     options = parser.parse_args()
     model = load(options.data, options.network)
@@ -61,7 +63,7 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
         start = time.perf_counter()
         dropped = {f"{kind}": () for kind in kinds - {*structures.split("+")}}
         try:
-            plan = sp.plan(replace(found, **dropped), {"macs": 1 / speedup}, planner, seed=seed)
+            plan = sp.plan(replace(found, **dropped), {"macs": 1 / speedup}, planner, seed=seed)  # type: ignore[arg-type]
         except ValueError as error:
             print(f"{structures} at 1/{speedup}: {error}")
             continue
@@ -72,7 +74,10 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
             sp.reconstruct(small, plan, model, calibration, repair)
             seconds = planning + time.perf_counter() - start
             name = f"{planner}, {structures}, {repair}"
-            rows.append(row(name, speedup, seed, model, small, test, seconds) | {"blocks": len(plan.blocks)})
+            more = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
+            if options.latency:
+                more["latency"] = side_by_side(model, small, ((torch.zeros(64, 3, 32, 32),), {}))[2]
+            rows.append(row(name, speedup, seed, model, small, test, seconds) | more)
             print(rows[-1], flush=True)
     return rows
 

@@ -1,0 +1,83 @@
+"""Depth and width in one plan: joint plans against depth alone, width alone and chance; time; the latency budget.
+
+    python -m benchmarks.planner_resnet --data FOLDER [--network resnet56] [--speedups 2.11 2.57 4] [--seeds 0 1 2]
+
+FOLDER as for `benchmarks.oneshot_resnet`, whose rows these are: no gradient step, blocks refitted as a whole, accuracy
+on images that nothing was chosen on, multiply-adds and latency beside it. Then the seconds that each planner takes for
+10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is timed again.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import simprune as sp
+from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
+from benchmarks.oneshot_resnet import ours
+from simprune.planning.choosers import CHOOSERS
+from simprune.redundancy import Redundancy
+from simprune.stages import side_by_side
+
+STRUCTURES = ["channels+blocks", "channels", "blocks"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--network", choices=DEPTHS, default="resnet56")
+    parser.add_argument("--speedups", type=float, nargs="+", default=[2.11, 2.57, 4.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=2048, help="calibration images")
+    parser.add_argument("--planners", nargs="+", default=["greedy", "optimal", "random"])
+    parser.add_argument("--out", type=Path, default=Path("outputs/planner_resnet.json"))
+    options = parser.parse_args()
+    options.structures, options.repairs, options.latency = STRUCTURES, ["blockwise"], True
+    model, test = load(options.data, options.network), test_images(options.data)
+    rows = [row("original", 1.0, None, model, model, test, 0.0)]
+    for seed in options.seeds:
+        rows += ours(model, calibration_images(options.data, options.images, seed), test, options, seed)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(rows, indent=1))
+    show(rows, f"{options.network}, no gradient step, {options.images} calibration images")
+    print(f"written to {options.out}")
+    found = sp.analyze(model, calibration_images(options.data, 256, 0))
+    planning_time(found)
+    latency_budget(model, found)
+
+
+def planning_time(found: Redundancy, structures: int = 10_000) -> None:
+    """Seconds per planner for a network made of copies of this one's channel groups."""
+    units = sum(entry.group.size for entry in found.channels)
+    copies = -(-structures // units)
+    wide = [
+        replace(entry, group=replace(entry.group, name=f"{entry.name}#{copy}"))
+        for copy in range(copies)
+        for entry in found.channels
+    ]
+    large = replace(found, channels=tuple(wide), blocks=())
+    for name in CHOOSERS:
+        start = time.perf_counter()
+        sp.plan(large, {"macs": 0.5}, name)
+        print(f"{name}: {time.perf_counter() - start:.1f} s for {units * copies} channels in {len(wide)} groups")
+
+
+def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6, batch: int = 64) -> None:
+    """Plan for a share of the latency, and time the result again."""
+    start = time.perf_counter()
+    plan = sp.plan(found, {"latency": share}, model=model, batch_size=batch)
+    small = sp.apply(plan, model)
+    seconds = time.perf_counter() - start
+    before, after, ratio = side_by_side(model, small, ((torch.zeros(batch, 3, 32, 32),), {}))
+    macs = plan.expected["macs"] / plan.original["macs"]
+    print(
+        f"latency budget {share:.0%}: {1e3 * before:.1f} ms -> {1e3 * after:.1f} ms, {ratio:.1%} when timed again "
+        f"(macs {macs:.1%}), planned in {seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
