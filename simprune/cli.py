@@ -32,7 +32,7 @@ commands:
   plan      what to remove for a budget, as a file you can edit
   compress  the whole path: plan, edit, repair, fine-tune, check; leaves a bundle and a report
   validate  check a bundle against the original again
-  list      measures, functional, recipes, models, data, planners, finetunes, checks
+  list      measures, functional, recipes, models, data, scores, planners, finetunes, checks
 
 examples:
   simprune compress recipe=digits
@@ -90,7 +90,7 @@ verdict's: 0 pass, 1 fail, 3 too little data. Check sets: default, strict, robus
   simprune validate bundle=outputs/compress/digits/.../bundle check=strict junit=gates.xml
   simprune validate recipe=my.yaml pruned.function=my_model:small pruned.weights=small.safetensors""",
     "list": """\
-usage: simprune list [measures|functional|recipes|models|data|planners|finetunes|checks]""",
+usage: simprune list [measures|functional|recipes|models|data|scores|planners|finetunes|checks]""",
 }
 
 # Hydra's flags that make sense here, and the values each takes: none, some, or (None) any

@@ -10,7 +10,14 @@ from simprune.console import console, table
 from simprune.names import did_you_mean
 from simprune.recipe import builtin, options
 
-GROUPS = {"models": "model", "data": "data", "planners": "planner", "finetunes": "finetune", "checks": "check"}
+GROUPS = {
+    "models": "model",
+    "data": "data",
+    "scores": "score",
+    "planners": "planner",
+    "finetunes": "finetune",
+    "checks": "check",
+}
 LISTS = ("measures", "functional", "recipes", *GROUPS)
 
 

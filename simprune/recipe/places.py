@@ -30,10 +30,10 @@ def builtin(folder: str) -> Path:
 
 
 def options(folder: Path) -> dict[str, str]:
-    """Names of the YAML files in a folder, each with its first comment line."""
+    """Names of the YAML files in a folder, each with its first comment line (after Hydra's header)."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        first = path.read_text(encoding="utf-8").removeprefix("# @package _global_\n").partition("\n")[0]
         found[path.stem] = first.removeprefix("#").strip() if first.startswith("#") else ""
     return found
 
