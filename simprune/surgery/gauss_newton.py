@@ -25,7 +25,7 @@ from simprune.cost import Example
 from simprune.surgery.bypass import put
 from simprune.surgery.least_squares import joint_moments, matrix_of, patches, positions, weight_of
 
-Pair = tuple[Example, Tensor]  # what a block is given, and the output that it should give
+Pair = tuple[Example, Tensor, Tensor | float]  # what a block is given, what it should give, and which of that counts
 STEPS = (1.0, 0.5, 0.25)  # how far to go towards the solution
 DAMPINGS = (1e-3, 1e-1)  # relative to the mean square of a layer's inputs; the next when a step leads nowhere
 ENOUGH = 0.01  # a round that improves by less is the last
@@ -36,22 +36,24 @@ def fit_block(
     layers: Mapping[str, str | None],
     calls: Sequence[Example],
     wanted: Sequence[Tensor],
+    counts: Sequence[Tensor | float] | None = None,
     rounds: int = 3,
     iterations: int = 8,
 ) -> tuple[float, float]:
     """Change `layers` of the block, in place, so that it gives `wanted`; returns the relative squared error, before and
     after, on held-out inputs.
 
-    `layers`: name within the block -> name of the BatchNorm right behind it, or None. One call in eight is held out
+    `layers`: name within the block -> name of the BatchNorm right behind it, or None. `counts`: factors of the outputs,
+    0 where they do not matter, such as padding. One call in eight is held out
     (none when there are fewer than two: then the error is that of all). Cost: `rounds` x `iterations` x about five
     forward passes of the block; memory: the activations of all calls through the block.
     """
     trial = _folded(block, layers)
-    pairs = list(zip(calls, wanted, strict=True))
+    pairs = list(zip(calls, wanted, [1.0] * len(calls) if counts is None else counts, strict=True))
     held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
     judging, fitting = pairs[:held] or pairs, pairs[held:]
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        spread = sum(float((each - each.mean()).square().sum()) for _, each in judging) or 1.0
+        spread = sum(float(((each - each.mean()) * count).square().sum()) for _, each, count in judging) or 1.0
         before = best = _error(trial, judging)
         dampings, moments = list(DAMPINGS), None
         for _ in range(rounds):
@@ -148,7 +150,7 @@ class _Linearised:
 
     def __init__(self, trial: nn.Module, names: Sequence[str], pairs: Sequence[Pair]) -> None:
         self.trial, self.layers = trial, {name: trial.get_submodule(name) for name in names}
-        self.calls = [call for call, _ in pairs]
+        self.calls, self.counts = [call for call, _, _ in pairs], [count for _, _, count in pairs]
         self.parameters = {
             f"{name}.{kind}": layer.get_parameter(kind) for name, layer in self.layers.items() for kind in _kinds(layer)
         }
@@ -157,10 +159,12 @@ class _Linearised:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         with torch.enable_grad(), self._watched():
-            for call in self.calls:
+            for call, count in zip(self.calls, self.counts, strict=True):
                 self.seen.append({})
-                self.outputs.append(_output(trial, call))
-        self.errors = [made.detach() - wanted for made, (_, wanted) in zip(self.outputs, pairs, strict=True)]
+                self.outputs.append(_output(trial, call) * count)
+        self.errors = [
+            made.detach() - wanted * count for made, (_, wanted, count) in zip(self.outputs, pairs, strict=True)
+        ]
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -215,11 +219,11 @@ class _Linearised:
         """J v, call by call."""
         tangents = self.parts(step)
         primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        for call in self.calls:
+        for call, count in zip(self.calls, self.counts, strict=True):
             with warnings.catch_warnings():  # torch's own rules for forward derivatives use what torch deprecates
                 warnings.filterwarnings("ignore", r".torch\.jit\.script. is deprecated", DeprecationWarning)
                 moved = jvp(partial(_output, self.trial, call), (primals,), (tangents,))[1]
-            yield moved
+            yield moved * count
 
 
 def _conjugate_gradients(linear: _Linearised, factors: Mapping[str, _Factor], iterations: int) -> dict[str, Tensor]:
@@ -256,7 +260,9 @@ def _output(block: nn.Module, call: Example, parameters: Mapping[str, Tensor] | 
 
 
 def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Tensor] | None = None) -> float:
-    return sum(float((_output(block, call, parameters) - wanted).square().sum()) for call, wanted in pairs)
+    return sum(
+        float(((_output(block, call, parameters) - wanted) * count).square().sum()) for call, wanted, count in pairs
+    )
 
 
 def _kinds(layer: nn.Module) -> list[str]:

@@ -18,6 +18,7 @@ from simprune.surgery.fold import fold
 from simprune.surgery.least_squares import Ridge, output_dim
 from simprune.surgery.refit import VALUES, Refit, Repair
 from simprune.surgery.shortcuts import find_shortcuts
+from simprune.surgery.stand_ins import fit_stand_ins
 
 METHODS = ("least_squares", "blockwise", "fold", "none")
 REFITTING = ("least_squares", "blockwise")
@@ -33,7 +34,8 @@ def reconstruct(
     ridge: Ridge = "auto",
     values: int = VALUES,
 ) -> list[Refit]:
-    """Repair `small` in place, without labels, so that its layers reproduce those of `model`.
+    """Repair `small` in place, without labels, so that its layers reproduce those of `model`; maps and constants that
+    stand in for blocks are fitted first.
 
     "least_squares": every convolution and linear layer behind the first edit is solved for the original's output given
     the inputs it gets in the pruned network, so errors of earlier layers are corrected and not passed on; the last
@@ -67,6 +69,7 @@ def reconstruct(
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
+    fit_stand_ins(small, plan, model, batches)
     with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
         return _refit_layers(small, plan, model, batches, choice, ridge, values)
 

@@ -114,10 +114,12 @@ class Repair:
                 calls = original.advance(short), pruned.advance(short)
                 refits.append(self._layer(layer, *calls, masks, self._drifts(layer, wanted, given)))
         if name in self.together:
-            refits.append(self._whole(name, wanted, given))
+            refits.append(self._whole(name, wanted, given, masks))
         return refits
 
-    def _whole(self, name: str, wanted: Sequence[Example], given: Sequence[Example]) -> Refit:
+    def _whole(
+        self, name: str, wanted: Sequence[Example], given: Sequence[Example], masks: Sequence[Tensor | None]
+    ) -> Refit:
         block, source = self.small.get_submodule(name), self.model.get_submodule(name)
         layers = self.together[name]
         kept = torch.tensor(self._kept(layers[-1]), device=device_of(self.small))
@@ -134,7 +136,8 @@ class Repair:
         short = {
             layer.removeprefix(f"{name}."): norm and norm.removeprefix(f"{name}.") for layer, norm in norms.items()
         }
-        return Refit(name, *fit_block(block, short, given[: len(targets)], targets))
+        counts = [_counts(target, mask) for target, mask in zip(targets, masks, strict=False)]
+        return Refit(name, *fit_block(block, short, given[: len(targets)], targets, counts))
 
     def _drifts(self, layer: str, wanted: Sequence[Example], given: Sequence[Example]) -> list[Tensor]:
         if layer not in self.shortcuts:
@@ -147,6 +150,13 @@ class Repair:
         """Outputs of the original's layer that the smaller one still has."""
         source = self.model.get_submodule(name)
         return self.effects.kept(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
+
+
+def _counts(value: Tensor, mask: Tensor | None) -> Tensor | float:
+    """0 for tokens of the padding, 1 for all else."""
+    if mask is None or value.ndim != 3 or value.shape[:2] != mask.shape:
+        return 1.0
+    return mask.to(value)[..., None]
 
 
 def _unpadded(value: Tensor, mask: Tensor | None) -> Tensor:

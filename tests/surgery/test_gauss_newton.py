@@ -76,7 +76,7 @@ def test_push_and_pull_are_adjoint():
     given = calls(2, 3, 4, 5, 5)
     block = Residual().double().eval()
     given = [((args[0].double(),), {}) for args, _ in given]
-    pairs = [(call, torch.zeros_like(output)) for call, output in zip(given, outputs(block, given), strict=True)]
+    pairs = [(call, torch.zeros_like(output), 1.0) for call, output in zip(given, outputs(block, given), strict=True)]
     with torch.no_grad():
         linear = _Linearised(block, ["conv1", "conv2"], pairs)
         step = {name: torch.randn_like(part) for name, part in linear.pull(linear.errors).items()}
@@ -95,6 +95,22 @@ def test_what_cannot_be_improved_stays_and_held_out_error_never_grows():
         torch.testing.assert_close(value, state[key], rtol=1e-5, atol=1e-6)
     before, after = fit_block(block, LAYERS, given, [torch.randn(4, 4, 5, 5) for _ in given])
     assert after <= before
+
+
+def test_outputs_that_do_not_count_have_no_part():
+    given = calls(4, 8, 4, 5, 5)
+    wanted, counts = outputs(Residual(seed=3), given), [torch.ones(8, 1, 5, 5) for _ in given]
+    for count in counts:
+        count[:, :, :, 3:] = 0
+    found = []
+    for garbage in (0.0, 100.0):
+        block = Residual()
+        errors = fit_block(
+            block, LAYERS, given, [w + garbage * (1 - c) for w, c in zip(wanted, counts, strict=True)], counts
+        )
+        found.append((block.conv1.weight.detach().clone(), errors[1] / errors[0]))
+    assert found[0][1] < 1
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_channel_that_batchnorm_silences_keeps_its_weights():
