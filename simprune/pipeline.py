@@ -223,8 +223,6 @@ def compress(
             raise
         followed, plan, verdict = found.followed, found.plan, found.verdict
         stages.rows += found.rows
-        before, after, _ = side_by_side(model, followed.model, stages.example)
-        stages.rows[0]["latency_ms"], stages.rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
         report["search"] = history(how, found.steps, gates)
         notes.append(report["search"]["note"])
     else:
@@ -233,6 +231,8 @@ def compress(
         followed = recovery.follow(plan, model, stages)
         if test is not None:  # validate takes gates that run the models as well
             verdict = validate(model, followed.model, test, gates, seed, correction)
+    before, after, _ = side_by_side(model, followed.model, stages.example)
+    stages.rows[0]["latency_ms"], stages.rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
     outcome = stages.rows[-1]["damage"]
     if control:
         rows = []
