@@ -4,10 +4,11 @@ from simprune import functional, measures
 from simprune.bundle import load, save
 from simprune.checks import Gate, Verdict, validate
 from simprune.curves import Frontier, frontier
-from simprune.pipeline import Result, analyze, compress, plan
+from simprune.pipeline import analyze, compress, plan
 from simprune.planning.plan import Edit, Plan
 from simprune.recovery import finetune, reestimate_batchnorm
 from simprune.redundancy import Redundancy
+from simprune.result import Result
 from simprune.surgery import apply, reconstruct
 
 __all__ = [

@@ -14,7 +14,6 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -25,17 +24,15 @@ from torch import nn
 from simprune.planning.plan import Plan
 from simprune.report import render
 from simprune.report.units import finite
+from simprune.result import Result
 from simprune.surgery import apply
-
-if TYPE_CHECKING:
-    from simprune.pipeline import Result
 
 HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
 FILES = (*HASHED, "report.json")
 AGAIN = "copy the whole folder again or make it anew"
 
 
-def save(folder: str | os.PathLike[str], result: "Result", recipe: dict | None = None) -> Path:
+def save(folder: str | os.PathLike[str], result: Result, recipe: dict | None = None) -> Path:
     """Write a bundle and return its folder; it appears whole or not at all.
 
     The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete; a bundle that
@@ -75,7 +72,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Modu
     return small.eval()
 
 
-def _write(folder: Path, result: "Result", recipe: dict | None) -> None:
+def _write(folder: Path, result: Result, recipe: dict | None) -> None:
     for name, value in result.model.state_dict().items():
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from simprune import measures
 from simprune.batches import device_of
-from simprune.checks import DEFAULT_GATES, Gate, Verdict, validate
+from simprune.checks import DEFAULT_GATES, Gate, validate
 from simprune.cost import KINDS
 from simprune.depth import BlockScore
 from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
@@ -26,6 +26,7 @@ from simprune.planning.make import CONSTRAINTS, plan
 from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
+from simprune.result import Result
 from simprune.search import NothingPassed, Record, Search, Trial, history, smallest
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
@@ -34,17 +35,6 @@ from simprune.surgery.reconstruct import Method
 from simprune.trials import calibrate
 
 SMALLEST = "smallest"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `compress` made: the smaller model, the plan behind it, the verdict, and the report as data."""
-
-    model: nn.Module
-    plan: Plan
-    verdict: Verdict | None
-    report: dict[str, Any]
-    redundancy: Redundancy | None = None
 
 
 def analyze(

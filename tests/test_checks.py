@@ -141,7 +141,7 @@ def test_a_draw_without_a_value_counts_as_the_worst():
 
 
 def test_a_model_against_itself_passes_everything(logits, monkeypatch):
-    monkeypatch.setattr("simprune.checks.DRAWS", 100)
+    monkeypatch.setattr("simprune.checks.intervals.DRAWS", 100)
     scores, labels = logits
     verdict = check(scores, scores, labels)
     assert verdict.passed
@@ -329,7 +329,7 @@ def test_the_worst_classs_bounds():
 
 @pytest.mark.parametrize("drops", [np.full(10, 0.05), np.r_[0.15, np.zeros(9)]])
 def test_the_worst_classs_bounds_cover(monkeypatch, drops):
-    monkeypatch.setattr("simprune.checks._deciding_scale", lambda *_: None)  # not looked at, and slow
+    monkeypatch.setattr("simprune.checks.judging._deciding_scale", lambda *_: None)  # not looked at, and slow
     random, count = np.random.default_rng(0), 60
     labels = torch.arange(10).repeat_interleave(count)
     a, held = torch.eye(10)[labels], []
@@ -546,7 +546,7 @@ class Scaled(nn.Module):
 
 
 def test_embeddings(monkeypatch):
-    monkeypatch.setattr("simprune.checks.DRAWS", 200)
+    monkeypatch.setattr("simprune.checks.intervals.DRAWS", 200)
     test = [torch.randn(50, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     gates = built_in("embedding")
     assert validate(Scaled(), Scaled(), test, gates).passed
@@ -554,7 +554,7 @@ def test_embeddings(monkeypatch):
 
 
 def test_tokens(monkeypatch):
-    monkeypatch.setattr("simprune.checks.DRAWS", 200)
+    monkeypatch.setattr("simprune.checks.intervals.DRAWS", 200)
     random = torch.Generator().manual_seed(0)
     test = [(torch.randn(20, 6, 5, generator=random), torch.randint(5, (20, 6), generator=random)) for _ in range(5)]
     gates = built_in("language_model")

@@ -1,0 +1,139 @@
+"""Confidence bounds: exact for counts, by bootstrap for everything else."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import beta
+
+Interval = tuple[float, float]
+
+DRAWS = 2000  # of the bootstrap
+CHUNK = 1 << 21  # numbers that the bootstrap holds at once
+STRATIFY_BELOW = 30  # samples per class
+RARE_CLASS = 5  # smaller classes share a stratum: alone they would show no spread
+
+
+def clopper_pearson(events: Any, count: Any, confidence: float) -> tuple[Any, Any]:
+    """Exact lower and upper bounds of a rate, each one-sided at `confidence`; of many rates for arrays.
+
+    >>> print(round(clopper_pearson(0, 300, 0.95)[1], 5))
+    0.00994
+    """
+    events, count = np.asarray(events, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    lower = np.where(events > 0, beta.ppf(1 - confidence, np.maximum(events, 1e-300), count - events + 1), 0.0)
+    upper = np.where(events < count, beta.ppf(confidence, events + 1, np.maximum(count - events, 1e-300)), 1.0)
+    return lower[()], upper[()]
+
+
+def paired_difference(lost: Any, gained: Any, count: Any, confidence: float) -> tuple[Any, Any]:
+    """One-sided bounds of (lost - gained) / count, where lost and gained samples exclude each other.
+
+    Clopper-Pearson bounds of both rates, joined by the method of variance estimates recovery (Zou and
+    Donner 2008) with the correlation of exclusive events. With many flips this is the interval from the
+    paired standard error; with few, where that is far too narrow, it holds; with none, Clopper-Pearson.
+    Numbers, or arrays for many differences at once.
+    """
+    lost, gained, count = (np.asarray(each, dtype=np.float64) for each in (lost, gained, count))
+    p, q = lost / count, gained / count
+    (p_low, p_high), (q_low, q_high) = (clopper_pearson(k, count, confidence) for k in (lost, gained))
+    both = p * q > 0
+    correlation = np.sqrt(np.where(both, p * q / np.where(both, (1 - p) * (1 - q), 1.0), 0.0))
+
+    def half(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.sqrt(x * x + y * y + 2 * correlation * x * y)
+
+    return (p - q - half(p - p_low, q_high - q))[()], (p - q + half(p_high - p, q - q_low))[()]
+
+
+def bootstrap_mean(values: np.ndarray, strata: np.ndarray, confidence: float, seed: int) -> Interval:
+    """One-sided bounds of the mean of `values` (N,) by the studentized bootstrap within strata.
+
+    Studentized, because per-sample divergences are skewed and plain percentiles then bound them too low.
+    Strata take the class counts as fixed: right for test sets that are balanced by design.
+    """
+    order, sizes, starts = _layout(strata)
+    x = values[order].astype(np.float64)
+    x -= np.repeat(np.add.reduceat(x, starts) / sizes, sizes)
+    unbias = sizes / np.maximum(sizes - 1, 1)
+
+    def error(rows: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        within = np.add.reduceat(rows * rows, starts, axis=-1) - sums * sums / sizes
+        return np.sqrt((np.maximum(within, 0) * unbias).sum(-1)) / len(x)
+
+    draws = []
+    for index in _resamples(sizes, starts, seed):
+        rows = x[index]
+        sums = np.add.reduceat(rows, starts, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws.append(sums.sum(1) / len(x) / error(rows, sums))
+    t = np.concatenate(draws)
+    t[np.isnan(t)] = 0  # no spread, and no deviation either
+    mean, spread = float(values.mean()), float(error(x, np.zeros(len(sizes))))
+    # no interpolation: a draw without spread is infinite
+    lower = mean - spread * float(np.quantile(t, confidence, method="higher"))
+    upper = mean - spread * float(np.quantile(t, 1 - confidence, method="lower"))
+    return lower, upper
+
+
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float],
+    rows: np.ndarray,
+    strata: np.ndarray,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """One-sided bounds of any statistic of the rows by the percentile bootstrap within strata.
+
+    A draw with an undefined statistic counts as the worst on both sides.
+    """
+    order, sizes, starts = _layout(strata)
+    rows = rows[order]
+    draws = np.array([statistic(rows[index]) for block in _resamples(sizes, starts, seed) for index in block])
+    undefined = np.isnan(draws)
+    lower = np.quantile(np.where(undefined, -np.inf, draws), 1 - confidence, method="lower")
+    upper = np.quantile(np.where(undefined, np.inf, draws), confidence, method="higher")
+    return float(lower), float(upper)
+
+
+def without_spread(value: float, limits: Interval, count: float, confidence: float) -> Interval:
+    """Bounds when all samples are equal: as many as Clopper-Pearson allows may still differ, fully.
+
+    Where the range is infinite, one sample says nothing; with more, the bound is the value.
+    """
+    unseen = clopper_pearson(0, count, confidence)[1]
+
+    def towards(end: float) -> float:
+        if math.isfinite(end):
+            return value + (end - value) * unseen
+        return value if count > 1 else end
+
+    return towards(limits[0]), towards(limits[1])
+
+
+def strata_of(labels: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Stratum per sample: its class where classes are small (rare ones share stratum 0), else 0 for all."""
+    count, classes = shape
+    if labels is None or count / classes >= STRATIFY_BELOW:
+        return np.zeros(count, dtype=np.int64)
+    labels = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
+    common = np.bincount(labels)[labels] >= RARE_CLASS
+    return np.where(common, labels + 1, 0)
+
+
+def _layout(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order that puts strata side by side, their sizes, and where each starts."""
+    sizes = np.unique(strata, return_counts=True)[1]
+    return np.argsort(strata, kind="stable"), sizes, np.cumsum(sizes) - sizes
+
+
+def _resamples(sizes: np.ndarray, starts: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Blocks (draws, N) of indices, `DRAWS` in all: every stratum is drawn from itself, with replacement."""
+    random = np.random.default_rng(seed)
+    first, size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
+    block = max(1, CHUNK // len(first))
+    for done in range(0, DRAWS, block):
+        uniform = random.random((min(block, DRAWS - done), len(first)))
+        yield first + (uniform * size).astype(np.int64)
