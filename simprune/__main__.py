@@ -1,0 +1,7 @@
+"""`python -m simprune` is the command line."""
+
+import sys
+
+from simprune.cli import main
+
+sys.exit(main())
