@@ -235,7 +235,7 @@ def _conjugate_gradients(linear: _Linearised, factors: Mapping[str, _Factor], it
     for _ in range(iterations):
         if size <= 0:
             break
-        moved = linear.pull(list(linear.push(direction)))
+        moved = linear.pull(linear.push(direction))
         for name, factor in factors.items():
             moved[name] += factor.damping * factor.outputs * direction[name]
         length = size / _dot(direction, moved)
