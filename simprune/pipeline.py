@@ -13,7 +13,7 @@ from torch import nn
 
 from simprune import measures
 from simprune.batches import device_of
-from simprune.checks import DEFAULT_GATES, Gate, validate
+from simprune.checks import DEFAULT_GATES, Gate, rehearse, validate
 from simprune.cost import KINDS
 from simprune.depth import BlockScore
 from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
@@ -154,6 +154,8 @@ def compress(
     recovery = Recovery(calibration, train, reconstruct, settings, seed)
     if test is None:
         notes.append("no test batches: accuracy, agreement and the checks were left out")
+    else:
+        rehearse(model, test, gates, seed, correction)  # gates that do not fit are an error before all the work
     name, options = _planner(planner)
     kept = {key: value for key, value in options.items() if key in CONSTRAINTS}
     how = Search(**(search or {}))

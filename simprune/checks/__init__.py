@@ -2,7 +2,7 @@
 
 from simprune.checks.intervals import bootstrap_mean, bootstrap_statistic, clopper_pearson, paired_difference
 from simprune.checks.judging import judge
-from simprune.checks.validation import CORRECTIONS, check, validate
+from simprune.checks.validation import CORRECTIONS, check, rehearse, validate
 from simprune.checks.verdict import DEFAULT_GATES, Gate, GateResult, Outcome, Verdict
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "clopper_pearson",
     "judge",
     "paired_difference",
+    "rehearse",
     "validate",
 ]

@@ -1,6 +1,7 @@
 """Run both models, batch by batch, and judge what they give."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,27 @@ def validate(
     or missing labels of some batches.
     """
     batches = checked(test, "test")
+    tally = _run(model, small, batches, gates, seed, correction, watch)
+    drifts = {i: drift.of(model, small, batches) for i, drift in tally.drifts.items()}
+    return tally.verdict(seed, drifts)
+
+
+def rehearse(
+    model: nn.Module, test: Iterable, gates: Sequence[Gate] | None = None, seed: int = 0, correction: str = "holm"
+) -> None:
+    """Raise what `validate` would for gates that do not fit the model and its data, from the first batch alone."""
+    _run(model, model, islice(checked(test, "test"), 1), gates, seed, correction)
+
+
+def _run(
+    model: nn.Module,
+    small: nn.Module,
+    batches: Iterable,
+    gates: Sequence[Gate] | None,
+    seed: int,
+    correction: str,
+    watch: Watch | None = None,
+) -> "_Tally":
     tally: _Tally | None = None
     limits: corruptions.Limits | None = None
     with evaluation(model, small):
@@ -58,8 +80,7 @@ def validate(
                     watch(batch, a, b, labels)
     if tally is None:
         raise ValueError("the test set is empty; pass at least one batch")
-    drifts = {i: drift.of(model, small, batches) for i, drift in tally.drifts.items()}
-    return tally.verdict(seed, drifts)
+    return tally
 
 
 def check(
