@@ -138,3 +138,13 @@ def test_wrong_arguments_are_one_clear_error(trained, options, error, message):
     model, data = trained
     with pytest.raises(error, match=message):
         sp.compress(model, calibration=data, **options)
+
+
+def test_a_gate_that_does_not_fit_is_an_error_before_the_work(monkeypatch):
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(16, 4)] * 2
+    monkeypatch.setattr(
+        "simprune.pipeline.analyze", lambda *_, **__: pytest.fail("analysed before the gates were looked at")
+    )
+    with pytest.raises(ValueError, match="token_agreement needs token logits"):
+        sp.compress(model, calibration=batches, test=batches, gates=[sp.Gate("token_agreement", 0.9)])
