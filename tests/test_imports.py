@@ -13,7 +13,14 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-TOP = ("simprune.cli", "simprune.commands", "simprune.listing", "simprune.console", "simprune.recipe")
+TOP = (
+    "simprune.__main__",
+    "simprune.cli",
+    "simprune.commands",
+    "simprune.listing",
+    "simprune.console",
+    "simprune.recipe",
+)
 
 
 def imports(name: str, top_level_only: bool = False) -> set[str]:
