@@ -153,7 +153,7 @@ def test_no_epochs_is_no_finetuning():
         (["measure=cka_rbf", "measure.treshold=1"], "did you mean 'threshold'"),
         (["planner=gredy"], "did you mean 'greedy'"),
         (["planner.name=gredy"], "did you mean 'greedy'"),
-        (["+planner.options.depth=3"], "planner greedy takes no option 'depth'"),
+        (["+planner.options.depth=3"], "planner optimal takes no option 'depth'"),
         (["finetune.epoch=3"], "did you mean 'epochs'"),
         (["finetune.epochs=-1"], "expected epochs >= 0"),
         (["finetune.lr=0"], "lr > 0"),
