@@ -26,6 +26,7 @@ from simprune.report import render
 from simprune.report.units import finite
 from simprune.result import Result
 from simprune.surgery import apply
+from simprune.surgery.absorb import absorbed, empty
 
 HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
 FILES = (*HASHED, "report.json")
@@ -68,6 +69,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Modu
             f"model= must be a torch module or a function that builds one; got a {type(original).__name__}"
         )
     small = apply(plan, original)
+    empty(small, json.loads((folder / "report.json").read_bytes()).get("folded", {}))
     load_weights(small, folder / "model.safetensors")
     return small.eval()
 
@@ -77,7 +79,9 @@ def _write(folder: Path, result: Result, recipe: dict | None) -> None:
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise ValueError(f"a bundle keeps tensors only; {name} in the model's state is a {kind}")
-    report = finite({key: value for key, value in result.report.items() if key != "files"})
+    report = finite({key: value for key, value in result.report.items() if key not in ("files", "folded")})
+    if folded := absorbed(result.model):  # what the plan cannot tell: these stand-ins are empty
+        report["folded"] = folded
     (folder / "plan.yaml").write_bytes(result.plan.to_yaml().encode())
     (folder / "recipe.yaml").write_bytes(_recipe_text(recipe).encode())
     (folder / "report.html").write_bytes(render(report).encode())

@@ -31,6 +31,7 @@ from simprune.search import NothingPassed, Record, Search, Trial, history, small
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
 from simprune.structures import find_blocks
+from simprune.surgery.absorb import absorb, told
 from simprune.surgery.reconstruct import Method
 from simprune.trials import calibrate
 
@@ -221,8 +222,12 @@ def compress(
         plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options, model)
         report["settings"]["budget"] = dict(plan.budget)
         followed = recovery.follow(plan, model, stages)
-        if test is not None:  # validate takes gates that run the models as well
-            verdict = validate(model, followed.model, test, gates, seed, correction)
+    stand_ins = absorb(followed.model, plan, calibration)
+    notes += told(stand_ins)
+    if any(entry.folded_into for entry in stand_ins):
+        stages.add("maps folded", followed.model)
+    if not searching and test is not None:  # validate takes gates that run the models as well
+        verdict = validate(model, followed.model, test, gates, seed, correction)
     before, after, _ = side_by_side(model, followed.model, stages.example)
     stages.rows[0]["latency_ms"], stages.rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
     outcome = stages.rows[-1]["damage"]
@@ -238,6 +243,7 @@ def compress(
         "plan": plan.to_dict() | {"expected": {**plan.expected, "outcome": outcome}},
         "reconstruction": followed.repairs,
         "finetuning": followed.epochs,
+        "stand_ins": [entry.to_dict() for entry in stand_ins],
         "verdict": verdict.to_dict() if verdict is not None else None,
     }
     return Result(followed.model, plan, verdict, report, redundancy)

@@ -1,8 +1,8 @@
 """Runs of alike layers: blocks inside a run are redundant, blocks that lead from one run to the next are not.
 
 `segments`: Fisher's optimal partition of the ordered layer-similarity matrix (SGLP, Wang et al. 2024), exact by dynamic
-programming; one point of the stream per segment has to stay. `clusters`: consecutive layers whose similarity reaches a
-threshold (MPruner, 2024); all but one of each cluster go.
+programming; one point of the stream per segment has to stay. `clusters`: consecutive layers as similar to the first of
+them as a threshold says (MPruner, Hu et al. 2024, arXiv:2408.13482); all but the first go, or every second, or third.
 """
 
 import numpy as np
@@ -21,14 +21,31 @@ def segments(view: View, segments: int | None = None, explained: float = 0.9) ->
     return _scores(view, values, fisher_partition(values, segments))
 
 
-def clusters(view: View, threshold: float = 0.98) -> dict[str, float]:
-    """As `segments`, for runs of consecutive points whose neighbours are at least `threshold` similar."""
+def clusters(view: View, threshold: float = 0.98, granularity: int = 1) -> dict[str, float]:
+    """As `segments`, for runs of consecutive points that are at least `threshold` similar to the first of their run.
+
+    `granularity`: MPruner's step in which a run is thinned out. 1 lets all but its first point go; k every k-th of
+    those behind the first, beginning with the second of the run. Blocks in between score as those between two runs.
+    """
     if not 0 <= threshold <= 1:
         raise ValueError(f"clusters: threshold must be in [0, 1]; got {threshold!r}")
+    if isinstance(granularity, bool) or not isinstance(granularity, int) or granularity < 1:
+        raise ValueError(f"clusters: granularity must be a whole number from 1; got {granularity!r}")
     values = view.similarities()
-    joined = np.diagonal(values, offset=1) >= threshold
-    starts = [place + 1 for place, same in enumerate(joined) if not same]
-    return _scores(view, values, [*starts, len(values)])
+    return _scores(view, values, runs(values, threshold), granularity)
+
+
+def runs(values: np.ndarray, threshold: float) -> list[int]:
+    """Ends (exclusive) of the runs: each begins with the first point that is too unlike the start of the one before.
+
+    >>> runs(np.array([[1.0, 0.9, 0.7], [0.9, 1.0, 0.9], [0.7, 0.9, 1.0]]), 0.8)
+    [2, 3]
+    """
+    starts = [0]
+    for place in range(1, len(values)):
+        if values[starts[-1], place] < threshold:
+            starts.append(place)
+    return [*starts[1:], len(values)]
 
 
 def segment_count(values: np.ndarray, explained: float = 0.9) -> int:
@@ -79,11 +96,13 @@ def _spread(rows: np.ndarray) -> float:
     return float(np.square(rows - rows.mean(0)).sum())
 
 
-def _scores(view: View, values: np.ndarray, ends: list[int]) -> dict[str, float]:
+def _scores(view: View, values: np.ndarray, ends: list[int], granularity: int = 1) -> dict[str, float]:
     place = {point: index for index, point in enumerate(view.stream.rows)}
+    starts = [0, *ends[:-1]]
     segment = np.searchsorted(ends, np.arange(len(values)), side="right")
     scores = {}
     for name, (before, after) in view.stream.ends.items():
         a, b = place[before], place[after]
-        scores[name] = 0.5 * (segment[a] == segment[b]) + values[a, b] / 2
+        goes = segment[a] == segment[b] and (b - starts[segment[b]] - 1) % granularity == 0
+        scores[name] = 0.5 * goes + values[a, b] / 2
     return scores

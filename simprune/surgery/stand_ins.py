@@ -30,6 +30,7 @@ class Mapped(Bypass):
     def __init__(self, layout: Layout, channels: int, maps: bool, mean: bool) -> None:
         super().__init__(layout)
         self.maps, self.constant = maps, mean
+        self.folded_into = ""  # the layer that has absorbed the map; then there is none here
         if mean:
             self.shift = nn.Parameter(torch.zeros(channels))
         else:
@@ -38,9 +39,14 @@ class Mapped(Bypass):
             nn.init.zeros_(torch.as_tensor(self.map.bias))
 
     def stand_in(self, x: Tensor) -> Tensor:
+        if self.folded_into:
+            return x
         if self.constant:
             return x + (self.shift[:, None, None] if self.maps else self.shift)
         return x + self.map(x)
+
+    def extra_repr(self) -> str:
+        return f"folded into {self.folded_into}" if self.folded_into else ""
 
     def set(self, weight: Tensor, intercept: Tensor) -> None:
         """The map x -> x + weight x + intercept, with weight (C, C); a mean keeps the intercept only."""
@@ -50,6 +56,20 @@ class Mapped(Bypass):
             else:
                 self.map.weight.copy_(weight.reshape(self.map.weight.shape))
                 torch.as_tensor(self.map.bias).copy_(intercept)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(A, b) in float64 of x -> A x + b, which is what this does."""
+        offset = (self.shift if self.constant else torch.as_tensor(self.map.bias)).detach().double()
+        one = torch.eye(len(offset), dtype=torch.float64, device=offset.device)
+        return one if self.constant else one + self.map.weight.detach().double().flatten(1), offset
+
+    def empty(self, folded_into: str) -> None:
+        """Without its parameters this hands its input on: that layer has absorbed them (see `surgery.absorb`)."""
+        self.folded_into = folded_into
+        if self.constant:
+            del self.shift
+        else:
+            del self.map
 
 
 def stand_in(replace: str, layout: Layout, given: Tensor | None) -> Bypass:
@@ -67,9 +87,12 @@ def fit_stand_ins(small: nn.Module, plan: Plan, model: nn.Module, calibration: I
     """Fit every linear and mean replacement of `plan` in `small`, in place, to the original's input and output there.
 
     One forward pass of the original; (2C)^2 moments per replaced block. Where the plan also removes channels of the
-    stream, the map is fitted to those that stay. Returns the names of the blocks whose replacement was fitted.
+    stream, the map is fitted to those that stay. What a layer has absorbed is left alone. Returns the names of the
+    blocks whose replacement was fitted.
     """
-    names = [edit.name for edit in plan.whole if edit.replace in ("linear", "mean")]
+    with restored(small):
+        names = [edit.name for edit in plan.whole if edit.replace in ("linear", "mean")]
+        names = [name for name in names if not getattr(small.get_submodule(name), "folded_into", "")]
     if not names:
         return []
     moments: dict[str, Moments] = {}

@@ -1,6 +1,7 @@
 """Planted redundancy goes first for every score, in every kind of network; formulas against independent ones."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from simprune.batches import call
 from simprune.depth import BLOCK_SCORES, View, block_scorer, observe, score_blocks
 from simprune.depth.segments import fisher_partition, within
 from simprune.example import describe, example_of
+from simprune.measures import SimilarityMatrix
 from simprune.planning.plan import Edit, Plan, fingerprint
 from simprune.structures.blocks import find_blocks, find_sub_blocks
 from simprune.surgery import apply
@@ -183,6 +185,22 @@ def test_the_partition_is_optimal():
         assert within(values, fisher_partition(values, count)) == pytest.approx(min(within(values, e) for e in every))
 
 
+def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
+    points = ["in", *"abcdefg"]
+    place = np.array([0.0, 1, 2, 3, 7, 8, 9, 20])  # similarity falls with the distance: runs in-c, d-f, g
+    whole = SimilarityMatrix(tuple(points), 1 - np.abs(place[:, None] - place) / 20, "cka")
+    ends = {name: (points[number], name) for number, name in enumerate("abcdefg")}
+    view = SimpleNamespace(
+        similarities=lambda: whole.values, stream=SimpleNamespace(rows=dict.fromkeys(points), ends=ends)
+    )
+    going = {1: "abcef", 2: "ace", 3: "ae", 9: "ae"}
+    for granularity, names in going.items():
+        found = score_blocks(view, {"name": "clusters", "threshold": 0.849, "granularity": granularity})
+        assert "".join(name for name, value in found.items() if value > 0.5) == names
+    drifting = score_blocks(view, {"name": "clusters", "threshold": 0.949})  # b is like a, not like the input
+    assert "".join(name for name, value in drifting.items() if value > 0.5) == "ace"
+
+
 @pytest.mark.parametrize(
     "score, message",
     [
@@ -190,6 +208,7 @@ def test_the_partition_is_optimal():
         ({"name": "windows", "m": 2}, "has no option 'm'"),
         ({"name": "windows", "n": 0}, "from 1; got 0"),
         ({"name": "clusters", "threshold": 2}, "threshold must be in"),
+        ({"name": "clusters", "granularity": 0}, "granularity must be"),
         ({"name": "segments", "segments": 99}, "from 1 to 5"),
         ({"name": "consensus", "scores": ["consensus"]}, "at least one other"),
         ({"name": "greedy_leave_one_out", "images": 0}, "images must be a whole number from 1"),
