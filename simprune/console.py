@@ -106,7 +106,7 @@ def costs(plan: Plan) -> str:
     words = f"keeps {', '.join(kept)}"
     if plan.original.get("latency_ms") and plan.original.get("macs"):
         time, macs = (plan.expected[kind] / plan.original[kind] for kind in ("latency_ms", "macs"))
-        if time > macs + FOLLOWS:
+        if abs(time - macs) > FOLLOWS:
             words += f"; latency does not follow the macs: {macs:.2f} of the macs take {time:.2f} of the time"
     damage = f"; expected damage {plan.expected['damage']:.3g}" if "damage" in plan.expected else ""
     return words + damage

@@ -5,6 +5,7 @@ on the device at hand.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from simprune.batches import eval_mode
 from simprune.cost import Example, latency
+from simprune.planning.search import Search, savings
 from simprune.planning.space import Additive, Choice, Floats, Menu, Space
 
 Timer = Callable[[nn.Module, tuple, dict], float]
 Edit = Callable[[Choice], nn.Module]  # the network with a choice removed
-WIDTHS = 4  # per group, from nothing to everything gone; linear in between
+WIDTHS = 5  # per group, from nothing to everything gone; linear in between
+READINGS = 3  # of every shape, of which the median counts
+FLOOR = 0.1  # what a structure saves at least, as a share of what it would if time were macs: readings are noisy
 SECONDS = 0.02
 
 
@@ -46,29 +50,44 @@ def batch_of(example: Example, size: int | None) -> Example:
     return tuple(map(resized, args)), {key: resized(value) for key, value in kwargs.items()}
 
 
+def in_turns(
+    model: nn.Module, small: nn.Module, example: Example, timer: Timer = clock
+) -> Iterator[tuple[float, float]]:
+    """Seconds of `model` and of `small`, over and over: a machine that slows down in the meantime slows both."""
+    while True:
+        yield timer(model, *example), timer(small, *example)
+
+
 def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, timer: Timer = clock) -> Additive:
     """What every width of every group, and every block, saves in seconds, as if savings added up.
 
-    Groups that share no module are cut at once, so that few networks have to be edited. What interacts (a layer that
-    loses inputs and outputs, work between layers) is left to the measurement of the final network.
+    Groups that share no module are cut at once, so that few networks have to be edited, and modules of equal shapes are
+    timed once. What interacts (a layer that loses inputs and outputs, work between layers) is left to the measurement
+    of the final network.
     """
     names = [entry.name for entry in space.blocks]
     modules = [_modules(menu) for menu in space.menus]
-    original = _times(model, example, {*names, *(name for each in modules for name in each)}, timer)
+    known: dict[str, float] = {}
+    original = _times(model, example, {*names, *(name for each in modules for name in each)}, timer, known)
     measured: list[dict[int, float]] = [{0: 0.0} for _ in space.menus]
     for together in _apart(modules):
         for part in range(1, WIDTHS):
             choice = space.nothing
             for item in together:
-                last = len(space.menus[item].counts) - 1
-                choice.levels[item] = max(round(part / (WIDTHS - 1) * last), 1)
+                levels = len(space.menus[item].counts)
+                choice.levels[item] = min(max(round(part / (WIDTHS - 1) * levels), 1), levels - 1)
             cut = edit(choice)
-            times = _times(cut, example, {name for item in together for name in modules[item]}, timer)
+            times = _times(cut, example, {name for item in together for name in modules[item]}, timer, known)
             for item in together:
                 saved = sum(original[name] - times[name] for name in modules[item] if name in times)
                 measured[item][int(choice.levels[item])] = saved
-    tables = tuple(_between(menu, found) for menu, found in zip(space.menus, measured, strict=True))
-    return Additive(timer(model, *example), tables, np.array([original.get(name, 0.0) for name in names], float))
+    whole = median(timer(model, *example) for _ in range(READINGS))
+    tables = [_between(menu, found) for menu, found in zip(space.menus, measured, strict=True)]
+    macs = Search(space, {"macs": 0.0})
+    least = [FLOOR * whole * saved for saved in savings(macs, space.nothing)]
+    groups = tuple(np.maximum(table, floor) for table, floor in zip(tables, least, strict=True))
+    shares = FLOOR * whole * np.array([entry.share for entry in space.blocks])
+    return Additive(whole, groups, np.maximum([original.get(name, 0.0) for name in names], shares))
 
 
 def _modules(menu: Menu) -> tuple[str, ...]:
@@ -94,12 +113,32 @@ def _apart(modules: Sequence[Iterable[str]]) -> Iterator[list[int]]:
         left = [item for item in left if item not in together]
 
 
-def _times(model: nn.Module, example: Example, names: Iterable[str], timer: Timer) -> dict[str, float]:
-    """Seconds of each named module that runs, on the inputs of its first call in one forward pass."""
-    seen: dict[str, tuple[tuple, dict]] = {}
+def _times(
+    model: nn.Module, example: Example, names: Iterable[str], timer: Timer, known: dict[str, float]
+) -> dict[str, float]:
+    """Seconds of each named module that runs, on the inputs of its first call in one forward pass.
+
+    `known`: seconds by what a module is and gets and gives, which is added to.
+    """
+    keys: dict[str, str] = {}
+    new: dict[str, tuple[nn.Module, tuple, dict]] = {}
     wanted = set(names)
+
+    def see(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if name not in keys:
+                keys[name] = key = f"{module} {_shapes(args)} {_shapes(kwargs)} {_shapes(output)}"
+                if key not in known and key not in new:
+                    new[key] = (
+                        module,
+                        tuple(each.clone() if isinstance(each, Tensor) else each for each in args),
+                        kwargs,
+                    )
+
+        return hook
+
     handles = [
-        module.register_forward_pre_hook(_keep(seen, name), with_kwargs=True)
+        module.register_forward_hook(see(name), with_kwargs=True)
         for name, module in model.named_modules()
         if name in wanted
     ]
@@ -110,15 +149,18 @@ def _times(model: nn.Module, example: Example, names: Iterable[str], timer: Time
     finally:
         for handle in handles:
             handle.remove()
-    return {name: timer(model.get_submodule(name), *seen[name]) for name in sorted(seen)}
+    readings = [{key: timer(*each) for key, each in new.items()} for _ in range(READINGS)]
+    known |= {key: median(times[key] for times in readings) for key in new}
+    return {name: known[key] for name, key in keys.items()}
 
 
-def _keep(seen: dict[str, tuple[tuple, dict]], name: str) -> Callable[..., None]:
-    def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        copied = tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
-        seen.setdefault(name, (copied, dict(kwargs)))
-
-    return see
+def _shapes(value: Any) -> Any:
+    """What decides the work: shapes and types of tensors, and everything else as it is."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, dict):
+        return {key: _shapes(each) for key, each in value.items()}
+    return tuple(map(_shapes, value)) if isinstance(value, tuple | list) else value
 
 
 def _between(menu: Menu, measured: Mapping[int, float]) -> Floats:

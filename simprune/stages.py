@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 
 from simprune.batches import call, evaluation, labels_of
 from simprune.cost import Example, latency, measure_cost
+from simprune.latency import in_turns
 from simprune.planning.plan import Plan
 from simprune.recovery import finetune, reestimate_batchnorm
 from simprune.surgery import apply, reconstruct
 from simprune.surgery.reconstruct import METHODS, Choice, Method
 from simprune.surgery.stand_ins import fit_stand_ins
 
-ROUNDS, SECONDS = 15, 0.02  # of timing two models in turns
+ROUNDS = 15  # of timing two models in turns
 RECONSTRUCTIONS = (*METHODS, "bn")
 
 
@@ -154,10 +156,7 @@ def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def side_by_side(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
-    """Median seconds of `model` and of `small`, and the median ratio of the second to the first, timed in turns.
-
-    Many short turns: a machine that slows down in the meantime slows both.
-    """
-    times = [(latency(model, example, SECONDS), latency(small, example, SECONDS)) for _ in range(ROUNDS)]
+    """Median seconds of `model` and of `small`, and the median ratio of second to first, in short turns."""
+    times = islice(in_turns(model, small, example), ROUNDS)
     before, after = zip(*times, strict=True)
-    return median(before), median(after), median(second / first for first, second in times)
+    return median(before), median(after), median(second / first for first, second in zip(before, after, strict=True))

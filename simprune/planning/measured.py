@@ -1,28 +1,42 @@
 """Budgets of latency and memory: what only the edited network shows is measured on it, and the plan corrected."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from statistics import median
 
 from torch import nn
 
 from simprune.batches import device_of
 from simprune.cost import Example
 from simprune.example import from_description
-from simprune.latency import Timer, batch_of, latency_table
+from simprune.latency import Timer, batch_of, in_turns, latency_table
 from simprune.memory import peak_memory
 from simprune.planning.budget import Budget
 from simprune.planning.plan import Plan
-from simprune.planning.search import Search
+from simprune.planning.search import Search, everything
 from simprune.planning.space import Choice, Space
 from simprune.surgery import apply
 
-ROUNDS = 8
+ROUNDS = 10  # networks that are measured at most
+LOOKS = 3 * ROUNDS  # ceilings that are tried at most: different ones may lead to the same choice
 CLOSE = 0.95  # of the budget: near enough
-TURNS = 9  # original and candidate are timed in turns, so that a machine that slows down slows both
+AIM = (1 + CLOSE) / 2
+INSIDE = 0.1  # of what is left between two ceilings: how near to either the next one may lie
+FINE = 1e-3  # share of the cost that no longer matters
+TURNS = 5, 31  # of timing original and candidate: that many at least, and at most where the answer is near a limit
 
 Choose = Callable[[Search], tuple[Space, Choice]]
 Draft = Callable[[Space, Choice], Plan]
 Found = tuple[Space, Choice, dict[str, float]]  # a choice, and what was measured on the network without it
+
+
+@dataclass(frozen=True)
+class Point:
+    """A ceiling, and how much of the limits the network it led to used, measured: 1 is all."""
+
+    ceiling: float
+    used: float
 
 
 @dataclass
@@ -50,16 +64,28 @@ class Bench:
             self.whole[kind] = peak_memory(model, example) if kind == "memory" else self.timer(model, *example)
         return self.whole[kind]
 
-    def measure(self, space: Space, choice: Choice, kinds: Budget) -> dict[str, float]:
-        """The measured kinds of cost of the network without what is chosen."""
+    def measure(self, space: Space, choice: Choice, limits: Mapping[str, float]) -> dict[str, float]:
+        """The limited kinds of cost of the network without what is chosen."""
+        if not choice.levels.any() and not choice.blocks.any():
+            return {kind: self.original(kind) for kind in limits}
         small, found = self.edited(space, choice), {}
-        if "memory" in kinds.limits:
+        if "memory" in limits:
             found["memory"] = peak_memory(small, self.example)
-        if "latency" in kinds.limits:
-            times = [(self.timer(self.model, *self.example), self.timer(small, *self.example)) for _ in range(TURNS)]
-            ratio = sorted(after / before for before, after in times)[TURNS // 2]
-            found["latency"] = ratio * self.original("latency")
+        if "latency" in limits:
+            found["latency"] = self.seconds(small, limits["latency"])
         return found
+
+    def seconds(self, small: nn.Module, limit: float) -> float:
+        """By the median of the ratios to the original; more turns as long as it is not clear on which side it lies."""
+        whole, ratios = self.original("latency"), []
+        least, most = TURNS
+        for before, after in islice(in_turns(self.model, small, self.example, self.timer), most):
+            ratios = sorted([*ratios, whole * after / before])
+            outside = max(int((len(ratios) - 2 * len(ratios) ** 0.5) / 2), 0)
+            low, high = ratios[outside], ratios[-1 - outside]  # 95 % interval of the median, by order statistics
+            if len(ratios) >= least and (high < CLOSE * limit or low > limit or CLOSE * limit <= low <= high <= limit):
+                break
+        return median(ratios)
 
 
 def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
@@ -69,64 +95,65 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
     measured, until that is at most 5 % below the budget. A limit on memory: the largest share of the macs is searched
     whose network meets it, because the peak of the whole is no sum over structures.
     """
-    limits = {kind: limit.of(bench.original(kind)) for kind, limit in budget.measured.limits.items()}
-    kind = "latency" if "latency" in limits else "macs"
-    if kind == "latency":
+    kinds = budget.measured.limits
+    if "latency" in kinds:
         table = latency_table(
             search.space, bench.model, bench.example, lambda choice: bench.edited(search.space, choice), bench.timer
         )
         bench.whole["latency"] = table.whole
-        limits["latency"] = budget.limits["latency"].of(table.whole)
         search = replace(search, space=replace(search.space, extra={"latency": table}))
-    found = _corrected(search, kind, limits, budget.measured, choose, bench)
-    if kind == "latency" and "memory" in limits and _worst(found[2], limits) > 1:
-        found = _corrected(search, "macs", limits, budget.measured, choose, bench)
+    limits = {kind: limit.of(bench.original(kind)) for kind, limit in kinds.items()}
+    found = _corrected(search, "latency" if "latency" in limits else "macs", limits, choose, bench)
+    if len(limits) > 1 and _worst(found[2], limits) > 1:
+        found = _corrected(search, "macs", limits, choose, bench)
     return found
 
 
-def _corrected(
-    search: Search, kind: str, limits: Mapping[str, float], kinds: Budget, choose: Choose, bench: Bench
-) -> Found:
+def _corrected(search: Search, kind: str, limits: Mapping[str, float], choose: Choose, bench: Bench) -> Found:
     """Move the ceiling of one kind of cost until what is measured is met from below, and nearly."""
     column = search.space.kinds.index(kind)
-    top = min(search.ceilings.get(kind, float("inf")), float(search.space.cost(search.space.nothing)[column]))
-    low, high = 0.0, top  # the ceiling that is sure to be met, and the first to try
-    ceiling = min(limits.get(kind, top), top)
-    found: Found | None = None
-    last: Choice | None = None
-    for _ in range(ROUNDS):
+    whole, least = (float(search.space.cost(each)[column]) for each in (search.space.nothing, everything(search.space)))
+    top = min(search.ceilings.get(kind, whole), whole)
+    over = [Point(top, _worst({each: bench.original(each) for each in limits}, limits))]
+    under: Point | None = None
+    seen: dict[bytes, Found] = {}
+    ceiling = top * min(AIM / over[0].used, 1.0) if over[0].used > 1 else top
+    for look in range(LOOKS):
         space, choice = choose(replace(search, ceilings=search.ceilings | {kind: ceiling}))
-        if last is not None and (last.levels == choice.levels).all() and (last.blocks == choice.blocks).all():
-            break  # another limit holds, or the steps are too coarse
-        last = choice
-        costs = bench.measure(space, choice, kinds)
-        if _worst(costs, limits) <= 1:  # once more: of several rounds, the one that chance favoured would win
-            costs = {kind: max(cost, costs[kind]) for kind, cost in bench.measure(space, choice, kinds).items()}
-        worst = _worst(costs, limits)
-        reached = float(space.cost(choice)[column])
-        found = _better(found, (space, choice, costs), limits)
-        if worst <= 1:
-            if worst >= CLOSE or ceiling >= top:
-                break
-            low = ceiling
+        key = choice.levels.tobytes() + choice.blocks.tobytes()
+        if key not in seen and len(seen) == ROUNDS:
+            break
+        seen[key] = seen.get(key) or (space, choice, bench.measure(space, choice, limits))
+        used, reached = _worst(seen[key][2], limits), float(space.cost(choice)[column])
+        if CLOSE <= used <= 1 or (used <= 1 and ceiling >= top):
+            break  # near enough, or nothing has to go
+        if used <= 1:
+            under = Point(ceiling, used)
         else:
-            high = min(ceiling, reached)
-            if reached > ceiling * (1 + 1e-9):  # as far as one can go
-                break
-        wanted = reached / worst * (0.5 + 0.5 * CLOSE)
-        inside = low + 0.05 * (high - low) < wanted < high - 0.05 * (high - low)
-        ceiling = wanted if inside else (low + high) / 2
-    assert found is not None
-    return found
+            over.append(Point(min(ceiling, reached), used))
+            if reached > ceiling + FINE * abs(ceiling):
+                break  # as far as one can go
+        if over[-1].ceiling - (under.ceiling if under else least) <= FINE * top:
+            break  # the steps are too coarse
+        ceiling = _next(over, under, least, halve=look % 3 == 2)
+    return min(seen.values(), key=lambda found: _miss(_worst(found[2], limits)))
 
 
-def _better(found: Found | None, other: Found, limits: Mapping[str, float]) -> Found:
-    """Of two, the one nearest below the limits; if both are above, the nearer."""
-    if found is None:
-        return other
-    one, two = _worst(found[2], limits), _worst(other[2], limits)
-    return other if (one > 1 and two < one) or one < two <= 1 else found
+def _next(over: Sequence[Point], under: Point | None, least: float, halve: bool) -> float:
+    """Regula falsi between the loosest ceiling that met the limits and the tightest looser one that did not; as long as
+    none did, the secant through the last two."""
+    high, other = over[-1], under or over[-2]
+    low = under.ceiling if under else least
+    slope = (high.used - other.used) / (high.ceiling - other.ceiling) if high.ceiling != other.ceiling else 0.0
+    wanted = high.ceiling - (high.used - AIM) / slope if slope > 0 and not halve else (low + high.ceiling) / 2
+    edge = INSIDE * (high.ceiling - low)
+    return min(max(wanted, low + edge if under else low), high.ceiling - edge)
 
 
 def _worst(costs: Mapping[str, float], limits: Mapping[str, float]) -> float:
     return max(costs[kind] / limit for kind, limit in limits.items())
+
+
+def _miss(used: float) -> float:
+    """How far a network is from where it should be; whatever meets the limits before whatever does not."""
+    return abs(used - AIM) if used <= 1 else used

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from simprune.planning.search import Search, best, greedy_choice, savings, uniform_choice
+from simprune.planning.search import Search, best, everything, greedy_choice, savings, uniform_choice
 from simprune.planning.space import Choice, Floats, Space
 
 RESOLUTION = 4096  # cells of the table, unless all savings are multiples of something larger
@@ -37,10 +37,10 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int) -> list[Choice]
     """The best choice of every table made with savings of these kinds."""
     space = search.space
     first = _savings(search, space.nothing, kinds)
-    last = _savings(search, _everything(space), kinds)
+    last = _savings(search, everything(space), kinds)
     if all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(first, last, strict=True)):
         return [best(search, *frontier(space, first))]
-    whole, least = space.cost(space.nothing), space.cost(_everything(space))
+    whole, least = space.cost(space.nothing), space.cost(everything(space))
     found = []
     for point in POINTS:
         limits = {kind: whole[at] - point * (whole[at] - least[at]) for at, kind in enumerate(space.kinds)}
@@ -53,10 +53,6 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int) -> list[Choice]
             if (before.levels == state.levels).all() and (before.blocks == state.blocks).all():
                 break
     return found
-
-
-def _everything(space: Space) -> Choice:
-    return Choice(np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool))
 
 
 def _savings(search: Search, state: Choice, kinds: Sequence[str]) -> list[Floats]:

@@ -36,6 +36,11 @@ class Search:
         return (costs[:, columns] / np.maximum(whole, 1e-300)).mean(1)
 
 
+def everything(space: Space) -> Choice:
+    """Remove all that may go."""
+    return Choice(np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool))
+
+
 def along(search: Search, steps: Sequence[Step]) -> Choice:
     """After which of these steps, one after another, is the damage least among those that meet the budget?
 

@@ -16,7 +16,7 @@ FORMATS = {
     "macs": units.count, "params": units.count, "bytes": units.size, "latency_ms": units.milliseconds,
     "accuracy": units.percent, "agreement": units.percent,
 }  # fmt: skip
-FOLLOWS = 0.1  # share by which latency may stay above the macs before that is said
+FOLLOWS = 0.1  # by how much shares of latency and of macs may differ before that is said
 EMPTY = {
     "simprune": "", "seed": None, "settings": {}, "environment": {}, "stages": [], "redundancy": {},
     "plan": {}, "reconstruction": [], "finetuning": [], "verdict": None, "notes": [],
@@ -100,9 +100,9 @@ def _ratio(stage: dict, original: dict, key: str) -> float | None:
 
 
 def _sluggish(original: dict, final: dict) -> bool:
-    """Whether clearly more of the latency is left than of the macs."""
+    """Whether the share of the latency that is left is far from that of the macs."""
     time, macs = (_ratio(final, original, key) for key in ("latency_ms", "macs"))
-    return time is not None and macs is not None and time > macs + FOLLOWS
+    return time is not None and macs is not None and abs(time - macs) > FOLLOWS
 
 
 def _difference(stage: dict, original: dict, key: str) -> float | None:

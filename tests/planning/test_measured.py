@@ -1,5 +1,7 @@
 """Budgets of latency and memory: measured on the edited network, with a timer that counts instead of a clock."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from simprune.latency import batch_of, latency_table
 from simprune.memory import peak_memory
 from simprune.planning.choosers import CHOOSERS
 from simprune.planning.constraints import Constraints
-from simprune.planning.make import plan
+from simprune.planning.make import _edits, plan
+from simprune.planning.measured import TURNS, Bench
+from simprune.planning.plan import Plan
 from simprune.planning.space import Space
 from simprune.redundancy import estimate
 from simprune.surgery import apply
@@ -53,18 +57,84 @@ def test_a_latency_budget_is_met_by_the_edited_network(found, name, timer):
     assert made.original["latency_ms"] == pytest.approx(1e3 * before, rel=1e-3)
 
 
-def test_fine_steps_meet_it_within_five_percent():
+class Clock:
+    """Time that grows with every layer's macs to some power, plus a fixed cost per layer, and more for whole networks
+    than for layers by themselves; drawn by a seed, with readings that are off by `noise`."""
+
+    def __init__(self, seed, noise=0.0):
+        draw = np.random.default_rng(seed)
+        self.power, self.fixed, self.between = draw.uniform(0.5, 1.2), draw.uniform(0, 4), draw.uniform(0, 0.5)
+        self.noise, self.draw, self.known, self.readings = noise, draw, {}, 0
+
+    def exact(self, module, args, kwargs):
+        outputs = []
+        layers = [each for each in module.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+        hooks = [layer.register_forward_hook(lambda *seen: outputs.append(seen[2])) for layer in layers]
+        with torch.no_grad():
+            module(*args, **kwargs)
+        for hook in hooks:
+            hook.remove()
+        macs = [out.numel() * layer.weight[0].numel() for out, layer in zip(outputs, layers, strict=True)]
+        return sum((each / 1e4) ** self.power + self.fixed for each in macs) * (1 + self.between * (len(macs) > 1))
+
+    def __call__(self, module, args, kwargs):
+        self.readings += 1
+        if module not in self.known:
+            self.known[module] = self.exact(module, args, kwargs)
+        return self.known[module] * np.exp(self.noise * self.draw.standard_normal())
+
+
+@pytest.fixture(scope="module")
+def fine():
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 4)
-    ).eval()
-    x = torch.randn(8, 3, 8, 8)
-    redundancy = estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
-    for timer in (macs, sluggish):
-        for keep in (0.8, 0.6):
-            made = plan(redundancy, {"latency": keep}, model=model, timer=timer)
-            ratio = timer(apply(made, model), (x,), {}) / timer(model, (x,), {})
-            assert 0.95 * keep - 0.01 <= ratio <= keep + 0.01  # of eight inputs instead of two
+    widths = (3, 60, 50, 40)
+    convolutions = [nn.Sequential(nn.Conv2d(*each, 3), nn.ReLU()) for each in pairwise(widths)]
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(160, 4)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    return model, x, estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+
+
+@pytest.mark.parametrize("noise, slack", [(0.0, 1e-9), (0.03, 0.015)])
+@pytest.mark.parametrize("seed", range(12))
+def test_fine_steps_meet_any_clocks_budget_within_five_percent(fine, seed, noise, slack):
+    model, x, redundancy = fine
+    clock, keep = Clock(seed, noise), np.random.default_rng(seed).uniform(0.5, 0.9)
+    name = ("greedy", "optimal", "uniform", "random")[seed % 4]
+    made = plan(redundancy, {"latency": keep}, name, model=model, timer=clock)
+    before, after = (clock.exact(network, (x[:2],), {}) for network in (model, apply(made, model)))
+    ratio = after / before
+    assert 0.95 - slack <= ratio / keep <= 1 + slack
+    assert clock.readings < 400
+
+
+def test_near_a_limit_more_turns_are_timed_than_far_from_it():
+    def turns(limit):
+        clock = Clock(0, 0.03)
+        bench = Bench(nn.Linear(8, 8), ((torch.zeros(1, 8),), {}), clock, draft=None, whole={"latency": 1.0})  # pyright: ignore[reportArgumentType]
+        found = bench.seconds(nn.Linear(8, 8), limit)
+        assert found == pytest.approx(1, abs=0.05)
+        return clock.readings // 2
+
+    assert turns(0.5) == turns(2.0) == TURNS[0]
+    assert turns(1.0) > 3 * TURNS[0]
+
+
+def test_equal_layers_are_timed_once(fine):
+    """A chain of equal layers costs no more readings than one of them and what lies between."""
+    counts = []
+    for depth in (3, 6):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(depth))).eval()
+        x = torch.randn(8, 12)
+        redundancy = estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+        space, clock = Space.of(redundancy, Constraints()), Clock(0)
+        latency_table(space, model, ((x,), {}), _editor(space, redundancy, model), clock)
+        counts.append(clock.readings)
+    assert counts[1] <= counts[0] + 12
+
+
+def _editor(space, redundancy, model):
+    return lambda choice: apply(Plan(_edits(space, choice), redundancy.fingerprint, redundancy.inputs), model)
 
 
 def test_where_time_is_macs_the_table_is_the_cost_model(found):
@@ -72,13 +142,7 @@ def test_where_time_is_macs_the_table_is_the_cost_model(found):
     space = Space.of(redundancy, Constraints())
     example = ((x[:2],), {})
 
-    def edit(choice):
-        from simprune.planning.make import _edits
-        from simprune.planning.plan import Plan
-
-        return apply(Plan(_edits(space, choice), redundancy.fingerprint, redundancy.inputs), model)
-
-    table = latency_table(space, model, example, edit, macs)
+    table = latency_table(space, model, example, _editor(space, redundancy, model), macs)
     total = redundancy.costs.total().macs
     assert table.whole == pytest.approx(2e-9 * total)
     for place, menu in enumerate(space.menus):

@@ -187,6 +187,7 @@ def test_latency_that_does_not_follow_the_macs_is_said(rich):
         return render(rich | {"stages": stages})
 
     assert "of them take 90% of the time" in page(2.7)
+    assert "of them take 10% of the time" in page(0.3)
     assert "does not follow" not in page(1.5)
     assert "does not follow" not in page(None)
 
