@@ -1,6 +1,6 @@
 """Run the model once; hooks at named sites feed rows or moments."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from simprune.batches import call, checked, evaluation, first_tensor, labels_of,
 from simprune.measures import Streaming
 from simprune.moments import Moments
 from simprune.names import did_you_mean
+from simprune.rows import Rows
 
 Layout = Literal["flatten", "pool", "positions"]
 
@@ -116,10 +117,10 @@ def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[
     torch.Size([5, 3])
     """
     sites = list(sites)
-    parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-    run(model, batches, sites, lambda site, value: parts[site.name].append(site.rows(value).to("cpu", copy=True)))
+    parts = {site.name: Rows() for site in sites}
+    run(model, batches, sites, lambda site, value: parts[site.name].add(site.rows(value)))
     _require_rows(parts)
-    return {name: torch.cat(rows).clone() for name, rows in parts.items()}
+    return {name: parts.pop(name).tensor() for name in [*parts]}
 
 
 def accumulate(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[str, Moments]:
@@ -167,7 +168,7 @@ def stream(model: nn.Module, batches: Iterable, sites: Iterable[Site], accumulat
     return accumulator
 
 
-def _require_rows(parts: dict[str, list]) -> None:
+def _require_rows(parts: Mapping[str, Sized]) -> None:
     silent = [name for name, rows in parts.items() if not rows]
     if silent:
         raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")

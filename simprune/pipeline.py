@@ -16,7 +16,7 @@ from simprune.batches import device_of
 from simprune.checks import DEFAULT_GATES, Gate, rehearse, validate
 from simprune.cost import KINDS
 from simprune.depth import BlockScore
-from simprune.depth.analysis import Layers, compare_models, describe_depth, read_layers, similarity
+from simprune.depth.analysis import Layers, compare_models, describe_depth, read_counterpart, read_layers, similarity
 from simprune.example import example_of, from_description
 from simprune.kept import Kept
 from simprune.measures import Measure
@@ -30,7 +30,6 @@ from simprune.result import Result
 from simprune.search import NothingPassed, Record, Search, Trial, history, smallest
 from simprune.stages import RECONSTRUCTIONS as RECONSTRUCTIONS
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
-from simprune.structures import find_blocks
 from simprune.surgery.absorb import absorb, told
 from simprune.surgery.reconstruct import Method
 from simprune.trials import calibrate
@@ -104,8 +103,7 @@ def examine(
         "unprunable": content["unprunable"],
     }
     if other is not None:
-        blocks, _ = find_blocks(other, example)
-        against = read_layers(other, calibration, blocks, example)
+        against = read_counterpart(other, calibration, layers, example)
         found["other"] = compare_models(layers, against, chosen) | {"name": type(other).__name__}
     return found
 

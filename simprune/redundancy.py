@@ -154,8 +154,9 @@ class Redundancy:
 
     def table(self, width: int = 100) -> str:
         """Text table: every block and channel group with its redundancy and cost share."""
-        score = next((entry.score for entry in self.channels), "none")
-        table = Table(title="Redundancy", caption=f"blocks by {self.measure}; channels by {score}")
+        by = [f"blocks by {self.measure}"] if self.blocks else []
+        by += [f"channels by {self.channels[0].score}"] if self.channels else []
+        table = Table(title="Redundancy", caption="; ".join(by))
         table.add_column("structure", overflow="fold")
         table.add_column("kind")
         for column in ("redundancy", "of the macs"):

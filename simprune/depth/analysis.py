@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune import measures
-from simprune.capture import Site, capture
+from simprune.capture import Site, capture, run
 from simprune.cost import CostModel, cost_model
 from simprune.depth._view import as_redundancy
 from simprune.depth.segments import fisher_partition, segment_count
@@ -19,7 +19,7 @@ from simprune.kept import Kept
 from simprune.measures import Interval, Measure, Null, SimilarityMatrix
 from simprune.measures._resampling import Resampling
 from simprune.report.units import finite
-from simprune.structures.blocks import Block
+from simprune.structures.blocks import Block, find_blocks
 from simprune.surgery.visits import visit
 
 Example = tuple[tuple, dict]
@@ -55,6 +55,29 @@ def read_layers(model: nn.Module, calibration: Iterable, blocks: Sequence[Block]
     ]
     names = [name for name in names if any(p.ndim > 1 for p in model.get_submodule(name).parameters())]
     return Layers(capture(model, calibration, [Site(name) for name in names]), Stream((), {}, None), costs)
+
+
+def read_counterpart(model: nn.Module, calibration: Iterable, like: Layers, example: Example) -> Layers:
+    """Rows of another network: around its own blocks, and at every point of `like` that it has a module for.
+
+    So what is left of removed blocks has its place beside the blocks themselves. In order of execution; one forward
+    pass over the batches.
+    """
+    modules = dict(model.named_modules())
+    parts = [point.partition(":") for point in like.rows]
+    sites = [Site(name, side="input" if entry else "output") for name, _, entry in parts if name in modules]
+    alike, started = bool(sites), set[int]()
+    for block in find_blocks(model, example)[0]:
+        if block.chain not in started and not alike:
+            sites.append(Site(block.name, side="input"))
+        started.add(block.chain)
+        sites.append(Site(block.name))
+    seen: dict[str, Site] = {}
+    if not sites:
+        return read_layers(model, calibration, [], example)
+    first_batch = [next(iter(calibration))]
+    run(model, first_batch, dict.fromkeys(sites), lambda site, _: seen.setdefault(site.name, replace(site, mask=None)))
+    return Layers(capture(model, calibration, seen.values()), Stream((), {}, None), cost_model(model, example))
 
 
 def describe_depth(

@@ -19,6 +19,7 @@ from simprune.batches import call, checked, device_of, evaluation, first_tensor,
 from simprune.capture import Site
 from simprune.kept import Kept
 from simprune.progress import progress
+from simprune.rows import Rows
 from simprune.structures.blocks import Block
 from simprune.surgery.compact import uncached
 from simprune.surgery.visits import visit
@@ -95,7 +96,7 @@ def observe(
     found = [label for label in labels if label is not None and label.ndim == 1]
     return Stream(
         tuple(Chain(tuple(chain), points[number], *reader.means(number)) for number, chain in chains.items()),
-        {point: torch.cat(reader.pooled[point]).clone() for number in chains for point in points[number]},
+        {point: reader.pooled.pop(point).tensor() for number in chains for point in points[number]},
         torch.cat(found).cpu() if len(found) == len(labels) else None,
     )
 
@@ -107,7 +108,7 @@ class _Reader:
         self, model: nn.Module, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]], example: Any
     ) -> None:
         self.model, self.points = model, points
-        self.pooled: dict[str, list[Tensor]] = {point: [] for names in points.values() for point in names}
+        self.pooled = {point: Rows() for names in points.values() for point in names}
         self.mask: Tensor | None = None
         self.unit: dict[str, Tensor] = {}
         self.layers: set[str] = set()  # around halves
@@ -160,7 +161,7 @@ class _Reader:
         self.handles.append(module.register_forward_hook(see))
 
     def _keep(self, point: str, value: Tensor) -> None:
-        self.pooled[point].append(Site(point, "pool", mask=self.mask).rows(value).to("cpu", torch.float32, copy=True))
+        self.pooled[point].add(Site(point, "pool", mask=self.mask).rows(value).float())
         self.unit[point] = F.normalize(_some_positions(value, self.mask).double(), dim=1)
 
     def close_batch(self) -> None:
@@ -177,7 +178,7 @@ class _Reader:
 
     def state(self, done: int) -> dict[str, Tensor]:
         """All that is known after `done` batches."""
-        found = {f"rows/{point}": torch.cat(rows) for point, rows in self.pooled.items()}
+        found = {f"rows/{point}": rows.tensor() for point, rows in self.pooled.items()}
         for number, (cosine, angle) in self.sums.items():
             found |= {f"cosine/{number}": cosine, f"angle/{number}": angle}
             found[f"count/{number}"] = torch.tensor(self.count[number])
@@ -187,8 +188,8 @@ class _Reader:
         """Start from a state; how many batches it has seen."""
         if state is None:
             return 0
-        for point in self.pooled:
-            self.pooled[point] = [state[f"rows/{point}"]]
+        for point, rows in self.pooled.items():
+            rows.add(state[f"rows/{point}"])
         device = device_of(self.model)
         for number in self.points:
             self.sums[number] = (state[f"cosine/{number}"].to(device), state[f"angle/{number}"].to(device))

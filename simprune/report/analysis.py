@@ -21,7 +21,10 @@ def render_analysis(data: dict[str, Any]) -> str:
     environment = _environment()
     environment.filters |= {"count": units.count, "fixed": units.fixed}
     kinds = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
-    shown = {"points": data["points"], "similarity": data["similarity"]}
+    points = data["points"]
+    shown = {"own": {"rows": points, "columns": points, "similarity": data["similarity"]}}
+    if other := data.get("other"):
+        shown["other"] = {"rows": points, "columns": other["points"], "similarity": other["similarity"]}
     return environment.get_template("analysis.html").render(
         data={"other": None, "channels": [], "unprunable": [], "model": "", "score": "", "simprune": ""} | data,
         map=maps,

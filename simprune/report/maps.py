@@ -17,11 +17,11 @@ DIGITS_FROM = 26  # pixels a cell needs for its number
 
 def similarity_map(
     names: Sequence[str], columns: Sequence[str], values: list[list], label: str, segments: Sequence[int] = (),
-    linked: bool = True, reverse: bool = False,
+    group: str = "own", reverse: bool = False,
 ) -> Markup:  # fmt: skip
     """Rows against columns as viridis cells, numbered from 1; brackets on the left show segments.
 
-    With `linked` the script of the page moves a cross-hair over it; with `reverse` (for distances) small is bright.
+    The page's script moves a cross-hair over all maps of a `group`; with `reverse` (for distances) small is bright.
     """
     rows, width = len(names), len(columns)
     cell = max(5.0, min(34.0, 430 / max(rows, width, 1)))
@@ -51,12 +51,7 @@ def similarity_map(
             share = 1 - share if reverse else share
             colour = None if value is None else to_hex(viridis(share))
             x, y = left + j * cell, top + i * cell
-            title = (
-                None
-                if linked
-                else tag("title", f"{names[i]} \N{MULTIPLICATION SIGN} {columns[j]}: {units.number(value)}")
-            )
-            marks.append(tag("rect", title, x=x, y=y, width=cell, height=cell, fill=colour,
+            marks.append(tag("rect", x=x, y=y, width=cell, height=cell, fill=colour,
                              class_="cell" if cell >= 10 else "dense"))  # fmt: skip
             if cell >= DIGITS_FROM and value is not None:
                 ground = "on-bright" if share > 0.45 else "on-dark"
@@ -66,14 +61,10 @@ def similarity_map(
         side = (stop - start) * cell
         for kind in ("segment under", "segment"):  # a light line on a dark one is seen on every colour
             marks.append(tag("rect", x=left + start * cell, y=top + start * cell, width=side, height=side, class_=kind))
-    for name in ("across", "down", "spot") if linked else ():
+    for name in ("across", "down", "spot"):
         marks.append(tag("rect", class_=name, style="display:none"))
-    made = picture(
-        left + width * cell + 4, top + rows * cell + 4, label, *marks, class_="heat linked" if linked else "heat"
-    )
-    if not linked:
-        return made
-    data = f'<svg tabindex="0" data-left="{left:g}" data-top="{top:g}" data-cell="{cell:.6g}"'
+    made = picture(left + width * cell + 4, top + rows * cell + 4, label, *marks, class_="heat linked")
+    data = f'<svg tabindex="0" data-group="{group}" data-left="{left:g}" data-top="{top:g}" data-cell="{cell:.6g}"'
     return Markup(str(made).replace("<svg", data, 1))
 
 

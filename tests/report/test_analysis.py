@@ -12,9 +12,12 @@ import torch
 
 from simprune import measures, pipeline
 from simprune.batches import call
+from simprune.example import describe, example_of
+from simprune.planning.plan import Edit, Plan, fingerprint
 from simprune.report.analysis import render_analysis, tables
 from simprune.report.maps import profile, similarity_map, window_map
 from simprune.report.paper import save_figures
+from simprune.surgery import apply
 from tests.networks import build
 
 
@@ -44,6 +47,27 @@ def test_values_are_those_of_the_measures(analysis):
 def test_an_equal_network_has_the_same_map(analysis):
     for own, other in zip(analysis["similarity"], analysis["other"]["similarity"], strict=True):
         np.testing.assert_allclose(own["values"], other["values"], atol=1e-5)
+
+
+def test_what_is_left_of_a_removed_block_is_compared_at_its_place(analysis):
+    model, x = build("Residual")
+    plan = Plan((Edit("block", "blocks.0"),), fingerprint(model), describe(example_of(x)))
+    found = pipeline.examine(
+        model, [x], pipeline.analyze(model, [x], "cka", ("blocks",)), ["cka"], 0, 0, other=apply(plan, model)
+    )
+    assert found["other"]["points"] == found["points"] == ["blocks.0:input", "blocks.0", "blocks.1"]
+    (own,), (other,) = (np.array([each["values"] for each in data["similarity"]]) for data in (found, found["other"]))
+    np.testing.assert_allclose(other[:, 1], own[:, 0], atol=1e-6)
+    assert other[0, 0] == pytest.approx(1, abs=1e-5)
+    assert other[2, 2] < 0.9999
+
+
+def test_networks_of_other_kinds_are_compared_at_their_own_layers():
+    first, x = build("Residual")
+    redundancy = pipeline.analyze(first, [x], "cka", ("blocks",))
+    found = pipeline.examine(first, [x], redundancy, ["cka"], 0, 0, other=build("Flat")[0])
+    assert found["other"]["points"] == ["conv1", "conv2", "fc1", "fc2"]
+    assert len(found["other"]["similarity"][0]["values"]) == len(found["points"])
 
 
 def test_a_network_without_blocks_is_described_by_its_layers():

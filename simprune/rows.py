@@ -1,0 +1,44 @@
+"""Rows that come batch by batch, kept in one block of memory that grows."""
+
+import torch
+from torch import Tensor
+
+FIRST = 1024  # rows of the first block
+
+
+class Rows:
+    """(N, D) rows on the CPU; adding some costs, on average, their own size.
+
+    Many small tensors kept for long would lie scattered between a network's large short-lived ones, and what was free
+    between them would be lost to the process: several times the rows' own size.
+
+    >>> rows = Rows()
+    >>> rows.add(torch.ones(2, 3))
+    >>> rows.add(torch.zeros(1, 3))
+    >>> len(rows), rows.tensor().sum()
+    (3, tensor(6.))
+    """
+
+    def __init__(self) -> None:
+        self.block: Tensor | None = None
+        self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def add(self, rows: Tensor) -> None:
+        """Copy (n, D) rows behind those that are there."""
+        count = self.count + len(rows)
+        if self.block is None or count > len(self.block):
+            size = max(count, FIRST if self.block is None else 2 * len(self.block))
+            grown = torch.empty(size, rows.shape[1], dtype=rows.dtype)
+            if self.block is not None:
+                grown[: self.count] = self.block[: self.count]
+            self.block = grown
+        self.block[self.count : count] = rows
+        self.count = count
+
+    def tensor(self) -> Tensor:
+        """All rows so far, as a tensor of their own."""
+        assert self.block is not None
+        return self.block[: self.count].clone()
