@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from simprune import recipe as recipes
 from simprune.commands import COMMANDS, UNFINISHED, Job
@@ -68,7 +67,8 @@ residual), .round_to, .min_width, .max_share; planner.batch_size is what latency
 A list of budgets, or --frontier (short for [0.9,0.7,0.5,0.3]), gives the whole curve of accuracy and agreement against
 macs and latency, with depth alone, width alone and random plans beside it: frontier.html, .json, .csv, figures, plans.
   simprune plan recipe=digits --frontier
-  simprune plan recipe=digits budget=[0.8,0.6,0.4] finetune=none""",
+  simprune plan recipe=digits budget=[0.8,0.6,0.4] finetune=none
+  simprune plan recipe=digits 'budget={params:[0.8,0.6]}'          shares of params, bytes or latency""",
     "compress": """\
 usage: simprune compress recipe=NAME|FILE.yaml [budget.macs=0.5] [plan=FILE] [key=value] [-m]
 
@@ -173,7 +173,7 @@ def _run(command: str, args: list[str]) -> int:
         if folder is not None:
             importable(folder)  # functions that a recipe names may stand beside it
         out = Path(HydraConfig.get().runtime.output_dir)
-        if many and not OmegaConf.is_list(config.budget):
+        if many and recipes.several(config.budget) is None:
             config.budget = list(BUDGETS)
         figures, objective = {}, None
         try:

@@ -19,7 +19,7 @@ from simprune.evidence import Evidence
 from simprune.kept import Kept
 from simprune.measures import Measure
 from simprune.planning.plan import Plan
-from simprune.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings
+from simprune.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings, several
 from simprune.redundancy import Redundancy
 from simprune.report import render
 from simprune.report.analysis import render_analysis, tables
@@ -128,7 +128,7 @@ def _other(job: Job) -> nn.Module:
 def plan(job: Job) -> int:
     """Write plan.yaml and print its edits; for several budgets the frontier."""
     recipe = job.recipe
-    if isinstance(recipe.budget, list):
+    if several(recipe.budget) is not None:
         return frontier(job)
     options: dict[str, Any] = {"seed": recipe.seed, "model": job.model} | recipe.planner.arguments()
     made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, **options)
@@ -143,12 +143,15 @@ def plan(job: Job) -> int:
 def frontier(job: Job) -> int:
     """Write frontier.json, .csv and .html, a figure and the plans; print the table."""
     recipe, data = job.recipe, job.data
+    along = several(recipe.budget)
+    assert along is not None
     found = curves.frontier(
         job.model,
         calibration=data.calibration,
         train=data.train,
         test=data.test,
-        budgets=recipe.budget,
+        budgets=along[1],
+        kind=along[0],
         structures=recipe.structures,
         measure=job.measure,
         planner={"name": recipe.planner.name, **recipe.planner.arguments()},
@@ -158,6 +161,8 @@ def frontier(job: Job) -> int:
         seed=recipe.seed,
         block_score=recipe.block_score,
         score=recipe.score,
+        replace=recipe.replace,
+        trials=recipe.trials,
     )
     content = finite(found.data)
     path = job.write("frontier.json", json.dumps(content, indent=1, allow_nan=False))

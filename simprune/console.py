@@ -75,11 +75,14 @@ def search(history: Mapping[str, Any]) -> Table:
 
 def frontier(data: Mapping[str, Any]) -> Table:
     """Every point of every curve; costs and latency as shares of the original's."""
-    columns = ["curve", "budget", "macs", "params", "latency", "accuracy", "agreement"]
+    kind = data["kind"]
+    columns = ["curve", "budget", *dict.fromkeys(("macs", "params", kind, "latency")), "accuracy", "agreement"]
     rows = []
     for point in data["points"]:
         shares = ["-" if point[key] is None else f"{point[key]:.1%}" for key in columns[2:]]
-        rows.append([point["curve"], f"{point['budget']:.0%}", *(shares if point["reachable"] else ["unreachable"])])
+        rows.append(
+            [point["curve"], f"{kind} {point['budget']:.0%}", *(shares if point["reachable"] else ["unreachable"])]
+        )
     return table("Frontier", columns, rows, right=columns[1:])
 
 

@@ -1,7 +1,8 @@
 """The frontier: what is left of accuracy and agreement at every cost, with depth, width and chance beside it."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -14,15 +15,18 @@ from simprune.cost import KINDS
 from simprune.depth import BlockScore
 from simprune.example import from_description
 from simprune.measures import Measure
-from simprune.planning.make import plan
+from simprune.names import did_you_mean
+from simprune.planning.make import CONSTRAINTS, plan
 from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
 from simprune.stages import Recovery, Stages, mean, side_by_side, training
 from simprune.surgery.reconstruct import Method
+from simprune.trials import calibrate
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3)
 CONTROL = 3  # random plans
+ALONG = (*KINDS, "latency")  # kinds of cost that a frontier may be along
 CURVES = {"joint": "blocks and channels", "depth": "blocks alone", "width": "channels alone", "random": "the control"}
 
 
@@ -52,6 +56,7 @@ def frontier(
     train: Iterable | None = None,
     test: Iterable | None = None,
     budgets: Sequence[float] = BUDGETS,
+    kind: str = "macs",
     structures: Sequence[str] = ("channels", "blocks"),
     measure: str | Measure = "cka_debiased",
     planner: str | Mapping[str, Any] = "greedy",
@@ -61,19 +66,18 @@ def frontier(
     seed: int = 0,
     block_score: BlockScore = "similarity",
     score: str = "second_order",
+    replace: str = "identity",
+    trials: Sequence[float] = (),
 ) -> Frontier:
-    """Accuracy, agreement and latency at several shares of the macs, from one analysis. `model` is not changed.
+    """Accuracy, agreement and latency at several shares of one `kind` of cost, from one analysis.
 
-    Curves: all `structures` in one plan, blocks alone, the others alone, and the mean of `control` random plans, all
-    repaired and trained alike (arguments as of `compress`). A share that a curve cannot reach is a point without
-    figures that says why. Latency is measured in turns with the original. Raises ValueError or KeyError for wrong
-    arguments.
+    `kind`: macs, params, bytes or latency, which is measured for every plan and so takes longer. `model` is not
+    changed. Curves: all `structures` in one plan, blocks alone, the others alone, and the mean of `control` random
+    plans, all repaired and trained alike (arguments as of `compress`). A share that a curve cannot reach is a point
+    without figures that says why. Latency is measured in turns with the original. Raises ValueError or KeyError for
+    wrong arguments.
     """
-    if not budgets:
-        raise ValueError("budgets is empty; give at least one share of the macs to keep, such as 0.5")
-    for share in budgets:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ValueError(f"budgets are shares of the macs in (0, 1]; got {share!r}")
+    check_shares(kind, budgets)
     if control < 1:
         raise ValueError(f"control must be at least one random plan; got {control}")
     options: dict[str, Any] = {"name": planner} if isinstance(planner, str) else dict(planner)
@@ -81,13 +85,19 @@ def frontier(
     settings, notes = training(finetune, train)
     recovery = Recovery(calibration, train, reconstruct, settings, seed)
     measure = measures.get(measure) if isinstance(measure, str) else measure
-    redundancy = estimate(model, calibration, measure, structures, score, block_score)
+    redundancy = estimate(model, calibration, measure, structures, score, block_score).replacing(replace)
+    redundancy = calibrate(redundancy, model, calibration, trials, reconstruct)
 
-    def choose(part: Redundancy, share: float) -> Plan:
-        given: dict[str, Any] = {"seed": seed} | options
-        return plan(part, {"macs": share}, name, **given)
+    def choose(part: Redundancy, share: float, kind: str = kind) -> Plan:
+        given: dict[str, Any] = {"seed": seed, "model": model} | options
+        return plan(part, {kind: share}, name, **given)
 
-    choose(redundancy, 1.0)  # what is wrong with anything but the budget is said here
+    def chance(share: float) -> list[Plan]:
+        held = {key: options[key] for key in (*CONSTRAINTS, "batch_size") if key in options}
+        given: dict[str, Any] = {"model": model} | held
+        return [plan(redundancy, {kind: share}, "random", draw, **given) for draw in range(seed, seed + control)]
+
+    choose(redundancy, 1.0, "macs")  # what is wrong with anything but the budget is said here
     stages = Stages(from_description(redundancy.inputs, device_of(model)), test)
     stages.add("original", model)
     if test is None:
@@ -98,10 +108,7 @@ def frontier(
         for curve, part in _parts(redundancy).items()
         for share in sorted(budgets, reverse=True)
     ]
-    tasks += [
-        ("random", share, (lambda share=share: _random(redundancy, share, range(seed, seed + control))))
-        for share in sorted(budgets, reverse=True)
-    ]
+    tasks += [("random", share, (lambda share=share: chance(share))) for share in sorted(budgets, reverse=True)]
     points, plans = [], {}
     for curve, share, made in progress(tasks, "frontier"):
         point, chosen = follow.point(curve, share, made)
@@ -113,9 +120,10 @@ def frontier(
         "simprune": version("simprune"),
         "model": type(model).__name__,
         "seed": seed,
+        "kind": kind,
         "settings": {
             "measure": redundancy.measure, "planner": name, "structures": list(structures), "reconstruct": reconstruct,
-            "finetune": settings, "control": control,
+            "finetune": settings, "control": control, "replace": replace, "trials": list(trials),
         },
         "inputs": follow.count,
         "original": original,
@@ -130,12 +138,24 @@ def _parts(redundancy: Redundancy) -> dict[str, Redundancy]:
     """The structures of every curve; where there is only one kind the joint curve is that kind's."""
     found = {"joint": redundancy}
     if redundancy.blocks and redundancy.channels:
-        found |= {"depth": replace(redundancy, channels=()), "width": replace(redundancy, blocks=())}
+        found |= {
+            "depth": dataclasses.replace(redundancy, channels=()),
+            "width": dataclasses.replace(redundancy, blocks=()),
+        }
     return found
 
 
-def _random(redundancy: Redundancy, share: float, draws: Iterable[int]) -> list[Plan]:
-    return [plan(redundancy, {"macs": share}, "random", seed=draw) for draw in draws]
+def check_shares(kind: str, budgets: Sequence[Any]) -> None:
+    """ValueError, in one line, unless these are budgets that a frontier can have."""
+    if kind not in ALONG:
+        raise ValueError(f"budget: a frontier is along {', '.join(ALONG)}; {did_you_mean(str(kind), ALONG)}")
+    if not budgets:
+        raise ValueError(f"budget: the list is empty; give shares of the {kind} to keep, such as [0.9, 0.7, 0.5, 0.3]")
+    for share in budgets:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"budget: a list is one of shares of the {kind} in (0, 1]; got {share!r}")
+    if len(set(budgets)) < len(budgets):
+        raise ValueError(f"budget: a share is listed twice in {list(budgets)}; list each once")
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,8 @@ def test_the_flag_is_short_for_a_list_of_budgets(folder, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "plan", lambda job: seen.append(job.recipe.budget) or 0)
     assert main(["plan", OWN, "--frontier"]) == 0
     assert main(["plan", OWN, "--frontier", "budget=[0.6]"]) == 0
-    assert seen == [[0.9, 0.7, 0.5, 0.3], [0.6]]
+    assert main(["plan", OWN, "--frontier", "budget={params:[0.6]}"]) == 0
+    assert seen == [[0.9, 0.7, 0.5, 0.3], [0.6], {"params": [0.6]}]
 
 
 def test_config_dir_adds_a_users_group(folder, capsys):

@@ -9,6 +9,7 @@ import torch
 
 import simprune as sp
 from simprune import curves, stages
+from simprune.planning.make import plan as real_plan
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from tests.networks import Residual
 from tests.test_pipeline import task
@@ -111,6 +112,30 @@ def test_one_kind_of_structure_is_one_curve_beside_the_control(trained):
     assert found.points[0]["accuracy"] is None and "no test batches" in found.data["notes"][0]
 
 
+def test_a_frontier_along_params_shows_that_axis_and_takes_trials(trained):
+    model, data = trained
+    found = sp.frontier(model, calibration=data, test=data, budgets=(0.7,), kind="params", control=1, trials=(0.3,))
+    assert all(point["params"] <= 0.7 for point in found.points if point["reachable"])
+    told = sp.compress(model, calibration=data, test=data, budget={"params": 0.7}, trials=(0.3,))
+    assert found.plans["joint", 0.7].to_yaml() == told.plan.to_yaml()
+    page = render_frontier(found.data)
+    assert "against parameters kept" in page and "against latency" in page and "params 70%" in page
+
+
+def test_a_frontier_along_latency_is_measured_plan_by_plan(trained, monkeypatch):
+    model, data = trained
+    asked = []
+
+    def fake(redundancy, budget, *given, model=None, **options):
+        asked.append((budget, model is not None))
+        return real_plan(redundancy, {"macs": budget.get("latency", 1.0)}, *given, **options)
+
+    monkeypatch.setattr(curves, "plan", fake)
+    found = sp.frontier(model, calibration=data, budgets=(0.7,), kind="latency", structures=["channels"], control=1)
+    assert asked == [({"macs": 1.0}, True), ({"latency": 0.7}, True), ({"latency": 0.7}, True)]
+    assert found.data["kind"] == "latency"
+
+
 def test_the_original_is_untouched(trained):
     model, data = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -122,7 +147,8 @@ def test_the_original_is_untouched(trained):
     "options, error, message",
     [
         ({"budgets": (1.5,)}, ValueError, "got 1.5"),
-        ({"budgets": ()}, ValueError, "give at least one"),
+        ({"budgets": ()}, ValueError, "the list is empty"),
+        ({"kind": "memory"}, ValueError, "along macs, params, bytes, latency"),
         ({"control": 0}, ValueError, "at least one random plan"),
         ({"planner": "gredy"}, KeyError, "greedy"),
         ({"planner": {"name": "greedy", "depth": 3}}, Exception, "depth"),

@@ -138,6 +138,8 @@ def test_no_epochs_is_no_finetuning():
         (["budget.macs=half"], "got 'half'"),
         (["budget=smalest"], "unknown 'smalest'; did you mean 'smallest'"),
         (["budget=[0.9,0.5]"], "a list is for the frontier of `simprune plan`"),
+        (["budget={params:[0.9,0.5]}"], "a list is for the frontier of `simprune plan`"),
+        (["budget={params:[0.9],macs:0.5}"], "along one kind of cost; got params, macs"),
         (["budget=7"], "expected costs to keep"),
         (["seed=1.5"], "seed: expected a whole number; got 1.5"),
         (["seed=-1"], "seed must not be negative"),

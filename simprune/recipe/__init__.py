@@ -1,6 +1,6 @@
 """Recipes: what a run is made of. With the command line, all that knows Hydra."""
 
-from simprune.recipe.budgets import rewritten
+from simprune.recipe.budgets import rewritten, several
 from simprune.recipe.explain import explain
 from simprune.recipe.objects import build, objects
 from simprune.recipe.places import (
@@ -31,4 +31,5 @@ __all__ = [
     "resolved",
     "rewritten",
     "settings",
+    "several",
 ]

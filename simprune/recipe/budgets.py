@@ -1,38 +1,51 @@
-"""What `budget` in a recipe may be: costs to keep, "smallest", or a list of shares for a frontier."""
+"""What `budget` in a recipe may be: costs to keep, "smallest", or shares for a frontier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simprune.curves import check_shares
 from simprune.names import did_you_mean
 from simprune.pipeline import SMALLEST
 from simprune.planning.budget import Budget
 
 
+def several(budget: Any) -> tuple[str, list[Any]] | None:
+    """The kind of cost and the shares of a frontier's budgets; None for one budget.
+
+    >>> several([0.9, 0.5]), several({"params": [0.8, 0.6]}), several({"macs": 0.5})
+    (('macs', [0.9, 0.5]), ('params', [0.8, 0.6]), None)
+    """
+    if _listed(budget):
+        return "macs", list(budget)
+    if not isinstance(budget, Mapping):
+        return None
+    listed = [(str(kind), list(given)) for kind, given in budget.items() if _listed(given)]
+    if listed and len(budget) > 1:
+        raise ValueError(f"budget: a frontier is along one kind of cost; got {', '.join(budget)}")
+    return listed[0] if listed else None
+
+
+def _listed(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, str)
+
+
 def check_budget(budget: Any, command: str) -> None:
     """ValueError, in one line, unless this command can work with the budget."""
-    if isinstance(budget, Mapping) or budget is None:
+    if (frontier := several(budget)) is not None:
+        if command != "plan":
+            raise ValueError(
+                f"budget: a list is for the frontier of `simprune plan`; {command} takes one, as macs: 0.5"
+            )
+        check_shares(*frontier)
+    elif isinstance(budget, Mapping) or budget is None:
         Budget.of(budget or {})
     elif budget == SMALLEST:
         if command != "compress":
             raise ValueError("budget: smallest is searched by `simprune compress`; for a plan give costs, as macs: 0.5")
     elif isinstance(budget, str):
         raise ValueError(f"budget: unknown {budget!r}; {did_you_mean(budget, [SMALLEST])}, or costs, as macs: 0.5")
-    elif isinstance(budget, Sequence):
-        _check_shares(budget, command)
     else:
         raise ValueError(f"budget: expected costs to keep, as macs: 0.5, a list of shares, or smallest; got {budget!r}")
-
-
-def _check_shares(shares: Sequence[Any], command: str) -> None:
-    if command != "plan":
-        raise ValueError(f"budget: a list is for the frontier of `simprune plan`; {command} takes one, as macs: 0.5")
-    if not shares:
-        raise ValueError("budget: the list is empty; give shares of the macs to keep, such as [0.9, 0.7, 0.5, 0.3]")
-    for share in shares:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ValueError(f"budget: a list is one of shares of the macs in (0, 1]; got {share!r}")
-    if len(set(shares)) < len(shares):
-        raise ValueError(f"budget: a share is listed twice in {list(shares)}; list each once")
 
 
 def rewritten(overrides: Sequence[str]) -> list[str]:

@@ -14,10 +14,11 @@ from .figures import _ticks, picture, tag
 from .paper import COLOURS, MARKERS, STYLE
 
 COSTS = {"macs": "multiply-adds kept", "latency": "latency, share of the original's"}
+MORE = {"params": "parameters kept", "bytes": "bytes kept"}  # shown where the budgets are of that kind
 RATES = ("accuracy", "agreement")
 COLUMNS = (
-    "curve", "budget", "reachable", "macs", "params", "bytes", "latency", "latency_ms", "accuracy", "accuracy_low",
-    "accuracy_high", "agreement", "agreement_low", "agreement_high", "plans", "reason",
+    "curve", "kind", "budget", "reachable", "macs", "params", "bytes", "latency", "latency_ms", "accuracy",
+    "accuracy_low", "accuracy_high", "agreement", "agreement_low", "agreement_high", "plans", "reason",
 )  # fmt: skip
 
 
@@ -27,10 +28,10 @@ def render_frontier(data: dict[str, Any]) -> str:
     >>> "Not reachable" in render_frontier({"curves": {}, "points": [], "original": {}, "notes": []})
     False
     """
-    data = {"simprune": "", "model": "", "settings": {}, "inputs": None, **units.finite(data)}
+    data = {"simprune": "", "model": "", "settings": {}, "inputs": None, "kind": "macs", **units.finite(data)}
     page = _environment().get_template("frontier.html")
     rates = [rate for rate in RATES if any(point[rate] is not None for point in data["points"])]
-    return page.render(data=data, rates=rates, costs=COSTS, chart=chart, headline=_headline(data), marker=_marker)
+    return page.render(data=data, rates=rates, costs=along(data), chart=chart, headline=_headline(data), marker=_marker)
 
 
 def frontier_csv(data: dict[str, Any]) -> str:
@@ -44,7 +45,7 @@ def frontier_csv(data: dict[str, Any]) -> str:
             for rate in RATES
             for place, end in enumerate(("low", "high"))
         }
-        writer.writerow([(point | ends)[column] for column in COLUMNS])
+        writer.writerow([({"kind": data["kind"]} | point | ends)[column] for column in COLUMNS])
     return text.getvalue()
 
 
@@ -66,9 +67,10 @@ def save_frontier(data: dict[str, Any], folder: Path) -> list[Path]:
 
 def _figure(data: dict[str, Any], rates: list[str]) -> Figure:
     figure = Figure(figsize=(6.8, 2.6 * len(rates)), layout="constrained")
-    grid = figure.subplots(len(rates), len(COSTS), sharey="row", squeeze=False)
+    costs = along(data)
+    grid = figure.subplots(len(rates), len(costs), sharey="row", squeeze=False)
     for row, rate in zip(grid, rates, strict=True):
-        for axes, (cost, label) in zip(row, COSTS.items(), strict=True):
+        for axes, (cost, label) in zip(row, costs.items(), strict=True):
             if data["original"][rate] is not None:
                 axes.axhline(100 * data["original"][rate], color="0.4", lw=0.8, ls="--")
             for number, curve in enumerate(data["curves"]):
@@ -88,6 +90,13 @@ def _figure(data: dict[str, Any], rates: list[str]) -> Figure:
         row[0].set_ylabel(f"{rate} (%)")
     grid[0][0].legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, handletextpad=0.2)
     return figure
+
+
+def along(data: dict[str, Any]) -> dict[str, str]:
+    """The costs that rates are drawn against, with their names; that of the budgets first."""
+    kind = data.get("kind", "macs")
+    every = COSTS | MORE
+    return {key: every[key] for key in dict.fromkeys((kind, *COSTS))}
 
 
 def chart(data: dict[str, Any], cost: str, rate: str) -> Markup:
@@ -121,7 +130,7 @@ def chart(data: dict[str, Any], cost: str, rate: str) -> Markup:
         for point in found:
             said = f"{curve}: {units.percent(point[rate])} at {units.percent(point[cost])}"
             marks.append(_mark(curve, x(point[cost]), y(point[rate]), said))
-    described = f"{rate} against {COSTS[cost]}, {len(points)} points of {len(curves)} curves"
+    described = f"{rate} against {along(data)[cost]}, {len(points)} points of {len(curves)} curves"
     return picture(left + width + 20, height + 34, described, *marks)
 
 

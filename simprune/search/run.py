@@ -65,7 +65,8 @@ class Trial:
             plan = self.choose(budget)
         except ValueError as error:
             return Step(budget, budget, "unreachable", False, str(error)), self.model
-        kept = plan.expected[self.search.kind] / max(plan.original[self.search.kind], 1)
+        figure = "latency_ms" if self.search.kind == "latency" else self.search.kind
+        kept = plan.expected[figure] / (plan.original[figure] or 1)
         content = plan.to_dict()
         for place, other in enumerate(steps):
             if other.plan is not None and _removed(other.plan) == _removed(content):

@@ -9,6 +9,7 @@ from simprune.checks import Gate, Outcome
 from simprune.cost import KINDS
 from simprune.names import did_you_mean
 
+SEARCHED = (*KINDS, "latency")
 INCONCLUSIVE = ("fail", "pass")
 CORRECTIONS = ("none", "bonferroni")
 
@@ -17,8 +18,9 @@ CORRECTIONS = ("none", "bonferroni")
 class Search:
     """How the smallest model that passes is searched.
 
-    `kind`: the cost that is made smaller. `tolerance`: the search ends when the smallest share known to pass and the
-    largest known to fail are this near. `inconclusive`: whether gates that cannot be decided count as failed or passed.
+    `kind`: the cost that is made smaller; latency is measured for every plan, which takes longer. `tolerance`: the
+    search ends when the smallest share known to pass and the largest known to fail are this near. `inconclusive`:
+    whether gates that cannot be decided count as failed or passed.
 
     The model is chosen by checks on one and the same test set. With `correction` "none" each check is at the gates' own
     confidence 1 - a, as `validate` would repeat it; of all k = `most_checks` that the search can make none passes a
@@ -32,7 +34,7 @@ class Search:
     correction: str = "none"
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", KINDS), ("inconclusive", INCONCLUSIVE), ("correction", CORRECTIONS)):
+        for name, known in (("kind", SEARCHED), ("inconclusive", INCONCLUSIVE), ("correction", CORRECTIONS)):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"search.{name}: unknown {value!r}; {did_you_mean(str(value), known)}")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,6 +172,25 @@ def test_the_same_plan_is_not_made_twice():
     assert repeated and all(
         step.outcome == "fail" and step.same_as == 1 and step.reason == "as step 1" for step in repeated
     )
+
+
+def test_a_search_by_latency_ends_and_goes_on_whatever_the_clock_reads(tmp_path, monkeypatch):
+    """Plans of one budget keep more or less each time; finished steps are not measured again."""
+    draw = random.Random(0)
+
+    def choose(share):
+        made = plan_of(share * draw.uniform(0.9, 1), size=32)
+        return replace(made, original={**made.original, "latency_ms": 2.0}, expected={**made.expected, "latency_ms": (
+            2.0 * made.expected["macs"] / MACS * draw.uniform(0.98, 1.0)
+        )})  # fmt: skip
+
+    first, again = (trial(falls_at(0.4), choose, kind="latency") for _ in range(2))
+    found = smallest(first, {}, Record(tmp_path / "search"))
+    assert 0.4 <= found.followed.model.share.item() <= 0.5
+    assert all(step.kept <= step.budget for step in found.steps)
+    monkeypatch.setattr(Record, "model", lambda self, step, plan, original: Weight(found.steps[step].kept))
+    resumed = smallest(again, {}, Record(tmp_path / "search"))
+    assert resumed.steps == found.steps and not again.recovery.followed
 
 
 def test_what_cannot_be_reached_ends_the_bracket():
