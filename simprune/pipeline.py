@@ -14,7 +14,7 @@ from torch import nn
 from simprune import measures
 from simprune.batches import device_of
 from simprune.checks import DEFAULT_GATES, Gate, rehearse, validate
-from simprune.cost import KINDS
+from simprune.cost import KINDS, latency
 from simprune.depth import BlockScore
 from simprune.depth.analysis import Layers, compare_models, describe_depth, read_counterpart, read_layers, similarity
 from simprune.example import example_of, from_description
@@ -233,9 +233,9 @@ def compress(
         rows = []
         for draw in range(seed, seed + control):
             random = _plan(redundancy, _same_cost(plan), "random", draw, kept)
-            other = Stages(stages.example, test, stages.original)
-            recovery.follow(random, model, other)
-            rows.append(other.rows[-1])
+            other = Stages(stages.example, test, stages.original, timed=False)
+            made = recovery.follow(random, model, other).model
+            rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.example)})
         stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     report |= {
         "plan": plan.to_dict() | {"expected": {**plan.expected, "outcome": outcome}},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from simprune.batches import call, evaluation, labels_of
 from simprune.cost import Example, latency, measure_cost
 from simprune.latency import in_turns
-from simprune.planning.plan import Plan
+from simprune.planning.plan import Plan, fingerprint
 from simprune.recovery import finetune, reestimate_batchnorm
 from simprune.surgery import apply, reconstruct
 from simprune.surgery.reconstruct import METHODS, Choice, Method
@@ -39,15 +39,19 @@ class Stages:
     original: Answers | None = None
     timed: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, dict[str, int]] = field(default_factory=dict)  # of models by their tensors' names and shapes
 
     def add(self, name: str, model: nn.Module) -> None:
+        shapes = fingerprint(model)
+        if shapes not in self.costs:
+            self.costs[shapes] = measure_cost(model, self.example).to_dict()
         answers = None if self.test is None else answer(model, self.test)
         self.original = self.original or answers
         self.rows.append(
             {
                 "name": name,
                 **agreement(answers, self.original),
-                **measure_cost(model, self.example).to_dict(),
+                **self.costs[shapes],
                 "latency_ms": 1e3 * latency(model, self.example) if self.timed else None,
             }
         )

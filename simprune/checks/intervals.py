@@ -85,13 +85,19 @@ def bootstrap_statistic(
     confidence: float,
     seed: int,
 ) -> Interval:
-    """One-sided bounds of any statistic of the rows by the percentile bootstrap within strata.
+    """One-sided bounds of any statistic of the rows by the percentile bootstrap within strata."""
+    return percentiles(resampled(statistic, rows, strata, seed), confidence)
 
-    A draw with an undefined statistic counts as the worst on both sides.
-    """
+
+def resampled(statistic: Callable[[np.ndarray], float], rows: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
+    """The statistic of rows drawn with replacement within strata, `DRAWS` times."""
     order, sizes, starts = _layout(strata)
     rows = rows[order]
-    draws = np.array([statistic(rows[index]) for block in _resamples(sizes, starts, seed) for index in block])
+    return np.array([statistic(rows[index]) for block in _resamples(sizes, starts, seed) for index in block])
+
+
+def percentiles(draws: np.ndarray, confidence: float) -> Interval:
+    """One-sided bounds from draws; one with an undefined statistic counts as the worst on both sides."""
     undefined = np.isnan(draws)
     lower = np.quantile(np.where(undefined, -np.inf, draws), 1 - confidence, method="lower")
     upper = np.quantile(np.where(undefined, np.inf, draws), confidence, method="higher")

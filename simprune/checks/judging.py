@@ -14,9 +14,10 @@ from simprune.checks.intervals import (
     DRAWS,
     Interval,
     bootstrap_mean,
-    bootstrap_statistic,
     clopper_pearson,
     paired_difference,
+    percentiles,
+    resampled,
     without_spread,
 )
 from simprune.checks.verdict import Gate, GateResult, Outcome
@@ -164,10 +165,12 @@ def _bounds(measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, seed: 
         return lambda *_: (value, value) if measure.kind == "mean" else measure.range, "infinite"
 
     @cache
+    def draws() -> np.ndarray:  # the same for all levels
+        return resampled(lambda sample: measure.reduce(torch.from_numpy(sample)), values, strata, seed)
+
+    @cache
     def drawn(level: float) -> Interval:
-        if measure.kind == "mean":
-            return bootstrap_mean(values, strata, level, seed)
-        return bootstrap_statistic(lambda sample: measure.reduce(torch.from_numpy(sample)), values, strata, level, seed)
+        return bootstrap_mean(values, strata, level, seed) if measure.kind == "mean" else percentiles(draws(), level)
 
     low, high = measure.range
     lower, upper = drawn(0.95)
