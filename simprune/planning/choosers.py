@@ -6,6 +6,7 @@ steps and stop where the budget is met, so that a larger budget never costs more
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from simprune.names import did_you_mean
 from simprune.planning.optimal import optimal
 from simprune.planning.search import Search, along, greedy_choice, ranked, uniform_choice
 from simprune.planning.space import Choice, Space, Step
-from simprune.redundancy import ChannelRedundancy
+from simprune.redundancy import ChannelRedundancy, Redundancy
 
 Chooser = Callable[..., tuple[Space, Choice]]
 
@@ -45,12 +46,13 @@ def threshold(search: Search, threshold: float | None = None) -> tuple[Space, Ch
 def clusters(search: Search) -> tuple[Space, Choice]:
     """One representative of every cluster of similar structures, clusters being joined until the budget is met.
 
-    A channel joins the cluster of the one it correlates with most, a block that of the block before it (MPruner, 2024),
-    the most redundant first; of two clusters that join, the less redundant representative stays.
+    A channel joins the cluster of the one it correlates with most, the most redundant first; of two clusters that join,
+    the less redundant representative stays. Blocks form runs, of which the first stays (MPruner, 2024).
     """
     joined = {menu.entry.name: _join(menu.entry) for menu in search.space.menus}
     space = search.space.ordered({name: order for name, (order, _) in joined.items()}, search.constraints)
-    queue = [(-entry.redundancy, Step(len(space.menus) + place)) for place, entry in enumerate(space.blocks)]
+    alike = _runs(search.space.redundancy)
+    queue = [(-alike[entry.name], Step(len(space.menus) + place)) for place, entry in enumerate(space.blocks)]
     for item, menu in enumerate(space.menus):
         strength = joined[menu.entry.name][1]
         reached = [(level, count) for level, count in enumerate(menu.counts) if 0 < count <= len(strength)]
@@ -71,6 +73,28 @@ def _join(entry: ChannelRedundancy) -> tuple[list[int], list[float]]:
             order.append(gone)
             strength.append(entry.redundancy[unit])
     return [*order, *(unit for unit in entry.order if unit not in set(order))], strength
+
+
+def _runs(redundancy: Redundancy) -> dict[str, float]:
+    """For every block how similar two runs of consecutive points were that joined when it went (falling).
+
+    Two runs are as similar as the first point of the one and the least similar point of the other; a run that begins
+    with the input of the blocks needs none of them. Where blocks were not scored by similarity: their own redundancy.
+    """
+    found, view = {entry.name: entry.redundancy for entry in redundancy.blocks}, redundancy.view
+    if view is None or any(entry.score != "similarity" for entry in redundancy.blocks):
+        return found
+    values, names = view.similarities(), list(view.whole.names)
+    for chain in view.stream.chains:
+        places = [names.index(point) for point in chain.points]
+        runs, least = [[place] for place in range(len(places))], 1.0
+        while len(runs) > 1:
+            alike = [min(values[places[one[0]], places[each]] for each in other) for one, other in pairwise(runs)]
+            first = int(np.argmax(alike))
+            least = min(least, alike[first])
+            found[chain.blocks[runs[first + 1][0] - 1].name] = float(least)
+            runs[first : first + 2] = [runs[first] + runs[first + 1]]
+    return found
 
 
 def random(search: Search) -> tuple[Space, Choice]:

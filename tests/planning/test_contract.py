@@ -1,7 +1,9 @@
 """What every chooser promises, and what the plan made from it promises."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -172,6 +174,25 @@ def test_a_threshold_takes_everything_above_it():
         plan(redundancy, {}, "threshold", threshold=2)
     with pytest.raises(ValueError, match="either a budget or a threshold"):
         plan(redundancy, {"macs": 0.5}, "threshold", threshold=0.5)
+
+
+def test_clusters_of_blocks_are_runs_that_are_like_their_first():
+    """All blocks are near their own inputs, but the second is far from the input of all, and stays for the third."""
+    found = chain(3, 4, blocks=True)
+    names = [entry.name for entry in found.blocks]
+    alike = np.array([[1, 0.99, 0.9, 0.7], [0.99, 1, 0.985, 0.9], [0.9, 0.985, 1, 0.98], [0.7, 0.9, 0.98, 1]])
+    points = ("input", *names)
+    seen = SimpleNamespace(
+        similarities=lambda: alike,
+        whole=SimpleNamespace(names=points),
+        stream=SimpleNamespace(chains=[SimpleNamespace(points=points, blocks=[entry.block for entry in found.blocks])]),
+    )
+    blocks = tuple(replace(entry, redundancy=0.985) for entry in found.blocks)
+    found = replace(found, blocks=blocks, channels=(), view=seen)
+    least = 1 - sum(entry.share for entry in blocks) + 1e-6
+    gone = dict.fromkeys(plan(found, {"macs": keep}, "clusters").blocks for keep in np.linspace(1, least, 50))
+    a, b, c = names
+    assert [*gone] == [(), (a,), (a, c), (a, b, c)]
 
 
 def test_clusters_keep_one_of_every_pair_that_is_each_others_nearest():
