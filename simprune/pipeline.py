@@ -23,6 +23,7 @@ from simprune.measures import Measure
 from simprune.names import did_you_mean
 from simprune.planning.budget import Amount
 from simprune.planning.make import CONSTRAINTS, plan
+from simprune.planning.outcome import outcomes
 from simprune.planning.plan import Plan
 from simprune.progress import progress
 from simprune.redundancy import Redundancy, estimate
@@ -238,7 +239,8 @@ def compress(
             rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.example)})
         stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     report |= {
-        "plan": plan.to_dict() | {"expected": {**plan.expected, "outcome": outcome}},
+        "plan": plan.to_dict()
+        | {"expected": {**plan.expected, "outcome": outcome}, "edits": outcomes(plan, redundancy, followed.repairs)},
         "reconstruction": followed.repairs,
         "finetuning": followed.epochs,
         "stand_ins": [entry.to_dict() for entry in stand_ins],

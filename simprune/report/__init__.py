@@ -52,6 +52,7 @@ def render(report: dict) -> str:
         verdict_sentence=_verdict_sentence(report["verdict"]),
         sluggish=_sluggish(original, final),
         expected=report["plan"].get("expected") or {},
+        edits_left=any(edit.get("left") is not None for edit in edits),
         removed_blocks=[edit for edit in edits if edit["remove"] == "block"],
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
         blocks=[entry for entry in entries if entry["kind"] == "block"],

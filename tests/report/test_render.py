@@ -173,11 +173,12 @@ def test_every_edit_and_reason_is_there(rich):
 def test_expected_damage_is_shown_and_the_outcome_where_it_was_measured(rich):
     plan = rich["plan"]
     edits = [edit | {"damage": 0.0123} for edit in plan["edits"]]
-    edits[0]["outcome"] = 0.0456
+    edits[0]["left"] = 0.0456
     page = render(rich | {"plan": plan | {"edits": edits, "expected": plan["expected"] | {"damage": 0.0789}}})
     assert page.count("expected damage 0.0123") == len(edits)
-    assert page.count("· outcome 0.0456") == 1
+    assert page.count("· error left at its place 0.0456") == 1
     assert "Expected damage in all: 0.0789." in page
+    assert "what edits before it left is in it" in page
     assert "xpected damage" not in render(rich)
 
 
