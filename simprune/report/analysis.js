@@ -5,7 +5,7 @@ const groups = JSON.parse(document.getElementById("data").textContent);
 
 function format(value) {
   if (value === null || value === undefined) return "–";
-  return value.toFixed(Math.abs(value) >= 100 ? 1 : 3).replace("-", "−");
+  return value.toFixed(Math.abs(value) >= 100 ? 1 : 3).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
 }
 
 function mark(map, at, rows, columns) {

@@ -51,6 +51,8 @@ def test_an_inert_block_goes_first_for_every_score_and_is_missed_by_nobody(name)
         assert max(found, key=found.get) == planted, (score, found)
         others = [value for other, value in found.items() if other != planted]
         assert max(others) < found[planted], (score, found)
+    for statistic in ("graph_modularity", "gbs_motif"):  # they see so few inputs coarsely: others may be level with it
+        assert score_blocks(view, {"name": "trend", "statistic": statistic})[planted] == pytest.approx(1)
     plan = Plan((Edit("block", planted),), fingerprint(model), describe(example_of(batch)))
     with torch.no_grad():
         torch.testing.assert_close(call(apply(plan, model), batch), call(model, batch), rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.zoo.residual import ResidualCNN
+from simprune.zoo.vit import ViT
 
 
 class InvertedBlock(nn.Module):
@@ -29,6 +30,43 @@ def mobilenet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
     )
+
+
+class Bottleneck(nn.Module):
+    """The block of ResNets for ImageNet: 1x1, 3x3, 1x1, and a projection where shapes change."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        after = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, after, 1, bias=False), nn.BatchNorm2d(after)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or before != after:
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ImageNetStyle(nn.Module):
+    """A ResNet with a pooled stem of large kernels and stages of bottlenecks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 6, 7, 2, 3, bias=False), nn.BatchNorm2d(6)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(*(Bottleneck(before, 4, 1) for before in (6, 16, 16)))
+        self.layer2 = nn.Sequential(Bottleneck(16, 6, 2), Bottleneck(24, 6, 1), Bottleneck(24, 6, 1))
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.fc(self.avgpool(self.layer2(self.layer1(x))).flatten(1))
 
 
 class Encoder(nn.Module):
@@ -75,6 +113,13 @@ def build(name: str) -> tuple[nn.Module, dict[str, Tensor] | Tensor]:
     torch.manual_seed(0)
     if name == "resnet":
         found = ResidualCNN(widths=(8, 12), depths=(3, 3), shortcut="A"), torch.randn(6, 3, 8, 8)
+    elif name == "resnet-imagenet":
+        found = ImageNetStyle(), torch.randn(6, 3, 32, 32)
+    elif name == "zoo-vit":
+        found = ViT(size=16, width=16, depth=4, heads=2, hidden=32), torch.randn(6, 3, 16, 16)
+        for parameter in found[0].blocks.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.2)
     elif name == "mobilenet":
         found = mobilenet(), torch.randn(6, 3, 8, 8)
     elif name in ("pre-norm", "post-norm"):
@@ -91,7 +136,9 @@ def build(name: str) -> tuple[nn.Module, dict[str, Tensor] | Tensor]:
 
 BLOCKS = {
     "resnet": ["layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2"],
+    "resnet-imagenet": ["layer1.1", "layer1.2", "layer2.1", "layer2.2"],
     "mobilenet": ["1", "3", "4"],
+    "zoo-vit": [f"blocks.{i}" for i in range(4)],
     "pre-norm": [f"encoder.layers.{i}" for i in range(4)],
     "post-norm": [f"encoder.layers.{i}" for i in range(4)],
     "bert": [f"bert.encoder.layer.{i}" for i in range(4)],

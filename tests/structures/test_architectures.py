@@ -15,7 +15,7 @@ from simprune.surgery import apply
 from tests.structures.architectures import BLOCKS, build
 
 HALVES = {
-    "resnet": 0, "mobilenet": 0, "convnext": 0, "post-norm": 0,
+    "resnet": 0, "resnet-imagenet": 0, "zoo-vit": 8, "mobilenet": 0, "convnext": 0, "post-norm": 0,
     "pre-norm": 4, "bert": 4, "vit": 8, "llama": 8, "gpt2": 8,
 }  # fmt: skip
 
