@@ -4,9 +4,10 @@
 
 FOLDER: see benchmarks/_cifar.py. Choosers are block scores of `simprune.depth`, second_order's damage, and random
 blocks; `greedy, no repair` is leave-one-out tried again after every removal. Repairs: `identity` is nothing, `+ BN`
-re-estimates BatchNorm statistics, `linear` fits a linear map in the place of each block, `+ reconstruction` refits the
-layers that stay. Nothing is chosen on the test images; each seed draws its own calibration images. Prints a table and
-writes it as JSON. Seconds are wall time, of the choice and of the repair: compare them only on an idle machine.
+re-estimates BatchNorm statistics, `linear` fits a linear map in the place of each block, `+ least squares` refits the
+layers that stay, `+ blockwise` then every block that stays as a whole. Nothing is chosen on the test images; each seed
+draws its own calibration images. Prints a table and writes it as JSON. Seconds are wall time, of the choice and of the
+repair: compare them only on an idle machine.
 """
 
 import argparse
@@ -33,7 +34,14 @@ CHOOSERS: dict[str, dict[str, Any]] = {
     "second-order damage": {"block_score": "similarity", "score": "second_order"},
     "random": {"block_score": "block_influence"},
 }
-REPAIRS = ("identity", "identity + BN", "linear", "identity + reconstruction", "linear + reconstruction")
+REPAIRS = {  # what stands in for a block, and what repairs the rest
+    "identity": ("identity", None),
+    "identity + BN": ("identity", "BN"),
+    "linear": ("linear", None),
+    "identity + least squares": ("identity", "least_squares"),
+    "linear + least squares": ("linear", "least_squares"),
+    "identity + blockwise": ("identity", "blockwise"),
+}
 
 
 def main() -> None:
@@ -47,7 +55,7 @@ def main() -> None:
     parser.add_argument("--greedy-steps", type=int, default=14, help="removals that the greedy choosers play through")
     parser.add_argument("--choosers", nargs="+", choices=CHOOSERS, default=[*CHOOSERS])
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=[*REPAIRS])
-    parser.add_argument("--reconstruct", nargs="*", choices=CHOOSERS, default=[*CHOOSERS], help="choosers worth it")
+    parser.add_argument("--blockwise", nargs="*", choices=CHOOSERS, default=["greedy"], help="choosers worth its time")
     parser.add_argument("--out", type=Path, default=Path("outputs/depth_resnet.json"))
     options = parser.parse_args()
     model, test = load(options.data, options.network), test_images(options.data)
@@ -71,10 +79,10 @@ def figures(
     rows = []
     for speedup in options.speedups:
         for repair in options.repairs:
-            if repair.endswith("reconstruction") and chooser not in options.reconstruct:
+            replace, method = REPAIRS[repair]
+            if method == "blockwise" and chooser not in options.blockwise:
                 continue
             start = time.perf_counter()
-            replace, _, method = repair.partition(" + ")
             planner = "random" if chooser == "random" else "greedy"
             plan = sp.plan(redundancy.replacing(replace), {"macs": 1 / speedup}, planner, seed=seed)
             small = sp.apply(plan, model)
@@ -82,7 +90,7 @@ def figures(
             if method == "BN":
                 sp.reestimate_batchnorm(small, calibration)
             elif method:
-                sp.reconstruct(small, plan, model, calibration)
+                sp.reconstruct(small, plan, model, calibration, method)
             seconds = chosen + time.perf_counter() - start
             rows.append(row(f"{chooser}: {repair}", speedup, seed, model, small, test, seconds))
             rows[-1]["blocks"] = list(plan.blocks)

@@ -1,6 +1,6 @@
 """From similarity to redundancy: how well each block's input, and each channel's neighbours, can stand in for it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from simprune.example import describe, example_of
 from simprune.kept import Kept
 from simprune.measures import Measure, SimilarityMatrix
 from simprune.planning.plan import fingerprint
-from simprune.scores import scorer
-from simprune.scores.block_damage import block_damage
+from simprune.scores import Score, scorer
+from simprune.scores.block_losses import block_losses
+from simprune.scores.output_changes import Interactions, output_changes
 from simprune.scores.predictability import reader_correlations
 from simprune.structures import FINDERS, Block, ChannelGroup
 
@@ -117,6 +118,7 @@ class Redundancy:
     fingerprint: str
     inputs: dict[str, Any]
     trials: tuple[TrialRemoval, ...] = ()
+    interactions: Interactions | None = field(default=None, repr=False, compare=False)  # None: damages add up
     view: View | None = field(default=None, repr=False, compare=False)  # what the blocks were seen in, if there are any
 
     @property
@@ -216,17 +218,22 @@ def estimate(
     after = 1 + max((block.chain for block in blocks), default=-1)
     blocks = [*blocks, *(replace(half, chain=half.chain + after) for half in found.get("sub_blocks", ([], []))[0])]
     groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
-    weigh = damage and score == "second_order" and name_of(block_score) == "similarity"
-    scored, view = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, weigh, kept)
+    scored, view = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, kept)
+    scores = scorer(score)(model, calibration, groups) if groups else {}
+    interactions = None
+    if damage and score == "second_order":
+        alike = [entry.name for entry in scored if name_of(block_score) == "similarity"]
+        scored, scores, interactions = _weigh(model, calibration, scored, alike, groups, scores)
     return Redundancy(
         blocks=scored,
-        channels=_score_channels(model, calibration, groups, costs, score),
+        channels=_describe_channels(model, calibration, groups, costs, scores, score),
         unprunable=tuple(refusal for _, refused in found.values() for refusal in refused),
         similarity=None if view is None else view.matrix([block.name for block in blocks]),
         measure=measure.id,
         costs=costs,
         fingerprint=fingerprint(model),
         inputs=describe(example),
+        interactions=interactions,
         view=view,
     )
 
@@ -239,7 +246,6 @@ def _score_blocks(
     costs: CostModel,
     example: Example,
     score: BlockScore,
-    weigh: bool,
     kept: Kept | None,
 ) -> tuple[tuple[BlockRedundancy, ...], View | None]:
     if not blocks:
@@ -254,15 +260,12 @@ def _score_blocks(
         if kept is not None:
             kept.save("scores", {"scores": torch.tensor([scores[name] for name in names], dtype=torch.float64)})
     total = costs.total().macs
-    damage = {name: 1 - scores[name] for name in names}
-    if weigh:
-        damage = block_damage(model, calibration, names)
     scored = tuple(
         BlockRedundancy(
             block,
             redundancy=scores[block.name],
             share=1 - costs.after(dropped=[block.name]).macs / total,
-            damage=damage[block.name],
+            damage=1 - scores[block.name],
             score=str(name_of(score)),
         )
         for block in blocks
@@ -270,12 +273,42 @@ def _score_blocks(
     return scored, view
 
 
-def _score_channels(
-    model: nn.Module, calibration: Iterable, groups: Sequence[ChannelGroup], costs: CostModel, score: str
+def _weigh(
+    model: nn.Module,
+    calibration: Iterable,
+    blocks: tuple[BlockRedundancy, ...],
+    alike: Sequence[str],
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Score],
+) -> tuple[tuple[BlockRedundancy, ...], dict[str, Score], Interactions]:
+    """Damages of blocks and channels as changes of the output, and how these add up.
+
+    For channels the damage of half of a group sets the scale; within the group the score's own damages hold.
+    """
+    losses = (
+        {("block", name): [loss] for name, loss in block_losses(model, calibration, alike).items()} if alike else {}
+    )
+    losses |= {(group.kind, group.name): list(scores[group.name].losses) for group in groups}
+    found, interactions = output_changes(model, calibration, {key: some for key, some in losses.items() if some})
+    weighed = tuple(replace(entry, damage=found.get(("block", entry.name), entry.damage)) for entry in blocks)
+    scaled = {}
+    for group in groups:
+        score, measured = scores[group.name], found.get((group.kind, group.name))
+        expected = sum(score.damage[unit] for unit in score.order[: score.half])
+        scaled[group.name] = score if measured is None or expected <= 0 else score.scaled(measured / expected)
+    return weighed, scaled, interactions
+
+
+def _describe_channels(
+    model: nn.Module,
+    calibration: Iterable,
+    groups: Sequence[ChannelGroup],
+    costs: CostModel,
+    scores: Mapping[str, Score],
+    score: str,
 ) -> tuple[ChannelRedundancy, ...]:
     if not groups:
         return ()
-    scores = scorer(score)(model, calibration, groups)
     correlations = reader_correlations(model, calibration, groups)
     total = costs.total().macs
     scored = []

@@ -1,10 +1,10 @@
 """The least expected damage for a budget: dynamic programming over what every structure saves.
 
-Damage adds up over structures. Where savings do too (no weight lies between two groups, one kind of cost is limited),
-the choice is optimal up to the resolution of the table. Elsewhere a channel saves less when its neighbours have gone:
-savings are then taken at fixed points on the way from nothing removed to everything removed, improved in rounds, and
-of all choices found the best by exact cost is taken. None of that depends on the size of the budget, so that a larger
-one never damages more; greedy's and uniform's choices are among the candidates.
+Where damage and savings add up over structures (no interactions, no weight between two groups, one kind of cost is
+limited), the choice is optimal up to the resolution of the table. Elsewhere a channel saves less when its neighbours
+have gone, and damages more: both are then taken at fixed points on the way from nothing removed to everything removed,
+improved in rounds, and of all choices found the best by exact cost and damage is taken. None of that depends on the
+size of the budget, so that a larger one never damages more; greedy's and uniform's choices are among the candidates.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,8 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int) -> list[Choice]
     space = search.space
     first = _savings(search, space.nothing, kinds)
     last = _savings(search, everything(space), kinds)
-    if all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(first, last, strict=True)):
+    additive = all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(first, last, strict=True))
+    if additive and not space.interacting:
         return [best(search, *frontier(space, first))]
     whole, least = space.cost(space.nothing), space.cost(everything(space))
     found = []
@@ -47,7 +48,7 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int) -> list[Choice]
         nearby = Search(space, {kind: limits[kind] for kind in kinds})
         state = greedy_choice(nearby)
         for _ in range(rounds):
-            rows = frontier(space, _savings(search, state, kinds))
+            rows = frontier(space, _savings(search, state, kinds), state)
             found.append(best(search, *rows))
             before, state = state, best(nearby, *rows)
             if (before.levels == state.levels).all() and (before.blocks == state.blocks).all():
@@ -68,14 +69,14 @@ def _savings(search: Search, state: Choice, kinds: Sequence[str]) -> list[Floats
     return [*savings(search, state, kinds), *(np.array([0, a - b]) for a, b in kept.reshape(-1, 2))]
 
 
-def frontier(space: Space, saved: Sequence[Floats]) -> Rows:
+def frontier(space: Space, saved: Sequence[Floats], state: Choice | None = None) -> Rows:
     """For every amount saved the choice of least damage, by dynamic programming; dominated choices left out.
 
     `saved`: per group one saving per level, then per block (0, saving). A block either goes, or stays and its channels
-    are chosen. Time O(levels x cells), memory O(structures x cells).
+    are chosen. Damages interact with those of `state`. Time O(levels x cells), memory O(structures x cells).
     """
     children, top = space.children()
-    damage = [menu.damage for menu in space.menus] + [np.array([0, entry.damage]) for entry in space.blocks]
+    damage = space.damages(state or space.nothing)
     cells = _cells(saved, children, top, len(space.menus))
     decided: dict[int, NDArray[np.int16]] = {}
 

@@ -103,11 +103,21 @@ def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:
 
 
 def _block_order(search: Search) -> list[int]:
+    """Least damage added per cost saved first, as what went before interacts with the rest."""
     count, space = len(search.space.blocks), search.space
     costs = space.costs(np.zeros((count, len(space.menus)), np.intp), np.eye(count, dtype=bool))
-    saved = search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)
-    ratio = [entry.damage / max(gain, 1e-12) for entry, gain in zip(space.blocks, saved, strict=True)]
-    return sorted(range(count), key=ratio.__getitem__)
+    saved = (search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)).clip(1e-12)
+    order: list[int] = []
+    gone, lost = np.zeros(count, bool), 0.0
+    while len(order) < count:
+        left = np.flatnonzero(~gone)
+        tried = np.repeat(gone[None], len(left), 0)
+        tried[np.arange(len(left)), left] = True
+        damage = space.damage(np.zeros((len(left), len(space.menus)), np.intp), tried)
+        best = int(((damage - lost) / saved[left]).argmin())
+        order.append(int(left[best]))
+        gone, lost = tried[best], float(damage[best])
+    return order
 
 
 def _channel_steps(search: Search) -> list[Step]:

@@ -124,12 +124,28 @@ class Space:
         return np.concatenate(parts) if parts else np.zeros((0, len(self.kinds)))
 
     def damage(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        """Expected damage of many choices: the sum over what goes, without what lies inside a block that goes."""
-        outer, live = self._effective(levels, blocks)
-        lost = outer @ np.array([entry.damage for entry in self.blocks], float)
-        for place, menu in enumerate(self.menus):
-            lost = lost + menu.damage[live[:, place]]
-        return lost
+        """Expected damage of many choices: of all that goes, without what lies inside a block that goes.
+
+        The squared length of the sum of the changes of the output, whose squared lengths are the damages: more than
+        the sum of the damages where changes point the same way (see `simprune.scores.output_changes`).
+        """
+        length = self._lengths(levels, blocks)
+        return (length**2).sum(1) + ((length @ self._interactions) * length).sum(1)
+
+    def damages(self, state: Choice) -> list[Floats]:
+        """Damage of every level of every group, then (0, damage) of every block, with all else as in `state`.
+
+        What a structure shares with the others counts in full: a step from `state` sees the whole of what it adds.
+        """
+        shared = 2 * (self._lengths(state.levels[None], state.blocks[None]) @ self._interactions)[0]
+        alone = [np.array([0, entry.damage]) for entry in self.blocks] + [menu.damage for menu in self.menus]
+        found = [own + np.sqrt(own) * more for own, more in zip(alone, shared, strict=True)]
+        return [*found[len(self.blocks) :], *found[: len(self.blocks)]]
+
+    @property
+    def interacting(self) -> bool:
+        """Whether damages do more than add up."""
+        return bool(self._interactions.any())
 
     def exact(self, choice: Choice) -> Cost:
         """Cost by the cost model itself."""
@@ -172,6 +188,13 @@ class Space:
 
     # ---- the arithmetic, vectorised over choices ----
 
+    def _lengths(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
+        """(N, structures), blocks first: root of the damage of what goes of each."""
+        outer, live = self._effective(levels, blocks)
+        lost = [outer * np.array([entry.damage for entry in self.blocks], float)]
+        lost += [menu.damage[live[:, place], None] for place, menu in enumerate(self.menus)]
+        return np.sqrt(np.concatenate(lost, 1))
+
     def _effective(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
         """Blocks that go and are in no other that goes; levels, 0 inside blocks that go."""
         outer = blocks & ~(blocks @ self._block_inside)
@@ -189,6 +212,14 @@ class Space:
         groups = [f"{menu.entry.name}." for menu in self.menus]
         found = [[name.startswith(f"{entry.name}.") for name in groups] for entry in self.blocks]
         return np.array(found, bool).reshape(len(self.blocks), len(groups))
+
+    @cached_property
+    def _interactions(self) -> Floats:
+        """(structures, structures), blocks first, without the diagonal."""
+        known = self.redundancy.interactions
+        keys = [("block", entry.name) for entry in self.blocks]
+        keys += [(menu.entry.group.kind, menu.entry.name) for menu in self.menus]
+        return np.zeros((len(keys),) * 2) if known is None else known.among(keys) - np.eye(len(keys))
 
     @cached_property
     def _terms(self) -> "_Terms":

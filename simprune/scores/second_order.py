@@ -2,21 +2,25 @@
 
 Optimal brain surgeon (Hassibi and Stork, 1993) for structures. Removing the inputs u of a layer y = W x and refitting
 the rest by least squares leaves the error W_u [(C^-1)_uu]^-1 W_u^T, where C is the covariance of the layer's inputs
-(for a convolution, of its patches). What an error at y does to the output is in `simprune.scores.sensitivity`.
+(for a convolution, of its patches). What an error at y does to the output is in `simprune.scores.sensitivity`; there
+errors at different positions count as independent, which is right for the order in a group and too little for its
+damage: see `simprune.scores.output_changes`.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from simprune.moments import Moments
 from simprune.scores._score import Score
+from simprune.scores.output_changes import Loss
 from simprune.scores.predictability import predictability
 from simprune.scores.sensitivity import backpropagate
 from simprune.structures import UnitGroup
-from simprune.surgery.least_squares import can_be_fitted, joint_moments, matrix_of, patches, positions, taps
+from simprune.surgery.least_squares import can_be_fitted, joint_moments, matrix_of, patches, positions, taps, weight_of
 
 RIDGE = 1e-3  # of the mean input variance, as in the repair
 
@@ -39,7 +43,7 @@ def second_order(
     scores = {}
     for group in groups:
         surgeons = [
-            _Surgeon(model.get_submodule(part.module), readers[part.module], part.indices, variance)
+            _Surgeon(part.module, model.get_submodule(part.module), readers[part.module], part.indices, variance)
             for part in group.slices
             if part.side == "in" and part.module in readers and part.tensor.endswith("weight")
         ]
@@ -81,25 +85,28 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> Score:
             reader.remove(channel)
     damage[remaining[0]] = alone[remaining[0]]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
-    return Score((*order, remaining[0]), tuple((1 - lost).tolist()), tuple(damage.tolist()))
+    score = Score((*order, remaining[0]), tuple((1 - lost).tolist()), tuple(damage.tolist()))
+    return replace(score, losses=tuple(reader.loss(score.order[: score.half]) for reader in readers))
 
 
 class _Surgeon:
     """One reader of a group: its weights and inverse covariance as inputs go one after another."""
 
     def __init__(
-        self, layer: nn.Module, reader: _Reader, indices: tuple[tuple[int, ...], ...], variance: float
+        self, name: str, layer: nn.Module, reader: _Reader, indices: tuple[tuple[int, ...], ...], variance: float
     ) -> None:
         assert reader.inputs is not None
         assert reader.gradients is not None
+        self.name, self.layer = name, layer
         kernel = taps(layer)
         self.columns = [
             torch.tensor([entry * kernel + tap for entry in entries for tap in range(kernel)]) for entries in indices
         ]
-        self.covariance = reader.inputs.covariance.cpu()
+        self.covariance, self.mean = reader.inputs.covariance.cpu(), reader.inputs.mean.cpu()
         size = len(self.covariance)
         damping = RIDGE * self.covariance.diagonal().mean() + 1e-12
-        self.inverse = torch.linalg.inv(self.covariance + damping * torch.eye(size, dtype=torch.float64))
+        self.ridged = self.covariance + damping * torch.eye(size, dtype=torch.float64)
+        self.inverse = torch.linalg.inv(self.ridged)
         # tr(G W ... W^T) = |F W ...|^2 with F^T F = G: fold the metric into the weights
         metric = reader.gradients.cpu() / (reader.samples * variance)
         values, vectors = torch.linalg.eigh(metric)
@@ -130,3 +137,19 @@ class _Surgeon:
         half = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])  # (k, inputs)
         self.weight = self.weight - self.weight[:, columns] @ half
         self.inverse = self.inverse - self.inverse[:, columns] @ half
+
+    def loss(self, gone: Sequence[int]) -> Loss:
+        """What the layer no longer gives without these channels, the rest refitted: a layer of its kind."""
+        matrix = matrix_of(self.layer).double().cpu()
+        kept = torch.ones(len(self.covariance), dtype=torch.bool)
+        kept[torch.cat([self.columns[channel] for channel in gone])] = False
+        lost = matrix.clone()
+        if kept.any():
+            refitted = torch.linalg.solve(self.ridged[kept][:, kept], self.covariance[kept] @ matrix.T).T
+            lost[:, kept] -= refitted
+        layer = copy.deepcopy(self.layer)
+        weight = layer.get_parameter("weight")
+        with torch.no_grad():
+            weight.copy_(weight_of(layer, lost))
+        layer.bias = nn.Parameter((-lost @ self.mean).to(weight))
+        return Loss(self.name, lambda given, _: layer(given))

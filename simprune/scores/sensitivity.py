@@ -18,13 +18,17 @@ Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its o
 
 
 def backpropagate(
-    model: nn.Module, calibration: Iterable, watches: Mapping[str, Watch], seed: int = 0
+    model: nn.Module,
+    calibration: Iterable,
+    watches: Mapping[str, Watch],
+    seed: int = 0,
+    close: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
     """Show every watched module's input and output, then send the output's random directions back through all of them.
 
-    A watch sees the gradient by `output.register_hook`. Returns the output's variance, summed over its entries, and
-    the number of output rows. One forward and one backward pass; parameters, their gradients and `requires_grad`, and
-    the training mode are as before.
+    A watch sees the gradient by `output.register_hook`; `close` is called after every batch. Returns the output's
+    variance, summed over its entries, and the number of output rows. One forward and one backward pass; parameters,
+    their gradients and `requires_grad`, and the training mode are as before.
     """
     generator = torch.Generator().manual_seed(seed)
     outputs: Moments | None = None
@@ -35,6 +39,7 @@ def backpropagate(
             rows = call(model, batch).flatten(0, -2)
             direction = (2 * torch.randint(2, rows.shape, generator=generator) - 1).to(rows)
             torch.autograd.grad((rows * direction).sum(), targets, allow_unused=True)
+            close()
             found = Moments.of(rows.detach())
             outputs = found if outputs is None else outputs.merge(found)
     if outputs is None:

@@ -4,17 +4,25 @@ import numpy as np
 
 from simprune.cost import CostModel, TensorCost
 from simprune.redundancy import BlockRedundancy, ChannelRedundancy, Redundancy
+from simprune.scores.output_changes import Interactions
 from simprune.structures import Block, ChannelGroup
 from simprune.surgery.coupling import Slice
 
 
 def chain(
-    layers: int, width: int, *, coupled: bool = True, blocks: bool = False, seed: int = 0, scale: int = 60
+    layers: int,
+    width: int,
+    *,
+    coupled: bool = True,
+    blocks: bool = False,
+    interacting: bool = False,
+    seed: int = 0,
+    scale: int = 60,
 ) -> Redundancy:
     """Groups of `width` channels, made by one layer and read by the next one; random integer macs per weight.
 
     `coupled`: the reader makes the next group, so that savings depend on each other; otherwise it makes what stays.
-    `blocks`: every group lies, with its two layers, in a block that can go.
+    `blocks`: every group lies, with its two layers, in a block that can go. `interacting`: damages add up to more.
     """
     generator = np.random.default_rng(seed)
     count = layers + 1 if coupled and not blocks else 2 * layers
@@ -57,4 +65,10 @@ def chain(
                 Block(name), float(generator.random()), share, float(generator.exponential() * width * 5e-3)
             )
         )
-    return Redundancy(tuple(removable), tuple(channels), (), None, "cka", costs, "synthetic", {})
+    keys = [("block", entry.name) for entry in removable] + [("channels", entry.name) for entry in channels]
+    shared = np.abs(generator.normal(size=(len(keys), 3)))
+    shared /= np.linalg.norm(shared, axis=1, keepdims=True)
+    interactions = Interactions({key: row for row, key in enumerate(keys)}, shared @ shared.T) if interacting else None
+    return Redundancy(
+        tuple(removable), tuple(channels), (), None, "cka", costs, "synthetic", {}, interactions=interactions
+    )

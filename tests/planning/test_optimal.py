@@ -46,7 +46,15 @@ def test_where_weights_lie_between_groups_it_is_near_the_optimum(seed):
         assert found <= 1.15 * brute_force(redundancy, {"macs": keep}) + 1e-12
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"coupled": False}, {"blocks": True}], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_where_damages_interact_it_is_near_the_optimum(seed):
+    redundancy = chain(3, 5, coupled=False, blocks=True, interacting=True, seed=seed, scale=6)
+    for keep in KEEPS:
+        found = plan(redundancy, {"macs": keep}, "optimal").expected["damage"]
+        assert found <= 1.1 * brute_force(redundancy, {"macs": keep}) + 1e-12
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"coupled": False}, {"blocks": True}, {"blocks": True, "interacting": True}])
 @pytest.mark.parametrize("budget", [{"macs": 0.7}, {"params": 0.5}, {"macs": 0.5, "bytes": 0.6}], ids=str)
 def test_it_is_never_worse_than_another_chooser(kwargs, budget):
     for seed in range(3):

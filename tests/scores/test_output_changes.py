@@ -1,0 +1,134 @@
+"""The expected change of the output against the change itself, where the network is linear in the errors."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import simprune as sp
+from simprune.scores.output_changes import Interactions, Loss, output_changes
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def fixed(error):
+    return lambda given, made: error[: len(made)]
+
+
+@pytest.fixture
+def line():
+    """Two layers with one output: a random sign squared is one, so that expectations are exact."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 1)).double(), normal(60, 4)
+
+
+def test_damage_is_the_squared_change_over_the_variance(line):
+    model, x = line
+    error = normal(60, 5)
+    damage, _ = output_changes(model, [x], {("block", "a"): [Loss("0", fixed(error))]})
+    with torch.no_grad():
+        change, z = error @ model[1].weight.T, model(x)
+    expected = change.square().sum() / (z - z.mean()).square().sum()
+    assert damage["block", "a"] == pytest.approx(float(expected))
+
+
+def test_errors_of_several_modules_of_one_structure_are_one_change(line):
+    model, x = line
+    first, second = normal(60, 5), normal(60, 1)
+    damage, _ = output_changes(model, [x], {("channels", "a"): [Loss("0", fixed(first)), Loss("1", fixed(second))]})
+    with torch.no_grad():
+        change, z = first @ model[1].weight.T + second, model(x)
+    assert damage["channels", "a"] == pytest.approx(float(change.square().sum() / (z - z.mean()).square().sum()))
+
+
+def test_batches_do_not_matter_where_the_output_is_one_number(line):
+    model, x = line
+    losses = {("block", "a"): [Loss("0", lambda given, made: given @ torch.ones(4, 5, dtype=torch.float64))]}
+    whole, _ = output_changes(model, [x], losses)
+    parts, _ = output_changes(model, list(x.split(7)), losses)
+    assert parts["block", "a"] == pytest.approx(whole["block", "a"])
+
+
+def test_changes_interact_as_far_as_they_point_the_same_way(line):
+    model, x = line
+    error = normal(60, 5)
+    losses = {
+        ("block", name): [Loss("0", fixed(each))]
+        for name, each in {"a": error, "twice a": 2 * error, "minus a": -error, "zero": 0 * error}.items()
+    }
+    _, found = output_changes(model, [x], losses)
+    values = found.among([("block", "a"), ("block", "twice a"), ("block", "minus a"), ("block", "zero")])
+    np.testing.assert_allclose(values, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-12)
+
+
+def test_errors_that_agree_at_all_positions_change_more_than_errors_that_do_not():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    x, size = normal(200, 1, 8, 8), 64
+    same, apart = normal(200, 1, 1, 1).expand(-1, -1, 8, 8), normal(200, 1, 8, 8)
+    damage, _ = output_changes(
+        model, [x], {("block", "same"): [Loss("0", fixed(same))], ("block", "apart"): [Loss("0", fixed(apart))]}
+    )
+    assert damage["block", "same"] / damage["block", "apart"] == pytest.approx(size, rel=0.3)
+
+
+def test_unknown_structures_do_not_interact():
+    known = Interactions({("block", "a"): 0, ("block", "b"): 1}, np.array([[1.0, 0.5], [0.5, 1.0]]))
+    keys = [("block", "b"), ("channels", "a"), ("block", "a")]
+    np.testing.assert_array_equal(known.among(keys), [[1, 0, 0.5], [0, 1, 0], [0.5, 0, 1]])
+
+
+def test_nothing_to_lose_is_no_work():
+    damage, interactions = output_changes(nn.Linear(2, 2), [torch.ones(1, 2)], {})
+    assert damage == {}
+    assert interactions.among([("block", "a")]).tolist() == [[1.0]]
+
+
+def test_half_of_a_group_is_expected_to_cost_what_it_costs_after_the_refit():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    batches = list(normal(512, 4).split(64))
+    found = sp.analyze(model, batches, structures=("channels",))
+    entry = found.channels[0]
+    made = sp.plan(found, {"params": 1 - 0.5 * (1 - 1 / 8) + 0.03})
+    small = sp.apply(made, model)
+    sp.reconstruct(small, made, model, batches, ridge=1e-3)
+    with torch.no_grad():
+        x = torch.cat(batches)
+        error, z = model(x) - small(x), model(x)
+    assert len(made.edits[0].indices) == 4
+    assert sum(entry.damage[unit] for unit in entry.order[:4]) == pytest.approx(
+        float(error.square().sum() / (z - z.mean()).square().sum()), rel=0.01
+    )
+
+
+def test_a_copied_block_and_its_copy_interact():
+    """Two blocks that add the same to a stream: without both the output changes by four times as much."""
+
+    class Add(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return x + self.layer(x).tanh()
+
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Linear(6, 6), Add(layer), nn.Linear(6, 1)).eval()
+    twice = nn.Sequential(model[0], Add(nn.Linear(6, 6)), Add(nn.Linear(6, 6)), model[2]).eval()
+    for block in (twice[1], twice[2]):
+        block.layer.load_state_dict(layer.state_dict())
+        with torch.no_grad():
+            block.layer.weight.mul_(0.05)
+    batches = list(torch.randn(512, 6).split(128))
+    found = sp.analyze(twice, batches, structures=("blocks",))
+    shared = found.interactions.among([("block", "1"), ("block", "2")])[0, 1]
+    assert shared > 0.8
+    apart = [sp.plan(found, {"macs": 1.0 - entry.share}).expected["damage"] for entry in found.blocks]
+    both = sp.plan(found, {"macs": 1.0 - sum(entry.share for entry in found.blocks)}).expected["damage"]
+    assert both > 1.8 * sum(apart)
