@@ -98,7 +98,8 @@ def frontier(
         return [plan(redundancy, {kind: share}, "random", draw, **given) for draw in range(seed, seed + control)]
 
     choose(redundancy, 1.0, "macs")  # what is wrong with anything but the budget is said here
-    stages = Stages(from_description(redundancy.inputs, device_of(model)), test)
+    example = from_description(redundancy.inputs, device_of(model))
+    stages = Stages(example, test, batch_size=options.get("batch_size"))
     stages.add("original", model)
     if test is None:
         notes.append("no test batches: accuracy and agreement were left out")
@@ -186,7 +187,7 @@ class _Points:
         stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
         small = self.recovery.follow(chosen, self.model, stages).model
         original, last = self.stages.rows[0], stages.rows[-1]
-        _, after, ratio = side_by_side(self.model, small, self.stages.example)
+        _, after, ratio = side_by_side(self.model, small, self.stages.batch)
         return {
             **{kind: last[kind] / max(original[kind], 1) for kind in KINDS},
             "accuracy": last["accuracy"],

@@ -162,7 +162,8 @@ def compress(
     redundancy = analyze(
         model, calibration, measure, structures, block_score, score, replace=replace, trials=trials, repair=reconstruct
     )
-    stages = Stages(from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model)), test)
+    example = from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model))
+    stages = Stages(example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
     stages.add("original", model)
     unlabelled = stages.original is None or stages.original.labels is None
     if test is not None and unlabelled:
@@ -227,7 +228,7 @@ def compress(
         stages.add("maps folded", followed.model)
     if not searching and test is not None:  # validate takes gates that run the models as well
         verdict = validate(model, followed.model, test, gates, seed, correction)
-    before, after, _ = side_by_side(model, followed.model, stages.example)
+    before, after, _ = side_by_side(model, followed.model, stages.batch)
     stages.rows[0]["latency_ms"], stages.rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
     outcome = stages.rows[-1]["damage"]
     if control:
@@ -236,7 +237,7 @@ def compress(
             random = _plan(redundancy, _same_cost(plan), "random", draw, kept)
             other = Stages(stages.example, test, stages.original, timed=False)
             made = recovery.follow(random, model, other).model
-            rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.example)})
+            rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.batch)})
         stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     report |= {
         "plan": plan.to_dict()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simprune.batches import call, evaluation, labels_of
 from simprune.cost import Example, latency, measure_cost
-from simprune.latency import in_turns
+from simprune.latency import batch_of, in_turns
 from simprune.planning.plan import Plan, fingerprint
 from simprune.recovery import finetune, reestimate_batchnorm
 from simprune.surgery import apply, reconstruct
@@ -32,7 +32,10 @@ class Answers:
 
 @dataclass
 class Stages:
-    """The table of what became of the model, one row per stage; without `timed` there are no latencies."""
+    """The table of what became of the model, one row per stage; without `timed` there are no latencies.
+
+    Latency is of `batch_size` inputs, as a plan's; None: of as many as the example has.
+    """
 
     example: tuple[tuple, dict]
     test: Iterable | None
@@ -40,6 +43,12 @@ class Stages:
     timed: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, dict[str, int]] = field(default_factory=dict)  # of models by their tensors' names and shapes
+    batch_size: int | None = None
+
+    @property
+    def batch(self) -> Example:
+        """What latency is measured with."""
+        return batch_of(self.example, self.batch_size)
 
     def add(self, name: str, model: nn.Module) -> None:
         shapes = fingerprint(model)
@@ -52,7 +61,7 @@ class Stages:
                 "name": name,
                 **agreement(answers, self.original),
                 **self.costs[shapes],
-                "latency_ms": 1e3 * latency(model, self.example) if self.timed else None,
+                "latency_ms": 1e3 * latency(model, self.batch) if self.timed else None,
             }
         )
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from itertools import repeat
 
 import pytest
 import torch
@@ -134,6 +135,18 @@ def test_a_frontier_along_latency_is_measured_plan_by_plan(trained, monkeypatch)
     found = sp.frontier(model, calibration=data, budgets=(0.7,), kind="latency", structures=["channels"], control=1)
     assert asked == [({"macs": 1.0}, True), ({"latency": 0.7}, True), ({"latency": 0.7}, True)]
     assert found.data["kind"] == "latency"
+
+
+def test_latency_is_of_the_planners_batch_size(trained, monkeypatch):
+    model, data = trained
+    sizes = set()
+    monkeypatch.setattr(
+        stages, "in_turns", lambda model, small, example: sizes.add(len(example[0][0])) or repeat((1, 1))
+    )
+    planner = {"name": "greedy", "batch_size": 7}
+    sp.frontier(model, calibration=data, budgets=(0.7,), structures=["channels"], control=1, planner=planner)
+    sp.compress(model, calibration=data, budget={"macs": 0.7}, planner=planner)
+    assert sizes == {7}
 
 
 def test_the_original_is_untouched(trained):
