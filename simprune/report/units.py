@@ -36,10 +36,10 @@ def number(value, digits=3) -> str:
 def fixed(value, decimals=3) -> str:
     """A number with `decimals` decimals, so that a column of them lines up.
 
-    >>> fixed(1.0), fixed(-0.25, 2), fixed(None)
-    ('1.000', '\N{MINUS SIGN}0.25', '\N{EN DASH}')
+    >>> fixed(1.0), fixed(-0.25, 2), fixed(-0.0001), fixed(None)
+    ('1.000', '\N{MINUS SIGN}0.25', '0.000', '\N{EN DASH}')
     """
-    return DASH if value is None else f"{value:.{decimals}f}".replace("-", MINUS)
+    return DASH if value is None else f"{value:z.{decimals}f}".replace("-", MINUS)
 
 
 def percent(value, digits=1) -> str:

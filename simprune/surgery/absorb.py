@@ -26,8 +26,8 @@ from simprune.surgery.visits import visit
 
 TOLERANCE = 1e-5  # of the largest output; some networks compute in float32 whatever their weights are
 NEEDED = 1e-2  # by how much of the largest output a random map must show at all
-READERS = "what reads it is not one linear layer, pads with zeros, or stands behind what no map can pass"
-CONSTANT = "the layer next to it has no place for the constant"
+READERS = "no single linear layer reads it, or it pads with zeros, or something nonlinear lies between"
+CONSTANT = "the layer next to it has no place for a constant"
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,17 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
 
 
 def told(found: Sequence[Absorbed]) -> list[str]:
-    """The same in words: a line for each layer that maps were folded into, and for each reason why others were not.
+    """The same in words: a line for each layer that took something, and for each reason why something stays.
 
     >>> told([Absorbed("layer1.0", "linear", None, "its reason"), Absorbed("layer2.0", "linear", "fc")])
-    ['layer1.0: linear replacement: a layer of its own (its reason)', 'layer2.0: linear replacement: folded into fc']
+    ['the linear map in place of layer1.0 stays: its reason', 'the linear map in place of layer2.0 is folded into fc']
     """
-    blocks: dict[str, list[str]] = {}
+    what = {"linear": "the linear map in place of", "mean": "the constant in place of"}
+    blocks: dict[tuple[str, str], list[str]] = {}
     for entry in found:
-        what = f"folded into {entry.folded_into}" if entry.folded_into else f"a layer of its own ({entry.reason})"
-        blocks.setdefault(f"{entry.replace} replacement: {what}", []).append(entry.block)
-    return [f"{', '.join(names)}: {what}" for what, names in blocks.items()]
+        end = f"is folded into {entry.folded_into}" if entry.folded_into else f"stays: {entry.reason}"
+        blocks.setdefault((what[entry.replace], end), []).append(entry.block)
+    return [f"{start} {', '.join(names)} {end}" for (start, end), names in blocks.items()]
 
 
 def absorbed(model: nn.Module) -> dict[str, str]:
