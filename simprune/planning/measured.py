@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from statistics import median
 
+import numpy as np
 from torch import nn
 
 from simprune.batches import device_of
@@ -14,7 +16,7 @@ from simprune.latency import Timer, batch_of, in_turns, latency_table
 from simprune.memory import peak_memory
 from simprune.planning.budget import Budget
 from simprune.planning.plan import Plan
-from simprune.planning.search import Search, everything
+from simprune.planning.search import Search, best, everything
 from simprune.planning.space import Choice, Space
 from simprune.surgery import apply
 
@@ -23,7 +25,8 @@ LOOKS = 3 * ROUNDS  # ceilings that are tried at most: different ones may lead t
 CLOSE = 0.95  # of the budget: near enough
 AIM = (1 + CLOSE) / 2
 INSIDE = 0.1  # of what is left between two ceilings: how near to either the next one may lie
-FINE = 1e-3  # share of the cost that no longer matters
+FINE = 2e-3  # share of the cost that no longer matters
+PARTS = 64  # of the channels found, that may be given back
 TURNS = 5, 31  # of timing original and candidate: that many at least, and at most where the answer is near a limit
 
 Choose = Callable[[Search], tuple[Space, Choice]]
@@ -103,14 +106,32 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
         bench.whole["latency"] = table.whole
         search = replace(search, space=replace(search.space, extra={"latency": table}))
     limits = {kind: limit.of(bench.original(kind)) for kind, limit in kinds.items()}
-    found = _corrected(search, "latency" if "latency" in limits else "macs", limits, choose, bench)
+    kind = "latency" if "latency" in limits else "macs"
+    found = _corrected(search, kind, limits, choose, bench)
+    if found[1].levels.any() and _worst(found[2], limits) < CLOSE:
+        found = _corrected(search, kind, limits, partial(_giving_back, *found[:2]), bench, found)
     if len(limits) > 1 and _worst(found[2], limits) > 1:
         found = _corrected(search, "macs", limits, choose, bench)
     return found
 
 
-def _corrected(search: Search, kind: str, limits: Mapping[str, float], choose: Choose, bench: Bench) -> Found:
-    """Move the ceiling of one kind of cost until what is measured is met from below, and nearly."""
+def _giving_back(space: Space, found: Choice, search: Search) -> tuple[Space, Choice]:
+    """The same blocks, and of every group the same share of the levels found, as large as the ceilings ask for.
+
+    From one ceiling to the next a chooser may put a block in the place of many channels; what that leaves of the budget
+    goes to the channels.
+    """
+    levels = np.array([found.levels * part // PARTS for part in range(PARTS + 1)])
+    return space, best(search.within(space), levels, np.repeat(found.blocks[None], len(levels), 0))
+
+
+def _corrected(
+    search: Search, kind: str, limits: Mapping[str, float], choose: Choose, bench: Bench, start: Found | None = None
+) -> Found:
+    """Move the ceiling of one kind of cost until what is measured is met from below, and nearly.
+
+    `start`: a choice that meets the limits, to begin with.
+    """
     column = search.space.kinds.index(kind)
     whole, least = (float(search.space.cost(each)[column]) for each in (search.space.nothing, everything(search.space)))
     top = min(search.ceilings.get(kind, whole), whole)
@@ -118,9 +139,13 @@ def _corrected(search: Search, kind: str, limits: Mapping[str, float], choose: C
     under: Point | None = None
     seen: dict[bytes, Found] = {}
     ceiling = top * min(AIM / over[0].used, 1.0) if over[0].used > 1 else top
+    if start is not None:
+        seen[_key(start[1])] = start
+        under = Point(float(start[0].cost(start[1])[column]), _worst(start[2], limits))
+        ceiling = _next(over, under, least, halve=False)
     for look in range(LOOKS):
         space, choice = choose(replace(search, ceilings=search.ceilings | {kind: ceiling}))
-        key = choice.levels.tobytes() + choice.blocks.tobytes()
+        key = _key(choice)
         if key not in seen and len(seen) == ROUNDS:
             break
         seen[key] = seen.get(key) or (space, choice, bench.measure(space, choice, limits))
@@ -137,6 +162,10 @@ def _corrected(search: Search, kind: str, limits: Mapping[str, float], choose: C
             break  # the steps are too coarse
         ceiling = _next(over, under, least, halve=look % 3 == 2)
     return min(seen.values(), key=lambda found: _miss(_worst(found[2], limits)))
+
+
+def _key(choice: Choice) -> bytes:
+    return choice.levels.tobytes() + choice.blocks.tobytes()
 
 
 def _next(over: Sequence[Point], under: Point | None, least: float, halve: bool) -> float:

@@ -1,5 +1,6 @@
 """Budgets of latency and memory: measured on the edited network, with a timer that counts instead of a clock."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,11 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from simprune import measures
 from simprune.latency import batch_of, latency_table
 from simprune.memory import peak_memory
+from simprune.planning.budget import Budget
 from simprune.planning.choosers import CHOOSERS
 from simprune.planning.constraints import Constraints
 from simprune.planning.make import _edits, plan
-from simprune.planning.measured import TURNS, Bench
+from simprune.planning.measured import TURNS, Bench, meet
 from simprune.planning.plan import Plan
+from simprune.planning.search import Search, everything
 from simprune.planning.space import Space
 from simprune.redundancy import estimate
 from simprune.surgery import apply
@@ -105,6 +108,24 @@ def test_fine_steps_meet_any_clocks_budget_within_five_percent(fine, seed, noise
     ratio = after / before
     assert 0.95 - slack <= ratio / keep <= 1 + slack
     assert clock.readings < 400
+
+
+def test_what_a_jump_leaves_of_the_budget_goes_back_to_the_channels(fine):
+    model, x, redundancy = fine
+    space, clock = Space.of(redundancy, Constraints()), Clock(3)
+    mild, hard = (replace(space.nothing, levels=everything(space).levels * part // 8) for part in (1, 6))
+
+    def jumpy(search):
+        met = search.met(search.space.cost(mild)[None])[0]
+        return search.space, mild if met else hard
+
+    def draft(space, choice):
+        return Plan(_edits(space, choice), redundancy.fingerprint, redundancy.inputs)
+
+    bench = Bench(model, ((x,), {}), clock, draft)
+    _, choice, costs = meet(Search(space, {}), Budget.of({"latency": 0.6}), jumpy, bench)
+    assert 0.95 <= costs["latency"] / (0.6 * bench.original("latency")) <= 1
+    assert (choice.levels <= hard.levels).all() and (choice.levels < hard.levels).any()
 
 
 def test_near_a_limit_more_turns_are_timed_than_far_from_it():
