@@ -135,8 +135,8 @@ class _Surgeon:
         """Take the channel's inputs out and refit what is left."""
         columns = self.columns[channel]
         half = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])  # (k, inputs)
-        self.weight = self.weight - self.weight[:, columns] @ half
-        self.inverse = self.inverse - self.inverse[:, columns] @ half
+        self.weight.addmm_(self.weight[:, columns], half, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, columns], half, alpha=-1)
 
     def loss(self, gone: Sequence[int]) -> Loss:
         """What the layer no longer gives without these channels, the rest refitted: a layer of its kind."""
