@@ -23,6 +23,9 @@ from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_
 from simprune.cost import measure_cost
 from simprune.sources import Batches
 from simprune.stages import side_by_side
+from simprune.trials import calibrate
+
+BATCH = 64  # images, for latency
 
 
 def main() -> None:
@@ -36,9 +39,11 @@ def main() -> None:
     parser.add_argument("--planners", nargs="+", default=["greedy", "random"])
     parser.add_argument("--repairs", nargs="+", default=["least_squares", "blockwise"])
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch-pruning's criteria")
-    parser.add_argument("--latency", action="store_true", help="of 64 images, timed in turns with the original")
+    parser.add_argument("--latency", action="store_true", help=f"of {BATCH} images, timed in turns with the original")
     parser.add_argument("--out", type=Path, default=Path("outputs/oneshot_resnet.json"))
+    parser.add_argument("--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial")
     options = parser.parse_args()
+    options.kind = "macs"
     model = load(options.data, options.network)
     test = test_images(options.data)
     rows = [row("original", 1.0, None, model, model, test, 0.0)]
@@ -53,17 +58,21 @@ def main() -> None:
     print(f"written to {options.out}")
 
 
-def ours(model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int) -> list[dict]:
+def ours(
+    model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int
+) -> list[dict]:
     rows = []
     kinds = {kind for structures in options.structures for kind in structures.split("+")}
     start = time.perf_counter()
-    found = sp.analyze(model, calibration, structures=sorted(kinds))
+    found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), model, calibration, options.trials)
     analysis = time.perf_counter() - start
     for speedup, planner, structures in product(options.speedups, options.planners, options.structures):
         start = time.perf_counter()
         dropped = {f"{kind}": () for kind in kinds - {*structures.split("+")}}
         try:
-            plan = sp.plan(replace(found, **dropped), {"macs": 1 / speedup}, planner, seed=seed)  # type: ignore[arg-type]
+            part = replace(found, **dropped)  # type: ignore[arg-type]
+            timed = {"model": model, "batch_size": BATCH} if options.kind == "latency" else {}
+            plan = sp.plan(part, {options.kind: 1 / speedup}, planner, seed, **timed)
         except ValueError as error:
             print(f"{structures} at 1/{speedup}: {error}")
             continue
@@ -76,7 +85,7 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
             name = f"{planner}, {structures}, {repair}"
             more = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
             if options.latency:
-                more["latency"] = side_by_side(model, small, ((torch.zeros(64, 3, 32, 32),), {}))[2]
+                more["latency"] = side_by_side(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
             rows.append(row(name, speedup, seed, model, small, test, seconds) | more)
             print(rows[-1], flush=True)
     return rows

@@ -1,11 +1,13 @@
 """Depth and width in one plan: joint plans against depth alone, width alone and chance; time; the latency budget.
 
     python -m benchmarks.planner_resnet --data FOLDER [--network resnet56] [--speedups 2.11 2.57 4] [--seeds 0 1 2]
+                                        [--kind latency]
 
 FOLDER as for `benchmarks.oneshot_resnet`, whose rows these are: no gradient step, blocks refitted as a whole, accuracy
-on images that nothing was chosen on, multiply-adds and latency beside it. Then the seconds that each planner takes for
-10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is timed again, three
-times (by itself: an empty --seeds, on a quiet machine).
+on images that nothing was chosen on, multiply-adds and latency beside it; `--kind latency`: plans for equal measured
+latency in place of equal multiply-adds. `--trials 0.2`: damages scaled by trial removals. Then the seconds that each
+planner takes for 10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is timed
+again, three times (by itself: an empty --seeds, on a quiet machine).
 """
 
 import argparse
@@ -17,7 +19,7 @@ import torch
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
-from benchmarks.oneshot_resnet import ours
+from benchmarks.oneshot_resnet import BATCH, ours
 from simprune.planning.choosers import CHOOSERS
 from simprune.redundancy import Redundancy
 from simprune.stages import side_by_side
@@ -33,9 +35,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only time and latency")
     parser.add_argument("--images", type=int, default=2048, help="calibration images")
     parser.add_argument("--planners", nargs="+", default=["greedy", "optimal", "random"])
+    parser.add_argument("--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial")
+    parser.add_argument("--structures", nargs="+", default=STRUCTURES)
+    parser.add_argument("--kind", choices=["macs", "latency"], default="macs", help="of cost that is limited")
     parser.add_argument("--out", type=Path, default=Path("outputs/planner_resnet.json"))
     options = parser.parse_args()
-    options.structures, options.repairs, options.latency = STRUCTURES, ["blockwise"], True
+    options.repairs, options.latency = ["blockwise"], True
     model, test = load(options.data, options.network), test_images(options.data)
     rows = [row("original", 1.0, None, model, model, test, 0.0)]
     for seed in options.seeds:
@@ -43,7 +48,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=1))
     if options.seeds:
-        show(rows, f"{options.network}, no gradient step, {options.images} calibration images")
+        show(rows, f"{options.network}, equal {options.kind}, no gradient step, {options.images} calibration images")
         print(f"written to {options.out}")
     planning_time()
     found = sp.analyze(model, calibration_images(options.data, 256, 0))
@@ -63,7 +68,7 @@ def planning_time(width: int = 100, depth: int = 101) -> None:
         print(f"{name}: {time.perf_counter() - start:.1f} s for {units} units in {len(found.channels)} layers")
 
 
-def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6, batch: int = 64) -> None:
+def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6, batch: int = BATCH) -> None:
     """Plan for a share of the latency, and time the result again."""
     start = time.perf_counter()
     plan = sp.plan(found, {"latency": share}, model=model, batch_size=batch)

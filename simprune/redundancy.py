@@ -94,15 +94,19 @@ class ChannelRedundancy:
 
 @dataclass(frozen=True)
 class TrialRemoval:
-    """A plan of one kind of structure at a share of the macs: the damage that was expected, and what was measured."""
+    """A plan of structures of one kind, from `first` to `last` in order of execution, at a share of the macs: the damage
+    that was expected, and what was measured."""
 
     kind: str
+    first: str
+    last: str
     macs: float
     expected: float
     measured: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind} | {key: _round(getattr(self, key)) for key in ("macs", "expected", "measured")}
+        names = {key: getattr(self, key) for key in ("kind", "first", "last")}
+        return names | {key: _round(getattr(self, key)) for key in ("macs", "expected", "measured")}
 
 
 @dataclass(frozen=True)

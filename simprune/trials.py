@@ -1,13 +1,14 @@
-"""Trial removals: what plans of one kind of structure cost the output, once repaired, on inputs that nothing saw.
+"""Trial removals: what plans for part of the structures cost the output, once repaired, on inputs that nothing saw.
 
-A score says how structures of a kind compare; a trial says what that comes to. It scales the damage of all structures
-of the kind, so that blocks, channels and heads are weighed in what they really cost: the squared change of the output
-as a share of its variance.
+A score says how structures of a kind compare; a trial says what that comes to. Early layers are repaired by more layers
+behind them than late ones, so every kind is tried early, in the middle and late, and the damage of each structure is
+scaled by what its neighbours in depth came to. Then blocks, channels and heads are weighed in what they really cost: the
+squared change of the output as a share of its variance.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import exp, log
+from math import log
 
 import numpy as np
 import torch
@@ -17,12 +18,15 @@ from simprune.batches import checked, device_of
 from simprune.example import from_description
 from simprune.planning.constraints import Constraints
 from simprune.planning.make import plan
-from simprune.planning.space import Choice, Space
+from simprune.planning.plan import Plan
+from simprune.planning.search import everything
+from simprune.planning.space import Space
 from simprune.redundancy import Redundancy, TrialRemoval
 from simprune.stages import Recovery, Stages, answer, relative_error
 from simprune.surgery.reconstruct import Method
 
 TINY = 1e-12  # damage below which there is nothing to compare
+PARTS = 3  # of the depth that are tried apart
 
 
 def calibrate(
@@ -34,10 +38,10 @@ def calibrate(
 ) -> Redundancy:
     """The same redundancy with damages as they were measured, and the trials behind that.
 
-    `shares`: which part of all macs that structures of a kind could save a trial removes, each in (0, 1). An eighth of
-    the calibration batches is held out, the rest repair by `method`. The damages of a kind are multiplied by the
-    geometric mean of measured over expected. Cost: per kind and share one edit and one repair. Raises ValueError for a
-    share outside (0, 1) and for fewer than two batches.
+    `shares`: which part of all macs that structures of a kind could save in a third of the depth a trial removes, each
+    in (0, 1). An eighth of the calibration batches is held out, the rest repair by `method`. Damages are multiplied by
+    measured over expected: the geometric mean over shares, interpolated over the order of execution. Cost: per kind,
+    third and share one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two batches.
     """
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
@@ -48,56 +52,75 @@ def calibrate(
     held = max(1, len(batches) // 8)
     wanted = answer(model, batches[:held]).logits if shares else torch.empty(0)
     example = from_description(redundancy.inputs, device_of(model))
+
+    def repaired(made: Plan) -> float:
+        stages = Stages(example, None, timed=False)
+        small = Recovery(batches[held:], method=method).follow(made, model, stages).model
+        return relative_error(answer(small, batches[:held]).logits, wanted)
+
     trials: list[TrialRemoval] = []
-    for kind in _kinds(redundancy):
-        only = _only(redundancy, kind)
-        for share in shares:
-            made = plan(only, {"macs": 1 - share * (1 - _least(only))})
-            if not made.edits:
-                continue
-            small = (
-                Recovery(batches[held:], method=method).follow(made, model, Stages(example, None, timed=False)).model
-            )
-            macs = made.expected["macs"] / max(made.original["macs"], 1)
-            trials.append(
-                TrialRemoval(
-                    kind, macs, made.expected["damage"], relative_error(answer(small, batches[:held]).logits, wanted)
-                )
-            )
-    return _scaled(redundancy, trials)
+    factors: dict[tuple[str, str], float] = {}
+    for kind, names in _kinds(redundancy).items():
+        places, logs = [], []
+        for part in filter(len, np.array_split(np.arange(len(names)), PARTS)):
+            tried = [
+                trial
+                for share in shares
+                if (trial := _trial(redundancy, kind, [names[place] for place in part], share, repaired)) is not None
+            ]
+            trials += tried
+            ratios = [log(each.measured / each.expected) for each in tried if min(each.measured, each.expected) > TINY]
+            if ratios:
+                places.append(float(part.mean()))
+                logs.append(sum(ratios) / len(ratios))
+        if places:
+            found = np.exp(np.interp(np.arange(len(names)), places, logs))
+            factors |= {(kind, name): float(factor) for name, factor in zip(names, found, strict=True)}
+    return _scaled(redundancy, factors, trials)
 
 
-def _kinds(redundancy: Redundancy) -> list[str]:
-    kinds = ["block"] if redundancy.blocks else []
-    return kinds + sorted({entry.group.kind for entry in redundancy.channels})
+def _trial(
+    redundancy: Redundancy, kind: str, names: Sequence[str], share: float, repaired: Callable[[Plan], float]
+) -> TrialRemoval | None:
+    """None where nothing can go."""
+    only = _only(redundancy, kind, names)
+    made = plan(only, {"macs": 1 - share * (1 - _least(only))})
+    if not made.edits:
+        return None
+    macs = made.expected["macs"] / max(made.original["macs"], 1)
+    return TrialRemoval(kind, names[0], names[-1], macs, made.expected["damage"], repaired(made))
 
 
-def _only(redundancy: Redundancy, kind: str) -> Redundancy:
-    blocks = redundancy.blocks if kind == "block" else ()
-    return replace(redundancy, blocks=blocks, channels=tuple(e for e in redundancy.channels if e.group.kind == kind))
+def _kinds(redundancy: Redundancy) -> dict[str, list[str]]:
+    """Names of the structures of every kind, in order of execution."""
+    found: dict[str, list[str]] = {"block": [entry.name for entry in redundancy.blocks]}
+    for entry in redundancy.channels:
+        found.setdefault(entry.group.kind, []).append(entry.name)
+    return {kind: names for kind, names in found.items() if names}
+
+
+def _only(redundancy: Redundancy, kind: str, names: Sequence[str]) -> Redundancy:
+    return replace(
+        redundancy,
+        blocks=tuple(entry for entry in redundancy.blocks if kind == "block" and entry.name in names),
+        channels=tuple(entry for entry in redundancy.channels if entry.group.kind == kind and entry.name in names),
+    )
 
 
 def _least(redundancy: Redundancy) -> float:
     """Share of the macs that is left when everything goes."""
     space = Space.of(redundancy, Constraints())
-    levels = np.array([len(menu.counts) - 1 for menu in space.menus], np.intp)
-    everything = Choice(levels, np.ones(len(space.blocks), bool))
-    return space.exact(everything).macs / max(redundancy.costs.total().macs, 1)
+    return space.exact(everything(space)).macs / max(redundancy.costs.total().macs, 1)
 
 
-def _scaled(redundancy: Redundancy, trials: Sequence[TrialRemoval]) -> Redundancy:
-    factors: dict[str, float] = {}
-    for kind in {trial.kind for trial in trials}:
-        ratios = [
-            log(trial.measured / trial.expected)
-            for trial in trials
-            if trial.kind == kind and min(trial.measured, trial.expected) > TINY
-        ]
-        if ratios:
-            factors[kind] = exp(sum(ratios) / len(ratios))
-    blocks = tuple(replace(entry, damage=entry.damage * factors.get("block", 1.0)) for entry in redundancy.blocks)
-    channels = tuple(
-        replace(entry, damage=tuple(each * factors.get(entry.group.kind, 1.0) for each in entry.damage))
-        for entry in redundancy.channels
+def _scaled(
+    redundancy: Redundancy, factors: Mapping[tuple[str, str], float], trials: Sequence[TrialRemoval]
+) -> Redundancy:
+    blocks = tuple(
+        replace(entry, damage=entry.damage * factors.get(("block", entry.name), 1.0)) for entry in redundancy.blocks
     )
-    return replace(redundancy, blocks=blocks, channels=channels, trials=tuple(trials))
+    channels = []
+    for entry in redundancy.channels:
+        factor = factors.get((entry.group.kind, entry.name), 1.0)
+        channels.append(replace(entry, damage=tuple(each * factor for each in entry.damage)))
+    return replace(redundancy, blocks=blocks, channels=tuple(channels), trials=tuple(trials))

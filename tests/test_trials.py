@@ -1,5 +1,9 @@
 """Trial removals: expected damage becomes measured damage, kind by kind."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -18,22 +22,36 @@ def case():
     return model, batches, sp.analyze(model, batches)
 
 
-def test_damages_of_a_kind_scale_by_what_the_trial_measured(case):
+def ratios(before, after):
+    return {
+        ("block", old.name): new.damage / old.damage for old, new in zip(before.blocks, after.blocks, strict=True)
+    } | {
+        ("channels", old.name): sum(new.damage) / sum(old.damage)
+        for old, new in zip(before.channels, after.channels, strict=True)
+    }
+
+
+def test_damages_scale_by_what_trials_at_their_depth_measured(case):
     model, batches, found = case
     scaled = calibrate(found, model, batches, (0.3,))
-    assert {trial.kind for trial in scaled.trials} == {"block", "channels"}
-    for trial in scaled.trials:
-        before, after = (found.blocks, scaled.blocks) if trial.kind == "block" else (found.channels, scaled.channels)
-        for old, new in zip(before, after, strict=True):
-            olds, news = ((old.damage,), (new.damage,)) if trial.kind == "block" else (old.damage, new.damage)
-            assert news == pytest.approx([each * trial.measured / trial.expected for each in olds])
-            assert (new.redundancy, new.name) == (old.redundancy, old.name)
+    factors = ratios(found, scaled)
+    for kind, entries in (("block", found.blocks), ("channels", found.channels)):
+        trials = [trial for trial in scaled.trials if trial.kind == kind]
+        names = [entry.name for entry in entries]
+        assert [trial.first for trial in trials] == [part[0] for part in np.array_split(names, 3)]
+        centres = [(names.index(trial.first) + names.index(trial.last)) / 2 for trial in trials]
+        logs = [math.log(trial.measured / trial.expected) for trial in trials]
+        for place, name in enumerate(names):
+            assert math.log(factors[kind, name]) == pytest.approx(np.interp(place, centres, logs))
+    for old, new in zip(found.entries, scaled.entries, strict=True):
+        assert (new.redundancy, new.name) == (old.redundancy, old.name)
 
 
 def test_the_trial_is_what_a_user_would_measure(case):
     model, batches, found = case
-    trial = next(trial for trial in calibrate(found, model, batches, (0.3,)).trials if trial.kind == "channels")
-    plan = sp.plan(sp.analyze(model, batches, structures=("channels",)), {"macs": trial.macs})
+    trial = calibrate(found, model, batches, (0.3,)).trials[0]
+    (block,) = [entry for entry in found.blocks if entry.name == trial.first == trial.last]
+    plan = sp.plan(replace(found, blocks=(block,), channels=()), {"macs": trial.macs})
     small = sp.apply(plan, model)
     sp.reconstruct(small, plan, model, batches[1:])
     lost = relative_error(answer(small, batches[:1]).logits, answer(model, batches[:1]).logits)
