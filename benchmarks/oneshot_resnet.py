@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch-pruning's criteria")
     parser.add_argument("--latency", action="store_true", help=f"of {BATCH} images, timed in turns with the original")
     parser.add_argument("--out", type=Path, default=Path("outputs/oneshot_resnet.json"))
-    parser.add_argument("--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial")
+    parser.add_argument(
+        "--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial"
+    )
     options = parser.parse_args()
     options.kind = "macs"
     model = load(options.data, options.network)
@@ -58,9 +60,7 @@ def main() -> None:
     print(f"written to {options.out}")
 
 
-def ours(
-    model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int
-) -> list[dict]:
+def ours(model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int) -> list[dict]:
     rows = []
     kinds = {kind for structures in options.structures for kind in structures.split("+")}
     start = time.perf_counter()

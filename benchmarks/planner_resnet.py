@@ -5,9 +5,9 @@
 
 FOLDER as for `benchmarks.oneshot_resnet`, whose rows these are: no gradient step, blocks refitted as a whole, accuracy
 on images that nothing was chosen on, multiply-adds and latency beside it; `--kind latency`: plans for equal measured
-latency in place of equal multiply-adds. `--trials 0.2`: damages scaled by trial removals. Then the seconds that each
-planner takes for 10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is timed
-again, three times (by itself: an empty --seeds, on a quiet machine).
+latency in place of equal multiply-adds; `--trials 0.2`: damages scaled by trial removals. Then the seconds that each
+planner takes for 10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is
+timed again, three times (by itself: an empty --seeds, on a quiet machine).
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only time and latency")
     parser.add_argument("--images", type=int, default=2048, help="calibration images")
     parser.add_argument("--planners", nargs="+", default=["greedy", "optimal", "random"])
-    parser.add_argument("--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial")
+    parser.add_argument(
+        "--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial"
+    )
     parser.add_argument("--structures", nargs="+", default=STRUCTURES)
     parser.add_argument("--kind", choices=["macs", "latency"], default="macs", help="of cost that is limited")
     parser.add_argument("--out", type=Path, default=Path("outputs/planner_resnet.json"))

@@ -94,8 +94,10 @@ class ChannelRedundancy:
 
 @dataclass(frozen=True)
 class TrialRemoval:
-    """A plan of structures of one kind, from `first` to `last` in order of execution, at a share of the macs: the damage
-    that was expected, and what was measured."""
+    """A plan of structures of one kind, from `first` to `last` in order of execution, at a share of the macs.
+
+    `expected`, `measured`: its damage.
+    """
 
     kind: str
     first: str

@@ -1,9 +1,9 @@
 """Trial removals: what plans for part of the structures cost the output, once repaired, on inputs that nothing saw.
 
-A score says how structures of a kind compare; a trial says what that comes to. Early layers are repaired by more layers
-behind them than late ones, so every kind is tried early, in the middle and late, and the damage of each structure is
-scaled by what its neighbours in depth came to. Then blocks, channels and heads are weighed in what they really cost: the
-squared change of the output as a share of its variance.
+A score says how structures of a kind compare; a trial says what that comes to. Early layers are repaired by more
+layers behind them than late ones, so every kind is tried early, in the middle and late, and the damage of each
+structure is scaled by what its neighbours in depth came to. Then blocks, channels and heads are weighed in what they
+really cost: the squared change of the output as a share of its variance.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +41,8 @@ def calibrate(
     `shares`: which part of all macs that structures of a kind could save in a third of the depth a trial removes, each
     in (0, 1). An eighth of the calibration batches is held out, the rest repair by `method`. Damages are multiplied by
     measured over expected: the geometric mean over shares, interpolated over the order of execution. Cost: per kind,
-    third and share one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two batches.
+    third and share one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two
+    batches.
     """
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
