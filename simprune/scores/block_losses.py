@@ -35,16 +35,17 @@ def block_losses(model: nn.Module, calibration: Iterable, blocks: Sequence[str])
 
 
 def _loss(name: str, moments: Moments) -> Loss:
-    covariance, mean = moments.covariance, moments.mean.float()
+    covariance, mean = moments.covariance, moments.mean
     width = len(covariance) // 2
     inputs, cross = covariance[:width, :width], covariance[:width, width:]
     damping = RIDGE * inputs.diagonal().mean() + 1e-12
     ridged = inputs + damping * torch.eye(width, dtype=inputs.dtype, device=inputs.device)
-    weight = torch.linalg.solve(ridged, cross).T.float()
+    weight = torch.linalg.solve(ridged, cross).T
+    constant = mean[width:] - weight @ mean[:width]
 
     def error(given: Tensor, made: Tensor) -> Tensor:
         x = _columns(given)
-        left = _columns(made) - x - mean[width:, None] - weight @ (x - mean[:width, None])
+        left = _columns(made) - x - weight.to(x) @ x - constant.to(x)[:, None]
         return left.reshape(made.shape) if made.ndim >= 4 else left[0].T.reshape(made.shape)
 
     return Loss(name, error)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import simprune as sp
+from simprune.scores.block_losses import block_losses
 from simprune.scores.output_changes import Interactions, Loss, output_changes
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -132,3 +133,16 @@ def test_a_copied_block_and_its_copy_interact():
     apart = [sp.plan(found, {"macs": 1.0 - entry.share}).expected["damage"] for entry in found.blocks]
     both = sp.plan(found, {"macs": 1.0 - sum(entry.share for entry in found.blocks)}).expected["damage"]
     assert both > 1.8 * sum(apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_linear_map_of_its_input_makes_is_no_loss_of_a_block(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).to(dtype).eval()
+    x = torch.randn(200, 3, dtype=dtype)
+    loss = block_losses(model, [x[:80], x[80:]], ["1"])["1"]
+    with torch.no_grad():
+        given = model[0](x)
+        assert loss.error(given, model[1](given)).abs().max() < 1e-2 * given.std()
+        curved = loss.error(given, model[1](given) + given.square())
+    assert curved.std() > 0.1 * given.std()
