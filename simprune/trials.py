@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from simprune.batches import checked, device_of
+from simprune.batches import checked, device_of, inputs_of
+from simprune.cost import rows_of
 from simprune.example import from_description
 from simprune.planning.constraints import Constraints
 from simprune.planning.make import plan
@@ -27,6 +28,7 @@ from simprune.surgery.reconstruct import Method
 
 TINY = 1e-12  # damage below which there is nothing to compare
 PARTS = 3  # of the depth that are tried apart
+INPUTS = 768  # calibration inputs for trials: a scale needs fewer than a repair
 
 
 def calibrate(
@@ -39,15 +41,15 @@ def calibrate(
     """The same redundancy with damages as they were measured, and the trials behind that.
 
     `shares`: which part of all macs that structures of a kind could save in a third of the depth a trial removes, each
-    in (0, 1). An eighth of the calibration batches is held out, the rest repair by `method`. Damages are multiplied by
-    measured over expected: the geometric mean over shares, interpolated over the order of execution. Cost: per kind,
-    third and share one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two
-    batches.
+    in (0, 1). Of the first batches, up to `INPUTS` inputs, an eighth is held out, the rest repair by `method`. Damages
+    are multiplied by measured over expected: the geometric mean over shares, interpolated over the order of execution.
+    Cost: per kind, third and share one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer
+    than two batches.
     """
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
             raise ValueError(f"trials: shares must lie between 0 and 1; got {share!r}")
-    batches = list(checked(calibration, "calibration"))
+    batches = _first(checked(calibration, "calibration"))
     if shares and len(batches) < 2:
         raise ValueError(f"trials need two calibration batches or more, as one is held out; got {len(batches)}")
     held = max(1, len(batches) // 8)
@@ -78,6 +80,17 @@ def calibrate(
             found = np.exp(np.interp(np.arange(len(names)), places, logs))
             factors |= {(kind, name): float(factor) for name, factor in zip(names, found, strict=True)}
     return _scaled(redundancy, factors, trials)
+
+
+def _first(batches: Iterable) -> list:
+    """Batches until there are `INPUTS` inputs, two at least."""
+    found, count = [], 0
+    for batch in batches:
+        found.append(batch)
+        count += rows_of(inputs_of(batch))
+        if count >= INPUTS and len(found) > 1:
+            break
+    return found
 
 
 def _trial(

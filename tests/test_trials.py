@@ -58,6 +58,12 @@ def test_the_trial_is_what_a_user_would_measure(case):
     assert (trial.measured, trial.expected) == (pytest.approx(lost, rel=1e-4), pytest.approx(plan.expected["damage"]))
 
 
+def test_trials_look_at_the_first_inputs_only(case, monkeypatch):
+    model, batches, found = case
+    monkeypatch.setattr("simprune.trials.INPUTS", 36)
+    assert calibrate(found, model, batches, (0.3,)).trials == calibrate(found, model, batches[:3], (0.3,)).trials
+
+
 def test_no_trials_change_nothing_and_bad_ones_are_refused(case):
     model, batches, found = case
     assert calibrate(found, model, batches, ()) == found
