@@ -71,8 +71,11 @@ def output_changes(
     def add(gradient: Tensor, errors: Sequence[tuple[tuple[str, str], Tensor]]) -> None:
         for key, error in errors:
             change = (gradient * error).flatten(1).sum(1, dtype=torch.float64).cpu()
-            known = pending.get(key)
-            pending[key] = change if known is None or len(known) != len(change) else known + change
+            known = pending.get(key, change[:0])
+            if len(known) == len(change):
+                pending[key] = known + change
+            else:  # rows of another kind, such as windows of an image: counted as independent
+                pending[key] = torch.cat([known, change])
 
     def close() -> None:
         for key, change in pending.items():

@@ -46,6 +46,19 @@ def test_errors_of_several_modules_of_one_structure_are_one_change(line):
     assert damage["channels", "a"] == pytest.approx(float(change.square().sum() / (z - z.mean()).square().sum()))
 
 
+def test_changes_of_rows_of_another_kind_are_counted_too():
+    """The second layer sees every input as two rows."""
+    model = nn.Sequential(nn.Linear(4, 2), nn.Flatten(0), nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1)).double()
+    model.extend([nn.Flatten(0), nn.Unflatten(0, (-1, 2)), nn.Linear(2, 1, dtype=torch.float64)])
+    x, first, second = normal(60, 4), normal(60, 2), normal(120, 1)
+    damage, _ = output_changes(model, [x], {("block", "a"): [Loss("0", fixed(first)), Loss("3", fixed(second))]})
+    with torch.no_grad():
+        one = (first * model[3].weight) @ model[6].weight.T
+        other, z = second * model[6].weight.flatten().repeat(60)[:, None], model(x)
+    expected = (one.square().sum() + other.square().sum()) / (z - z.mean()).square().sum()
+    assert damage["block", "a"] == pytest.approx(float(expected))
+
+
 def test_batches_do_not_matter_where_the_output_is_one_number(line):
     model, x = line
     losses = {("block", "a"): [Loss("0", lambda given, made: given @ torch.ones(4, 5, dtype=torch.float64))]}
