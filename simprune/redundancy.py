@@ -163,7 +163,8 @@ class Redundancy:
     def table(self, width: int = 100) -> str:
         """Text table: every block and channel group with its redundancy and cost share."""
         by = [f"blocks by {self.measure}"] if self.blocks else []
-        by += [f"channels by {self.channels[0].score}"] if self.channels else []
+        kinds = dict.fromkeys(entry.group.kind for entry in self.channels)
+        by += [f"{' and '.join(kinds)} by {self.channels[0].score}"] if self.channels else []
         table = Table(title="Redundancy", caption="; ".join(by))
         table.add_column("structure", overflow="fold")
         table.add_column("kind")
@@ -176,7 +177,7 @@ class Redundancy:
                 above = sum(value >= 0.9 for value in entry.redundancy)
                 table.add_row(
                     entry.name,
-                    f"{entry.group.size} channels",
+                    f"{entry.group.size} {entry.group.kind}",
                     f"{sum(entry.redundancy) / entry.group.size:.3f} ({above} over 0.9)",
                     f"{entry.share:.1%}",
                 )

@@ -80,6 +80,8 @@ def test_a_planted_duplicate_is_the_most_redundant_head(name):
         source, target = (torch.tensor(layout.entries(rows, unit)) for unit in (1, 3))
         tensor.index_copy_(rows.dim, target, tensor.index_select(rows.dim, source))
     redundancy = estimate(model, calibration, get("cka_debiased"), ("heads",))
+    assert all(f"{entry.group.size} heads" in redundancy.table() for entry in redundancy.channels)
+    assert "heads by second_order" in redundancy.table()
     entry = redundancy.channels[0]
     assert entry.name == group.name
     assert entry.order[0] in (1, 3)
