@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from simprune.cost import measure_cost
 from simprune.sources import Batches
+from simprune.stages import agreement, answer
 from simprune.zoo.residual import ResidualCNN
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,13 +57,7 @@ def calibration_images(folder: Path, count: int, seed: int, batch_size: int = 12
 def row(
     name: str, speedup: float, seed: int | None, model: nn.Module, small: nn.Module, test: Batches, seconds: float
 ) -> dict:
-    right = same = count = 0
-    with torch.inference_mode():
-        for x, labels in test:
-            answer = small(x).argmax(1)
-            right += int((answer == labels).sum())
-            same += int((answer == model(x).argmax(1)).sum())
-            count += len(labels)
+    found, original = answer(small, test), answer(model, test)
     example = ((torch.zeros(2, 3, 32, 32),), {})
     reached = measure_cost(model, example).macs / measure_cost(small, example).macs
     return {
@@ -70,9 +65,8 @@ def row(
         "wanted": speedup,
         "reached": reached,
         "seed": seed,
-        "accuracy": right / count,
-        "agreement": same / count,
-        "count": count,
+        **agreement(found, original),
+        "count": len(found.logits),
         "seconds": seconds,
     }
 
@@ -80,7 +74,7 @@ def row(
 def show(rows: list[dict], title: str) -> None:
     table = Table(title=title)
     timed = any("latency" in row for row in rows)
-    columns = ["method", "macs / original", "accuracy (95 % interval)", "over seeds", "agreement", "seconds"]
+    columns = ["method", "macs / original", "accuracy (95 % interval)", "over seeds", "agreement", "damage", "seconds"]
     for column in [*columns, *(["latency / original"] if timed else [])]:
         table.add_column(column, justify="left" if column == "method" else "right")
     for key in dict.fromkeys((row["method"], row["wanted"]) for row in rows):
@@ -94,6 +88,7 @@ def show(rows: list[dict], title: str) -> None:
             f"{100 * accuracy.mean():.2f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})",
             f"{100 * accuracy.min():.1f} to {100 * accuracy.max():.1f}",
             f"{100 * np.mean([row['agreement'] for row in some]):.1f}",
+            f"{np.mean([row['damage'] for row in some]):.4f}",
             f"{np.mean([row['seconds'] for row in some]):.0f}",
             *([f"{np.mean([row.get('latency', 1.0) for row in some]):.2f}"] if timed else []),
         )

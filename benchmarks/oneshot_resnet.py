@@ -45,7 +45,7 @@ def main() -> None:
         "--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial"
     )
     options = parser.parse_args()
-    options.kind = "macs"
+    options.kind, options.finalists = "macs", 0
     model = load(options.data, options.network)
     test = test_images(options.data)
     rows = [row("original", 1.0, None, model, model, test, 0.0)]
@@ -71,8 +71,10 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
         dropped = {f"{kind}": () for kind in kinds - {*structures.split("+")}}
         try:
             part = replace(found, **dropped)  # type: ignore[arg-type]
-            timed = {"model": model, "batch_size": BATCH} if options.kind == "latency" else {}
-            plan = sp.plan(part, {options.kind: 1 / speedup}, planner, seed, **timed)
+            tried = {"finalists": options.finalists} if planner != "random" and "+" in structures else {}
+            timed = {"batch_size": BATCH} if options.kind == "latency" else {}
+            budget = {options.kind: 1 / speedup}
+            plan = sp.plan(part, budget, planner, seed, model=model, calibration=calibration, **tried, **timed)
         except ValueError as error:
             print(f"{structures} at 1/{speedup}: {error}")
             continue
@@ -84,6 +86,7 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
             seconds = planning + time.perf_counter() - start
             name = f"{planner}, {structures}, {repair}"
             more = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
+            more |= {"finalists": plan.planner.get("finalists", [])}
             if options.latency:
                 more["latency"] = side_by_side(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
             rows.append(row(name, speedup, seed, model, small, test, seconds) | more)

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from simprune import bundle, checks, curves, measures, pipeline
-from simprune.console import console, costs, damage, edits, search, stages
+from simprune.console import console, costs, damage, edits, finalists, search, stages
 from simprune.console import frontier as console_frontier
 from simprune.cost import KINDS
 from simprune.evidence import Evidence
@@ -130,12 +130,15 @@ def plan(job: Job) -> int:
     recipe = job.recipe
     if several(recipe.budget) is not None:
         return frontier(job)
-    options: dict[str, Any] = {"seed": recipe.seed, "model": job.model} | recipe.planner.arguments()
-    made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, **options)
+    tried: dict[str, Any] = {"model": job.model, "calibration": job.data.calibration, "repair": recipe.reconstruct}
+    options = tried | recipe.planner.arguments()
+    made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, recipe.seed, **options)
     job.figures.update({kind: made.expected[kind] / max(made.original[kind], 1) for kind in KINDS})
     path = job.write("plan.yaml", made.to_yaml())
     screen = console()
     screen.print(edits(made))
+    if "finalists" in made.planner:
+        screen.print(finalists(made))
     screen.print(f"{costs(made)}\nwritten to {path}", markup=False, soft_wrap=True)
     return 0
 
@@ -229,6 +232,8 @@ def compress(job: Job) -> int:
     folder = bundle.save(job.out / "bundle", result, recipe=job.resolved)
     if "search" in result.report:
         screen.print(search(result.report["search"]))
+    if "finalists" in result.plan.planner:
+        screen.print(finalists(result.plan))
     screen.print(stages(result.report))
     if result.verdict is not None:
         screen.print(result.verdict.table(screen.width), markup=False)

@@ -99,6 +99,22 @@ def edits(plan: Plan) -> Table:
     return table("Plan", ["where", "removes", "expected damage", "reason"], rows, right=["expected damage"])
 
 
+def finalists(plan: Plan) -> Table:
+    """The plans that were tried, by the number of blocks that they remove; the chosen one is marked."""
+    tried = plan.planner["finalists"]
+    best = min(each["measured"] for each in tried)
+    rows = [
+        [
+            "chosen" if each["measured"] == best else "",
+            str(each["blocks"]),
+            *(f"{each[key]:.3g}" for key in ("expected", "measured")),
+        ]
+        for each in tried
+    ]
+    columns = ["", "blocks that go", "expected damage", "measured damage"]
+    return table("Finalists", columns, rows, right=columns[1:])
+
+
 def costs(plan: Plan) -> str:
     """One line: what the plan keeps of every cost, and the damage it expects."""
     kept = [

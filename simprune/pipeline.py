@@ -165,6 +165,7 @@ def compress(
     example = from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model))
     stages = Stages(example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
     stages.add("original", model)
+    tools: dict[str, Any] = {"model": model, "calibration": calibration, "repair": reconstruct}
     unlabelled = stages.original is None or stages.original.labels is None
     if test is not None and unlabelled:
         notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
@@ -195,13 +196,17 @@ def compress(
             gates = [gate for gate in DEFAULT_GATES if not (unlabelled and gate.build().needs_labels)]
         trial = Trial(
             model,
-            choose=lambda share: _plan(redundancy, {how.kind: share}, name, seed, options, model),
+            choose=lambda share: _plan(redundancy, {how.kind: share}, name, seed, tools | options),
             recovery=recovery,
             judge=lambda small: validate(model, small, test or [], how.gates(gates or []), seed, correction),
             stages=stages,
             search=how,
         )
-        same = report["settings"] | {"seed": seed, "measure": str(_measure(measure)), "planner": [name, options]}
+        same = report["settings"] | {
+            "seed": seed,
+            "measure": str(_measure(measure)),
+            "planner": [name, options],
+        }
         same |= {"block_score": block_score, "score": score, "replace": replace}
         same |= {"search": asdict(how), "correction": correction}
         same |= {"gates": [asdict(gate) for gate in gates]}
@@ -219,7 +224,7 @@ def compress(
         report["search"] = history(how, found.steps, gates)
         notes.append(report["search"]["note"])
     else:
-        plan = plan if plan is not None else _plan(redundancy, budget, name, seed, options, model)
+        plan = plan if plan is not None else _plan(redundancy, budget, name, seed, tools | options)
         report["settings"]["budget"] = dict(plan.budget)
         followed = recovery.follow(plan, model, stages)
     stand_ins = absorb(followed.model, plan, calibration)
@@ -279,12 +284,10 @@ def _plan(
     name: str,
     seed: int,
     options: dict[str, Any],
-    model: nn.Module | None = None,
 ) -> Plan:
     free = options.get("threshold") is not None  # it says by itself how much goes
     default = {} if free else {"macs": 0.5}
-    given: dict[str, Any] = {"seed": seed, "model": model} | options
-    return plan(redundancy, default if budget is None else budget, name, **given)
+    return plan(redundancy, default if budget is None else budget, name, seed, **options)
 
 
 def _same_cost(plan: Plan) -> Mapping[str, Amount] | None:

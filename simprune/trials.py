@@ -6,29 +6,23 @@ structure is scaled by what its neighbours in depth came to. Then blocks, channe
 really cost: the squared change of the output as a share of its variance.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import log
 
 import numpy as np
-import torch
 from torch import nn
 
-from simprune.batches import checked, device_of, inputs_of
-from simprune.cost import rows_of
-from simprune.example import from_description
+from simprune.held_out import HeldOut
 from simprune.planning.constraints import Constraints
 from simprune.planning.make import plan
-from simprune.planning.plan import Plan
 from simprune.planning.search import everything
 from simprune.planning.space import Space
 from simprune.redundancy import Redundancy, TrialRemoval
-from simprune.stages import Recovery, Stages, answer, relative_error
 from simprune.surgery.reconstruct import Method
 
 TINY = 1e-12  # damage below which there is nothing to compare
 PARTS = 3  # of the depth that are tried apart
-INPUTS = 768  # calibration inputs for trials: a scale needs fewer than a repair
 
 
 def calibrate(
@@ -41,36 +35,23 @@ def calibrate(
     """The same redundancy with damages as they were measured, and the trials behind that.
 
     `shares`: which part of all macs that structures of a kind could save in a third of the depth a trial removes, each
-    in (0, 1). Of the first batches, up to `INPUTS` inputs, an eighth is held out, the rest repair by `method`. Damages
-    are multiplied by measured over expected: the geometric mean over shares, interpolated over the order of execution.
-    Cost: per kind, third and share one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer
-    than two batches.
+    in (0, 1). Trials are repaired by `method` (see `simprune.held_out`). Damages are multiplied by measured over
+    expected: the geometric mean over shares, interpolated over the order of execution. Cost: per kind, third and share
+    one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two batches.
     """
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
             raise ValueError(f"trials: shares must lie between 0 and 1; got {share!r}")
-    batches = _first(checked(calibration, "calibration"))
-    if shares and len(batches) < 2:
-        raise ValueError(f"trials need two calibration batches or more, as one is held out; got {len(batches)}")
-    held = max(1, len(batches) // 8)
-    wanted = answer(model, batches[:held]).logits if shares else torch.empty(0)
-    example = from_description(redundancy.inputs, device_of(model))
-
-    def repaired(made: Plan) -> float:
-        stages = Stages(example, None, timed=False)
-        small = Recovery(batches[held:], method=method).follow(made, model, stages).model
-        return relative_error(answer(small, batches[:held]).logits, wanted)
-
+    if not shares:
+        return replace(redundancy, trials=())
+    held_out = HeldOut.of(model, calibration, redundancy.inputs, method)
     trials: list[TrialRemoval] = []
     factors: dict[tuple[str, str], float] = {}
     for kind, names in _kinds(redundancy).items():
         places, logs = [], []
         for part in filter(len, np.array_split(np.arange(len(names)), PARTS)):
-            tried = [
-                trial
-                for share in shares
-                if (trial := _trial(redundancy, kind, [names[place] for place in part], share, repaired)) is not None
-            ]
+            made = [_trial(redundancy, kind, [names[place] for place in part], share, held_out) for share in shares]
+            tried = [trial for trial in made if trial is not None]
             trials += tried
             ratios = [log(each.measured / each.expected) for each in tried if min(each.measured, each.expected) > TINY]
             if ratios:
@@ -82,19 +63,8 @@ def calibrate(
     return _scaled(redundancy, factors, trials)
 
 
-def _first(batches: Iterable) -> list:
-    """Batches until there are `INPUTS` inputs, two at least."""
-    found, count = [], 0
-    for batch in batches:
-        found.append(batch)
-        count += rows_of(inputs_of(batch))
-        if count >= INPUTS and len(found) > 1:
-            break
-    return found
-
-
 def _trial(
-    redundancy: Redundancy, kind: str, names: Sequence[str], share: float, repaired: Callable[[Plan], float]
+    redundancy: Redundancy, kind: str, names: Sequence[str], share: float, held_out: HeldOut
 ) -> TrialRemoval | None:
     """None where nothing can go."""
     only = _only(redundancy, kind, names)
@@ -102,7 +72,7 @@ def _trial(
     if not made.edits:
         return None
     macs = made.expected["macs"] / max(made.original["macs"], 1)
-    return TrialRemoval(kind, names[0], names[-1], macs, made.expected["damage"], repaired(made))
+    return TrialRemoval(kind, names[0], names[-1], macs, made.expected["damage"], held_out.error(made))
 
 
 def _kinds(redundancy: Redundancy) -> dict[str, list[str]]:

@@ -60,7 +60,7 @@ def test_the_trial_is_what_a_user_would_measure(case):
 
 def test_trials_look_at_the_first_inputs_only(case, monkeypatch):
     model, batches, found = case
-    monkeypatch.setattr("simprune.trials.INPUTS", 36)
+    monkeypatch.setattr("simprune.held_out.INPUTS", 36)
     assert calibrate(found, model, batches, (0.3,)).trials == calibrate(found, model, batches[:3], (0.3,)).trials
 
 
@@ -69,7 +69,7 @@ def test_no_trials_change_nothing_and_bad_ones_are_refused(case):
     assert calibrate(found, model, batches, ()) == found
     with pytest.raises(ValueError, match="between 0 and 1; got 1"):
         calibrate(found, model, batches, (1,))
-    with pytest.raises(ValueError, match="two calibration batches or more"):
+    with pytest.raises(ValueError, match="give two batches or more"):
         calibrate(found, model, batches[:1], (0.2,))
 
 

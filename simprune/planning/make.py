@@ -1,22 +1,25 @@
 """From redundancy and a budget to a plan."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from simprune.held_out import HeldOut
 from simprune.latency import Timer, clock
 from simprune.planning.budget import Amount, Budget
 from simprune.planning.choosers import check_options, chooser
 from simprune.planning.constraints import Constraints
-from simprune.planning.measured import Bench, meet
+from simprune.planning.finalists import contest
+from simprune.planning.measured import Bench, Choose, meet
 from simprune.planning.plan import Edit, Plan
 from simprune.planning.refusal import not_measured, unreachable
 from simprune.planning.search import Search
 from simprune.planning.space import Choice, Space
 from simprune.redundancy import ChannelRedundancy, Redundancy
+from simprune.surgery.reconstruct import Method
 
 CONSTRAINTS = {"protect": [], "round_to": 1, "min_width": 1, "max_share": 1.0}  # what holds for every planner
 
@@ -31,7 +34,11 @@ def plan(
     round_to: int = 1,
     min_width: int = 1,
     max_share: float = 1.0,
+    blocks: int | None = None,
+    finalists: int = 0,
     model: nn.Module | None = None,
+    calibration: Iterable | None = None,
+    repair: Method = "least_squares",
     batch_size: int | None = None,
     timer: Timer = clock,
     **options: Any,
@@ -40,52 +47,98 @@ def plan(
 
     `budget`: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes, memory, latency (see
     `simprune.planning.budget`). `protect`, `round_to`, `min_width`, `max_share`: what must stay (see
-    `simprune.planning.constraints`). Further options are the planner's own. Memory and latency need the `model`, on
-    which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by `timer`
-    (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks differ.
-    Raises ValueError when the budget cannot be reached (the message says how far one can go) and KeyError for an
-    unknown planner.
+    `simprune.planning.constraints`). `blocks`: how many blocks go, exactly; None leaves that to the planner.
+    `finalists`: how many plans, from no blocks to blocks alone, are tried at most: edited, repaired by `repair` on
+    `calibration`, and measured on inputs held out of it; the best is returned (see
+    `simprune.planning.finalists`); 0 for none. Further options are the planner's own. Memory and latency need the
+    `model`, on which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
+    `timer` (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks
+    differ. Cost of a finalist: one edit and one repair on at most 768 inputs. Raises ValueError when the budget cannot
+    be reached (the message says how far one can go) and KeyError for an unknown planner.
     """
-    choose = chooser(planner)
     check_options(planner, options)
     constraints = Constraints(protect, round_to, min_width, max_share)
-    limits = _limits(budget, options.get("threshold"))
-    whole = redundancy.costs.total()
-    counted = {} if limits is None else limits.counted.limits
-    ceilings = {kind: limit.of(getattr(whole, kind)) for kind, limit in counted.items()}
-    search = Search(Space.of(redundancy, constraints), ceilings, constraints, seed)
-    given = {"protect": list(constraints.protect), "round_to": round_to, "min_width": min_width, "max_share": max_share}
-    kept = {key: value for key, value in given.items() if value != CONSTRAINTS[key]}
-    kept |= {} if batch_size is None else {"batch_size": batch_size}
+    check_numbers(blocks, finalists)
+    choose = partial(chooser(planner), **options)
+    request = _Request(budget, planner, choose, constraints, seed, model, batch_size, timer, options)
+    if not finalists:
+        return request.plan(redundancy, blocks)
+    if model is None or calibration is None:
+        raise ValueError("finalists are tried on the network: give model=... and calibration=...")
+    held_out = HeldOut.of(model, calibration, redundancy.inputs, repair)
+    return contest(redundancy, request.plan, held_out.error, finalists)
 
-    def draft(space: Space, choice: Choice) -> Plan:
-        damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
-        return Plan(
-            edits=_edits(space, choice),
-            fingerprint=redundancy.fingerprint,
-            inputs=redundancy.inputs,
-            budget={} if limits is None else limits.to_dict(),
-            planner={"name": planner, "seed": seed, "measure": redundancy.measure, **kept, **options},
-            original=whole.to_dict(),
-            expected={**space.exact(choice).to_dict(), "damage": _short(damage)},
+
+def check_numbers(blocks: int | None, finalists: int) -> None:
+    """Raise ValueError for numbers that `plan` does not take."""
+    for name, value, least in (("blocks", 0 if blocks is None else blocks, 0), ("finalists", finalists or 2, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"planner: {name} must be a whole number of at least {least}; got {value!r}")
+    if finalists and blocks is not None:
+        raise ValueError("planner: finalists differ in their number of blocks: give either finalists or blocks")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of a plan, whatever the redundancy."""
+
+    budget: Mapping[str, Amount | None]
+    planner: str
+    choose: Choose
+    constraints: Constraints
+    seed: int
+    model: nn.Module | None
+    batch_size: int | None
+    timer: Timer
+    options: Mapping[str, Any]
+
+    def plan(self, redundancy: Redundancy, blocks: int | None = None) -> Plan:
+        limits = _limits(self.budget, self.options.get("threshold"))
+        whole = redundancy.costs.total()
+        counted = {} if limits is None else limits.counted.limits
+        ceilings = {kind: limit.of(getattr(whole, kind)) for kind, limit in counted.items()}
+        search = Search(Space.of(redundancy, self.constraints), ceilings, self.constraints, self.seed, blocks)
+
+        def draft(space: Space, choice: Choice) -> Plan:
+            damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
+            return Plan(
+                edits=_edits(space, choice),
+                fingerprint=redundancy.fingerprint,
+                inputs=redundancy.inputs,
+                budget={} if limits is None else limits.to_dict(),
+                planner=self._said(redundancy.measure, blocks),
+                original=whole.to_dict(),
+                expected={**space.exact(choice).to_dict(), "damage": _short(damage)},
+            )
+
+        if limits is None or not limits.measured.limits:
+            space, choice = self.choose(search)
+            before, after = {}, {}
+        else:
+            if self.model is None:
+                raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
+            bench = Bench.of(self.model, redundancy.inputs, self.batch_size, self.timer, draft)
+            space, choice, after = meet(search, limits, self.choose, bench)
+            before = {kind: bench.original(kind) for kind in after}
+            if any(after[kind] > limit.of(before[kind]) for kind, limit in limits.measured.limits.items()):
+                raise not_measured(limits, before, after)
+        expected = space.exact(choice)
+        if blocks is not None and len(space.removed(choice)[0]) != blocks:
+            raise ValueError(f"planner: {self.planner} found no plan that removes {blocks} blocks and meets the budget")
+        if limits is not None and not limits.met(expected, whole):
+            raise unreachable(redundancy, limits, expected, space, self.planner)
+        made = draft(space, choice)
+        return replace(
+            made, original={**made.original, **_figures(before)}, expected={**made.expected, **_figures(after)}
         )
 
-    if limits is None or not limits.measured.limits:
-        space, choice = choose(search, **options)
-        before, after = {}, {}
-    else:
-        if model is None:
-            raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
-        bench = Bench.of(model, redundancy.inputs, batch_size, timer, draft)
-        space, choice, after = meet(search, limits, partial(choose, **options), bench)
-        before = {kind: bench.original(kind) for kind in after}
-        if any(after[kind] > limit.of(before[kind]) for kind, limit in limits.measured.limits.items()):
-            raise not_measured(limits, before, after)
-    expected = space.exact(choice)
-    if limits is not None and not limits.met(expected, whole):
-        raise unreachable(redundancy, limits, expected, space, planner)
-    made = draft(space, choice)
-    return replace(made, original={**made.original, **_figures(before)}, expected={**made.expected, **_figures(after)})
+    def _said(self, measure: str, blocks: int | None) -> dict[str, Any]:
+        """What the plan file keeps of how it was made; what was left at its default is left out."""
+        given = vars(self.constraints) | {"protect": list(self.constraints.protect)}
+        kept = {key: value for key, value in given.items() if value != CONSTRAINTS[key]}
+        more = {"blocks": blocks, "batch_size": self.batch_size}
+        kept |= {key: value for key, value in more.items() if value is not None}
+        return {"name": self.planner, "seed": self.seed, "measure": measure, **kept, **self.options}
 
 
 def _figures(measured: Mapping[str, float]) -> dict[str, float]:

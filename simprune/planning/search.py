@@ -13,12 +13,16 @@ from simprune.planning.space import Choice, Floats, Space, Step
 
 @dataclass(frozen=True)
 class Search:
-    """A space, the largest cost allowed of each limited kind, and what random choosers draw from."""
+    """A space, the largest cost allowed of each limited kind, and what random choosers draw from.
+
+    `blocks`: how many have to go, exactly; None if that is free.
+    """
 
     space: Space
     ceilings: dict[str, float]
     constraints: Constraints = field(default_factory=Constraints)
     seed: int = 0
+    blocks: int | None = None
 
     def within(self, space: Space) -> "Search":
         """The same search in another space."""
@@ -51,7 +55,14 @@ def along(search: Search, steps: Sequence[Step]) -> Choice:
 
 
 def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Choice:
-    """Of the choices in these rows, the first of least damage that meets the budget; if none, of least cost."""
+    """Of the choices in these rows, the first of least damage that meets the budget; if none, of least cost.
+
+    Rows with another number of blocks than the search asks for are left out, as long as others are there.
+    """
+    if search.blocks is not None:
+        counted = np.flatnonzero(search.space.gone(blocks).sum(1) == search.blocks)
+        if len(counted):
+            levels, blocks = levels[counted], blocks[counted]
     costs = search.space.costs(levels, blocks)
     met = search.met(costs)
     if met.any():

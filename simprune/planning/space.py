@@ -69,14 +69,12 @@ class Space:
     extra: Mapping[str, "Additive"]
 
     @classmethod
-    def of(
-        cls, redundancy: Redundancy, constraints: Constraints, extra: "Mapping[str, Additive] | None" = None
-    ) -> "Space":
+    def of(cls, redundancy: Redundancy, constraints: Constraints) -> "Space":
         """What the constraints leave; groups that cannot lose anything are left out."""
         constraints.check(redundancy)
         menus = (Menu.of(entry, constraints) for entry in constraints.groups(redundancy))
         kept = tuple(menu for menu in menus if len(menu.counts) > 1)
-        return cls(redundancy, kept, constraints.blocks(redundancy), extra or {})
+        return cls(redundancy, kept, constraints.blocks(redundancy), {})
 
     def ordered(self, orders: Mapping[str, Sequence[int]], constraints: Constraints) -> "Space":
         """The same space with other orders inside groups, by name."""
@@ -186,6 +184,10 @@ class Space:
         """The groups inside a block."""
         return np.flatnonzero(self._group_inside[block])
 
+    def gone(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(N, blocks): those that go and are in no other that goes."""
+        return blocks & ~(blocks @ self._block_inside)
+
     # ---- the arithmetic, vectorised over choices ----
 
     def _lengths(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
@@ -197,8 +199,7 @@ class Space:
 
     def _effective(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
         """Blocks that go and are in no other that goes; levels, 0 inside blocks that go."""
-        outer = blocks & ~(blocks @ self._block_inside)
-        return outer, np.where(blocks @ self._group_inside, 0, levels)
+        return self.gone(blocks), np.where(blocks @ self._group_inside, 0, levels)
 
     @cached_property
     def _block_inside(self) -> NDArray[np.bool_]:

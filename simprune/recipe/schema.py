@@ -14,7 +14,7 @@ from simprune.depth import block_scorer
 from simprune.names import did_you_mean
 from simprune.planning.choosers import check_options
 from simprune.planning.constraints import Constraints
-from simprune.planning.make import CONSTRAINTS
+from simprune.planning.make import CONSTRAINTS, check_numbers
 from simprune.recipe.budgets import SMALLEST, check_budget
 from simprune.redundancy import STAND_INS
 from simprune.scores import scorer
@@ -65,15 +65,17 @@ class PlannerSettings:
     round_to: int = 1
     min_width: int = 1
     max_share: float = 1.0
+    blocks: int | None = None
+    finalists: int = 0
     batch_size: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """What `simprune.plan` takes: the constraints that were set, and the planner's own options."""
-        given = {key: getattr(self, key) for key in CONSTRAINTS}
+        """What `simprune.plan` takes: what was set, and the planner's own options."""
+        default = PlannerSettings(name=self.name)
+        given = {key: value for key, value in vars(self).items() if key not in ("name", "options")}
         own = {key: value for key, value in self.options.items() if value is not None}
-        own |= {} if self.batch_size is None else {"batch_size": self.batch_size}
-        return {key: value for key, value in given.items() if value != CONSTRAINTS[key]} | own
+        return {key: value for key, value in given.items() if value != getattr(default, key)} | own
 
 
 @dataclass
@@ -140,6 +142,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
             check_budget(recipe.budget, command)
         Constraints(**{key: getattr(recipe.planner, key) for key in CONSTRAINTS})
         check_options(recipe.planner.name, recipe.planner.options)
+        check_numbers(recipe.planner.blocks, recipe.planner.finalists)
     if command == "validate" and (recipe.bundle is None) == (recipe.pruned.function is None):
         what = "bundle is missing" if recipe.bundle is None else "bundle and pruned.function are both given"
         raise ValueError(

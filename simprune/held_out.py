@@ -1,0 +1,68 @@
+"""What plans cost the output, once repaired, on inputs that nothing saw."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from simprune.batches import checked, device_of, inputs_of
+from simprune.cost import rows_of
+from simprune.example import from_description
+from simprune.planning.plan import Plan
+from simprune.stages import Recovery, Stages, answer, relative_error
+from simprune.surgery.reconstruct import Method
+
+INPUTS = 768  # of the calibration: to compare plans takes fewer than to repair one
+SHARE = 8  # one batch in so many is held out
+CHEAPER = {"blockwise": "least_squares"}  # which ranks plans alike, several times faster
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The first `INPUTS` calibration inputs: an eighth of the batches to measure on, the rest to repair with."""
+
+    model: nn.Module
+    batches: Sequence[Any]
+    inputs: Mapping[str, Any]
+    method: Method = "least_squares"
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, calibration: Iterable, inputs: Mapping[str, Any], method: Method) -> "HeldOut":
+        """`inputs` describes an example, as a plan does; blockwise repair gives way to least squares.
+
+        Raises ValueError for fewer than two batches.
+        """
+        batches = _first(checked(calibration, "calibration"))
+        if len(batches) < 2:
+            raise ValueError(
+                f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
+            )
+        return cls(model, batches, inputs, _cheaper(method))
+
+    def error(self, plan: Plan) -> float:
+        """Squared change of the output as a share of its variance. One edit and one repair."""
+        held = max(1, len(self.batches) // SHARE)
+        if "wanted" not in self.known:
+            self.known["wanted"] = answer(self.model, self.batches[:held]).logits
+        stages = Stages(from_description(self.inputs, device_of(self.model)), None, timed=False)
+        small = Recovery(self.batches[held:], method=self.method).follow(plan, self.model, stages).model
+        return relative_error(answer(small, self.batches[:held]).logits, self.known["wanted"])
+
+
+def _first(batches: Iterable) -> list:
+    """Batches until there are `INPUTS` inputs, two at least."""
+    found, count = [], 0
+    for batch in batches:
+        found.append(batch)
+        count += rows_of(inputs_of(batch))
+        if count >= INPUTS and len(found) > 1:
+            break
+    return found
+
+
+def _cheaper(method: Method) -> Method:
+    if isinstance(method, str):
+        return CHEAPER.get(method, method)
+    return {pattern: CHEAPER.get(each, each) for pattern, each in method.items()}

@@ -1,0 +1,60 @@
+"""Finalists: plans from no blocks to blocks alone, tried on the network; the one that costs the output least wins.
+
+Damages say well how blocks compare with each other, and channels with each other. How much of a budget each should pay
+shows only when plans are edited and repaired; and that is one number, of blocks that go.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from simprune.planning.plan import Plan
+from simprune.progress import progress
+from simprune.redundancy import Redundancy
+
+Make = Callable[[Redundancy, int | None], Plan]  # with exactly so many blocks; ValueError: no plan meets the budget
+
+
+def contest(redundancy: Redundancy, make: Make, error: Callable[[Plan], float], count: int) -> Plan:
+    """The plan that costs least of up to `count`, evenly spread over the number of blocks; all are in its `planner`.
+
+    The plan that damages alone would choose is among them, and so are those without blocks and of blocks alone, where
+    they reach the budget. Where there are only blocks or only channels, or nothing has to go: the plan as it is.
+    """
+    first = make(redundancy, None)
+    if not first.edits or not redundancy.blocks or not redundancy.channels:
+        return first
+    tried = {first.edits: first}
+    for number in _spread(len(first.blocks), _most(redundancy, make), count):
+        try:
+            plan = make(redundancy, number)
+        except ValueError:  # the first plan was made, so it is this number of blocks that does not go
+            continue
+        tried.setdefault(plan.edits, plan)
+    rows = [
+        {
+            "blocks": len(plan.blocks),
+            "expected": plan.expected["damage"],
+            "measured": float(f"{error(plan):.4g}"),
+        }
+        for plan in progress(list(tried.values()), "finalists")
+    ]
+    best = min(zip(rows, tried.values(), strict=True), key=lambda pair: pair[0]["measured"])[1]
+    rows.sort(key=lambda row: row["blocks"])
+    return replace(best, planner={**best.planner, "finalists": rows})
+
+
+def _most(redundancy: Redundancy, make: Make) -> int:
+    """As many blocks as blocks alone need; all of them where that does not reach the budget."""
+    try:
+        return len(make(replace(redundancy, channels=()), None).blocks)
+    except ValueError:
+        return len(redundancy.blocks)
+
+
+def _spread(chosen: int, most: int, count: int) -> list[int]:
+    """Up to `count` - 1 numbers from 0 to `most` beside the one that is chosen already."""
+    numbers = np.unique(np.rint(np.linspace(0, most, count)).astype(int))
+    nearest = int(abs(numbers - chosen).argmin())
+    return [int(number) for place, number in enumerate(numbers) if place != nearest or len(numbers) < count]
