@@ -1,15 +1,19 @@
-"""Latency by structure: the modules of a group, timed by themselves at a few widths on the inputs they really get.
+"""Latency by structure: the modules of a group, timed by themselves at many widths on the inputs they really get.
 
-A timer is a function (module, args, kwargs) -> seconds of one call; by default the median of `torch.utils.benchmark`
-on the device at hand.
+Time falls with the width in steps, where kernels work in tiles of 8, 16 or 64 channels, and may even rise: widths that
+take no less time than a wider one are not worth having. A timer is a function (module, args, kwargs) -> seconds of one
+call; by default the median of `torch.utils.benchmark` on the device at hand.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log2
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simprune.batches import eval_mode
@@ -19,7 +23,8 @@ from simprune.planning.space import Additive, Choice, Floats, Menu, Space
 
 Timer = Callable[[nn.Module, tuple, dict], float]
 Edit = Callable[[Choice], nn.Module]  # the network with a choice removed
-WIDTHS = 5  # per group, from nothing to everything gone; linear in between
+WIDTHS = 16  # per group that are timed at most
+WORTH = 0.03  # share of what a group's modules take that a width has to save beyond the wider ones to be worth having
 READINGS = 3  # of every shape, of which the median counts
 FLOOR = 0.1  # what a structure saves at least, as a share of what it would if time were macs: readings are noisy
 SECONDS = 0.02
@@ -58,36 +63,66 @@ def in_turns(
         yield timer(model, *example), timer(small, *example)
 
 
-def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, timer: Timer = clock) -> Additive:
+@dataclass(frozen=True)
+class Timing:
     """What every width of every group, and every block, saves in seconds, as if savings added up.
 
+    `worth`: of every group the levels that save more than all before them, 0 and the last one among them.
+    """
+
+    table: Additive
+    worth: tuple[NDArray[np.intp], ...]
+
+
+def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, timer: Timer = clock) -> Timing:
+    """Time what could be saved: widths of groups, in a network in which only they are cut, and blocks.
+
     Groups that share no module are cut at once, so that few networks have to be edited, and modules of equal shapes are
-    timed once. What interacts (a layer that loses inputs and outputs, work between layers) is left to the measurement
-    of the final network.
+    timed once. Widths between two that were timed save in proportion. What interacts (a layer that loses inputs and
+    outputs, work between layers) is left to the measurement of the final network.
     """
     names = [entry.name for entry in space.blocks]
     modules = [_modules(menu) for menu in space.menus]
+    timed = [_timed(menu) for menu in space.menus]
     known: dict[str, float] = {}
     original = _times(model, example, {*names, *(name for each in modules for name in each)}, timer, known)
     measured: list[dict[int, float]] = [{0: 0.0} for _ in space.menus]
     for together in _apart(modules):
-        for part in range(1, WIDTHS):
+        for turn in range(max(len(timed[item]) for item in together)):
             choice = space.nothing
-            for item in together:
-                levels = len(space.menus[item].counts)
-                choice.levels[item] = min(max(round(part / (WIDTHS - 1) * levels), 1), levels - 1)
-            cut = edit(choice)
-            times = _times(cut, example, {name for item in together for name in modules[item]}, timer, known)
-            for item in together:
+            cut = [item for item in together if turn < len(timed[item])]
+            for item in cut:
+                choice.levels[item] = timed[item][turn]
+            times = _times(edit(choice), example, {name for item in cut for name in modules[item]}, timer, known)
+            for item in cut:
                 saved = sum(original[name] - times[name] for name in modules[item] if name in times)
                 measured[item][int(choice.levels[item])] = saved
     whole = median(timer(model, *example) for _ in range(READINGS))
+    needed = [WORTH * sum(original.get(name, 0.0) for name in each) for each in modules]
+    worth = tuple(_worth(found, least) for found, least in zip(measured, needed, strict=True))
     tables = [_between(menu, found) for menu, found in zip(space.menus, measured, strict=True)]
     macs = Search(space, {"macs": 0.0})
     least = [FLOOR * whole * saved for saved in savings(macs, space.nothing)]
     groups = tuple(np.maximum(table, floor) for table, floor in zip(tables, least, strict=True))
     shares = FLOOR * whole * np.array([entry.share for entry in space.blocks])
-    return Additive(whole, groups, np.maximum([original.get(name, 0.0) for name in names], shares))
+    return Timing(Additive(whole, groups, np.maximum([original.get(name, 0.0) for name in names], shares)), worth)
+
+
+def _timed(menu: Menu) -> list[int]:
+    """Levels that are timed: those that leave a multiple of a power of two, and the last."""
+    left = menu.entry.group.width - np.cumsum([0, *(len(menu.entry.group.units[unit]) for unit in menu.order)])
+    step = 2 ** max(ceil(log2(len(menu.counts) / WIDTHS)), 0)
+    last = len(menu.counts) - 1
+    return [level for level, count in enumerate(menu.counts) if level and (level == last or left[count] % step == 0)]
+
+
+def _worth(measured: Mapping[int, float], least: float) -> NDArray[np.intp]:
+    levels, best = [0], 0.0
+    for level in sorted(measured)[1:]:
+        if measured[level] > best + least or level == max(measured):
+            levels.append(level)
+            best = max(best, measured[level])
+    return np.array(levels)
 
 
 def _modules(menu: Menu) -> tuple[str, ...]:

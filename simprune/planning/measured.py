@@ -16,8 +16,8 @@ from simprune.latency import Timer, batch_of, in_turns, latency_table
 from simprune.memory import peak_memory
 from simprune.planning.budget import Budget
 from simprune.planning.plan import Plan
-from simprune.planning.search import Search, best, everything
-from simprune.planning.space import Choice, Space
+from simprune.planning.search import Search, best, everything, ranked
+from simprune.planning.space import Choice, Space, Step
 from simprune.surgery import apply
 
 ROUNDS = 10  # networks that are measured at most
@@ -26,7 +26,7 @@ CLOSE = 0.95  # of the budget: near enough
 AIM = (1 + CLOSE) / 2
 INSIDE = 0.1  # of what is left between two ceilings: how near to either the next one may lie
 FINE = 2e-3  # share of the cost that no longer matters
-PARTS = 64  # of the channels found, that may be given back
+PARTS = 512  # of the channels found, that may be given back
 TURNS = 5, 31  # of timing original and candidate: that many at least, and at most where the answer is near a limit
 
 Choose = Callable[[Search], tuple[Space, Choice]]
@@ -94,34 +94,52 @@ class Bench:
 def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
     """A choice whose network, measured, meets the budget; the furthest that one can go when none does.
 
-    A limit on latency: the chooser sees a table of what each structure saves; the limit it gets is corrected by what is
-    measured, until that is at most 5 % below the budget. A limit on memory: the largest share of the macs is searched
-    whose network meets it, because the peak of the whole is no sum over structures.
+    A limit on latency: the chooser sees a table of what each structure saves, at widths that are worth having; the
+    limit it gets is corrected by what is measured, until that is at most 5 % below the budget; what is left goes to
+    channels, first at these widths, then at all. A limit on memory: the largest share of the macs is searched whose
+    network meets it, because the peak of the whole is no sum over structures.
     """
     kinds = budget.measured.limits
+    coarse = search
     if "latency" in kinds:
-        table = latency_table(
+        timing = latency_table(
             search.space, bench.model, bench.example, lambda choice: bench.edited(search.space, choice), bench.timer
         )
-        bench.whole["latency"] = table.whole
-        search = replace(search, space=replace(search.space, extra={"latency": table}))
+        bench.whole["latency"] = timing.table.whole
+        search = replace(search, space=replace(search.space, extra={"latency": timing.table}))
+        coarse = search.within(search.space.only(timing.worth))
     limits = {kind: limit.of(bench.original(kind)) for kind, limit in kinds.items()}
     kind = "latency" if "latency" in limits else "macs"
-    found = _corrected(search, kind, limits, choose, bench)
-    if found[1].levels.any() and _worst(found[2], limits) < CLOSE:
-        found = _corrected(search, kind, limits, partial(_giving_back, *found[:2]), bench, found)
+    found = _corrected(coarse, kind, limits, choose, bench)
+    for widths in (coarse, search) if coarse is not search else (search,):
+        if found[1].levels.any() and _worst(found[2], limits) < CLOSE:
+            found = _widened(widths, found)
+            found = _corrected(widths, kind, limits, partial(_giving_back, *found[:2]), bench, found)
     if len(limits) > 1 and _worst(found[2], limits) > 1:
         found = _corrected(search, "macs", limits, choose, bench)
     return found
 
 
+def _widened(search: Search, found: Found) -> Found:
+    """The same choice where all levels of the search are there."""
+    few, choice, costs = found
+    space = search.space.ordered({menu.entry.name: menu.order for menu in few.menus}, search.constraints)
+    counts = [menu.counts[level] for menu, level in zip(few.menus, choice.levels, strict=True)]
+    levels = [menu.counts.index(count) for menu, count in zip(space.menus, counts, strict=True)]
+    return space, Choice(np.array(levels, np.intp), choice.blocks), costs
+
+
 def _giving_back(space: Space, found: Choice, search: Search) -> tuple[Space, Choice]:
     """The same blocks, and of every group the same share of the levels found, as large as the ceilings ask for.
 
-    From one ceiling to the next a chooser may put a block in the place of many channels; what that leaves of the budget
-    goes to the channels.
+    From one ceiling to the next a chooser may put a block, or a step of many channels, in the place of a few channels;
+    what that leaves of the budget goes to the channels.
     """
-    levels = np.array([found.levels * part // PARTS for part in range(PARTS + 1)])
+    queue = [
+        (level / most, Step(item, level)) for item, most in enumerate(found.levels) for level in range(1, most + 1)
+    ]
+    levels, _ = space.along(ranked(queue))
+    levels = levels[np.unique(np.linspace(0, len(levels) - 1, PARTS).astype(int))]
     return space, best(search.within(space), levels, np.repeat(found.blocks[None], len(levels), 0))
 
 

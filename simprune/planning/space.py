@@ -1,7 +1,7 @@
 """All that may be chosen, and what any choice costs and damages: exactly, and many choices at once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,6 +37,10 @@ class Menu:
         counts = constraints.counts(entry.group, own)
         lost, least = (np.cumsum([0.0, *(entry.damage[unit] for unit in units)]) for units in (own, entry.order))
         return cls(entry, own, tuple(counts), np.maximum(lost, least)[counts])
+
+    def only(self, levels: Sequence[int] | NDArray[np.intp]) -> "Menu":
+        """Some of the levels."""
+        return replace(self, counts=tuple(self.counts[level] for level in levels), damage=self.damage[list(levels)])
 
     def gone(self, level: int) -> tuple[int, ...]:
         """The units that go at a level, an index of `counts`."""
@@ -77,9 +81,17 @@ class Space:
         return cls(redundancy, kept, constraints.blocks(redundancy), {})
 
     def ordered(self, orders: Mapping[str, Sequence[int]], constraints: Constraints) -> "Space":
-        """The same space with other orders inside groups, by name."""
-        menus = tuple(Menu.of(menu.entry, constraints, orders[menu.entry.name]) for menu in self.menus)
-        return replace(self, menus=menus)
+        """The same space with other orders inside groups, by name; levels that an order does not allow are left out."""
+        menus = [Menu.of(menu.entry, constraints, orders[menu.entry.name]) for menu in self.menus]
+        both = [set(old.counts) & set(new.counts) for old, new in zip(self.menus, menus, strict=True)]
+        found = self.only([_places(old.counts, shared) for old, shared in zip(self.menus, both, strict=True)])
+        kept = (new.only(_places(new.counts, shared)) for new, shared in zip(menus, both, strict=True))
+        return replace(found, menus=tuple(kept))
+
+    def only(self, levels: Sequence[Sequence[int] | NDArray[np.intp]]) -> "Space":
+        """The same space with some of the levels of every group."""
+        menus = tuple(menu.only(some) for menu, some in zip(self.menus, levels, strict=True))
+        return replace(self, menus=menus, extra={kind: each.only(levels) for kind, each in self.extra.items()})
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -240,6 +252,10 @@ class Additive:
     groups: tuple[Floats, ...]
     blocks: Floats
 
+    def only(self, levels: Sequence[Sequence[int] | NDArray[np.intp]]) -> "Additive":
+        """With some of the levels of every group."""
+        return replace(self, groups=tuple(each[list(some)] for each, some in zip(self.groups, levels, strict=True)))
+
     def costs(self, levels: NDArray[np.intp], outer: NDArray[np.bool_]) -> Floats:
         """Costs of many choices."""
         saved = outer @ self.blocks
@@ -294,6 +310,10 @@ class _Terms:
         waiting = np.flatnonzero(self.needs >= 0)
         elements[:, waiting] *= outer[:, self.needs[waiting]]
         return np.rint(elements @ self.each)
+
+
+def _places(counts: Sequence[int], some: Collection[int]) -> list[int]:
+    return [place for place, count in enumerate(counts) if count in some]
 
 
 def _lost(menu: Menu) -> dict[tuple[str, int], Floats]:
