@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from simprune.planning.constraints import Constraints
 from simprune.planning.space import Choice, Floats, Space, Step
@@ -132,11 +133,15 @@ def _block_order(search: Search) -> list[int]:
 
 
 def _channel_steps(search: Search) -> list[Step]:
-    """Levels of all groups by damage per cost saved, where a group's later level never comes before an earlier one."""
+    """Levels of all groups by damage per cost saved; levels that pay only with later ones have the ratio of all these.
+
+    That is the lower convex hull of damage over savings, by isotonic regression: later levels come never before earlier.
+    """
     queue = []
     for item, (menu, saved) in enumerate(zip(search.space.menus, savings(search, search.space.nothing), strict=True)):
-        ratio = np.diff(menu.damage) / np.maximum(np.diff(saved), 1e-12)
-        queue += [(worst, Step(item, level)) for level, worst in enumerate(np.maximum.accumulate(ratio), 1)]
+        more = np.maximum(np.diff(saved), 1e-12)
+        hull = isotonic_regression(np.diff(menu.damage) / more, weights=more).x
+        queue += [(ratio, Step(item, level)) for level, ratio in enumerate(hull, 1)]
     return ranked(queue)
 
 
