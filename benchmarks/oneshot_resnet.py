@@ -71,7 +71,8 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
         dropped = {f"{kind}": () for kind in kinds - {*structures.split("+")}}
         try:
             part = replace(found, **dropped)  # type: ignore[arg-type]
-            tried = {"finalists": options.finalists} if planner != "random" and "+" in structures else {}
+            alone = planner == "random" or "+" not in structures
+            tried = {} if alone else {"finalists": options.finalists, "repair": options.repairs[0]}
             timed = {"batch_size": BATCH} if options.kind == "latency" else {}
             budget = {options.kind: 1 / speedup}
             plan = sp.plan(part, budget, planner, seed, model=model, calibration=calibration, **tried, **timed)

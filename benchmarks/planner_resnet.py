@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial"
     )
-    parser.add_argument("--finalists", type=int, default=7, help="joint plans, by number of blocks, that are tried")
+    parser.add_argument("--finalists", type=int, default=5, help="joint plans, by number of blocks, that are tried")
     parser.add_argument("--structures", nargs="+", default=STRUCTURES)
     parser.add_argument("--kind", choices=["macs", "latency"], default="macs", help="of cost that is limited")
     parser.add_argument("--out", type=Path, default=Path("outputs/planner_resnet.json"))

@@ -15,7 +15,6 @@ from simprune.surgery.reconstruct import Method
 
 INPUTS = 768  # of the calibration: to compare plans takes fewer than to repair one
 SHARE = 8  # one batch in so many is held out
-CHEAPER = {"blockwise": "least_squares"}  # which ranks plans alike, several times faster
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,13 @@ class HeldOut:
 
     @classmethod
     def of(cls, model: nn.Module, calibration: Iterable, inputs: Mapping[str, Any], method: Method) -> "HeldOut":
-        """`inputs` describes an example, as a plan does; blockwise repair gives way to least squares.
-
-        Raises ValueError for fewer than two batches.
-        """
+        """`inputs` describes an example, as a plan does. Raises ValueError for fewer than two batches."""
         batches = _first(checked(calibration, "calibration"))
         if len(batches) < 2:
             raise ValueError(
                 f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
             )
-        return cls(model, batches, inputs, _cheaper(method))
+        return cls(model, batches, inputs, method)
 
     def error(self, plan: Plan) -> float:
         """Squared change of the output as a share of its variance. One edit and one repair."""
@@ -60,9 +56,3 @@ def _first(batches: Iterable) -> list:
         if count >= INPUTS and len(found) > 1:
             break
     return found
-
-
-def _cheaper(method: Method) -> Method:
-    if isinstance(method, str):
-        return CHEAPER.get(method, method)
-    return {pattern: CHEAPER.get(each, each) for pattern, each in method.items()}

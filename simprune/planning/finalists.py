@@ -54,7 +54,8 @@ def _most(redundancy: Redundancy, make: Make) -> int:
 
 
 def _spread(chosen: int, most: int, count: int) -> list[int]:
-    """Up to `count` - 1 numbers from 0 to `most` beside the one that is chosen already."""
-    numbers = np.unique(np.rint(np.linspace(0, most, count)).astype(int))
-    nearest = int(abs(numbers - chosen).argmin())
-    return [int(number) for place, number in enumerate(numbers) if place != nearest or len(numbers) < count]
+    """Up to `count` - 1 numbers beside the one that is chosen already: 0, `most`, then evenly between."""
+    ends = [number for number in dict.fromkeys((0, most)) if number != chosen][: count - 1]
+    inner = [number for number in np.rint(np.linspace(0, most, count)).astype(int).tolist() if number not in (0, most)]
+    inner = sorted({number for number in inner if number != chosen}, key=lambda number: -abs(number - chosen))
+    return [*ends, *inner][: count - 1]
