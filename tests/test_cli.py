@@ -259,6 +259,18 @@ def test_an_edited_plan_is_the_one_applied_and_no_change_is_inconclusive(folder,
     assert yaml.safe_load((the(folder, "bundle") / "plan.yaml").read_text())["edits"] == []
 
 
+def test_finalists_are_tried_shown_and_kept(folder, capsys):
+    assert main(["plan", OWN, "planner.finalists=3"]) == 0
+    tried = yaml.safe_load(the(folder, "plan.yaml").read_text())["planner"]["finalists"]
+    assert len(tried) > 1 and {"blocks", "expected", "measured"} == set(tried[0])
+    shown = capsys.readouterr().out
+    assert "Finalists" in shown and "chosen" in shown and "measured damage" in shown
+    assert main(["compress", OWN, "planner.finalists=3", LOOSE]) == 0
+    assert "plans were tried" in (the(folder, "bundle") / "report.html").read_text()
+    assert main(["plan", OWN, "planner.finalists=1"]) == 2
+    assert "finalists must be a whole number of at least 2" in capsys.readouterr().err
+
+
 def test_without_test_data_there_is_no_verdict(folder, capsys):
     assert main(["compress", OWN, "+data.test=false", "reconstruct=none"]) == 0
     assert "no test batches" in capsys.readouterr().out

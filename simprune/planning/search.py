@@ -135,7 +135,7 @@ def _block_order(search: Search) -> list[int]:
 def _channel_steps(search: Search) -> list[Step]:
     """Levels of all groups by damage per cost saved; levels that pay only with later ones have the ratio of all these.
 
-    That is the lower convex hull of damage over savings, by isotonic regression: later levels come never before earlier.
+    That is the lower convex hull of damage over savings, by isotonic regression, so later levels never come first.
     """
     queue = []
     for item, (menu, saved) in enumerate(zip(search.space.menus, savings(search, search.space.nothing), strict=True)):

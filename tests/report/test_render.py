@@ -204,3 +204,17 @@ def test_the_final_stage_is_never_the_control(rich):
     rich["stages"] = [stage for stage in rich["stages"] if stage["name"] in ("original", "pruned", "random control")]
     rich["stages"][2]["macs"] = 1
     assert "Keeps 47% of the multiply-adds" in render(rich)
+
+
+def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
+    tried = [
+        {"blocks": 0, "expected": 0.3, "measured": 0.11},
+        {"blocks": 2, "expected": 0.4, "measured": 0.09},
+        {"blocks": 4, "expected": 0.5, "measured": 0.2},
+    ]
+    report = copy.deepcopy(rich)
+    report["plan"]["planner"] = {"name": "greedy", "finalists": tried}
+    text = Page(render(report)).text
+    assert "3 plans were tried" in text
+    assert "2 0.4 0.09 chosen 4" in text.replace("0.400", "0.4").replace("0.0900", "0.09")
+    assert "plans were tried" not in Page(render(rich)).text
