@@ -61,7 +61,7 @@ Chooses what to remove for the budget. Writes plan.yaml; edit it, then: simprune
 Budgets: macs, params, bytes, memory (peak activations of one input), latency; shares (0.5, 50%) or amounts (60M, 2MB,
 8MiB, 3ms), several at once. Planners: simprune list planners. All of them keep to planner.protect (names, patterns, or
 residual), .round_to, .min_width, .max_share; planner.batch_size is what latency is measured with. planner.finalists=5
-tries five plans, from no blocks to blocks alone, on held-out inputs and takes the best; planner.blocks says how many go.
+tries five plans, from no blocks to blocks alone, on held-out inputs, for the best; planner.blocks says how many go.
   simprune plan recipe=digits budget.macs=0.4 planner=optimal planner.round_to=8
   simprune plan recipe=digits budget.latency=0.7 'planner.protect=[conv1,layer3.*]'
 

@@ -1,7 +1,7 @@
 """From redundancy and a budget to a plan."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from simprune.planning.budget import Amount, Budget
 from simprune.planning.choosers import check_options, chooser
 from simprune.planning.constraints import Constraints
 from simprune.planning.finalists import contest
-from simprune.planning.measured import Bench, Choose, meet
+from simprune.planning.measured import Bench, Choose, Timings, meet
 from simprune.planning.plan import Edit, Plan
 from simprune.planning.refusal import not_measured, unreachable
 from simprune.planning.search import Search
@@ -91,6 +91,7 @@ class _Request:
     batch_size: int | None
     timer: Timer
     options: Mapping[str, Any]
+    timings: Timings = field(default_factory=dict)
 
     def plan(self, redundancy: Redundancy, blocks: int | None = None) -> Plan:
         limits = _limits(self.budget, self.options.get("threshold"))
@@ -117,7 +118,7 @@ class _Request:
         else:
             if self.model is None:
                 raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
-            bench = Bench.of(self.model, redundancy.inputs, self.batch_size, self.timer, draft)
+            bench = Bench.of(self.model, redundancy.inputs, self.batch_size, self.timer, draft, self.timings)
             space, choice, after = meet(search, limits, self.choose, bench)
             before = {kind: bench.original(kind) for kind in after}
             if any(after[kind] > limit.of(before[kind]) for kind, limit in limits.measured.limits.items()):

@@ -12,7 +12,7 @@ from torch import nn
 from simprune.batches import device_of
 from simprune.cost import Example
 from simprune.example import from_description
-from simprune.latency import Timer, batch_of, in_turns, latency_table
+from simprune.latency import Timer, Timing, batch_of, in_turns, latency_table
 from simprune.memory import peak_memory
 from simprune.planning.budget import Budget
 from simprune.planning.plan import Plan
@@ -31,6 +31,7 @@ TURNS = 5, 31  # of timing original and candidate: that many at least, and at mo
 
 Choose = Callable[[Search], tuple[Space, Choice]]
 Draft = Callable[[Space, Choice], Plan]
+Timings = dict[tuple[str, ...], Timing]  # by the names of the structures
 Found = tuple[Space, Choice, dict[str, float]]  # a choice, and what was measured on the network without it
 
 
@@ -51,11 +52,24 @@ class Bench:
     timer: Timer
     draft: Draft
     whole: dict[str, float] = field(default_factory=dict)
+    timings: Timings = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Mapping, batch_size: int | None, timer: Timer, draft: Draft) -> "Bench":
-        """With the example that a plan describes, as one batch of `batch_size` inputs."""
-        return cls(model, batch_of(from_description(inputs, device_of(model)), batch_size), timer, draft)
+    def of(
+        cls, model: nn.Module, inputs: Mapping, batch_size: int | None, timer: Timer, draft: Draft, timings: Timings
+    ) -> "Bench":
+        """With the example that a plan describes, as one batch of `batch_size` inputs; `timings` is added to."""
+        example = batch_of(from_description(inputs, device_of(model)), batch_size)
+        return cls(model, example, timer, draft, timings=timings)
+
+    def timing(self, space: Space) -> Timing:
+        """What the structures of a space save in seconds; timed once."""
+        names = tuple(entry.name for entry in (*space.blocks, *(menu.entry for menu in space.menus)))
+        if names not in self.timings:
+            self.timings[names] = latency_table(
+                space, self.model, self.example, lambda choice: self.edited(space, choice), self.timer
+            )
+        return self.timings[names]
 
     def edited(self, space: Space, choice: Choice) -> nn.Module:
         return apply(self.draft(space, choice), self.model)
@@ -102,9 +116,7 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
     kinds = budget.measured.limits
     coarse = search
     if "latency" in kinds:
-        timing = latency_table(
-            search.space, bench.model, bench.example, lambda choice: bench.edited(search.space, choice), bench.timer
-        )
+        timing = bench.timing(search.space)
         bench.whole["latency"] = timing.table.whole
         search = replace(search, space=replace(search.space, extra={"latency": timing.table}))
         coarse = search.within(search.space.only(timing.worth))
