@@ -229,8 +229,7 @@ def estimate(
     scores = scorer(score)(model, calibration, groups) if groups else {}
     interactions = None
     if damage and score == "second_order":
-        alike = [entry.name for entry in scored if name_of(block_score) == "similarity"]
-        scored, scores, interactions = _weigh(model, calibration, scored, alike, groups, scores)
+        scored, scores, interactions = _weigh(model, calibration, scored, groups, scores)
     return Redundancy(
         blocks=scored,
         channels=_describe_channels(model, calibration, groups, costs, scores, score),
@@ -284,20 +283,28 @@ def _weigh(
     model: nn.Module,
     calibration: Iterable,
     blocks: tuple[BlockRedundancy, ...],
-    alike: Sequence[str],
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Score],
 ) -> tuple[tuple[BlockRedundancy, ...], dict[str, Score], Interactions]:
     """Damages of blocks and channels as changes of the output, and how these add up.
 
-    For channels the damage of half of a group sets the scale; within the group the score's own damages hold.
+    For channels the damage of half of a group sets the scale; within the group the score's own damages hold. Blocks
+    that were not scored by similarity keep the order of their scores: the most redundant one gets the least damage of
+    all, and so on, and they do not interact, as it is the score that says how much each adds.
     """
+    names = [entry.name for entry in blocks]
     losses = (
-        {("block", name): [loss] for name, loss in block_losses(model, calibration, alike).items()} if alike else {}
+        {("block", name): [loss] for name, loss in block_losses(model, calibration, names).items()} if names else {}
     )
     losses |= {(group.kind, group.name): list(scores[group.name].losses) for group in groups}
     found, interactions = output_changes(model, calibration, {key: some for key, some in losses.items() if some})
-    weighed = tuple(replace(entry, damage=found.get(("block", entry.name), entry.damage)) for entry in blocks)
+    own = {name: found["block", name] for name in names}
+    if any(entry.score != "similarity" for entry in blocks):
+        ranked = sorted(blocks, key=lambda entry: entry.damage)
+        own = {entry.name: damage for entry, damage in zip(ranked, sorted(own.values()), strict=True)}
+        places = {key: row for key, row in interactions.places.items() if key[0] != "block"}
+        interactions = replace(interactions, places=places)
+    weighed = tuple(replace(entry, damage=own[entry.name]) for entry in blocks)
     scaled = {}
     for group in groups:
         score, measured = scores[group.name], found.get((group.kind, group.name))

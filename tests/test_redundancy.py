@@ -7,6 +7,7 @@ import torch
 from simprune import measures
 from simprune.redundancy import as_redundancy, estimate
 from simprune.structures import find_channel_groups
+from simprune.zoo.residual import ResidualCNN
 from tests.networks import NAMES, build
 
 CKA = measures.get("cka_debiased")
@@ -48,6 +49,21 @@ def test_an_inert_block_is_the_most_redundant():
     first, second = estimate(model, [x], CKA).blocks
     assert second.redundancy == pytest.approx(1)
     assert first.redundancy < 1
+
+
+@pytest.mark.parametrize("score", ["block_influence", "leave_one_out", {"name": "windows", "n": 2}])
+def test_blocks_by_any_score_are_weighed_in_changes_of_the_output(score):
+    """The score says in which order, the changes of the output how much: so blocks and channels can be compared."""
+    torch.manual_seed(0)
+    model = ResidualCNN(in_channels=3, widths=(8, 16), depths=(3, 2), shortcut="A").eval()
+    batches = list(torch.randn(48, 3, 8, 8).split(12))
+    own, other = estimate(model, batches, CKA), estimate(model, batches, CKA, block_score=score)
+    assert sorted(entry.damage for entry in other.blocks) == sorted(entry.damage for entry in own.blocks)
+    by_score = sorted(other.blocks, key=lambda entry: -entry.redundancy)
+    assert [entry.damage for entry in by_score] == sorted(entry.damage for entry in other.blocks)
+    assert other.interactions is not None
+    assert {kind for kind, _ in other.interactions.places} == {"channels"}
+    assert other.channels == own.channels
 
 
 def test_distances_become_redundancy_in_the_same_direction():

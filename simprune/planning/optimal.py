@@ -5,6 +5,7 @@ limited), the choice is optimal up to the resolution of the table. Elsewhere a c
 have gone, and damages more: both are then taken at fixed points on the way from nothing removed to everything removed,
 improved in rounds, and of all choices found the best by exact cost and damage is taken. None of that depends on the
 size of the budget, so that a larger one never damages more; greedy's and uniform's choices are among the candidates.
+Where the number of blocks is given, greedy says which these are.
 """
 
 from collections.abc import Sequence
@@ -26,21 +27,22 @@ def optimal(search: Search) -> tuple[Space, Choice]:
     """Least expected damage: dynamic programming over channels and blocks, never worse than greedy or uniform."""
     space = search.space
     found = [greedy_choice(search), uniform_choice(search)]
+    fixed = None if search.blocks is None else found[0].blocks
     kinds = tuple(search.ceilings)
     mixes = dict.fromkeys([kinds, *((kind,) for kind in kinds)])
     for mix in mixes:
-        found += _family(search, mix, ROUNDS if len(mixes) == 1 else 1)
+        found += _family(search, mix, ROUNDS if len(mixes) == 1 else 1, fixed)
     return space, best(search, np.stack([each.levels for each in found]), np.stack([each.blocks for each in found]))
 
 
-def _family(search: Search, kinds: tuple[str, ...], rounds: int) -> list[Choice]:
+def _family(search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[np.bool_] | None) -> list[Choice]:
     """The best choice of every table made with savings of these kinds."""
     space = search.space
     first = _savings(search, space.nothing, kinds)
     last = _savings(search, everything(space), kinds)
     additive = all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(first, last, strict=True))
     if additive and not space.interacting:
-        return [best(search, *frontier(space, first))]
+        return [best(search, *frontier(space, first, fixed=fixed))]
     whole, least = space.cost(space.nothing), space.cost(everything(space))
     found = []
     for point in POINTS:
@@ -48,7 +50,7 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int) -> list[Choice]
         nearby = Search(space, {kind: limits[kind] for kind in kinds})
         state = greedy_choice(nearby)
         for _ in range(rounds):
-            rows = frontier(space, _savings(search, state, kinds), state)
+            rows = frontier(space, _savings(search, state, kinds), state, fixed)
             found.append(best(search, *rows))
             before, state = state, best(nearby, *rows)
             if (before.levels == state.levels).all() and (before.blocks == state.blocks).all():
@@ -69,11 +71,14 @@ def _savings(search: Search, state: Choice, kinds: Sequence[str]) -> list[Floats
     return [*savings(search, state, kinds), *(np.array([0, a - b]) for a, b in kept.reshape(-1, 2))]
 
 
-def frontier(space: Space, saved: Sequence[Floats], state: Choice | None = None) -> Rows:
+def frontier(
+    space: Space, saved: Sequence[Floats], state: Choice | None = None, fixed: NDArray[np.bool_] | None = None
+) -> Rows:
     """For every amount saved the choice of least damage, by dynamic programming; dominated choices left out.
 
     `saved`: per group one saving per level, then per block (0, saving). A block either goes, or stays and its channels
-    are chosen. Damages interact with those of `state`. Time O(levels x cells), memory O(structures x cells).
+    are chosen; `fixed`: which go. Damages interact with those of `state`. Time O(levels x cells), memory
+    O(structures x cells).
     """
     children, top = space.children()
     damage = space.damages(state or space.nothing)
@@ -86,9 +91,11 @@ def frontier(space: Space, saved: Sequence[Floats], state: Choice | None = None)
             block = item - len(space.menus)
             kept = fold(table, children[block]) if block >= 0 else table
             result = np.full(max(len(kept), len(table) + int(cells[item].max())), np.inf)
-            result[: len(kept)] = kept
+            may_stay, may_go = (True, True) if fixed is None or block < 0 else (not fixed[block], fixed[block])
+            if may_stay:
+                result[: len(kept)] = kept
             decision = np.zeros(len(result), np.int16)
-            for level in range(1, len(damage[item])):
+            for level in range(1, len(damage[item]) if may_go else 1):
                 moved = slice(cells[item][level], cells[item][level] + len(table))
                 other = table + damage[item][level]
                 better = other < result[moved]

@@ -89,6 +89,21 @@ def test_any_number_of_blocks_leaves_the_rest_to_the_channels(name):
         assert made.expected["damage"] >= free.expected["damage"] * (1 - 1e-3)
 
 
+@pytest.mark.parametrize("interacting", [False, True])
+def test_optimal_is_no_worse_than_greedy_for_any_number_of_blocks(interacting):
+    better = 0
+    for seed in range(4):
+        redundancy = chain(6, 10, blocks=True, interacting=interacting, seed=seed)
+        for blocks in range(4):
+            greedy, best = (
+                sp.plan(redundancy, {"macs": 0.5}, name, blocks=blocks).expected["damage"]
+                for name in ("greedy", "optimal")
+            )
+            assert best <= greedy * (1 + 1e-3)
+            better += best < greedy * (1 - 1e-3)
+    assert better
+
+
 def test_where_nothing_competes_nothing_is_tried(case):
     model, batches, _ = case
     for structures, keep in ((("channels",), 0.6), (("blocks",), 0.8), (("channels", "blocks"), 1.0)):
