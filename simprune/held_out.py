@@ -1,13 +1,13 @@
 """What plans cost the output, once repaired, on inputs that nothing saw."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from simprune.batches import checked, device_of, inputs_of
-from simprune.cost import rows_of
+from simprune.cost import Example, rows_of
 from simprune.example import from_description
 from simprune.planning.plan import Plan
 from simprune.stages import Recovery, Stages, answer, relative_error
@@ -19,13 +19,14 @@ SHARE = 8  # one batch in so many is held out
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The first `INPUTS` calibration inputs: an eighth of the batches to measure on, the rest to repair with."""
+    """The first `INPUTS` calibration inputs: some batches to measure on, the rest to repair with by `method`."""
 
     model: nn.Module
-    batches: Sequence[Any]
-    inputs: Mapping[str, Any]
-    method: Method = "least_squares"
-    known: dict[str, Tensor] = field(default_factory=dict)
+    example: Example
+    held: Sequence[Any]
+    rest: Sequence[Any]
+    wanted: Tensor
+    method: Method
 
     @classmethod
     def of(cls, model: nn.Module, calibration: Iterable, inputs: Mapping[str, Any], method: Method) -> "HeldOut":
@@ -35,16 +36,16 @@ class HeldOut:
             raise ValueError(
                 f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
             )
-        return cls(model, batches, inputs, method)
+        some = max(1, len(batches) // SHARE)
+        held, rest = batches[:some], batches[some:]
+        example = from_description(inputs, device_of(model))
+        return cls(model, example, held, rest, answer(model, held).logits, method)
 
     def error(self, plan: Plan) -> float:
         """Squared change of the output as a share of its variance. One edit and one repair."""
-        held = max(1, len(self.batches) // SHARE)
-        if "wanted" not in self.known:
-            self.known["wanted"] = answer(self.model, self.batches[:held]).logits
-        stages = Stages(from_description(self.inputs, device_of(self.model)), None, timed=False)
-        small = Recovery(self.batches[held:], method=self.method).follow(plan, self.model, stages).model
-        return relative_error(answer(small, self.batches[:held]).logits, self.known["wanted"])
+        stages = Stages(self.example, None, timed=False)
+        small = Recovery(self.rest, method=self.method).follow(plan, self.model, stages).model
+        return relative_error(answer(small, self.held).logits, self.wanted)
 
 
 def _first(batches: Iterable) -> list:
