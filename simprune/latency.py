@@ -7,7 +7,6 @@ call; by default the median of `torch.utils.benchmark` on the device at hand.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log2
 from statistics import median
 from typing import Any
 
@@ -109,11 +108,14 @@ def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, 
 
 
 def _timed(menu: Menu) -> list[int]:
-    """Levels that are timed: those that leave a multiple of a power of two, and the last."""
-    left = menu.entry.group.width - np.cumsum([0, *(len(menu.entry.group.units[unit]) for unit in menu.order)])
-    step = 2 ** max(ceil(log2(len(menu.counts) / WIDTHS)), 0)
-    last = len(menu.counts) - 1
-    return [level for level, count in enumerate(menu.counts) if level and (level == last or left[count] % step == 0)]
+    """Levels that are timed: those that leave a multiple of the smallest power of two that gives few, and the last."""
+    units = menu.entry.group.units
+    left = menu.entry.group.width - np.cumsum([0, *(len(units[unit]) for unit in menu.order)])[list(menu.counts)]
+    step = 1
+    while (left[1:] % step == 0).sum() > WIDTHS:
+        step *= 2
+    last = len(left) - 1
+    return [level for level in range(1, last + 1) if level == last or left[level] % step == 0]
 
 
 def _worth(measured: Mapping[int, float], least: float) -> NDArray[np.intp]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from simprune import measures
-from simprune.latency import batch_of, latency_table
+from simprune.latency import _timed, batch_of, latency_table
 from simprune.memory import peak_memory
 from simprune.planning.budget import Budget
 from simprune.planning.choosers import CHOOSERS
@@ -186,6 +186,23 @@ def test_equal_layers_are_timed_once(fine):
         latency_table(space, model, ((x,), {}), _editor(space, redundancy, model), clock)
         counts.append(clock.readings)
     assert counts[1] <= counts[0] + 12
+
+
+@pytest.mark.parametrize("round_to, wanted", [(1, set(range(4, 60, 4)) | {1}), (10, {10, 20, 30, 40, 50})])
+def test_widths_that_are_timed_are_few_and_round(fine, round_to, wanted):
+    constraints = Constraints(round_to=round_to)
+    menu = Space.of(fine[2], constraints).menus[0]
+    assert {60 - menu.counts[level] for level in _timed(menu)} == wanted
+
+
+def test_where_nothing_has_to_go_no_structure_is_timed(fine):
+    model, _, redundancy = fine
+    clock = Clock(0)
+    made = plan(redundancy, {"latency": 1.0, "macs": 1.0}, model=model, timer=clock)
+    assert made.edits == ()
+    assert clock.readings == 1
+    assert made.expected["latency_ms"] == made.original["latency_ms"]
+    assert plan(redundancy, {"latency": 1.0, "macs": 0.9}, model=model, timer=clock).edits
 
 
 def _editor(space, redundancy, model):
