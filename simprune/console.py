@@ -102,10 +102,9 @@ def edits(plan: Plan) -> Table:
 def finalists(plan: Plan) -> Table:
     """The plans that were tried, by the number of blocks that they remove; the chosen one is marked."""
     tried = plan.planner["finalists"]
-    best = min(tried, key=lambda each: each["measured"])
     rows = [
         [
-            "chosen" if each is best else "",
+            "chosen" if each.get("chosen") else "",
             str(each["blocks"]),
             *(f"{each[key]:.3g}" for key in ("expected", "measured")),
         ]

@@ -10,11 +10,11 @@ from simprune.batches import checked, device_of, inputs_of
 from simprune.cost import Example, rows_of
 from simprune.example import from_description
 from simprune.planning.plan import Plan
-from simprune.stages import Recovery, Stages, answer, relative_error
+from simprune.stages import Recovery, Stages, answer, relative_errors
 from simprune.surgery.reconstruct import Method
 
-INPUTS = 768  # of the calibration: to compare plans takes fewer than to repair one
-SHARE = 8  # one batch in so many is held out
+INPUTS = 1024  # of the calibration: to compare plans takes fewer than to repair one
+SHARE = 4  # one batch in so many is held out
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,13 @@ class HeldOut:
 
     def error(self, plan: Plan) -> float:
         """Squared change of the output as a share of its variance. One edit and one repair."""
+        return float(self.errors(plan).mean())
+
+    def errors(self, plan: Plan) -> Tensor:
+        """(outputs,) the same output by output, as shares of the mean variance."""
         stages = Stages(self.example, None, timed=False)
         small = Recovery(self.rest, method=self.method).follow(plan, self.model, stages).model
-        return relative_error(answer(small, self.held).logits, self.wanted)
+        return relative_errors(answer(small, self.held).logits, self.wanted)
 
 
 def _first(batches: Iterable) -> list:

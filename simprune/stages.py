@@ -156,8 +156,18 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     >>> relative_error(torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [3.0]]))
     1.0
     """
+    return float(relative_errors(found, wanted).mean())
+
+
+def relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
+    """(...) the same for every output: its squared difference as a share of the mean over all of them.
+
+    >>> relative_errors(torch.tensor([[0.0], [3.0]]), torch.tensor([[1.0], [3.0]]))
+    tensor([1., 0.], dtype=torch.float64)
+    """
     found, wanted = found.double().flatten(0, -2), wanted.double().flatten(0, -2)
-    return float((found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-300))
+    variance = (wanted - wanted.mean(0)).square().sum(1).mean()
+    return (found - wanted).square().sum(1) / variance.clamp(min=1e-300)
 
 
 def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ Damages say well how blocks compare with each other, and channels with each othe
 shows only when plans are edited and repaired; and that is one number, of blocks that go.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from simprune.planning.plan import Plan
 from simprune.progress import progress
@@ -16,11 +17,13 @@ from simprune.redundancy import Redundancy
 Make = Callable[[Redundancy, int | None], Plan]  # with exactly so many blocks; ValueError: no plan meets the budget
 
 
-def contest(redundancy: Redundancy, make: Make, error: Callable[[Plan], float], count: int) -> Plan:
+def contest(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tensor], count: int) -> Plan:
     """The plan that costs least of up to `count`, evenly spread over the number of blocks; all are in its `planner`.
 
     The plan that damages alone would choose is among them, and so are those without blocks and of blocks alone, where
-    they reach the budget. Where there are only blocks or only channels, or nothing has to go: the plan as it is.
+    they reach the budget. Of plans whose `errors`, of the same outputs, differ from those of the best by less than the
+    standard error of that difference, the one that damages prefer is taken. Where there are only blocks or only
+    channels, or nothing has to go: the plan as it is.
     """
     first = make(redundancy, None)
     if not first.edits or not redundancy.blocks or not redundancy.channels:
@@ -32,17 +35,31 @@ def contest(redundancy: Redundancy, make: Make, error: Callable[[Plan], float], 
         except ValueError:  # the first plan was made, so it is this number of blocks that does not go
             continue
         tried.setdefault(plan.edits, plan)
+    plans = list(tried.values())
+    found = [errors(plan) for plan in progress(plans, "finalists")]
+    chosen = _choose([plan.expected["damage"] for plan in plans], found)
     rows = [
         {
             "blocks": len(plan.blocks),
             "expected": plan.expected["damage"],
-            "measured": float(f"{error(plan):.4g}"),
+            "measured": float(f"{float(error.mean()):.4g}"),
         }
-        for plan in progress(list(tried.values()), "finalists")
+        | ({"chosen": True} if place == chosen else {})
+        for place, (plan, error) in enumerate(zip(plans, found, strict=True))
     ]
-    best = min(zip(rows, tried.values(), strict=True), key=lambda pair: pair[0]["measured"])[1]
     rows.sort(key=lambda row: row["blocks"])
-    return replace(best, planner={**best.planner, "finalists": rows})
+    return replace(plans[chosen], planner={**plans[chosen].planner, "finalists": rows})
+
+
+def _choose(expected: Sequence[float], errors: Sequence[Tensor]) -> int:
+    """Of what is as good as the best, as far as that can be told, what was expected to damage least."""
+    best = min(errors, key=lambda error: float(error.mean()))
+
+    def level(error: Tensor) -> bool:
+        worse = error - best
+        return float(worse.mean()) <= float(worse.std(correction=0)) / len(worse) ** 0.5
+
+    return min((place for place, error in enumerate(errors) if level(error)), key=lambda place: expected[place])
 
 
 def _most(redundancy: Redundancy, make: Make) -> int:

@@ -53,8 +53,8 @@ def plan(
     `simprune.planning.finalists`); 0 for none. Further options are the planner's own. Memory and latency need the
     `model`, on which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
     `timer` (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks
-    differ. Cost of a finalist: one edit and one repair on at most 768 inputs. Raises ValueError when the budget cannot
-    be reached (the message says how far one can go) and KeyError for an unknown planner.
+    differ. Cost of a finalist: one edit and one repair, on up to 1,024 inputs. Raises ValueError when the budget is out
+    of reach (the message says how far one can go) and KeyError for an unknown planner.
     """
     check_options(planner, options)
     constraints = Constraints(protect, round_to, min_width, max_share)
@@ -66,7 +66,7 @@ def plan(
     if model is None or calibration is None:
         raise ValueError("finalists are tried on the network: give model=... and calibration=...")
     held_out = HeldOut.of(model, calibration, redundancy.inputs, repair)
-    return contest(redundancy, request.plan, held_out.error, finalists)
+    return contest(redundancy, request.plan, held_out.errors, finalists)
 
 
 def check_numbers(blocks: int | None, finalists: int) -> None:

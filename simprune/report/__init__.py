@@ -41,7 +41,6 @@ def render(report: dict) -> str:
     final = compressed[-1] if compressed else {}
     given_up = "search" in report and report["search"]["chosen"] is None
     entries = redundancy.get("entries") or []
-    finalists = (report["plan"].get("planner") or {}).get("finalists") or []
     page = _environment().get_template("page.html")
     return page.render(
         report=report,
@@ -53,8 +52,7 @@ def render(report: dict) -> str:
         verdict_sentence=_verdict_sentence(report["verdict"]),
         sluggish=_sluggish(original, final),
         expected=report["plan"].get("expected") or {},
-        finalists=finalists,
-        best=min(finalists, key=lambda tried: tried["measured"], default=None),
+        finalists=(report["plan"].get("planner") or {}).get("finalists") or [],
         edits_left=any(edit.get("left") is not None for edit in edits),
         removed_blocks=[edit for edit in edits if edit["remove"] == "block"],
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},

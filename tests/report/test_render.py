@@ -209,7 +209,7 @@ def test_the_final_stage_is_never_the_control(rich):
 def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
     tried = [
         {"blocks": 0, "expected": 0.3, "measured": 0.11},
-        {"blocks": 2, "expected": 0.4, "measured": 0.09},
+        {"blocks": 2, "expected": 0.4, "measured": 0.09, "chosen": True},
         {"blocks": 4, "expected": 0.5, "measured": 0.2},
     ]
     report = copy.deepcopy(rich)
