@@ -20,8 +20,8 @@ from simprune.planning.search import Search, best, everything, ranked
 from simprune.planning.space import Choice, Space, Step
 from simprune.surgery import apply
 
-ROUNDS = 10  # networks that are measured at most
-LOOKS = 3 * ROUNDS  # ceilings that are tried at most: different ones may lead to the same choice
+ROUNDS = 10  # networks that are measured at most; half as many each time that channels are given back
+LOOKS = 3  # ceilings that are tried at most for each of these: different ones may lead to the same choice
 CLOSE = 0.95  # of the budget: near enough
 AIM = (1 + CLOSE) / 2
 INSIDE = 0.1  # of what is left between two ceilings: how near to either the next one may lie
@@ -127,13 +127,13 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
         coarse = search.within(search.space.only(timing.worth))
     limits = {kind: limit.of(bench.original(kind)) for kind, limit in kinds.items()}
     kind = "latency" if "latency" in limits else "macs"
-    found = _corrected(coarse, kind, limits, choose, bench)
+    found = _corrected(coarse, kind, limits, choose, bench, ROUNDS)
     for widths in (coarse, search) if coarse is not search else (search,):
         if found[1].levels.any() and _worst(found[2], limits) < CLOSE:
             found = _widened(widths, found)
-            found = _corrected(widths, kind, limits, partial(_giving_back, *found[:2]), bench, found)
+            found = _corrected(widths, kind, limits, partial(_giving_back, *found[:2]), bench, ROUNDS // 2, found)
     if len(limits) > 1 and _worst(found[2], limits) > 1:
-        found = _corrected(search, "macs", limits, choose, bench)
+        found = _corrected(search, "macs", limits, choose, bench, ROUNDS)
     return found
 
 
@@ -161,11 +161,17 @@ def _giving_back(space: Space, found: Choice, search: Search) -> tuple[Space, Ch
 
 
 def _corrected(
-    search: Search, kind: str, limits: Mapping[str, float], choose: Choose, bench: Bench, start: Found | None = None
+    search: Search,
+    kind: str,
+    limits: Mapping[str, float],
+    choose: Choose,
+    bench: Bench,
+    rounds: int,
+    start: Found | None = None,
 ) -> Found:
     """Move the ceiling of one kind of cost until what is measured is met from below, and nearly.
 
-    `start`: a choice that meets the limits, to begin with.
+    `rounds`: networks that are measured at most. `start`: a choice that meets the limits, to begin with.
     """
     column = search.space.kinds.index(kind)
     whole, least = (float(search.space.cost(each)[column]) for each in (search.space.nothing, everything(search.space)))
@@ -178,10 +184,10 @@ def _corrected(
         seen[_key(start[1])] = start
         under = Point(float(start[0].cost(start[1])[column]), _worst(start[2], limits))
         ceiling = _next(over, under, least, halve=False)
-    for look in range(LOOKS):
+    for look in range(LOOKS * rounds):
         space, choice = choose(replace(search, ceilings=search.ceilings | {kind: ceiling}))
         key = _key(choice)
-        if key not in seen and len(seen) == ROUNDS:
+        if key not in seen and len(seen) == rounds + (start is not None):
             break
         seen[key] = seen.get(key) or (space, choice, bench.measure(space, choice, limits))
         used, reached = _worst(seen[key][2], limits), float(space.cost(choice)[column])
