@@ -89,8 +89,8 @@ def frontier(
     redundancy = calibrate(redundancy, model, calibration, trials, reconstruct)
 
     def choose(part: Redundancy, share: float, kind: str = kind) -> Plan:
-        given: dict[str, Any] = {"model": model, "calibration": calibration, "repair": reconstruct} | options
-        return plan(part, {kind: share}, name, seed, **given)
+        tools: dict[str, Any] = {"seed": seed, "model": model, "calibration": calibration, "repair": reconstruct}
+        return plan(part, {kind: share}, name, **(tools | options))
 
     def chance(share: float) -> list[Plan]:
         held = {key: options[key] for key in (*CONSTRAINTS, "batch_size") if key in options}

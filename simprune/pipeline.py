@@ -165,7 +165,7 @@ def compress(
     example = from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model))
     stages = Stages(example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
     stages.add("original", model)
-    tools: dict[str, Any] = {"model": model, "calibration": calibration, "repair": reconstruct}
+    tools: dict[str, Any] = {"seed": seed, "model": model, "calibration": calibration, "repair": reconstruct}
     unlabelled = stages.original is None or stages.original.labels is None
     if test is not None and unlabelled:
         notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
@@ -196,7 +196,7 @@ def compress(
             gates = [gate for gate in DEFAULT_GATES if not (unlabelled and gate.build().needs_labels)]
         trial = Trial(
             model,
-            choose=lambda share: _plan(redundancy, {how.kind: share}, name, seed, tools | options),
+            choose=lambda share: _plan(redundancy, {how.kind: share}, name, tools | options),
             recovery=recovery,
             judge=lambda small: validate(model, small, test or [], how.gates(gates or []), seed, correction),
             stages=stages,
@@ -224,7 +224,7 @@ def compress(
         report["search"] = history(how, found.steps, gates)
         notes.append(report["search"]["note"])
     else:
-        plan = plan if plan is not None else _plan(redundancy, budget, name, seed, tools | options)
+        plan = plan if plan is not None else _plan(redundancy, budget, name, tools | options)
         report["settings"]["budget"] = dict(plan.budget)
         followed = recovery.follow(plan, model, stages)
     stand_ins = absorb(followed.model, plan, calibration)
@@ -239,7 +239,7 @@ def compress(
     if control:
         rows = []
         for draw in range(seed, seed + control):
-            random = _plan(redundancy, _same_cost(plan), "random", draw, kept)
+            random = _plan(redundancy, _same_cost(plan), "random", kept | {"seed": draw})
             other = Stages(stages.example, test, stages.original, timed=False)
             made = recovery.follow(random, model, other).model
             rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.batch)})
@@ -282,12 +282,11 @@ def _plan(
     redundancy: Redundancy,
     budget: Mapping[str, Amount | None] | None,
     name: str,
-    seed: int,
     options: dict[str, Any],
 ) -> Plan:
     free = options.get("threshold") is not None  # it says by itself how much goes
     default = {} if free else {"macs": 0.5}
-    return plan(redundancy, default if budget is None else budget, name, seed, **options)
+    return plan(redundancy, default if budget is None else budget, name, **options)
 
 
 def _same_cost(plan: Plan) -> Mapping[str, Amount] | None:
