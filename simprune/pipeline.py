@@ -202,11 +202,7 @@ def compress(
             stages=stages,
             search=how,
         )
-        same = report["settings"] | {
-            "seed": seed,
-            "measure": str(_measure(measure)),
-            "planner": [name, options],
-        }
+        same = report["settings"] | {"seed": seed, "measure": str(_measure(measure)), "planner": [name, options]}
         same |= {"block_score": block_score, "score": score, "replace": replace}
         same |= {"search": asdict(how), "correction": correction}
         same |= {"gates": [asdict(gate) for gate in gates]}
