@@ -21,9 +21,9 @@ def contest(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tensor]
     """The plan that costs least of up to `count`, evenly spread over the number of blocks; all are in its `planner`.
 
     The plan that damages alone would choose is among them; from a count of 3 on those without blocks and of blocks
-    alone are too, where they reach the budget. Of plans whose `errors`, of the same outputs, differ from those of the best by less than the
-    standard error of that difference, the one that damages prefer is taken. Where there are only blocks or only
-    channels, or nothing has to go: the plan as it is.
+    alone are too, where they reach the budget. Of plans whose `errors`, of the same outputs, differ from those of the
+    best by less than the standard error of that difference, the one that damages prefer is taken. Where there are only
+    blocks or only channels, or nothing has to go: the plan as it is.
     """
     first = make(redundancy, None)
     if not first.edits or not redundancy.blocks or not redundancy.channels:
