@@ -45,7 +45,7 @@ def main() -> None:
         "--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial"
     )
     options = parser.parse_args()
-    options.kind, options.finalists = "macs", 0
+    options.budgets, options.finalists = [("macs", 1 / speedup) for speedup in options.speedups], 0
     model = load(options.data, options.network)
     test = test_images(options.data)
     rows = [row("original", 1.0, None, model, model, test, 0.0)]
@@ -66,18 +66,17 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
     start = time.perf_counter()
     found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), model, calibration, options.trials)
     analysis = time.perf_counter() - start
-    for speedup, planner, structures in product(options.speedups, options.planners, options.structures):
+    for (kind, share), planner, structures in product(options.budgets, options.planners, options.structures):
         start = time.perf_counter()
-        dropped = {f"{kind}": () for kind in kinds - {*structures.split("+")}}
+        dropped = dict.fromkeys(kinds - {*structures.split("+")}, ())
         try:
             part = replace(found, **dropped)  # type: ignore[arg-type]
             alone = planner == "random" or "+" not in structures
             tried = {} if alone else {"finalists": options.finalists, "repair": options.repairs[0]}
-            timed = {"batch_size": BATCH} if options.kind == "latency" else {}
-            budget = {options.kind: 1 / speedup}
-            plan = sp.plan(part, budget, planner, seed, model=model, calibration=calibration, **tried, **timed)
+            timed = {"batch_size": BATCH} if kind == "latency" else {}
+            plan = sp.plan(part, {kind: share}, planner, seed, model=model, calibration=calibration, **tried, **timed)
         except ValueError as error:
-            print(f"{structures} at 1/{speedup}: {error}")
+            print(f"{structures}, {share:.1%} of {kind}: {error}")
             continue
         planning = analysis + time.perf_counter() - start
         for repair in options.repairs:
@@ -85,12 +84,12 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
             small = sp.apply(plan, model)
             sp.reconstruct(small, plan, model, calibration, repair)
             seconds = planning + time.perf_counter() - start
-            name = f"{planner}, {structures}, {repair}"
+            name = f"{share:.1%} of {kind}: {planner}, {structures}, {repair}"
             more = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
             more |= {"finalists": plan.planner.get("finalists", [])}
             if options.latency:
                 more["latency"] = side_by_side(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
-            rows.append(row(name, speedup, seed, model, small, test, seconds) | more)
+            rows.append(row(name, 1 / share, seed, model, small, test, seconds) | more)
             print(rows[-1], flush=True)
     return rows
 

@@ -1,13 +1,12 @@
 """Depth and width in one plan: joint plans against depth alone, width alone and chance; time; the latency budget.
 
-    python -m benchmarks.planner_resnet --data FOLDER [--network resnet56] [--speedups 2.11 2.57 4] [--seeds 0 1 2]
-                                        [--kind latency]
+    python -m benchmarks.planner_resnet --data FOLDER [--networks resnet20 resnet56] [--budgets macs=0.25 latency=0.6]
+                                        [--seeds 0 1 2] [--images 1024] [--finalists 5]
 
 FOLDER as for `benchmarks.oneshot_resnet`, whose rows these are: no gradient step, blocks refitted as a whole, accuracy
-on images that nothing was chosen on, multiply-adds and latency beside it; `--kind latency`: plans for equal measured
-latency in place of equal multiply-adds; `--trials 0.2`: damages scaled by trial removals. Then the seconds that each
-planner takes for 10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is
-timed again, three times (by itself: an empty --seeds, on a quiet machine).
+on images that nothing was chosen on, multiply-adds and latency beside it. `--trials 0.2`: damages scaled by trial
+removals. Then the seconds that each planner takes for 10,000 structures, and how near a budget of 60 % of the latency
+is met when the plan's network is timed again, three times (by itself: an empty --seeds, on a quiet machine).
 """
 
 import argparse
@@ -30,33 +29,47 @@ STRUCTURES = ["channels+blocks", "channels", "blocks"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--network", choices=DEPTHS, default="resnet56")
-    parser.add_argument("--speedups", type=float, nargs="+", default=[2.11, 2.57, 4.0])
+    parser.add_argument("--networks", nargs="+", choices=DEPTHS, default=[*DEPTHS])
+    parser.add_argument("--budgets", type=budget, nargs="+", default=[("macs", 0.25), ("latency", 0.6)])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only time and latency")
-    parser.add_argument("--images", type=int, default=2048, help="calibration images")
-    parser.add_argument("--planners", nargs="+", default=["greedy", "optimal", "random"])
+    parser.add_argument("--images", type=int, default=1024, help="calibration images")
+    parser.add_argument("--planners", nargs="+", default=["greedy"], help="such as greedy optimal random")
     parser.add_argument(
         "--trials", type=float, nargs="*", default=[], help="shares of what could be saved, removed on trial"
     )
     parser.add_argument("--finalists", type=int, default=5, help="joint plans, by number of blocks, that are tried")
     parser.add_argument("--structures", nargs="+", default=STRUCTURES)
-    parser.add_argument("--kind", choices=["macs", "latency"], default="macs", help="of cost that is limited")
     parser.add_argument("--out", type=Path, default=Path("outputs/planner_resnet.json"))
     options = parser.parse_args()
     options.repairs, options.latency = ["blockwise"], True
-    model, test = load(options.data, options.network), test_images(options.data)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    tables = {network: compare(network, options) for network in options.networks if options.seeds}
+    for network, rows in tables.items():
+        show(rows, f"{network}, no gradient step, {options.images} calibration images, {len(options.seeds)} draws")
+    planning_time()
+    for network in options.networks:
+        model = load(options.data, network)
+        found = sp.analyze(model, calibration_images(options.data, 256, 0))
+        for _ in range(3):
+            print(f"{network}, {latency_budget(model, found)}")
+
+
+def budget(text: str) -> tuple[str, float]:
+    """Kind and share, as in macs=0.25."""
+    kind, _, share = text.partition("=")
+    return kind, float(share)
+
+
+def compare(network: str, options: argparse.Namespace) -> list[dict]:
+    """Rows of one network, written as they come beside those of the others."""
+    model, test = load(options.data, network), test_images(options.data)
     rows = [row("original", 1.0, None, model, model, test, 0.0)]
+    out = options.out.with_stem(f"{options.out.stem}_{network}")
     for seed in options.seeds:
         rows += ours(model, calibration_images(options.data, options.images, seed), test, options, seed)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1))
-    if options.seeds:
-        show(rows, f"{options.network}, equal {options.kind}, no gradient step, {options.images} calibration images")
-        print(f"written to {options.out}")
-    planning_time()
-    found = sp.analyze(model, calibration_images(options.data, 256, 0))
-    for _ in range(3):
-        latency_budget(model, found)
+        out.write_text(json.dumps(rows, indent=1))
+    print(f"written to {out}")
+    return rows
 
 
 def planning_time(width: int = 100, depth: int = 101) -> None:
@@ -71,7 +84,7 @@ def planning_time(width: int = 100, depth: int = 101) -> None:
         print(f"{name}: {time.perf_counter() - start:.1f} s for {units} units in {len(found.channels)} layers")
 
 
-def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6, batch: int = BATCH) -> None:
+def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6, batch: int = BATCH) -> str:
     """Plan for a share of the latency, and time the result again."""
     start = time.perf_counter()
     plan = sp.plan(found, {"latency": share}, model=model, batch_size=batch)
@@ -79,7 +92,7 @@ def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6
     seconds = time.perf_counter() - start
     before, after, ratio = side_by_side(model, small, ((torch.zeros(batch, 3, 32, 32),), {}))
     macs = plan.expected["macs"] / plan.original["macs"]
-    print(
+    return (
         f"latency budget {share:.0%}: {1e3 * before:.1f} ms -> {1e3 * after:.1f} ms, {ratio:.1%} when timed again "
         f"(macs {macs:.1%}), planned in {seconds:.0f} s"
     )

@@ -68,11 +68,22 @@ def move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
-def copied(call: tuple[tuple, dict]) -> tuple[tuple, dict]:
-    """Positional and keyword arguments with their tensors copied, for a module that may work in place."""
-    args, kwargs = call
-    copies = [value.clone() if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
-    return tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True))
+def copied(value: Any) -> Any:
+    """Arguments with their tensors and containers copied: a module may work in place, its caller extend a list.
+
+    >>> given = ([torch.ones(2)], {"mask": None})
+    >>> kept = copied(given)
+    >>> given[0].append(torch.ones(2))
+    >>> len(kept[0])
+    1
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(copied, value))
+    return value
 
 
 def first_tensor(value: Any) -> Tensor | None:

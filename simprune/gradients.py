@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, eval_mode, first_tensor, inputs_of, labels_of
+from simprune.batches import call, checked, copied, eval_mode, first_tensor, inputs_of, labels_of
 from simprune.capture import Site
 from simprune.names import did_you_mean
 
@@ -125,17 +125,7 @@ def _require_separate(model: nn.Module, sites: list[Site]) -> None:
 def _own(batch: Any) -> tuple[Any, None] | Mapping[str, Any]:
     """Copies of the batch's inputs: modules may write into them, and gradients must not start at the caller's."""
     args, kwargs = inputs_of(batch)
-    return _copied(kwargs) if kwargs else (_copied(args), None)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_copied(item) for item in value)
-    return value
+    return copied(kwargs) if kwargs else (copied(args), None)
 
 
 def _tokens(module: nn.Module, value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from simprune.batches import eval_mode
+from simprune.batches import copied, eval_mode
 from simprune.cost import Example, latency
 from simprune.planning.search import Search, savings
 from simprune.planning.space import Additive, Choice, Floats, Menu, Space
@@ -166,11 +166,7 @@ def _times(
             if name not in keys:
                 keys[name] = key = f"{module} {_shapes(args)} {_shapes(kwargs)} {_shapes(output)}"
                 if key not in known and key not in new:
-                    new[key] = (
-                        module,
-                        tuple(each.clone() if isinstance(each, Tensor) else each for each in args),
-                        kwargs,
-                    )
+                    new[key] = module, *copied((args, kwargs))
 
         return hook
 

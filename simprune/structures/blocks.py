@@ -136,7 +136,7 @@ def _same_up_to_scale(x: Tensor, y: Tensor) -> bool:
 
 def _rerun(module: nn.Module, parameters: dict[str, Tensor], seen: Visit) -> Tensor | None:
     """The module's main output on what it got, with other parameters; None when it does not run on its own."""
-    args, kwargs = seen.again()
+    args, kwargs = seen.again
     try:
         return first_tensor(functional_call(module, parameters, args, kwargs))
     except Exception:  # a foreign forward pass may raise anything; such a module is no candidate

@@ -138,7 +138,7 @@ def _kept(plan: Plan, model: nn.Module, names: list[str]) -> dict[str, list[int]
             if (
                 not inside
                 or not isinstance(weight, Tensor)
-                or not any(torch.equal(value, given) for value in seen.copies.values())
+                or not any(torch.equal(value, given) for value in seen.tensors.values())
             ):
                 continue
             dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import eval_mode, first_tensor
+from simprune.batches import copied, eval_mode, first_tensor
 from simprune.cost import Example
 from simprune.surgery.bypass import Layout, layout_of
 from simprune.surgery.compact import uncached
@@ -14,11 +14,14 @@ from simprune.surgery.compact import uncached
 
 @dataclass
 class Visit:
-    """What one module got and gave in one forward pass; `given` and `made` are copies of the stream through it."""
+    """What one module got and gave in one forward pass; `given` and `made` are copies of the stream through it.
+
+    `again`: copies of the arguments, from before anything changed them in place.
+    """
 
     args: tuple
     kwargs: dict
-    copies: dict[int | str, Tensor]
+    again: Example
     calls: int = 1
     output: Any = None
     made: Tensor | None = None
@@ -31,17 +34,19 @@ class Visit:
     def stream(self) -> int | str | None:
         """Name or position of the argument that the module works on; None where there is no such argument."""
         shape = None if self.made is None else self.made.shape
-        return next((key for key, value in self.copies.items() if value.shape == shape), None)
+        return next((key for key, value in self.tensors.items() if value.shape == shape), None)
 
     @property
     def given(self) -> Tensor | None:
         key = self.stream
-        return None if key is None else self.copies[key]
+        return None if key is None else self.tensors[key]
 
-    def again(self) -> tuple[tuple, dict]:
-        """The arguments, those that are tensors as they were before any layer changed them in place."""
-        args = tuple(self.copies.get(place, value) for place, value in enumerate(self.args))
-        return args, {key: self.copies.get(key, value) for key, value in self.kwargs.items()}
+    @property
+    def tensors(self) -> dict[int | str, Tensor]:
+        """Copies of the arguments that are tensors, by position or name."""
+        args, kwargs = self.again
+        given = {**dict(enumerate(args)), **kwargs}
+        return {key: value for key, value in given.items() if isinstance(value, Tensor)}
 
 
 def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
@@ -51,9 +56,8 @@ def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
 
     def before(name: str):
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            given = {**dict(enumerate(args)), **kwargs}
-            copies = {key: value.clone() for key, value in given.items() if isinstance(value, Tensor)}
-            visits[name] = Visit(args, kwargs, copies, visits[name].calls + 1 if name in visits else 1)
+            calls = visits[name].calls + 1 if name in visits else 1
+            visits[name] = Visit(args, kwargs, copied((args, kwargs)), calls)
 
         return see
 

@@ -6,6 +6,33 @@ from torch import nn
 
 from simprune import zoo
 
+
+class DenseLists(nn.Module):
+    """Densely connected layers that get a list of all maps so far, to which their caller adds, as in other libraries."""
+
+    class Layer(nn.Module):
+        def __init__(self, inputs: int) -> None:
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, 8, 1, bias=False)
+            self.bn2, self.conv2 = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, padding=1, bias=False)
+
+        def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+            inner = self.conv1(self.bn1(torch.cat(maps, 1)).relu())
+            return self.conv2(self.bn2(inner).relu())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.layers = nn.ModuleList(self.Layer(6 + 4 * depth) for depth in range(3))
+        self.head = nn.Linear(18, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [self.stem(x)]
+        for layer in self.layers:
+            maps.append(layer(maps))
+        return self.head(torch.cat(maps, 1).relu().mean((2, 3)))
+
+
 CONVOLUTIONAL = {
     "resnet_a": lambda: zoo.ResidualCNN(widths=(6, 10), depths=(1, 2), shortcut="A"),
     "resnet_b": lambda: zoo.ResidualCNN(widths=(6, 10), depths=(1, 2), shortcut="B"),
@@ -107,19 +134,20 @@ def _mixtral() -> nn.Module:
     return transformers.MixtralForCausalLM(config)
 
 
+LISTS = {"dense_lists": DenseLists}
 TOKENS = {
     "encoder": lambda: Encoder(norm_first=False),
     "encoder_pre_norm": lambda: Encoder(norm_first=True),
 }
 HUGGING_FACE = {"bert": _bert, "hf_vit": _hf_vit, "llama": _llama, "gpt2": _gpt2}
 DEPTH = {"swin": _swin, "hf_resnet": _hf_resnet, "mobilenet_v2": _mobilenet_v2}  # tested for the removal of blocks
-SUPPORTED = (*CONVOLUTIONAL, *TOKENS, *HUGGING_FACE)
+SUPPORTED = (*CONVOLUTIONAL, *LISTS, *TOKENS, *HUGGING_FACE)
 
 
 def make(name: str) -> nn.Module:
     """The architecture, with the same random weights each time: a model factory."""
     torch.manual_seed(0)
-    model = ({"mixtral": _mixtral} | DEPTH | CONVOLUTIONAL | TOKENS | HUGGING_FACE)[name]()
+    model = ({"mixtral": _mixtral} | DEPTH | CONVOLUTIONAL | LISTS | TOKENS | HUGGING_FACE)[name]()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():  # nothing starts at zero or one: every tensor matters to the output
         parameter.data += (

@@ -16,11 +16,12 @@ STRUCTURES = ("channels", "heads", "blocks")
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_analyze_plan_apply_save_load_export(name, tmp_path):
+def test_analyze_plan_apply_reconstruct_save_load_export(name, tmp_path):
     model, calibration = make(name), batches(name)
     redundancy = sp.analyze(model, calibration, structures=STRUCTURES)
     plan = sp.plan(redundancy, {"macs": 0.7})
     small = sp.apply(plan, model)
+    assert sp.reconstruct(small, plan, model, calibration)
     example = example_of(calibration[0])
     assert measure_cost(small, example).macs <= 0.7 * measure_cost(model, example).macs
     with torch.no_grad():
