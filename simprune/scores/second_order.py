@@ -9,20 +9,21 @@ damage: see `simprune.scores.output_changes`.
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from simprune.moments import Moments
+from simprune.scores._inputs import Gathered
 from simprune.scores._score import Score
 from simprune.scores.output_changes import Loss
 from simprune.scores.predictability import predictability
 from simprune.scores.sensitivity import backpropagate
 from simprune.structures import UnitGroup
-from simprune.surgery.least_squares import can_be_fitted, joint_moments, matrix_of, patches, positions, taps, weight_of
+from simprune.surgery.least_squares import can_be_fitted, matrix_of, patches, positions, taps, weight_of
 
 RIDGE = 1e-3  # of the mean input variance, as in the repair
+RANK = 1e-12  # of the largest: directions of an output whose gradients are smaller are nothing but rounding
 
 
 def second_order(
@@ -30,8 +31,9 @@ def second_order(
 ) -> dict[str, Score]:
     """Damage: expected squared change of the output when a channel goes, as a share of the output's variance.
 
-    Greedy elimination, the refit updated after every step. One forward and one backward pass; memory and time per
-    reader O((inputs x kernel)^2) and O(channels x (inputs x kernel)^2). Groups that only grouped convolutions read
+    Greedy elimination, the refit updated after every step. One forward and one backward pass; with width = inputs x
+    kernel of a reader, and one row per input and position, memory O(width x min(width, rows)) and channels times as
+    much time. Groups that only grouped convolutions read
     cannot be refitted: they are scored by predictability, as if each carried the whole output.
     """
     readers: dict[str, _Reader] = {}
@@ -56,13 +58,12 @@ def second_order(
 class _Reader:
     """Sums over the calibration set for one layer: its inputs, and the gradients at its output."""
 
-    inputs: Moments | None = None
+    inputs: Gathered = field(default_factory=Gathered)
     gradients: Tensor | None = None
     samples: int = 0
 
     def watch(self, layer: nn.Module, given: Tensor, made: Tensor) -> None:
-        found = joint_moments(patches(layer, given))
-        self.inputs = found if self.inputs is None else self.inputs.merge(found)
+        self.inputs.add(patches(layer, given))
         self.samples += len(made)
         made.register_hook(lambda gradient: self._add(positions(layer, gradient)))
 
@@ -95,61 +96,48 @@ class _Surgeon:
     def __init__(
         self, name: str, layer: nn.Module, reader: _Reader, indices: tuple[tuple[int, ...], ...], variance: float
     ) -> None:
-        assert reader.inputs is not None
         assert reader.gradients is not None
         self.name, self.layer = name, layer
         kernel = taps(layer)
-        self.columns = [
-            torch.tensor([entry * kernel + tap for entry in entries for tap in range(kernel)]) for entries in indices
-        ]
-        self.covariance, self.mean = reader.inputs.covariance.cpu(), reader.inputs.mean.cpu()
-        size = len(self.covariance)
-        damping = RIDGE * self.covariance.diagonal().mean() + 1e-12
-        self.ridged = self.covariance + damping * torch.eye(size, dtype=torch.float64)
-        self.inverse = torch.linalg.inv(self.ridged)
+        self.columns = torch.tensor(
+            [[entry * kernel + tap for entry in entries for tap in range(kernel)] for entries in indices]
+        )
+        self.inputs = reader.inputs.inverted(RIDGE)
         # tr(G W ... W^T) = |F W ...|^2 with F^T F = G: fold the metric into the weights
         metric = reader.gradients.cpu() / (reader.samples * variance)
         values, vectors = torch.linalg.eigh(metric)
-        root = (vectors * values.clamp(min=0).sqrt()).T
+        seen = values > RANK * values[-1].clamp(min=0)
+        root = (vectors[:, seen] * values[seen].sqrt()).T
         self.weight = root @ matrix_of(layer).double().cpu()
 
     def alone(self) -> Tensor:
         """What each channel contributes, were nothing refitted."""
-        return torch.stack(
-            [
-                torch.einsum(
-                    "oi,ij,oj->", self.weight[:, columns], self.covariance[columns][:, columns], self.weight[:, columns]
-                )
-                for columns in self.columns
-            ]
-        )
+        weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
+        return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
 
     def costs(self, channels: Sequence[int]) -> Tensor:
         """Error left by the removal of each channel with the rest refitted."""
-        columns = torch.stack([self.columns[channel] for channel in channels])  # (channels, k)
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        weights = self.weight[:, columns].permute(1, 2, 0)  # (channels, k, outputs)
-        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        columns = self.columns[list(channels)]  # (channels, k)
+        weights = self.weight[:, columns].movedim(0, -1)
+        return (weights * torch.linalg.solve(self.inputs.inverse_blocks(columns), weights)).sum((1, 2))
 
     def remove(self, channel: int) -> None:
         """Take the channel's inputs out and refit what is left."""
         columns = self.columns[channel]
-        half = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])  # (k, inputs)
-        self.weight.addmm_(self.weight[:, columns], half, alpha=-1)
-        self.inverse.addmm_(self.inverse[:, columns], half, alpha=-1)
+        own = self.weight[:, columns]
+        self.weight.addmm_(own, self.inputs.remove(columns), alpha=-1)
 
     def loss(self, gone: Sequence[int]) -> Loss:
         """What the layer no longer gives without these channels, the rest refitted: a layer of its kind."""
         matrix = matrix_of(self.layer).double().cpu()
-        kept = torch.ones(len(self.covariance), dtype=torch.bool)
-        kept[torch.cat([self.columns[channel] for channel in gone])] = False
+        kept = torch.ones(matrix.shape[1], dtype=torch.bool)
+        kept[self.columns[list(gone)]] = False
         lost = matrix.clone()
         if kept.any():
-            refitted = torch.linalg.solve(self.ridged[kept][:, kept], self.covariance[kept] @ matrix.T).T
-            lost[:, kept] -= refitted
+            lost[:, kept] -= self.inputs.refit(matrix, kept)
         layer = copy.deepcopy(self.layer)
         weight = layer.get_parameter("weight")
         with torch.no_grad():
             weight.copy_(weight_of(layer, lost))
-        layer.bias = nn.Parameter((-lost @ self.mean).to(weight))
+        layer.bias = nn.Parameter((-lost @ self.inputs.mean).to(weight))
         return Loss(self.name, lambda given, _: layer(given))

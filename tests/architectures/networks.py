@@ -8,7 +8,7 @@ from simprune import zoo
 
 
 class DenseLists(nn.Module):
-    """Densely connected layers that get a list of all maps so far, to which their caller adds, as in other libraries."""
+    """Densely connected layers that get a list of all maps so far, to which their caller adds."""
 
     class Layer(nn.Module):
         def __init__(self, inputs: int) -> None:
