@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.attention import opened
+from simprune.caches import forgetting
 
 LABEL_KEYS = ("labels", "label")
 
@@ -138,7 +139,8 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
 def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode alone. Fused attention is off: it would run without its parts, past every hook and counter.
 
-    nn.MultiheadAttention runs in the open: see `simprune.attention`.
+    nn.MultiheadAttention runs in the open (see `simprune.attention`), and what modules keep of a pass is given up
+    (see `simprune.caches`).
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -146,9 +148,24 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     for model in models:
         model.eval()
     try:
-        with opened(*models):
+        with opened(*models), forgetting(*models):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def requiring(model: nn.Module, *targets: nn.Parameter) -> Iterator[None]:
+    """For a while these parameters want gradients, and no others."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    for parameter in targets:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

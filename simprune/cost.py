@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from simprune.attention import attentions, is_conv1d
-from simprune.batches import eval_mode, evaluation, first_tensor
+from simprune.batches import eval_mode, evaluation, first_tensor, requiring
 
 Example = tuple[tuple, dict]
 Key = tuple[str, int]  # a tensor and one of its dimensions
@@ -143,7 +143,8 @@ def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[st
     """Multiply-adds times two by module ("" is the whole model) and operator, for the whole example batch."""
     args, kwargs = example
     counter = FlopCounterMode(display=False)
-    with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    # the counter cannot follow parameters that modules get as arguments while these want gradients
+    with eval_mode(model), torch.no_grad(), requiring(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(*args, **kwargs)
     counts = {
         name: Counter({str(operator): count for operator, count in by_operator.items()})

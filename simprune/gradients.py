@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.batches import call, checked, copied, eval_mode, first_tensor, inputs_of, labels_of
+from simprune.caches import forgetting
 from simprune.capture import Site
 from simprune.names import did_you_mean
 
@@ -68,7 +69,8 @@ def capture_gradients(
     ):
         for batch in checked(batches, "batches"):
             met.clear()
-            output = call(model, _own(batch))
+            with forgetting(model):
+                output = call(model, _own(batch))
             labels = labels_of(batch)
             numbers = loss(output, None if labels is None else labels.to(output.device))
             if numbers.shape != output.shape[:1]:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, eval_mode, first_tensor
+from simprune.batches import call, checked, eval_mode, first_tensor, requiring
+from simprune.caches import forgetting
 from simprune.moments import Moments
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
@@ -34,9 +35,10 @@ def backpropagate(
     outputs: Moments | None = None
     # the gradient has to reach a parameter of each module, so it passes through the module's output
     targets = [next(model.get_submodule(name).parameters()) for name in watches]
-    with eval_mode(model), torch.enable_grad(), _hooks(model, watches), only(model, targets):
+    with eval_mode(model), torch.enable_grad(), _hooks(model, watches), requiring(model, *targets):
         for batch in checked(calibration, "calibration"):
-            rows = call(model, batch).flatten(0, -2)
+            with forgetting(model):  # what it keeps of one batch has no gradients in the next
+                rows = call(model, batch).flatten(0, -2)
             direction = (2 * torch.randint(2, rows.shape, generator=generator) - 1).to(rows)
             torch.autograd.grad((rows * direction).sum(), targets, allow_unused=True)
             close()
@@ -66,18 +68,3 @@ def _hooks(model: nn.Module, watches: Mapping[str, Watch]):
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def only(model: nn.Module, targets: list[nn.Parameter]):
-    """Gradients for these parameters alone."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    for parameter in targets:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

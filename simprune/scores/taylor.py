@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.batches import call, checked, eval_mode, labels_of
+from simprune.batches import call, checked, eval_mode, labels_of, requiring
+from simprune.caches import forgetting
 from simprune.gradients import soft_log_likelihood
 from simprune.scores._parts import by_damage
 from simprune.scores._score import Score
-from simprune.scores.sensitivity import only
 from simprune.structures import UnitGroup
 from simprune.surgery.units import unit_rows, weight_slices
 
@@ -30,9 +30,10 @@ def taylor(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup])
     targets = [model.get_parameter(name) for name in names]
     damage = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
     count = 0
-    with eval_mode(model), torch.enable_grad(), only(model, targets):
+    with eval_mode(model), torch.enable_grad(), requiring(model, *targets):
         for batch in checked(calibration, "calibration"):
-            loss = _loss(call(model, batch), labels_of(batch))
+            with forgetting(model):
+                loss = _loss(call(model, batch), labels_of(batch))
             gradients = torch.autograd.grad(loss, targets, allow_unused=True)
             products = {
                 name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient

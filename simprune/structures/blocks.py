@@ -19,10 +19,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from simprune.batches import eval_mode, first_tensor
-from simprune.cost import Example
+from simprune.batches import copied, eval_mode, first_tensor
+from simprune.cost import Example, rows_of
 from simprune.surgery.bypass import Bypass, install, put
 from simprune.surgery.compact import uncached
 from simprune.surgery.visits import Visit, visit
@@ -103,19 +102,21 @@ def _carries(module: nn.Module, seen: Visit) -> bool:
         return False
     if not any(parameter.ndim > 1 for parameter in module.parameters()):
         return False
-    silent = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
-    passed = _rerun(module, silent, seen)
+    silent = copy.deepcopy(module)
+    for parameter in silent.parameters():
+        parameter.requires_grad_(False).zero_()
+    passed = _rerun(silent, seen)
     if passed is None or passed.shape != x.shape:
         return False
     size = float(x.abs().max())
     if size > 0 and torch.allclose(passed, x, rtol=1e-5, atol=1e-5 * size):
         return True
-    for name, part in module.named_modules():
+    for part in silent.modules():
         if "norm" in type(part).__name__.lower():
-            for own, parameter in part.named_parameters(prefix=name, recurse=False):
-                if own.endswith("weight"):
-                    silent[own] = torch.ones_like(parameter)
-    passed = _rerun(module, silent, seen)
+            for name, parameter in part.named_parameters(recurse=False):
+                if name.endswith("weight"):
+                    parameter.fill_(1)
+    passed = _rerun(silent, seen)
     return passed is not None and _same_up_to_scale(x, passed)
 
 
@@ -134,11 +135,11 @@ def _same_up_to_scale(x: Tensor, y: Tensor) -> bool:
     return bool(x.abs().max() > 0) and bool((cosine > 0.999).all())
 
 
-def _rerun(module: nn.Module, parameters: dict[str, Tensor], seen: Visit) -> Tensor | None:
-    """The module's main output on what it got, with other parameters; None when it does not run on its own."""
-    args, kwargs = seen.again
+def _rerun(module: nn.Module, seen: Visit) -> Tensor | None:
+    """The module's main output on what it got; None when it does not run on its own."""
+    args, kwargs = copied(seen.again)
     try:
-        return first_tensor(functional_call(module, parameters, args, kwargs))
+        return first_tensor(module(*args, **kwargs))
     except Exception:  # a foreign forward pass may raise anything; such a module is no candidate
         return None
 
@@ -206,12 +207,15 @@ def _proven(
     names: dict[nn.Module, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         names[module] = names.get(module, 0) + 1
+    lengths = {block.name: len(torch.as_tensor(visits[block.name].made)) for block in blocks}
     for block in blocks:
         seen, shared = visits[block.name], names[model.get_submodule(block.name)] > 1
         if seen.calls > 1:
             reason = f"it runs {seen.calls} times in one forward pass"
         elif shared:
             reason = "the same module stands in several places of the network"
+        elif len({*lengths.values()}) > 1 and lengths[block.name] != rows_of(example):
+            reason = f"it gets {lengths[block.name]} parts of {rows_of(example)} inputs, other blocks whole inputs"
         else:
             reason = _failure(trial, example, block, seen, expected)
         if reason is None:

@@ -96,7 +96,8 @@ def _verify(small: nn.Module, model: nn.Module, effects: Effects, example: Examp
     with torch.no_grad():
         with eval_mode(model, small):
             before, after = first_tensor(model(*args, **kwargs)), first_tensor(small(*args, **kwargs))
-        trial.train()(*args, **kwargs)
+        trial.train()  # not every module's returns itself
+        trial(*args, **kwargs)
     if before is None or after is None or before.shape != after.shape:
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
     planned = cost_model(model, example).after(effects.cut, effects.dropped)

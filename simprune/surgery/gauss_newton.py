@@ -253,7 +253,10 @@ def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 def _output(block: nn.Module, call: Example, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
     args, kwargs = copied(call)  # layers may work in place
-    output = block(*args, **kwargs) if parameters is None else functional_call(block, dict(parameters), args, kwargs)
+    if parameters is None:
+        output = block(*args, **kwargs)
+    else:  # without ties: of a module that has two names, functional_call would not put back what it changed
+        output = functional_call(block, dict(parameters), args, kwargs, tie_weights=False)
     found = first_tensor(output)
     assert found is not None
     return found

@@ -97,7 +97,8 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
 
 
 def _silent(block: nn.Module) -> nn.Module:
-    silent = copy.deepcopy(block).eval()
+    silent = copy.deepcopy(block)
+    silent.eval()  # not every module's returns itself
     for parameter in silent.parameters():
         parameter.requires_grad_(False).zero_()
     return silent
