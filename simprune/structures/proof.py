@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.batches import eval_mode, first_tensor
-from simprune.cost import Example, cost_model, measure_cost
+from simprune.cost import CostModel, Example, cost_model, measure_cost
 from simprune.surgery.coupling import NotPrunable, Slice
 
 Group = TypeVar("Group", bound="UnitGroup")
@@ -75,26 +75,40 @@ def prove(
     """
     if not groups:
         return [], []
-    reason = _failure(model, example, groups, remove)
-    if reason is None:
-        return list(groups), []
-    if len(groups) == 1:
-        return [], [(groups[0].name, reason)]
-    middle = len(groups) // 2
-    first = prove(model, example, groups[:middle], remove)
-    second = prove(model, example, groups[middle:], remove)
-    return first[0] + second[0], first[1] + second[1]
+    args, kwargs = example
+    with eval_mode(model), torch.no_grad():
+        whole = first_tensor(model(*args, **kwargs)), cost_model(model, example)
+
+    def among(some: Sequence[Group]) -> tuple[list[Group], list[tuple[str, str]]]:
+        reason = _failure(model, example, whole, some, remove)
+        if reason is None:
+            return list(some), []
+        if len(some) == 1:
+            return [], [(some[0].name, reason)]
+        middle = len(some) // 2
+        first, second = among(some[:middle]), among(some[middle:])
+        return first[0] + second[0], first[1] + second[1]
+
+    return among(groups)
 
 
-def _failure(model: nn.Module, example: Example, groups: Sequence[UnitGroup], remove: Remove) -> str | None:
+def _failure(
+    model: nn.Module,
+    example: Example,
+    whole: tuple[Tensor | None, CostModel],
+    groups: Sequence[UnitGroup],
+    remove: Remove,
+) -> str | None:
+    """Why these groups cannot lose their middle units together; `whole`: the model's output and cost."""
     cut, masked = copy.deepcopy(model), copy.deepcopy(model)
     args, kwargs = example
+    before, costs = whole
     try:
         remove(cut, groups)
         for group in groups:
             _ignore(masked, group, group.size // 2)
-        with eval_mode(model, cut, masked), torch.no_grad():
-            before, after = (first_tensor(net(*args, **kwargs)) for net in (model, cut))
+        with eval_mode(cut, masked), torch.no_grad():
+            after = first_tensor(cut(*args, **kwargs))
             with without_mixing(cut, masked):
                 found, expected = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
         actual = measure_cost(cut, example)
@@ -110,7 +124,7 @@ def _failure(model: nn.Module, example: Example, groups: Sequence[UnitGroup], re
     for group in groups:
         for key, count in group.cut([group.size // 2]).items():
             lost[key] = lost.get(key, 0) + count
-    if cost_model(model, example).after(lost) != actual:
+    if costs.after(lost) != actual:
         return "what the network costs without a part of it cannot be predicted"
     return None
 

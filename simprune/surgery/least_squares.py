@@ -12,14 +12,21 @@ from torch import Tensor, nn
 from simprune.moments import Moments
 
 Ridge = float | Literal["auto"]
+PLAIN = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 RIDGES = (1e-3, 1e-5, 1e-4, 1e-2, 1e-1, 1.0)  # the first where nothing can be held out
 
 
 def can_be_fitted(layer: nn.Module) -> bool:
-    """Is the layer one matrix product: linear, transformers' Conv1D, or a convolution without groups?"""
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return layer.groups == 1
-    return isinstance(layer, nn.Linear) or _is_transposed_linear(layer)
+    """Is the layer one product with its weight: linear, transformers' Conv1D, or a convolution without groups?
+
+    Not a subclass that computes something else, as with standardised weights or a padding of its own.
+
+    >>> can_be_fitted(nn.Conv2d(4, 4, 3)), can_be_fitted(nn.Conv2d(4, 4, 3, groups=2))
+    (True, False)
+    """
+    if type(layer).forward not in PLAIN or "weight" not in layer._parameters:
+        return _is_transposed_linear(layer)
+    return layer.groups == 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else True
 
 
 def _is_transposed_linear(layer: nn.Module) -> bool:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.surgery.least_squares import RIDGES, fit, patches, positions, stacked
+import simprune as sp
+from simprune.surgery.least_squares import RIDGES, can_be_fitted, fit, patches, positions, stacked
 
 LAYERS = {
     "linear": (lambda bias: nn.Linear(12, 3, bias), (12,)),
@@ -42,3 +43,30 @@ def test_weights_are_those_of_ridge_regression(name, count, ridge, intercept):
     assert found.after == pytest.approx(float(left), rel=1e-6, abs=1e-9)
     made = torch.cat([stacked(positions(layer, layer(x).detach())) for x, _ in pairs], 1).T
     assert found.before == pytest.approx(float((made - target).square().sum() / y.square().sum()), rel=1e-6)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, input):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(nn.functional.pad(input, (1, 1, 1, 1)), weight, self.bias)
+
+
+def test_layers_that_compute_something_else_are_left_alone():
+    torch.manual_seed(0)
+    assert not can_be_fitted(Standardised(4, 4, 3))
+    assert not can_be_fitted(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        Standardised(8, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 1),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    )
+    calibration = [torch.randn(8, 3, 6, 6) for _ in range(2)]
+    plan = sp.plan(sp.analyze(model, calibration), {"macs": 0.6})
+    small = sp.apply(plan, model)
+    refitted = {each.layer for each in sp.reconstruct(small, plan, model, calibration)}
+    assert "2" not in refitted
+    assert {"4", "6"} <= refitted
