@@ -113,14 +113,13 @@ def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
     with torch.no_grad(), eval_mode(block):
         with _hooked(module, lambda _, args, output: heard.append(output)):
             rest = _output(block, call)
+        if rest is None or rest.shape != heard[0].shape:  # such as one factor per channel
+            return None
         step = 1e-2 * heard[0].abs().mean().clamp(min=1e-6)
         with _hooked(module, lambda _, args, output: output + step):
             moved = _output(block, call)
-    assert rest is not None
     assert moved is not None
     slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
-    if slope.shape[-1] != heard[0].shape[_channel(heard[0])]:
-        return None
     moves = slope.abs() > 1e-3 * slope.abs().max()
     gain = torch.zeros_like(slope[0])
     for channel in range(len(gain)):

@@ -64,3 +64,25 @@ def test_stream_channels_and_shortcuts_go_together():
         before = float((small(x) - model(x)).square().mean())
         reconstruct(small, plan, model, [x])
         assert float((small(x) - model(x)).square().mean()) < before
+
+
+class Summary(torch.nn.Module):
+    """Ends with one number per channel that goes to all positions, as squeeze-and-excitation does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.summary = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.conv(x).relu()
+        return x + inner + self.summary(inner.mean((2, 3), keepdim=True))
+
+
+def test_a_layer_of_another_shape_than_its_block_gives_cannot_take_errors_back():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Summary(), torch.nn.Conv2d(4, 2, 1))
+    x = torch.randn(16, 3, 5, 5)
+    assert found(model, x, ["1.conv", "1.summary"]) == {}
+    plan = plan_of(model, x, Edit("channels", "0", (0,), 4))
+    small = apply(plan, model)
+    assert [each.layer for each in reconstruct(small, plan, model, [x])] == ["1.conv", "1.summary", "2"]
