@@ -42,7 +42,8 @@ def reconstruct(
     layer of a residual block also takes back what the shortcut has lost. A convolution without bias puts its intercept
     into the BatchNorm behind it; a layer with neither is fitted through the origin. `ridge` is relative to the mean
     variance of the inputs; "auto" takes for every layer the one with which an eighth of the inputs, held out, is
-    predicted best. Grouped convolutions, and layers that run more than once, stay as they are.
+    predicted best. Grouped convolutions, layers that run more than once, and subclasses that compute something else
+    than a product with their weight stay as they are.
 
     "blockwise": after that, the layers of each residual block are fitted together, so that the kept units change as
     well (see `simprune.surgery.gauss_newton`), on as many batches as give `values` entries of the block's output. No
@@ -54,9 +55,9 @@ def reconstruct(
     A mapping of patterns to these, as {"layer1.*": "none", "*": "blockwise"}, repairs layers and blocks differently:
     the first pattern that fits a name counts, and "least_squares" where none does.
 
-    Cost: one forward pass of both networks over the calibration batches, plus one (inputs x kernel)^2 covariance and
-    solve per layer. Raises ValueError for an unknown method, for a pattern that fits nothing, or when `small` does not
-    come from `plan` and `model`.
+    Cost: one forward pass of both networks over the calibration batches, plus one solve per layer, of as many unknowns
+    as it has inputs x kernel, or rows where these are fewer. Raises ValueError for an unknown method, for a pattern
+    that fits nothing, or when `small` does not come from `plan` and `model`.
     """
     choice = Choice.of(method, model)
     plan.check(model)
