@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from simprune.caches import forgetting
 from simprune.functional._base import FunctionalMeasure, Score, finite, integers
 
 LABEL_KEYS = ("labels", "label")
@@ -203,7 +202,6 @@ def undisturbed(models: Sequence[nn.Module], what: str) -> Iterator[None]:
         stack.callback(lambda: [setattr(module, "training", training) for module, training in modes])
         stack.callback(lambda: [each.requires_grad_(needed) for each, needed in frozen])
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(forgetting(*models))
         for model in models:
             model.eval()
             model.requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import nn
 from torch_pruning.dependency.group import Group
 
 from simprune.attention import is_conv1d
-from simprune.batches import eval_mode, first_tensor
+from simprune.batches import eval_mode, first_tensor, requiring
 from simprune.cost import Example
 from simprune.surgery.pruners import opaque, pruners
 
@@ -77,24 +77,18 @@ class CouplingGraph:
         self._hidden = {self._names[part] for part in inside} | {
             layer for found in self.attention.values() for layer in found.layers if not found.writes
         }
-        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(True)  # the trace follows gradients: frozen layers would be missing
-        try:
-            with eval_mode(model), torch.enable_grad():
-                model(*args, **kwargs)  # an error of the model itself surfaces here, not inside the trace
-                with opaque(whole), _traceable():
-                    self._graph = tp.DependencyGraph().build_dependency(
-                        model,
-                        example_inputs=args,  # what the trace runs is forward_fn
-                        forward_fn=lambda net, _: net(*args, **kwargs),
-                        output_transform=first_tensor,
-                        customized_pruners=by_type,
-                        verbose=False,
-                    )
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+        # the trace follows gradients: frozen layers would be missing
+        with requiring(model, *model.parameters()), eval_mode(model), torch.enable_grad():
+            model(*args, **kwargs)  # an error of the model itself surfaces here, not inside the trace
+            with opaque(whole), _traceable():
+                self._graph = tp.DependencyGraph().build_dependency(
+                    model,
+                    example_inputs=args,  # what the trace runs is forward_fn
+                    forward_fn=lambda net, _: net(*args, **kwargs),
+                    output_transform=first_tensor,
+                    customized_pruners=by_type,
+                    verbose=False,
+                )
         widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
         self._index_cap = 4 * widest
         self._item_cap = 8 * len(self._graph.module2node) + 64
