@@ -133,23 +133,29 @@ class CouplingGraph:
 
     @contextmanager
     def _bounded(self) -> Iterator[list[tuple[Any, Any]]]:
-        """Cap the size of a group while torch-pruning builds it: cyclic mappings would never end."""
-        add_dep, items = Group.add_dep, []
+        """Cap the size of a group while torch-pruning builds it: cyclic mappings would never end.
+
+        What is in the group is looked up in a set: torch-pruning's walk through all items takes minutes up to the cap.
+        """
+        add_dep, has_pruning_op, items = Group.add_dep, Group.has_pruning_op, []
+        known: set[tuple[Any, Any, tuple]] = set()
         item_cap, index_cap = 2 * self._item_cap, self._index_cap  # each item is added twice: found, then merged
 
         def counted(self: Group, dep: Any, idxs: Any) -> None:
             items.append((dep, idxs))
             if len(items) > item_cap or len(idxs) > index_cap:
                 raise NotPrunable("its channels are coupled through a cyclic or exploding index mapping")
+            known.add((dep.target, dep.handler, tuple(idxs)))
             add_dep(self, dep, idxs)
 
         Group.add_dep = counted
+        Group.has_pruning_op = lambda self, dep, idxs: (dep.target, dep.handler, tuple(idxs)) in known
         try:
             yield items
         except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise NotPrunable(f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})") from None
         finally:
-            Group.add_dep = add_dep
+            Group.add_dep, Group.has_pruning_op = add_dep, has_pruning_op
 
     def slices(self, layer: str) -> tuple[Slice, ...]:
         """What every unit of a layer's group takes with it: tensors, dimensions, indices per unit."""
