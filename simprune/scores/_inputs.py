@@ -36,14 +36,21 @@ class Gathered:
         return Rows(torch.cat([rows.double().cpu() for rows in self.rows], 1).T, ridge)
 
 
+PENDING = 64  # rows of changes: enough for a product of matrices to be worth its while
+
+
 class Matrices:
-    """Covariance and inverse as (inputs, inputs) matrices."""
+    """Covariance and inverse as (inputs, inputs) matrices.
+
+    The inverse is `inverse` - `rows`^T `halves`: its changes are collected and taken out many at a time.
+    """
 
     def __init__(self, covariance: Tensor, mean: Tensor, ridge: float) -> None:
         self.covariance, self.mean = covariance, mean
         damping = ridge * covariance.diagonal().mean() + 1e-12
         self.ridged = covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype)
         self.inverse = torch.linalg.inv(self.ridged)
+        self.rows = self.halves = self.inverse[:0]
 
     def blocks(self, columns: Tensor) -> Tensor:
         """Covariance of each of the (units, k) inputs among themselves: (units, k, k)."""
@@ -51,12 +58,17 @@ class Matrices:
 
     def inverse_blocks(self, columns: Tensor) -> Tensor:
         """The same of the inverse, of what is left."""
-        return self.inverse[columns[:, :, None], columns[:, None, :]]
+        changes = _products(self.rows, self.halves, columns)
+        return self.inverse[columns[:, :, None], columns[:, None, :]] - changes
 
     def remove(self, columns: Tensor) -> Tensor:
         """Take (k,) inputs out; returns how the others make up for them, (k, inputs), with 1 for each itself."""
-        half = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])
-        self.inverse.addmm_(self.inverse[:, columns], half, alpha=-1)
+        rows = self.inverse[columns] - self.halves[:, columns].T @ self.rows
+        half = torch.linalg.solve(rows[:, columns], rows)
+        self.rows, self.halves = torch.cat([self.rows, rows]), torch.cat([self.halves, half])
+        if len(self.rows) >= PENDING:
+            self.inverse.addmm_(self.rows.T, self.halves, alpha=-1)
+            self.rows = self.halves = self.inverse[:0]
         return half
 
     def refit(self, matrix: Tensor, kept: Tensor) -> Tensor:
@@ -77,10 +89,12 @@ class Rows:
         return torch.linalg.cholesky(rows @ rows.T + self.damping * torch.eye(len(rows), dtype=rows.dtype))
 
     def blocks(self, columns: Tensor) -> Tensor:
-        return _products(self.rows, columns)
+        return _products(self.rows, self.rows, columns)
 
     def inverse_blocks(self, columns: Tensor) -> Tensor:
-        return (torch.eye(columns.shape[1], dtype=self.rows.dtype) - _products(self.factor, columns)) / self.damping
+        return (
+            torch.eye(columns.shape[1], dtype=self.rows.dtype) - _products(self.factor, self.factor, columns)
+        ) / self.damping
 
     def remove(self, columns: Tensor) -> Tensor:
         own = self.factor[:, columns]
@@ -98,6 +112,7 @@ class Rows:
         return torch.cholesky_solve(self.rows @ matrix.T, self._root(some)).T @ some
 
 
-def _products(rows: Tensor, columns: Tensor) -> Tensor:
-    some = rows[:, columns].movedim(0, 1)  # (units, rows, k)
-    return some.transpose(1, 2) @ some
+def _products(a: Tensor, b: Tensor, columns: Tensor) -> Tensor:
+    """a^T b of each of the (units, k) columns among themselves: (units, k, k)."""
+    left, right = (rows[:, columns].movedim(0, 1) for rows in (a, b))  # (units, rows, k)
+    return left.transpose(1, 2) @ right

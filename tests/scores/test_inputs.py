@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from simprune.scores import _inputs
 from simprune.scores._inputs import Gathered, Matrices, Rows
 
 RIDGE = 1e-3
@@ -14,7 +15,9 @@ def both(rows: torch.Tensor) -> tuple[Matrices, Rows]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
-def test_rows_and_matrices_agree_while_inputs_go(count):
+@pytest.mark.parametrize("pending", [1, 3, 64])  # rows of changes that the inverse waits for
+def test_rows_and_matrices_agree_while_inputs_go(count, pending, monkeypatch):
+    monkeypatch.setattr(_inputs, "PENDING", pending)
     torch.manual_seed(0)
     rows = torch.randn(count, 12, dtype=torch.float64) + 3
     rows[:, 4] = rows[:, 5]  # one that another replaces
