@@ -92,4 +92,4 @@ def show(rows: list[dict], title: str) -> None:
             f"{np.mean([row['seconds'] for row in some]):.0f}",
             *([f"{np.mean([row.get('latency', 1.0) for row in some]):.2f}"] if timed else []),
         )
-    Console().print(table)
+    Console(width=160).print(table)  # as wide when piped, where 80 columns would break every cell
