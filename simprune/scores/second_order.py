@@ -33,8 +33,8 @@ def second_order(
 
     Greedy elimination, the refit updated after every step. One forward and one backward pass; with width = inputs x
     kernel of a reader, and one row per input and position, memory O(width x min(width, rows)) and channels times as
-    much time. Groups that only grouped convolutions read
-    cannot be refitted: they are scored by predictability, as if each carried the whole output.
+    much time. Groups that only grouped convolutions read cannot be refitted: they are scored by predictability, as if
+    each carried the whole output.
     """
     readers: dict[str, _Reader] = {}
     for group in groups:
