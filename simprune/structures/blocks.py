@@ -24,6 +24,7 @@ from simprune.batches import copied, eval_mode, first_tensor
 from simprune.cost import Example, rows_of
 from simprune.surgery.bypass import Bypass, install, put
 from simprune.surgery.compact import uncached
+from simprune.surgery.shortcuts import silenced
 from simprune.surgery.visits import Visit, visit
 
 Refusals = list[tuple[str, str]]
@@ -102,9 +103,7 @@ def _carries(module: nn.Module, seen: Visit) -> bool:
         return False
     if not any(parameter.ndim > 1 for parameter in module.parameters()):
         return False
-    silent = copy.deepcopy(module)
-    for parameter in silent.parameters():
-        parameter.requires_grad_(False).zero_()
+    silent = silenced(module)
     passed = _rerun(silent, seen)
     if passed is None or passed.shape != x.shape:
         return False

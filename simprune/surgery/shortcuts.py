@@ -55,7 +55,7 @@ def find_shortcuts(small: nn.Module, model: nn.Module, example: Example, layers:
         own = [layer for layer in layers if layer.startswith(f"{name}.")]
         if not own or any(other.startswith(f"{name}.") for other in inside):
             continue
-        block, silent = model.get_submodule(name), _silent(model.get_submodule(name))
+        block, silent = model.get_submodule(name), silenced(model.get_submodule(name))
         with torch.no_grad(), eval_mode(block):
             passed, output = _output(silent, calls[name]), _output(block, calls[name])
         if output is None or passed is None or passed.shape != output.shape or not passed.any():
@@ -63,7 +63,7 @@ def find_shortcuts(small: nn.Module, model: nn.Module, example: Example, layers:
         inside.add(name)
         gain = _gain(block, own[-1].removeprefix(f"{name}."), calls[name])
         if gain is not None:
-            found[own[-1]] = Shortcut(name, gain, silent, _silent(small.get_submodule(name)))
+            found[own[-1]] = Shortcut(name, gain, silent, silenced(small.get_submodule(name)))
     return found
 
 
@@ -96,7 +96,8 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
     return first_tensor(block(*args, **kwargs))
 
 
-def _silent(block: nn.Module) -> nn.Module:
+def silenced(block: nn.Module) -> nn.Module:
+    """A copy with all parameters zero: what it returns is what passes by."""
     silent = copy.deepcopy(block)
     silent.eval()  # not every module's returns itself
     for parameter in silent.parameters():
