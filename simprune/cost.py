@@ -143,7 +143,7 @@ def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[st
     """Multiply-adds times two by module ("" is the whole model) and operator, for the whole example batch."""
     args, kwargs = example
     counter = FlopCounterMode(display=False)
-    # the counter cannot follow parameters that modules get as arguments while these want gradients
+    # the counter cannot follow views of parameters that modules get as arguments while parameters want gradients
     with eval_mode(model), torch.no_grad(), requiring(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(*args, **kwargs)
     counts = {

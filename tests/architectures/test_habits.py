@@ -72,10 +72,10 @@ class Parts(nn.Module):
 
 
 class Join(nn.Module):
-    """Gets a parameter as an argument, as in CaiT and PiT."""
+    """Gets a view of a parameter as an argument, as in CaiT and PiT."""
 
-    def forward(self, x, token):
-        return torch.cat([x, token.expand(len(x), 2, -1)], 1)
+    def forward(self, x, tokens):
+        return torch.cat([x, tokens], 1)
 
 
 class Network(nn.Module):
@@ -86,7 +86,12 @@ class Network(nn.Module):
         self.head = nn.Linear(WIDTH, 5)
 
     def forward(self, x):
-        return self.head(self.blocks(self.join(self.embed(x), self.token)).mean(1))
+        return self.head(self.blocks(self.join(self.embed(x), self.token.expand(len(x), 2, -1))).mean(1))
+
+
+def plain(model: nn.Module) -> list[dict]:
+    """What modules keep in attributes that are neither parameters, buffers nor modules, as it is now."""
+    return [{k: copy.copy(v) for k, v in vars(module).items() if k[0] != "_"} for module in model.modules()]
 
 
 @pytest.mark.parametrize("middle", [Plain, Caching, Shared, Parts])
@@ -95,7 +100,7 @@ def test_the_whole_path_works_and_the_original_stays_as_it_was(middle):
     model = Network(middle)
     calibration = [torch.randn(16, 4, 6) for _ in range(2)]
     parameters, state = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
-    before = [copy.copy({k: v for k, v in vars(module).items() if k[0] != "_"}) for module in model.modules()]
+    before = plain(model)
 
     result = sp.compress(
         model, calibration=calibration, test=calibration, budget={"macs": 0.6}, reconstruct="blockwise"
@@ -106,8 +111,7 @@ def test_the_whole_path_works_and_the_original_stays_as_it_was(middle):
     assert list(after) == list(parameters)
     assert all(after[name] is parameters[name] for name in after)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    now = [{k: v for k, v in vars(module).items() if k[0] != "_"} for module in model.modules()]
-    assert now == before
+    assert plain(model) == before
     copy.deepcopy(model)
 
 
