@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from simprune.cost import measure_cost
-from simprune.sources import Batches
-from simprune.stages import agreement, answer
+from simprune.sources.local import Batches
+from simprune.trace.answers import agreement, answer
+from simprune.trace.cost import measure_cost
 from simprune.zoo.residual import ResidualCNN
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -33,8 +33,8 @@ def build(name: str, count: int) -> tuple[nn.Module, list]:
 
 def measure(name: str, stage: str, count: int) -> dict[str, float]:
     """One stage, in this process: seconds, and the peak of its resident memory in MiB."""
-    from simprune import pipeline
-    from simprune.batches import call
+    from simprune import api as pipeline
+    from simprune.core.batches import call
 
     model, batches = build(name, count)
     start = time.perf_counter()

@@ -21,9 +21,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks._cifar import DEPTHS, calibration_images, load
-from simprune import pipeline
-from simprune.depth import View
-from simprune.sources import Batches
+from simprune import api as pipeline
+from simprune.scores.blocks import View
+from simprune.sources.local import Batches
 
 MEASURES = ("cka_debiased", "gbs")
 

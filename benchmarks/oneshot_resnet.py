@@ -20,10 +20,10 @@ from torch import nn
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
-from simprune.cost import measure_cost
-from simprune.sources import Batches
-from simprune.stages import side_by_side
-from simprune.trials import calibrate
+from simprune.sources.local import Batches
+from simprune.trace.cost import measure_cost
+from simprune.trace.timing import side_by_side
+from simprune.tune.trials import calibrate
 
 BATCH = 64  # images, for latency
 

@@ -19,9 +19,9 @@ import torch
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
 from benchmarks.oneshot_resnet import BATCH, ours
-from simprune.planning.choosers import CHOOSERS
-from simprune.redundancy import Redundancy
-from simprune.stages import side_by_side
+from simprune.core.redundancy import Redundancy
+from simprune.planners.choosers import CHOOSERS
+from simprune.trace.timing import side_by_side
 
 STRUCTURES = ["channels+blocks", "channels", "blocks"]
 

@@ -20,9 +20,9 @@ from rich.table import Table
 from torch import nn
 
 import simprune as sp
-from simprune.cost import measure_cost
-from simprune.example import describe, example_of
-from simprune.planning.plan import fingerprint
+from simprune.core.example import describe, example_of
+from simprune.core.plan import fingerprint
+from simprune.trace.cost import measure_cost
 
 
 def main() -> None:

@@ -1,15 +1,14 @@
 """simprune: find what is redundant in a trained network, remove it, and be sure the rest behaves like the original."""
 
-from simprune import functional, measures
-from simprune.bundle import load, save
+from simprune.api import analyze, compress, plan
+from simprune.bundle import Result, load, save
 from simprune.checks import Gate, Verdict, validate
-from simprune.curves import Frontier, frontier
-from simprune.pipeline import analyze, compress, plan
-from simprune.planning.plan import Edit, Plan
-from simprune.recovery import finetune, reestimate_batchnorm
-from simprune.redundancy import Redundancy
-from simprune.result import Result
-from simprune.surgery import apply, reconstruct
+from simprune.core.plan import Edit, Plan
+from simprune.core.redundancy import Redundancy
+from simprune.edit.apply import apply
+from simprune.repair.reconstruct import reconstruct
+from simprune.repair.training import finetune, reestimate_batchnorm
+from simprune.tune.frontier import Frontier, frontier
 
 __all__ = [
     "Edit",

@@ -2,6 +2,6 @@
 
 import sys
 
-from simprune.cli import main
+from simprune.cli.main import main
 
 sys.exit(main())

@@ -13,24 +13,37 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
-from simprune.planning.plan import Plan
+from simprune.checks import Verdict
+from simprune.core.plan import Plan
+from simprune.core.redundancy import Redundancy
+from simprune.core.store import finite
+from simprune.core.weights import AGAIN, load_weights
+from simprune.edit.apply import apply
+from simprune.repair.absorb import absorbed, empty
 from simprune.report import render
-from simprune.report.units import finite
-from simprune.result import Result
-from simprune.surgery import apply
-from simprune.surgery.absorb import absorbed, empty
 
 HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
 FILES = (*HASHED, "report.json")
-AGAIN = "copy the whole folder again or make it anew"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` made: the smaller model, the plan behind it, the verdict, and the report as data."""
+
+    model: nn.Module
+    plan: Plan
+    verdict: Verdict | None
+    report: dict[str, Any]
+    redundancy: Redundancy | None = None
 
 
 def save(folder: str | os.PathLike[str], result: Result, recipe: dict | None = None) -> Path:
@@ -144,31 +157,6 @@ def _check_files(folder: Path) -> None:
     for name, digest in zip(HASHED, recorded, strict=True):
         if _sha256(folder / name) != digest:
             raise ValueError(f"bundle {folder}: {name} {changed}")
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Strict in names, shapes and dtypes: nothing is left at its initial value, nothing is converted."""
-    fit = "the model is not the one the bundle was made from"
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); {AGAIN}") from None
-    expected = model.state_dict()
-    for name in sorted(stored.keys() & expected.keys()):
-        here, there = expected[name], stored[name]
-        if there.shape != here.shape:
-            shapes = f"{list(there.shape)}, the model needs {list(here.shape)}"
-            raise ValueError(f"{path}: {name} is {shapes}; {fit}")
-        if there.dtype != here.dtype:
-            raise ValueError(f"{path}: {name} is {there.dtype}, the model has {here.dtype}; build it in the former")
-    try:
-        load_model(model, path)
-    except RuntimeError:  # names; tied tensors are stored once, under one of their names
-        there = {expected[name].data_ptr() for name in stored.keys() & expected.keys()}
-        missing = [name for name, tensor in expected.items() if tensor.data_ptr() not in there]
-        extra = [*sorted(stored.keys() - expected.keys()), "a tied tensor"]
-        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
-        raise ValueError(f"{path}: {what}; {fit}") from None
 
 
 def _recipe_text(recipe: dict | None) -> str:

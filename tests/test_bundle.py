@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from simprune import bundle
-from simprune.planning.plan import Edit, Plan, fingerprint
-from simprune.surgery import apply
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.apply import apply
 
 MODULE = """
 import torch

@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Who may import whom: the rooms of the house, from the top down."""
 
 import ast
 import sys
@@ -13,14 +13,49 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-TOP = (
-    "simprune.__main__",
-    "simprune.cli",
-    "simprune.commands",
-    "simprune.listing",
-    "simprune.console",
-    "simprune.recipe",
+# Each room imports what stands lower in this list, and itself; rooms of one line may import each other.
+ROOMS = (
+    ("__main__",),
+    ("cli",),
+    ("api", "bundle", "report"),
+    ("tune",),
+    ("checks",),
+    ("repair",),
+    ("edit",),
+    ("planners",),
+    ("scores",),
+    ("structures",),
+    ("functional",),
+    ("trace",),
+    ("measures",),
+    ("core",),
 )
+# Rooms that stand beside the list, with all that they import.
+ASIDE = {
+    "sources": ("core", "zoo"),
+    "zoo": (),
+    "settings": ("core",),
+    "testing": tuple(r for row in ROOMS[3:] for r in row),
+}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def allowed(place: str) -> set[str]:
+    """Rooms that a room may import from."""
+    if place in ASIDE:
+        return {place, *ASIDE[place]}
+    level = next(number for number, row in enumerate(ROOMS) if place in row)
+    found = {each for row in ROOMS[level:] for each in row}
+    if level <= 2:
+        found |= {"sources", "settings", "zoo"}
+    if place in ("measures", "core"):
+        return {place, "core"}
+    if place == "functional":
+        return {place, "core", "trace"}
+    return found
 
 
 def imports(name: str, top_level_only: bool = False) -> set[str]:
@@ -54,39 +89,46 @@ def within(name: str, *packages: str) -> bool:
 
 
 def test_the_reader_of_imports_sees_them():
-    assert "simprune.recovery" in imports("simprune.recipe.schema")
-    assert "torch" in imports("simprune.sources")
-    assert "sklearn.datasets" in imports("simprune.sources")
-    assert "sklearn.datasets" not in imports("simprune.sources", top_level_only=True)
+    assert "simprune.core.batches" in imports("simprune.trace.capture")
+    assert "torch" in imports("simprune.sources.local")
+    assert "sklearn.datasets" in imports("simprune.sources.local")
+    assert "sklearn.datasets" not in imports("simprune.sources.local", top_level_only=True)
 
 
-@pytest.mark.parametrize("package", ["simprune.measures", "simprune.functional"])
-def test_measures_import_only_torch_numpy_scipy(package):
-    for name in filter(lambda name: within(name, package), MODULES):
-        for used in imports(name):
-            outside = used.partition(".")[0]
-            assert (
-                within(used, package) or outside in ("torch", "numpy", "scipy") or outside in sys.stdlib_module_names
-            ), f"{name} imports {used}"
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"simprune"}))
+def test_rooms_import_only_what_stands_lower(name):
+    """Also within functions: a late import is still one."""
+    used = {room(other) for other in imports(name) if within(other, "simprune")}
+    above = used - allowed(room(name))
+    assert not above, f"{name} imports from {', '.join(sorted(above))}"
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_nothing_below_imports_the_pipeline_or_the_command_line(name):
-    if name == "simprune" or within(name, *TOP, "simprune.pipeline"):
-        return
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if room(name) == "functional"])
+def test_functional_measures_use_the_context_of_trace_alone(name):
+    assert {other for other in imports(name) if within(other, "simprune.trace")} <= {"simprune.trace.context"}
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if room(name) in ("measures", "functional")])
+def test_measures_import_only_torch_numpy_scipy(name):
     for used in imports(name):
-        assert not within(used, "simprune.pipeline", *TOP), f"{name} imports {used}"
+        outside = used.partition(".")[0]
+        assert outside in ("simprune", "torch", "numpy", "scipy") or outside in sys.stdlib_module_names, used
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if room(name) == "planners"])
+def test_planners_never_see_a_network(name):
+    assert not {used for used in imports(name) if within(used, "torch", "simprune.trace")}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_hydra_is_known_to_the_command_line_and_recipes_alone(name):
-    if not within(name, "simprune.cli", "simprune.recipe"):
+def test_hydra_is_known_to_the_command_line_alone(name):
+    if not within(name, "simprune.cli"):
         assert not [used for used in imports(name) if within(used, "hydra", "omegaconf")]
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_torch_pruning_is_known_to_surgery_alone(name):
-    if not within(name, "simprune.surgery"):
+def test_torch_pruning_is_known_to_trace_alone(name):
+    if not within(name, "simprune.trace"):
         assert not [used for used in imports(name) if within(used, "torch_pruning")]
 
 

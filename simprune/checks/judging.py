@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.checks.drift import BlockDrift
 from simprune.checks.intervals import (
     DRAWS,
     Interval,
@@ -21,7 +22,6 @@ from simprune.checks.intervals import (
     without_spread,
 )
 from simprune.checks.verdict import Gate, GateResult, Outcome
-from simprune.drift import BlockDrift
 from simprune.functional import FunctionalMeasure, Score
 from simprune.functional.classwise import MaxClassRecallDrop
 

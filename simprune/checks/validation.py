@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simprune import corruptions
-from simprune.batches import call, checked, evaluation, labels_of
+from simprune.checks import corruptions
+from simprune.checks.drift import BlockDrift
 from simprune.checks.intervals import strata_of
 from simprune.checks.judging import Case, judge_together
 from simprune.checks.verdict import DEFAULT_GATES, Gate, Verdict
-from simprune.drift import BlockDrift
+from simprune.core.batches import call, checked, labels_of
+from simprune.core.names import did_you_mean
 from simprune.functional import FunctionalMeasure, Outputs
-from simprune.names import did_you_mean
+from simprune.trace.context import evaluation
 
 Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
 

@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from simprune import corruptions
-from simprune.drift import BlockDrift
+from simprune.checks import corruptions
+from simprune.checks.drift import BlockDrift
+from simprune.core.names import did_you_mean
 from simprune.functional import FunctionalMeasure, get
-from simprune.names import did_you_mean
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -23,8 +23,8 @@ class Gate:
     """A limit for one functional measure, to be met by its one-sided bound at `confidence`.
 
     An upper limit, or a lower one for measures where larger is more similar. `options` are the measure's
-    hyperparameters. `inputs`: "clean", or how test images are shifted first, one of `simprune.corruptions.names()`.
-    The measure is a functional one, or "block_drift" (`simprune.drift`). KeyError for an unknown measure, ValueError
+    hyperparameters. `inputs`: "clean", or how test images are shifted first, one of `simprune.checks.corruptions.names()`.
+    The measure is a functional one, or "block_drift" (`simprune.checks.drift`). KeyError for an unknown measure, ValueError
     for a bad limit, confidence, option or inputs.
 
     >>> Gate("disagreement", limit=0.05).measure

@@ -10,9 +10,9 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from simprune.core.similarity import Interval, Null, SimilarityMatrix
 from simprune.measures._base import DegenerateWarning, Measure, Prepared, UndefinedWarning, _registry
 from simprune.measures._resampling import Resampling
-from simprune.measures._result import Interval, Null, SimilarityMatrix
 from simprune.measures._streaming import Streaming
 
 __all__ = [

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.core.similarity import Interval, Null
 from simprune.measures._base import DegenerateWarning, Measure, Prepared, Statistic, UndefinedWarning, _labels
-from simprune.measures._result import Interval, Null
 
 QUANTILES = {"2.5%": 0.025, "50%": 0.5, "97.5%": 0.975}
 

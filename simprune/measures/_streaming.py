@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simprune.core.similarity import SimilarityMatrix
 from simprune.measures._base import Measure, Statistic, _labels, _require_finite
 from simprune.measures._moments import FORMS, Joint
-from simprune.measures._result import SimilarityMatrix
 from simprune.measures._rows import directions
 
 NORMED = ("cka_debiased",)  # measures that need squared lengths of rows besides second moments

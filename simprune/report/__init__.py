@@ -6,12 +6,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from simprune.core.store import finite, settings
+
 from . import figures, units
 from .search import ladder
 
 OUTCOMES = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive", "unchecked": "Not checked"}
 COSTS = {"macs": "Multiply-adds", "params": "Parameters", "bytes": "Bytes", "latency_ms": "Latency"}
-FILTERS = ("number", "percent", "points", "settings", "count", "milliseconds")
+FILTERS = ("number", "percent", "points", "count", "milliseconds")
 FORMATS = {
     "macs": units.count, "params": units.count, "bytes": units.size, "latency_ms": units.milliseconds,
     "accuracy": units.percent, "agreement": units.percent,
@@ -33,7 +35,7 @@ def render(report: dict) -> str:
     >>> "no &lt;test&gt; set" in page, "<script" in page
     (True, False)
     """
-    report = EMPTY | {key: value for key, value in units.finite(report).items() if value is not None}
+    report = EMPTY | {key: value for key, value in finite(report).items() if value is not None}
     redundancy, edits = report["redundancy"], report["plan"].get("edits") or []
     stages = report["stages"]
     original = next((stage for stage in stages if stage["name"] == "original"), {})
@@ -71,6 +73,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {name: getattr(units, name) for name in FILTERS}
+    environment.filters["settings"] = settings
     environment.filters["name"] = _breakable
     environment.filters["measured"] = lambda value: value if isinstance(value, str) else units.number(value)
     environment.globals |= {

@@ -9,6 +9,8 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from simprune.core.store import finite
+
 from . import _environment, units
 from .figures import _ticks, picture, tag
 from .paper import COLOURS, MARKERS, STYLE
@@ -28,7 +30,7 @@ def render_frontier(data: dict[str, Any]) -> str:
     >>> "Not reachable" in render_frontier({"curves": {}, "points": [], "original": {}, "notes": []})
     False
     """
-    data = {"simprune": "", "model": "", "settings": {}, "inputs": None, "kind": "macs", **units.finite(data)}
+    data = {"simprune": "", "model": "", "settings": {}, "inputs": None, "kind": "macs", **finite(data)}
     page = _environment().get_template("frontier.html")
     rates = [rate for rate in RATES if any(point[rate] is not None for point in data["points"])]
     return page.render(data=data, rates=rates, costs=along(data), chart=chart, headline=_headline(data), marker=_marker)

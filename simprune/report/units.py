@@ -1,23 +1,7 @@
 """Numbers as people read them; a missing or undefined one is a dash."""
 
-import math
-from typing import Any
-
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-
-
-def finite(value: Any) -> Any:
-    """The same nested value with every NaN or infinity replaced by None, which is what JSON can hold.
-
-    >>> finite({"a": [1.0, float("nan")], "b": "text"})
-    {'a': [1.0, None], 'b': 'text'}
-    """
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value, digits=3) -> str:
@@ -153,17 +137,3 @@ def shorten(name: str, length: int) -> str:
         return name
     head = length // 3
     return f"{name[:head]}…{name[len(name) - (length - head - 1) :]}"
-
-
-def settings(value, prefix="") -> list[tuple[str, str]]:
-    """Nested settings as (dotted key, text) rows.
-
-    >>> settings({"budget": {"macs": 0.5}, "structures": ["channels", "blocks"], "finetune": None})
-    [('budget.macs', '0.5'), ('structures', 'channels, blocks'), ('finetune', '–')]
-    """
-    if isinstance(value, dict) and value:
-        start = f"{prefix}." if prefix else ""
-        return [row for key, item in value.items() for row in settings(item, f"{start}{key}")]
-    if isinstance(value, list | tuple):
-        return [(prefix, ", ".join(str(item) for item in value) or DASH)]
-    return [(prefix, DASH if value is None or value == {} else str(value))]

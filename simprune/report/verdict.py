@@ -5,6 +5,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from simprune.core.store import finite
+
 from . import OUTCOMES, _environment, _verdict_sentence, units
 from .figures import picture, tag
 
@@ -33,7 +35,7 @@ def render_verdict(verdict: dict[str, Any], evidence: dict[str, Any]) -> str:
         _environment()
         .get_template("verdict.html")
         .render(
-            verdict=units.finite(verdict | {"gates": gates}),
+            verdict=finite(verdict | {"gates": gates}),
             sentence=_verdict_sentence(verdict),
             seen=seen,
             confusion=confusion,

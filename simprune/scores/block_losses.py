@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from simprune.capture import Site, run
-from simprune.moments import Moments
+from simprune.core.moments import Moments
 from simprune.scores.output_changes import Loss
-from simprune.surgery.least_squares import joint_moments
+from simprune.trace.capture import Site, run
+from simprune.trace.layers import joint_moments
 
 RIDGE = 1e-3
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simprune.scores.sensitivity import backpropagate
+from simprune.core.redundancy import Interactions
+from simprune.trace.sensitivity import backpropagate
 
 Error = Callable[[Tensor, Tensor], Tensor]  # (a module's input, its output) -> what its output loses
 
@@ -25,22 +26,6 @@ class Loss:
 
     module: str
     error: Error
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """How the changes of the output by two structures point the same way: 0 (they add up) to 1 (the same change)."""
-
-    places: Mapping[tuple[str, str], int]  # kind and name -> row
-    values: np.ndarray
-
-    def among(self, keys: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(keys, keys); structures that are not known do not interact."""
-        found = np.eye(len(keys))
-        known = [(row, self.places[key]) for row, key in enumerate(keys) if key in self.places]
-        rows, places = [row for row, _ in known], [place for _, place in known]
-        found[np.ix_(rows, rows)] = self.values[np.ix_(places, places)]
-        return found
 
 
 def output_changes(

@@ -1,9 +1,9 @@
 """What can be removed, and how it is found: one kind of structure per file."""
 
-from simprune.structures.blocks import Block, find_blocks, find_sub_blocks
-from simprune.structures.channels import ChannelGroup, find_channel_groups
-from simprune.structures.heads import HeadGroup, find_head_groups
-from simprune.structures.proof import UnitGroup
+from simprune.core.structures import Block, ChannelGroup, HeadGroup, UnitGroup
+from simprune.structures.blocks import find_blocks, find_sub_blocks
+from simprune.structures.channels import find_channel_groups
+from simprune.structures.heads import find_head_groups
 
 FINDERS = {
     "channels": find_channel_groups,

@@ -15,33 +15,21 @@ layer just adds to its input (attention, MLP): those are removed by adding nothi
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import copied, eval_mode, first_tensor
-from simprune.cost import Example, rows_of
-from simprune.surgery.bypass import Bypass, install, put
-from simprune.surgery.compact import uncached
-from simprune.surgery.shortcuts import silenced
-from simprune.surgery.visits import Visit, visit
+from simprune.core.batches import copied, first_tensor
+from simprune.core.cost import Example
+from simprune.core.example import rows_of
+from simprune.core.structures import Block
+from simprune.trace.bypass import Bypass, without
+from simprune.trace.context import eval_mode, uncached
+from simprune.trace.shortcuts import silenced
+from simprune.trace.visits import Visit, visit
 
 Refusals = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A module that can go. `replace`: "identity", its input goes on, or "zero", nothing is added to the stream.
-
-    Blocks of one `chain` follow each other directly. `inside` names the block around a half.
-    """
-
-    name: str
-    replace: str = "identity"
-    chain: int = 0
-    inside: str = ""
-    kind: str = "block"
 
 
 def find_blocks(model: nn.Module, example: Example) -> tuple[list[Block], Refusals]:
@@ -254,17 +242,6 @@ def _makes_more(seen: Visit) -> bool:
 def _quiet(model: nn.Module) -> Iterator[None]:
     with uncached(model), torch.no_grad():
         yield
-
-
-@contextmanager
-def without(model: nn.Module, name: str, stand_in: Bypass) -> Iterator[None]:
-    """For a while `stand_in` is in the place of a module."""
-    module = model.get_submodule(name)
-    try:
-        install(model, name, stand_in)
-        yield
-    finally:
-        put(model, name, module)
 
 
 def _failure(trial: nn.Module, example: Example, block: Block, seen: Visit, expected: Tensor | None) -> str | None:

@@ -1,24 +1,13 @@
 """Coupled channel groups: output channels of one layer with everything that has to go with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
-from simprune.cost import Example
-from simprune.structures.proof import UnitGroup, prove
-from simprune.surgery.coupling import ROOTS, CouplingGraph, NotPrunable
-
-
-@dataclass(frozen=True)
-class ChannelGroup(UnitGroup):
-    """Channels that exist once in the network's arithmetic, named after the first layer that produces them.
-
-    Hidden units of an MLP and the width of a residual stream are channel groups as well.
-    """
-
-    kind: Literal["channels", "heads"] = "channels"
+from simprune.core.cost import Example
+from simprune.core.structures import ChannelGroup, NotPrunable, UnitGroup
+from simprune.structures.proof import prove
+from simprune.trace.coupling import ROOTS, CouplingGraph
 
 
 def find_channel_groups(model: nn.Module, example: Example) -> tuple[list[ChannelGroup], list[tuple[str, str]]]:

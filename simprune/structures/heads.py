@@ -1,25 +1,16 @@
 """Attention heads: query heads with the key/value head they share, in every tensor of one attention module."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
 
-from simprune.attention import HEADS, Attention, attentions
-from simprune.batches import eval_mode
-from simprune.cost import Example
-from simprune.structures.proof import UnitGroup, prove
-from simprune.surgery.attention import remove_heads
-from simprune.surgery.coupling import Slice
-
-
-@dataclass(frozen=True)
-class HeadGroup(UnitGroup):
-    """The heads of one attention module, named after it; a unit is one key/value head with its query heads."""
-
-    kind: Literal["channels", "heads"] = "heads"
+from simprune.core.cost import Example
+from simprune.core.structures import HeadGroup, Slice, UnitGroup
+from simprune.structures.proof import prove
+from simprune.trace.attention import HEADS, Attention, attentions, open_up
+from simprune.trace.context import eval_mode
+from simprune.trace.cut import cut
 
 
 def find_head_groups(model: nn.Module, example: Example) -> tuple[list[HeadGroup], list[tuple[str, str]]]:
@@ -81,3 +72,44 @@ def _running(model: nn.Module, example: Example) -> set[str]:
         for handle in handles:
             handle.remove()
     return names
+
+
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+
+
+KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+
+
+WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim")
+
+
+def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int]) -> None:
+    """Remove whole key/value groups of query heads from the model itself; `attention` describes it as it is.
+
+    Raises ValueError for a group that would lose only some of its query heads, and for all heads.
+    """
+    groups = [group for group, unit in enumerate(attention.units) if set(unit) <= set(heads)]
+    if sum(len(attention.units[group]) for group in groups) != len(set(heads)):
+        shared = attention.heads // attention.groups
+        raise ValueError(f"{attention.name}: every {shared} query heads share one key/value head and go together")
+    if len(groups) == attention.groups:
+        raise ValueError(f"{attention.name}: all {attention.heads} heads would go; keep at least one")
+    gone: dict[tuple[str, int], list[int]] = {}
+    for rows in (*attention.rows, attention.joint):
+        gone.setdefault((rows.tensor, rows.dim), []).extend(i for g in groups for i in attention.entries(rows, g))
+    for (tensor, dim), indices in gone.items():
+        cut(model, tensor, dim, indices)
+    module = model.get_submodule(attention.name)
+    if isinstance(module, nn.MultiheadAttention):
+        open_up(module)
+    kept = attention.groups - len(groups)
+    count = kept * (attention.heads // attention.groups)
+    _update(module, COUNTS, attention.heads, count)
+    _update(module, KEY_VALUE_COUNTS, attention.groups, kept)
+    _update(module, WIDTHS, attention.heads * attention.width, count * attention.width)
+
+
+def _update(module: nn.Module, names: Sequence[str], old: int, new: int) -> None:
+    for name in names:
+        if vars(module).get(name) == old:
+            setattr(module, name, new)

@@ -3,65 +3,19 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from simprune.batches import eval_mode, first_tensor
-from simprune.cost import CostModel, Example, cost_model, measure_cost
-from simprune.surgery.coupling import NotPrunable, Slice
+from simprune.core.batches import first_tensor
+from simprune.core.cost import CostModel, Example
+from simprune.core.structures import NotPrunable, UnitGroup
+from simprune.trace.context import eval_mode
+from simprune.trace.cost import cost_model, measure_cost
 
 Group = TypeVar("Group", bound="UnitGroup")
 Remove = Callable[[nn.Module, "Sequence[UnitGroup]"], None]  # the middle unit of each group, in place
-
-
-@dataclass(frozen=True)
-class UnitGroup:
-    """Interchangeable units of a network, such as channels or heads, and the entries of tensors that each owns.
-
-    A unit is what can go by itself: `units[u]` are its numbers in an edit, mostly just one. `slices[i].indices[u]`
-    are its entries in one tensor.
-    """
-
-    name: str
-    size: int
-    slices: tuple[Slice, ...]
-    kind: Literal["channels", "heads"]
-    units: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.units:
-            object.__setattr__(self, "units", tuple((unit,) for unit in range(self.size)))
-
-    @property
-    def width(self) -> int:
-        """How many channels or heads there are: what an edit's indices count."""
-        return sum(len(unit) for unit in self.units)
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """Modules whose outputs carry these units."""
-        return tuple(dict.fromkeys(part.module for part in self.slices if part.side == "out"))
-
-    @property
-    def consumers(self) -> tuple[str, ...]:
-        """Modules that read these units and forget them."""
-        return tuple(dict.fromkeys(part.module for part in self.slices if part.side == "in"))
-
-    def expand(self, units: Sequence[int]) -> tuple[int, ...]:
-        """The indices of an edit that removes these units."""
-        return tuple(sorted(index for unit in units for index in self.units[unit]))
-
-    def cut(self, units: Sequence[int]) -> dict[tuple[str, int], int]:
-        """How many entries every tensor loses along each dimension when these units go."""
-        lost: dict[tuple[str, int], set[int]] = {}
-        for part in self.slices:
-            gone = lost.setdefault((part.tensor, part.dim), set())
-            for unit in units:
-                gone.update(part.indices[unit])
-        return {key: len(gone) for key, gone in lost.items()}
 
 
 def prove(

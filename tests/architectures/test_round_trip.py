@@ -7,9 +7,9 @@ import torch
 
 import simprune as sp
 from simprune import bundle
-from simprune.batches import call, inputs_of
-from simprune.cost import measure_cost
-from simprune.example import example_of
+from simprune.core.batches import call, inputs_of
+from simprune.core.example import example_of
+from simprune.trace.cost import measure_cost
 from tests.architectures.networks import DEPTH, SUPPORTED, batches, make
 
 STRUCTURES = ("channels", "heads", "blocks")

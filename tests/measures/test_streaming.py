@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from simprune import measures
-from simprune.capture import Site, capture, stream
 from simprune.measures import UndefinedWarning
 from simprune.measures._moments import FORMS
+from simprune.trace.capture import Site, capture, stream
 
 N = 150
 VARIANTS = {

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from simprune import measures, pipeline
-from simprune.batches import call
-from simprune.example import describe, example_of
-from simprune.planning.plan import Edit, Plan, fingerprint
+from simprune import api as pipeline
+from simprune import measures
+from simprune.core.batches import call
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.apply import apply
 from simprune.report.analysis import render_analysis, tables
 from simprune.report.maps import profile, similarity_map, window_map
 from simprune.report.paper import save_figures
-from simprune.surgery import apply
 from tests.networks import build
 
 

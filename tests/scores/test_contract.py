@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from simprune.scores import SCORES, scorer
+from simprune.scores.channels import SCORES, scorer
 from simprune.structures import find_channel_groups, find_head_groups
 from tests.architectures.networks import batches, make
 from tests.networks import NAMES, build

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from simprune.scores import _inputs
-from simprune.scores._inputs import Gathered, Matrices, Rows
+from simprune.scores.channels import _inputs
+from simprune.scores.channels._inputs import Gathered, Matrices, Rows
 
 RIDGE = 1e-3
 

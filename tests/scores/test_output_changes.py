@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import simprune as sp
+from simprune.core.redundancy import Interactions
 from simprune.scores.block_losses import block_losses
-from simprune.scores.output_changes import Interactions, Loss, output_changes
+from simprune.scores.output_changes import Loss, output_changes
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from simprune.scores.predictability import eliminate, reader_correlations
+from simprune.scores.channels.predictability import eliminate, reader_correlations
 from simprune.structures import find_channel_groups
 from tests.networks import NAMES, build
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from simprune.measures import get
-from simprune.scores import SCORES
+from simprune.scores.channels import SCORES
 from simprune.structures import find_channel_groups
 
 

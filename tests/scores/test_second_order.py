@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.scores.second_order import second_order
+from simprune.scores.channels.second_order import second_order
 from simprune.structures import find_channel_groups
 
 

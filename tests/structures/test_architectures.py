@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.batches import call
-from simprune.cost import cost_model, measure_cost
-from simprune.example import describe, example_of
-from simprune.planning.plan import Edit, Plan, fingerprint
+from simprune.core.batches import call
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.apply import apply
 from simprune.structures.blocks import find_blocks, find_sub_blocks
-from simprune.surgery import apply
+from simprune.trace.cost import cost_model, measure_cost
 from tests.structures.architectures import BLOCKS, build
 
 HALVES = {

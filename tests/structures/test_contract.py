@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from simprune.cost import cost_model, measure_cost
-from simprune.example import describe
-from simprune.planning.plan import Edit, Plan, fingerprint
+from simprune.core.example import describe
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.apply import apply
 from simprune.structures import FINDERS
-from simprune.surgery import apply
+from simprune.trace.cost import cost_model, measure_cost
 from tests.networks import NAMES, build
 
 KINDS = [(kind, name) for kind in FINDERS for name in NAMES]

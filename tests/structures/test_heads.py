@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.attention import attentions
-from simprune.batches import call
-from simprune.cost import cost_model, measure_cost
-from simprune.example import describe, example_of
+from simprune.core.batches import call
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.apply import apply
 from simprune.measures import get
-from simprune.planning.plan import Edit, Plan, fingerprint
-from simprune.redundancy import estimate
+from simprune.scores.estimate import estimate
 from simprune.structures import find_channel_groups, find_head_groups
 from simprune.structures.heads import head_group
-from simprune.surgery import apply
+from simprune.trace.attention import attentions
+from simprune.trace.cost import cost_model, measure_cost
 from tests.architectures.networks import batches, make
 
 WITH_HEADS = ("vit", "vit_separate", "encoder", "encoder_pre_norm", "bert", "hf_vit", "llama", "gpt2")

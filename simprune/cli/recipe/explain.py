@@ -1,0 +1,80 @@
+"""What Hydra and OmegaConf say of a recipe, in one line, with what was probably meant."""
+
+import dataclasses
+import re
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from simprune.cli.recipe.places import builtin
+from simprune.core.names import did_you_mean
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error in composing a recipe, with what was probably meant; None for any other error."""
+    if isinstance(error, MissingConfigException):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        what = f"{group} has no option {name!r}" if group else f"no recipe or config {name!r}"
+        if group.startswith("hydra/"):
+            return f"{what} installed; for joblib and optuna: pip install 'simprune[sweep]'"
+        return f"{what}; {did_you_mean(name, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: expected key=value"
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        return f"{where}not valid YAML: {error.problem}"
+    cause = _cause(error)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return f"there is no key {cause.full_key!r}; {_meant(cause)}"
+    if cause is not None:
+        return f"{cause.full_key}: {_readable(_first_line(cause))}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        text = _first_line(error)
+        group = re.search(r"Could not override '(\w+)'", text)
+        return f"{text} {did_you_mean(group[1], _groups())}" if group else text
+    return None
+
+
+def _cause(error: BaseException | None) -> OmegaConfBaseException | None:
+    """The first error in the chain of causes that knows the key it is about."""
+    while error is not None:
+        if isinstance(error, OmegaConfBaseException) and error.full_key:
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _meant(error: OmegaConfBaseException) -> str:
+    """Keys like the unknown one; where a recipe may add keys of its own, how to."""
+    if dataclasses.is_dataclass(error.object_type):
+        return did_you_mean(str(error.key), [each.name for each in dataclasses.fields(error.object_type)])
+    known = [str(key) for key in error.parent_node or [] if key != "_target_"]
+    hint = did_you_mean(str(error.key), known)
+    return hint if hint.endswith("?") else f"{hint}; to add a key write +{error.full_key}=..."
+
+
+EXPECTED = {
+    r"Value '(.*)' of type '\w+' could not be converted to Float": "a number",
+    r"Value '(.*)' of type '\w+' could not be converted to Integer": "a whole number",
+    r"Value '(.*)' is not a valid bool .*": "true or false",
+    r"Cannot merge DictConfig with (List)Config": "a mapping, as the recipe that this one inherits from has",
+    r"Invalid value assigned: (\w+) is not a ListConfig.*": "a list in [...]",
+    r"Invalid value assigned: (\w+) is not a DictConfig.*": "a mapping in {...}",
+}
+
+
+def _readable(text: str) -> str:
+    for pattern, expected in EXPECTED.items():
+        if found := re.fullmatch(pattern, text):
+            return f"expected {expected}; got {found[1]}"
+    return text
+
+
+def _groups() -> list[str]:
+    return ["measure", *(folder.name for folder in builtin("conf").iterdir() if folder.is_dir())]

@@ -1,0 +1,120 @@
+"""Where recipes and their groups live, how Hydra is told, and how a recipe is composed."""
+
+import dataclasses
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from simprune import measures
+from simprune.cli.recipe.budgets import rewritten
+from simprune.cli.recipe.schema import Recipe, typed
+from simprune.core.names import did_you_mean, importable
+
+PACKAGE = Path(__file__).resolve().parents[2]
+VERSION_BASE = "1.3"
+
+
+def builtin(folder: str) -> Path:
+    """`conf` or `recipes`: beside the package in a checkout, inside it in a wheel."""
+    checkout = (PACKAGE.parent / "pyproject.toml").is_file()
+    return (PACKAGE.parent if checkout else PACKAGE) / folder
+
+
+def options(folder: Path) -> dict[str, str]:
+    """Names of the YAML files in a folder, each with its first comment line (after Hydra's header)."""
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").removeprefix("# @package _global_\n").partition("\n")[0]
+        found[path.stem] = first.removeprefix("#").strip() if first.startswith("#") else ""
+    return found
+
+
+def locate(recipe: str) -> tuple[Path, str]:
+    """Folder and config name of a built-in recipe, or of a path to a recipe file; ValueError if there is none."""
+    path = Path(recipe).expanduser()
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.suffix != ".yaml":
+            raise ValueError(f"a recipe file ends in .yaml; got {recipe}")
+        if not path.is_file():
+            near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.yaml")], n=1)
+            hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
+            raise ValueError(f"no recipe file {recipe}{hint}")
+        return path.resolve().parent, path.stem
+    known = options(builtin("recipes"))
+    if recipe not in known:
+        own = f"; for your own file say recipe={recipe}.yaml" if Path(f"{recipe}.yaml").is_file() else ""
+        raise ValueError(f"no recipe {recipe!r}; {did_you_mean(recipe, known)}{own}")
+    return builtin("recipes"), recipe
+
+
+class BuiltinConfigs(SearchPathPlugin):
+    """Puts the built-in folders last, so that a user's folder of the same shape wins."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in ("conf", "recipes"):
+            search_path.append(provider="simprune", path=f"file://{builtin(folder)}")
+
+
+def _register() -> None:
+    """The schema, and one option of the group `measure` for every measure there is: no file per measure."""
+    Plugins.instance().register(BuiltinConfigs)
+    store = ConfigStore.instance()
+    store.store(name="recipe_schema", node=Recipe, provider="simprune")
+    for name, kind in measures.classes().items():
+        node = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+        for each in dataclasses.fields(kind):
+            made = each.default_factory is not dataclasses.MISSING
+            default = each.default_factory() if made else each.default  # pyright: ignore[reportCallIssue]
+            node[each.name] = MISSING if default is dataclasses.MISSING else default
+        store.store(group="measure", name=name, node=node, provider="simprune")
+
+
+_register()
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a recipe without a command line, for notebooks and tests.
+
+    >>> load_recipe("digits", ["budget.macs=0.3", "measure=cka"]).budget.macs
+    0.3
+    """
+    folder, name = locate(recipe)
+    importable(folder)
+    with initialize_config_dir(str(folder), version_base=VERSION_BASE):
+        return compose(name, overrides=rewritten(overrides))
+
+
+STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved recipe, which needs no groups
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The recipe with nothing left to look up, itself a recipe: what is kept with the results."""
+    content = OmegaConf.to_container(typed(config), resolve=True)
+    assert isinstance(content, dict)
+    content["resume"] = None  # how a run was gone on with is no part of what it is
+    return {"defaults": list(STANDALONE), **{str(key): value for key, value in content.items()}}
+
+
+def register_bundle_recipe(folder: str) -> str:
+    """Name under which Hydra finds the recipe inside a bundle; it may hold nothing but a recipe's keys.
+
+    Where JUnit XML is written is for the user to say: a bundle from elsewhere must not overwrite files.
+    """
+    path = Path(folder) / "recipe.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no bundle in {folder}: it has no recipe.yaml")
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict) or content.pop("defaults", STANDALONE) != STANDALONE:
+        raise ValueError(f"{path} is not the recipe of a bundle; name it yourself: recipe={path}")
+    OmegaConf.merge(OmegaConf.structured(Recipe), content)
+    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content, "junit": None}, provider="simprune")
+    return "bundle"

@@ -1,0 +1,255 @@
+"""The plan: which blocks and channels go, as a file that a person reads and edits."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from torch import nn
+
+from simprune.core.names import did_you_mean
+
+FORMAT = 1
+Removal = Literal["block", "channels", "heads"]
+Replacement = Literal["identity", "zero", "linear", "mean"]
+HEADER = """\
+# A simprune plan. Delete an edit, or an index, to keep what it would remove.
+# Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner computed
+# for the plan as it was made, `damage` of an edit is the change of the output that it expects from that edit; both are
+# for the reader and change nothing. The fingerprint binds the plan to models with the same tensor names and shapes.
+"""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of the names and shapes of all parameters and buffers; the values do not matter.
+
+    >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3)) != fingerprint(nn.Linear(2, 4))
+    True
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    text = "\n".join(sorted(f"{name} {list(tensor.shape)}" for name, tensor in named))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Remove one block, or some output channels of one layer and all that is coupled to them.
+
+    `replace` says what stands in for a block: its input ("identity"), nothing, where the block is added to a stream
+    ("zero"), or its input plus a fitted linear map ("linear") or constant ("mean") of it (see `surgery.stand_ins`).
+    `damage` is what the planner expects to be lost, in the unit of the score that made the plan; None if unknown.
+    """
+
+    remove: Removal
+    name: str
+    indices: tuple[int, ...] = ()
+    of: int = 0
+    reason: str = ""
+    replace: Replacement = "identity"
+    damage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.remove not in get_args(Removal):
+            raise ValueError(f"edit of {self.name}: remove must be one of {get_args(Removal)}; got {self.remove!r}")
+        if self.replace not in get_args(Replacement) or (self.remove != "block" and self.replace != "identity"):
+            options = get_args(Replacement) if self.remove == "block" else "left out (it is for blocks)"
+            raise ValueError(f"edit of {self.name}: replace must be {options}; got {self.replace!r}")
+        if self.remove == "block":
+            return
+        where = f"edit of {self.name}"
+        if not self.indices:
+            raise ValueError(f"{where}: no {self.remove} are listed; delete the edit to keep them all")
+        if any(not isinstance(i, int) or isinstance(i, bool) for i in self.indices):
+            raise ValueError(f"{where}: indices must be whole numbers; got {list(self.indices)}")
+        if len(set(self.indices)) < len(self.indices):
+            twice = sorted({i for i in self.indices if self.indices.count(i) > 1})
+            raise ValueError(f"{where}: {self.remove} {twice} are listed twice; list each once")
+        if min(self.indices) < 0 or max(self.indices) >= self.of:
+            outside = sorted(i for i in self.indices if not 0 <= i < self.of)
+            last = f"the layer has {self.remove} 0 to {self.of - 1}"
+            raise ValueError(f"{where}: {self.remove} {outside} are out of range; {last}")
+        if len(self.indices) == self.of:
+            what = f"all {self.of} {self.remove} would go and leave the layer empty"
+            raise ValueError(f"{where}: {what}; keep at least one")
+
+    def to_dict(self) -> dict[str, Any]:
+        head: dict[str, Any] = {"remove": self.remove, "name": self.name}
+        if self.remove != "block":
+            head |= {"indices": sorted(self.indices), "of": self.of}
+        elif self.replace != "identity":
+            head["replace"] = self.replace
+        if self.damage is not None:
+            head["damage"] = self.damage
+        return head | {"reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits in order of the network, bound to a model by its fingerprint; `inputs` describes an example input."""
+
+    edits: tuple[Edit, ...]
+    fingerprint: str
+    inputs: Mapping[str, Any]
+    budget: Mapping[str, float | int | str] = field(default_factory=dict)
+    planner: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, int] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [(edit.remove, edit.name) for edit in self.edits]
+        twice = sorted({name for remove, name in names if names.count((remove, name)) > 1})
+        if twice:
+            raise ValueError(f"plan: {', '.join(twice)} is edited twice; merge the two edits into one")
+        for edit in self.edits:
+            around = next((block for block in self.blocks if _around(block, edit)), None)
+            if around is not None:
+                raise ValueError(
+                    f"plan: {edit.name} lies inside {around}, which is removed whole; delete one of the two edits"
+                )
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that go."""
+        return tuple(edit.name for edit in self.edits if edit.remove == "block")
+
+    @property
+    def whole(self) -> tuple[Edit, ...]:
+        """The edits that remove blocks."""
+        return tuple(edit for edit in self.edits if edit.remove == "block")
+
+    @property
+    def channels(self) -> Iterator[Edit]:
+        """The edits that remove channels."""
+        return (edit for edit in self.edits if edit.remove == "channels")
+
+    @property
+    def heads(self) -> Iterator[Edit]:
+        """The edits that remove attention heads."""
+        return (edit for edit in self.edits if edit.remove == "heads")
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError unless this plan was made for a model of these tensor names and shapes."""
+        modules = dict(model.named_modules())
+        for edit in self.edits:
+            if edit.name not in modules:
+                hint = did_you_mean(edit.name, modules)
+                raise ValueError(f"plan: the model has no module named {edit.name!r}; {hint}")
+            width = getattr(modules[edit.name], "out_channels", getattr(modules[edit.name], "out_features", None))
+            if edit.remove == "channels" and width is not None and edit.of != width:
+                raise ValueError(f"plan: {edit.name} has {width} output channels, not {edit.of}")
+        found = fingerprint(model)
+        if found != self.fingerprint:
+            raise ValueError(
+                f"this plan was made for another model (fingerprint {self.fingerprint}, this one {found}); "
+                "make a new plan for this model, or give the model the plan was made for"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "simprune_plan": FORMAT,
+            "fingerprint": self.fingerprint,
+            "inputs": dict(self.inputs),
+            "budget": dict(self.budget),
+            "planner": dict(self.planner),
+            "original": dict(self.original),
+            "expected": dict(self.expected),
+            "edits": [edit.to_dict() for edit in self.edits],
+        }
+
+    def to_yaml(self) -> str:
+        """The file's text: the same plan is always the same bytes."""
+        return HEADER + yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "Plan":
+        """Read a plan; raises ValueError with one clear line when something is wrong with it."""
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"plan: not readable as YAML ({' '.join(str(error).split())})") from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Plan":
+        if not isinstance(data, dict) or "simprune_plan" not in data:
+            raise ValueError("plan: expected a simprune plan (a mapping with simprune_plan, fingerprint, edits)")
+        if data["simprune_plan"] != FORMAT:
+            raise ValueError(f"plan: format {data['simprune_plan']!r} is not known; this simprune reads {FORMAT}")
+        known = {
+            "simprune_plan",
+            "fingerprint",
+            "inputs",
+            "budget",
+            "planner",
+            "original",
+            "expected",
+            "edits",
+        }
+        _refuse_unknown(data, known, "plan")
+        for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
+            if not isinstance(data.get(key), kind):
+                raise ValueError(f"plan: {key} must be a {kind.__name__}; got {data.get(key)!r}")
+        return cls(
+            edits=tuple(_edit(item) for item in data["edits"]),
+            fingerprint=data["fingerprint"],
+            inputs=data["inputs"],
+            budget=data.get("budget") or {},
+            planner=data.get("planner") or {},
+            original=data.get("original") or {},
+            expected=data.get("expected") or {},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write plan.yaml: whole, or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(self.to_yaml(), encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Read plan.yaml; raises FileNotFoundError or ValueError."""
+        return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
+
+
+def _around(block: str, edit: Edit) -> bool:
+    """Whether an edit of channels or heads lies inside a block."""
+    return edit.name.startswith(f"{block}.") or (edit.remove != "block" and edit.name == block)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of numbers on one line, so that an edit is a few lines."""
+
+
+def _sequence(dumper: yaml.SafeDumper, items: list) -> yaml.Node:
+    flat = all(isinstance(item, int) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
+
+
+_Dumper.add_representer(list, _sequence)
+
+
+def _refuse_unknown(data: dict, known: set[str], where: str) -> None:
+    for key in data:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+
+
+def _edit(item: Any) -> Edit:
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        raise ValueError(f"plan: every edit needs remove and name; got {item!r}")
+    _refuse_unknown(item, {"remove", "name", "indices", "of", "reason", "replace", "damage"}, f"edit of {item['name']}")
+    indices, of = item.get("indices", []), item.get("of", 0)
+    if not isinstance(indices, list) or not isinstance(of, int):
+        raise ValueError(f"edit of {item['name']}: indices must be a list and of a whole number")
+    reason, stand_in = str(item.get("reason", "")), str(item.get("replace", "identity"))
+    damage = item.get("damage")  # for the reader only, so whatever is no number is left out
+    damage = float(damage) if isinstance(damage, int | float) and not isinstance(damage, bool) else None
+    return Edit(str(item.get("remove")), item["name"], tuple(indices), of, reason, stand_in, damage)  # type: ignore[arg-type]
+
+
+Method = str | Mapping[str, str]

@@ -1,0 +1,197 @@
+"""The registry: every part that a run can be made of, by kind and name, and how a choice of one is read.
+
+A part is a function or a dataclass in one file, registered where it is defined:
+
+    @register("score", "taylor", source="arXiv:1906.10771")
+    def taylor(network, calibration, groups, *, order: int = 1): ...
+
+The files of simprune's own folders are imported when the parts of a kind are first asked for. Parts of other packages
+are found by entry points of the group `simprune`, each of which names a module to import. Options are the keyword-only
+parameters of a function, or the fields of a dataclass.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from simprune.core.names import did_you_mean
+from simprune.core.types import has_type, type_name
+
+ENTRY_POINTS = "simprune"  # the group of entry points by which other packages name their modules
+FOLDERS = {
+    "measure": ("simprune.measures",),
+    "functional": ("simprune.functional", "simprune.checks"),
+    "score": ("simprune.scores.channels",),
+    "block_score": ("simprune.scores.blocks", "simprune.tune"),
+    "structure": ("simprune.structures",),
+    "planner": ("simprune.planners",),
+    "repair": ("simprune.repair",),
+    "source": ("simprune.sources",),
+    "corruption": ("simprune.checks",),
+    "check": ("simprune.checks",),
+}
+WORDS = {"functional": "functional measure", "block_score": "block score", "check": "check set", "source": "source"}
+T = TypeVar("T")
+
+Choice = str | Mapping[str, Any]  # a name, or a mapping with `name` and options
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: its kind and name, the function or class that it is, its source, and facts that its kind asks for."""
+
+    kind: str
+    name: str
+    make: Callable[..., Any]
+    source: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of its docstring, on one line."""
+        return " ".join((self.make.__doc__ or "").strip().partition("\n\n")[0].split())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Defaults of its options by name; `dataclasses.MISSING` for an option that has to be given."""
+        if dataclasses.is_dataclass(self.make):
+            return {each.name: _default(each) for each in dataclasses.fields(self.make) if each.init}
+        parameters = inspect.signature(self.make).parameters.values()
+        return {
+            each.name: dataclasses.MISSING if each.default is each.empty else each.default
+            for each in parameters
+            if each.kind is each.KEYWORD_ONLY
+        }
+
+
+_parts: dict[str, dict[str, Part]] = {kind: {} for kind in FOLDERS}
+
+
+def register(kind: str, name: str, *, source: str = "", **facts: Any) -> Callable[[T], T]:
+    """A decorator that adds a function or class as the part `name` of a kind, and returns it unchanged.
+
+    Args:
+        kind: one of `FOLDERS`.
+        name: how recipes and arguments call it; unique within its kind.
+        source: the paper or formula.
+        facts: whatever else the kind's users ask for.
+
+    Raises:
+        ValueError: for an unknown kind, or a name that something else has taken.
+    """
+    if kind not in _parts:
+        raise ValueError(f"no kind of part {kind!r}; {did_you_mean(kind, _parts)}")
+
+    def add(made: T) -> T:
+        known = _parts[kind].get(name)
+        origin = (made.__module__, made.__qualname__)  # pyright: ignore[reportAttributeAccessIssue]
+        if known is not None and (known.make.__module__, known.make.__qualname__) != origin:  # not a mere reload
+            raise ValueError(f"{_word(kind)} id {name!r} is taken by {known.make.__module__}.{known.make.__qualname__}")
+        _parts[kind][name] = Part(kind, name, made, source, facts)  # pyright: ignore[reportArgumentType]
+        return made
+
+    return add
+
+
+def parts(kind: str) -> dict[str, Part]:
+    """All parts of a kind by name, sorted; those of simprune's folders and of other packages."""
+    for folder in FOLDERS[kind]:
+        _import_folder(folder)
+    _import_entry_points()
+    return dict(sorted(_parts[kind].items()))
+
+
+def find(kind: str, name: str) -> Part:
+    """A part by name.
+
+    Raises:
+        KeyError: for an unknown name; the message says what was probably meant.
+    """
+    known = parts(kind)
+    if name not in known:
+        raise KeyError(f"no {_word(kind)} named {name!r}; {did_you_mean(str(name), known)}")
+    return known[name]
+
+
+def read(kind: str, choice: Choice, aside: Iterable[str] = ()) -> tuple[Part, dict[str, Any]]:
+    """The part that a choice names, and the options that it gives, checked.
+
+    Args:
+        kind: of the part.
+        choice: a name, or a mapping with `name` and options.
+        aside: keys of the mapping that are no options of the part, and that the caller reads himself.
+
+    Raises:
+        KeyError: for an unknown name.
+        ValueError: for a choice that is neither, an option that the part does not take, a missing option, or a value
+            of another type.
+
+    >>> part, options = read("planner", {"name": "threshold", "threshold": 0.9})
+    >>> part.name, options
+    ('threshold', {'threshold': 0.9})
+    """
+    if isinstance(choice, str):
+        name, options = choice, {}
+    elif isinstance(choice, Mapping) and isinstance(choice.get("name"), str):
+        name, options = choice["name"], {key: value for key, value in choice.items() if key != "name"}
+    else:
+        raise ValueError(f"{kind}: expected a name, or a mapping with name and options; got {choice!r}")
+    part = find(kind, name)
+    options = {key: value for key, value in options.items() if key not in set(aside)}
+    check_options(part, options)
+    return part, options
+
+
+def check_options(part: Part, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that a part does not take, for a missing one, and for a value of another type."""
+    known, word = part.options, f"{_word(part.kind)} {part.name}"
+    for key in options:
+        if key not in known:
+            raise ValueError(f"{word} takes no option {key!r}; {did_you_mean(key, known)}")
+    missing = [key for key, default in known.items() if default is dataclasses.MISSING and key not in options]
+    if missing:
+        raise ValueError(f"{word} needs {', '.join(missing)}; its options: {', '.join(known) or 'none'}")
+    hints = typing.get_type_hints(part.make)
+    for key, value in options.items():
+        if key in hints and not has_type(value, hints[key]):
+            raise ValueError(f"{word}: {key} must be {type_name(hints[key])}, got {value!r}")
+
+
+def bound(kind: str, choice: Choice, **context: Any) -> Callable[..., Any]:
+    """The function of a choice with its options filled in; `context` fills in options that the choice leaves out.
+
+    `context` holds what every part of a run shares, such as its seed; a part that does not take it does not get it.
+    """
+    part, options = read(kind, choice)
+    shared = {key: value for key, value in context.items() if key in part.options and key not in options}
+    return partial(part.make, **shared, **options)
+
+
+@cache
+def _import_folder(package: str) -> None:
+    """Import every file of a folder, so that what is defined there registers itself."""
+    found = importlib.import_module(package)
+    for module in pkgutil.iter_modules(found.__path__):
+        if not module.ispkg:
+            importlib.import_module(f"{package}.{module.name}")
+
+
+@cache
+def _import_entry_points() -> None:
+    for each in entry_points(group=ENTRY_POINTS):
+        each.load()
+
+
+def _default(each: dataclasses.Field) -> Any:
+    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+
+
+def _word(kind: str) -> str:
+    return WORDS.get(kind, kind)

@@ -1,0 +1,82 @@
+"""Keep the configuration that a model carries true, as transformers' `from_pretrained` rebuilds the model from it."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from simprune.trace.attention import attentions
+
+HEADS = ("num_attention_heads", "n_head", "num_heads")
+KEY_VALUE_HEADS = ("num_key_value_heads",)
+HEAD_DIM = ("head_dim",)
+DERIVED = ("n_inner",)  # stands at None while the size follows from another
+
+
+def restate(model: nn.Module) -> bool:
+    """Whether the model's configuration describes its shapes; it is changed in place if that makes it so.
+
+    What a configuration cannot express (layers of different widths, heads that do not divide the width where the
+    class needs that) leaves it as it is: such a model is rebuilt from its plan. Without one, all is described.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "save_pretrained"):
+        return True
+    for trial in _proposals(model, config):
+        if _mismatches(model, trial) == set():
+            for field, value in vars(trial).items():
+                if vars(config).get(field) is not value and isinstance(value, int):
+                    setattr(config, field, value)
+            return True
+    return False
+
+
+def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
+    """The configuration as it is; then with the heads counted, and with the widths that still differ.
+
+    The second time round the width of a head is stated too: some classes look for it without naming it a field.
+    """
+    yield config
+    layouts = list(attentions(model).values())
+    for state_head_width in (False, True):
+        trial = copy.deepcopy(config)
+        for fields, counts in (
+            (HEADS, {layout.heads for layout in layouts}),
+            (KEY_VALUE_HEADS, {layout.groups for layout in layouts}),
+            (HEAD_DIM if state_head_width else (), {layout.width for layout in layouts}),
+        ):
+            for field in fields:
+                if len(counts) == 1 and (isinstance(vars(trial).get(field), int) or fields == HEAD_DIM):
+                    _set(trial, field, next(iter(counts)))
+        yield trial
+        trial = copy.deepcopy(trial)
+        for old, new in _mismatches(model, trial) or ():
+            stated = [field for field, value in vars(trial).items() if value == old and not isinstance(value, bool)]
+            for field in stated or [field for field in DERIVED if hasattr(trial, field)]:
+                _set(trial, field, new)
+        yield trial
+
+
+def _set(config: Any, field: str, value: int) -> None:
+    """Past the checks that classes make on assignment: the whole is checked by building the model."""
+    vars(config)[field] = value
+
+
+def _mismatches(model: nn.Module, config: Any) -> set[tuple[int, int]] | None:
+    """(stated, actual) sizes that differ in a model built from the configuration; None when none can be built."""
+    try:
+        with torch.device("meta"):
+            stated = type(model)(copy.deepcopy(config)).state_dict()
+    except Exception:  # a class may refuse a configuration in any way: then it describes nothing
+        return None
+    actual = model.state_dict()
+    if stated.keys() != actual.keys():
+        return None
+    return {
+        (old, new)
+        for name, tensor in actual.items()
+        for old, new in zip(stated[name].shape, tensor.shape, strict=True)
+        if old != new
+    }

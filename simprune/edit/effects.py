@@ -1,0 +1,80 @@
+"""What a plan does to each tensor of the original model: the prediction that the edited network has to meet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from simprune.core.cost import Example
+from simprune.core.plan import Edit, Plan
+from simprune.core.structures import NotPrunable
+from simprune.trace.attention import attentions
+from simprune.trace.coupling import CouplingGraph
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Entries that go, by (tensor, dimension), in the original's numbering; blocks that go whole."""
+
+    removed: Mapping[tuple[str, int], tuple[int, ...]]
+    dropped: tuple[str, ...]
+    producers: Mapping[str, tuple[str, ...]]  # edit -> layers with the same channels in the same order
+
+    @property
+    def cut(self) -> dict[tuple[str, int], int]:
+        """Number of entries that go, as `CostModel.after` takes it."""
+        return {key: len(indices) for key, indices in self.removed.items()}
+
+    def inside_dropped(self, name: str) -> bool:
+        return any(name == block or name.startswith(f"{block}.") for block in self.dropped)
+
+    def kept(self, tensor: str, dim: int, length: int) -> list[int]:
+        """Indices of the original that stay along one dimension."""
+        gone = set(self.removed.get((tensor, dim), ()))
+        return [index for index in range(length) if index not in gone]
+
+
+def effects_of(plan: Plan, model: nn.Module, example: Example) -> Effects:
+    """Trace the original once and look up every edit. Raises ValueError for an edit that cannot be made."""
+    removed: dict[tuple[str, int], set[int]] = {}
+    producers: dict[str, tuple[str, ...]] = {}
+    layouts = attentions(model) if any(plan.heads) else {}
+    for edit in plan.heads:
+        if edit.name not in layouts:
+            raise ValueError(f"plan: {edit.name} has no heads that can be removed; delete its edit")
+        attention = layouts[edit.name]
+        if edit.of != attention.heads:
+            raise ValueError(f"plan: {edit.name} has {attention.heads} heads, not {edit.of}")
+        units = _whole_units(edit, attention.units)
+        for rows in (*attention.rows, attention.joint):
+            gone = {index for unit in units for index in attention.entries(rows, unit)}
+            removed.setdefault((rows.tensor, rows.dim), set()).update(gone)
+    edits = list(plan.channels)
+    graph = CouplingGraph(model, example) if edits else None
+    for edit in edits:
+        assert graph is not None
+        try:
+            coupling = graph.coupling(edit.name)
+        except NotPrunable as reason:
+            raise ValueError(f"plan: channels of {edit.name} cannot be removed: {reason}") from None
+        units = _whole_units(edit, coupling.units)
+        same = (part.module for part in coupling.slices if part.side == "out" and part.indices == coupling.units)
+        producers[edit.name] = tuple(dict.fromkeys(same))
+        for part in coupling.slices:
+            gone = {index for unit in units for index in part.indices[unit]}
+            removed.setdefault((part.tensor, part.dim), set()).update(gone)
+    return Effects({key: tuple(sorted(gone)) for key, gone in removed.items()}, plan.blocks, producers)
+
+
+def _whole_units(edit: Edit, groups: Sequence[Sequence[int]]) -> list[int]:
+    """The units that an edit removes; ValueError when it splits one."""
+    listed, units = set(edit.indices), []
+    for number, unit in enumerate(groups):
+        if listed.issuperset(unit):
+            units.append(number)
+        elif not listed.isdisjoint(unit):
+            raise ValueError(
+                f"plan: {edit.remove} {list(unit)} of {edit.name} can only go together; list all of them or none "
+                f"(listed: {sorted(listed.intersection(unit))})"
+            )
+    return units

@@ -1,0 +1,1 @@
+"""Getting back what edits cost: closed-form reconstruction, then training."""

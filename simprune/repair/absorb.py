@@ -1,0 +1,275 @@
+"""Layers absorb the fitted maps that stand in for blocks, where algebra allows, so that no extra layer is left.
+
+A map x -> A x + b goes into the layer behind that reads it, W' = W A and bias' = bias + W b, also through what commutes
+with a map over channels (pooling by means, flattening); or into the layer that makes its input, W' = A W. The neighbour
+may be another stand-in. Whether that is right is not read off the network but tried out, with a random map.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import checked, device_of, move
+from simprune.core.cost import Example
+from simprune.core.example import example_of, from_description
+from simprune.core.plan import Plan
+from simprune.edit.compact import compact_again, restored
+from simprune.edit.configuration import restate
+from simprune.edit.stand_ins import Mapped
+from simprune.trace.context import eval_mode, uncached
+from simprune.trace.execution import execution
+from simprune.trace.layers import can_be_fitted, matrix_of, weight_of
+from simprune.trace.visits import visit
+
+TOLERANCE = 1e-5  # of the largest output; some networks compute in float32 whatever their weights are
+NEEDED = 1e-2  # by how much of the largest output a random map must show at all
+READERS = "no single linear layer reads it, or it pads with zeros, or something nonlinear lies between"
+CONSTANT = "the layer next to it has no place for a constant"
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """What became of a stand-in: the layer that its map was folded into, or why it stays as it is."""
+
+    block: str
+    replace: str
+    folded_into: str | None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed]:
+    """Fold the "linear" and "mean" stand-ins of `small` into their neighbours where the outputs stay what they are.
+
+    In place, after all repair and training: later repairs leave a folded stand-in alone. Each fold is first proven on a
+    copy in float64 with a random map in place of the fitted one, on calibration inputs and on noise: all outputs must
+    be equal to 1e-5 of the largest, and the map must matter. Exact in evaluation mode; a BatchNorm before a stand-in
+    is merged as if its channels were uncorrelated, which shows when it is trained on. Returns one entry per stand-in.
+    """
+    names = [edit.name for edit in plan.whole if isinstance(_restored_module(small, edit.name), Mapped)]
+    if not names:
+        return []
+    trial = copy.deepcopy(small).double()
+    batch = next(iter(checked(calibration, "calibration")))
+    examples = [_double(move(each, device_of(small))) for each in (example_of(batch), from_description(plan.inputs))]
+    found = []
+    with restored(small), restored(trial), uncached(trial), eval_mode(trial):
+        modules = dict(trial.named_modules())
+        seen = visit(trial, examples[0])
+        order = [name for name, visited in seen.items() if visited.calls == 1 and _takes(modules, name)]
+        normalisers = execution(trial, examples[0])[1]
+        for name in sorted(names, key=lambda name: order.index(name) if name in order else -1):
+            module = small.get_submodule(name)
+            assert isinstance(module, Mapped)
+            replace = "mean" if module.constant else "linear"
+            into, reason = None, "it runs more than once"
+            if name in order:
+                place = order.index(name)
+                sides = [(order[place + 1], True)] if place + 1 < len(order) else []
+                sides += [(order[place - 1], False)] if place else []
+                into, behind, reason = _first_proven(trial, name, sides, normalisers, examples)
+                if into is not None:
+                    _fold(small, name, into, behind, normalisers)
+                    for net in (small, trial):
+                        stand_in = net.get_submodule(name)
+                        assert isinstance(stand_in, Mapped)
+                        stand_in.empty(into)
+                    order.remove(name)
+            found.append(Absorbed(name, replace, into, "" if into else reason))
+    if any(entry.folded_into for entry in found):
+        compact_again(small)
+        restate(small)
+    return found
+
+
+def told(found: Sequence[Absorbed]) -> list[str]:
+    """The same in words: a line for each layer that took something, and for each reason why something stays.
+
+    >>> told([Absorbed("layer1.0", "linear", None, "its reason"), Absorbed("layer2.0", "linear", "fc")])
+    ['the linear map in place of layer1.0 stays: its reason', 'the linear map in place of layer2.0 is folded into fc']
+    """
+    what = {"linear": "the linear map in place of", "mean": "the constant in place of"}
+    blocks: dict[tuple[str, str], list[str]] = {}
+    for entry in found:
+        end = f"is folded into {entry.folded_into}" if entry.folded_into else f"stays: {entry.reason}"
+        blocks.setdefault((what[entry.replace], end), []).append(entry.block)
+    return [f"{start} {', '.join(names)} {end}" for (start, end), names in blocks.items()]
+
+
+def absorbed(model: nn.Module) -> dict[str, str]:
+    """Stand-ins whose map was folded, and into which layer; by the original's names."""
+    with restored(model):
+        return {
+            name: module.folded_into
+            for name, module in model.named_modules()
+            if isinstance(module, Mapped) and module.folded_into
+        }
+
+
+def empty(model: nn.Module, folded: Mapping[str, str]) -> None:
+    """Give a network that was made from a plan the structure of one whose maps were folded; the inverse of `absorbed`.
+
+    Its weights are to be loaded afterwards. KeyError for a name that is no stand-in.
+    """
+    for name, into in folded.items():
+        module = _restored_module(model, name)
+        if not isinstance(module, Mapped):
+            raise KeyError(f"{name} is no block that a linear map or a constant stands in for")
+        module.empty(into)
+    if folded:
+        compact_again(model)
+        restate(model)
+
+
+def _restored_module(model: nn.Module, name: str) -> nn.Module:
+    with restored(model):
+        return model.get_submodule(name)
+
+
+def _takes(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Can a map be folded into it: a stand-in, or a layer that is one matrix product with a weight of its own?"""
+    module, around = modules[name], modules.get(name.rpartition(".")[0])
+    if isinstance(module, Mapped):
+        return True
+    own = isinstance(getattr(module, "weight", None), nn.Parameter)
+    return can_be_fitted(module) and own and not isinstance(around, Mapped)
+
+
+def _first_proven(
+    trial: nn.Module,
+    name: str,
+    sides: Sequence[tuple[str, bool]],
+    normalisers: Mapping[str, str],
+    examples: Sequence[Example],
+) -> tuple[str | None, bool, str]:
+    """The neighbour that may absorb the stand-in, and whether it is behind it; else None and a reason.
+
+    In `trial` the stand-in gets a random map, and the neighbour has absorbed it.
+    """
+    stand_in = trial.get_submodule(name)
+    assert isinstance(stand_in, Mapped)
+    nothing = tuple(torch.zeros_like(part) for part in stand_in.affine())
+    generator = torch.Generator().manual_seed(0)
+    random = [torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part.device) for part in nothing]
+    random[0] /= len(random[0]) ** 0.5
+    stand_in.set(*nothing)
+    without = _outputs(trial, examples)
+    stand_in.set(*random)
+    wanted = _outputs(trial, examples)
+    if _distance(without, wanted) < NEEDED:
+        return None, False, "it hardly changes the output, so nothing can be proven"
+    reasons = []
+    for into, behind in sides:
+        touched = [trial.get_submodule(each) for each in (into, normalisers.get(into)) if each is not None]
+        before = [copy.deepcopy(module.state_dict()) for module in touched]
+        stand_in.set(*random)
+        try:
+            _fold(trial, name, into, behind, normalisers)
+        except ValueError as reason:
+            reasons.append(str(reason))
+            continue
+        stand_in.set(*nothing)
+        if _distance(_outputs(trial, examples), wanted) <= TOLERANCE:
+            return into, behind, ""
+        reasons.append(READERS)
+        for module, state in zip(touched, before, strict=True):
+            module.load_state_dict(state)
+    return None, False, next(iter(reasons), "there is no layer next to it")
+
+
+def _fold(net: nn.Module, name: str, into: str, behind: bool, normalisers: Mapping[str, str]) -> None:
+    """Multiply the stand-in's map into a neighbour, in place; ValueError where it cannot take it."""
+    stand_in, layer = net.get_submodule(name), net.get_submodule(into)
+    assert isinstance(stand_in, Mapped)
+    map_, constant = stand_in.affine()
+    if isinstance(layer, Mapped):
+        other, offset = layer.affine()
+        if len(offset) != len(constant) or (layer.constant and not stand_in.constant):
+            raise ValueError(READERS)
+        first, then = ((map_, constant), (other, offset)) if behind else ((other, offset), (map_, constant))
+        layer.set(then[0] @ first[0] - torch.eye(len(map_)).to(map_), then[0] @ first[1] + then[1])
+        return
+    norm = net.get_submodule(normalisers[into]) if into in normalisers else None
+    norm = norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None else None
+    matrix, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
+    if behind:
+        by_channel = stand_in.maps or isinstance(layer, nn.Conv1d | nn.Conv2d)
+        if matrix.shape[1] % len(map_):
+            raise ValueError(READERS)
+        parts = matrix.unflatten(1, (len(map_), -1) if by_channel else (-1, len(map_)))
+        parts = parts if by_channel else parts.transpose(1, 2)  # (outputs, channels, positions or taps)
+        mixed = torch.einsum("ocp,cd->odp", parts, map_)
+        shift = torch.einsum("ocp,c->o", parts, constant)
+        matrix = (mixed if by_channel else mixed.transpose(1, 2)).flatten(1)
+        if bias is not None:
+            bias.add_(shift)
+        elif norm is not None:
+            norm.get_buffer("running_mean").sub_(shift)
+        elif constant.any():
+            raise ValueError(CONSTANT)
+    else:
+        if len(matrix) != len(map_):
+            raise ValueError("the layer before it makes something else")
+        matrix, constant = _before(layer, matrix, norm, map_, constant)
+        if bias is not None:
+            bias.copy_(constant)
+        elif constant.any():
+            raise ValueError(CONSTANT)
+    layer.get_parameter("weight").copy_(weight_of(layer, matrix))
+
+
+def _before(
+    layer: nn.Module, matrix: Tensor, norm: nn.Module | None, map_: Tensor, constant: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer that makes a stand-in's input; the BatchNorm between them takes what it can."""
+    bias = getattr(layer, "bias", None)
+    bias = torch.zeros_like(constant) if bias is None else bias.double()
+    if norm is None:
+        return map_ @ matrix, map_ @ bias + constant
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if norm.weight is None:
+        raise ValueError(CONSTANT)
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    scaled = map_ * (norm.weight.double() / (variance + norm.eps).sqrt())  # from what the layer gives
+    norm.bias.copy_(map_ @ norm.bias.double() + constant)
+    norm.get_buffer("running_mean").copy_(scaled @ mean)
+    norm.get_buffer("running_var").copy_(scaled.square() @ variance)
+    norm.weight.copy_((norm.get_buffer("running_var").double() + norm.eps).sqrt())
+    return scaled @ matrix, scaled @ bias
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _double(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_double(each) for each in value)
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _outputs(net: nn.Module, examples: Sequence[Example]) -> list[Tensor]:
+    return [tensor.clone() for args, kwargs in examples for tensor in _tensors(net(*args, **kwargs))]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of an output, whatever they are packed in."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)
+
+
+def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Largest difference of any output, as a share of the largest entry of that output."""
+    return max(
+        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30))
+        for a, b in zip(found, wanted, strict=True)
+        if b.numel()
+    )

@@ -1,0 +1,140 @@
+"""Data-free repair: every removed channel is merged into the kept channel whose weights are most like its own.
+
+Neuron merging (Kim et al., 2020, arXiv:2010.13160) with its cosine on weights and BatchNorm together. If channel i is
+s times channel j at all its producers, with s > 0, then so it is behind a ReLU, and readers that take s times their
+weights of i from j lose nothing. Else s is the least-squares scale of i's weights on j's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import device_of
+from simprune.core.cost import Example
+from simprune.core.example import from_description
+from simprune.core.plan import Plan
+from simprune.core.structures import Slice
+from simprune.edit.compact import restored
+from simprune.edit.effects import Effects, effects_of
+from simprune.trace.attention import Attention, attentions
+from simprune.trace.coupling import CouplingGraph
+from simprune.trace.execution import execution
+from simprune.trace.layers import output_dim
+from simprune.trace.units import unit_rows, weight_slices
+
+
+@torch.no_grad()
+def fold(small: nn.Module, plan: Plan, model: nn.Module, chosen: Callable[[str], bool] = lambda _: True) -> None:
+    """Add the readers' weights of removed channels and heads, scaled, to those of their stand-ins; in place, no data.
+
+    `chosen`: whether a reader takes part, by name.
+
+    The running variance of a BatchNorm behind a reader of nothing but one group is scaled by how much the fold changes
+    the variance of what the reader gives, were the producers' inputs white. Readers that are grouped convolutions
+    stay as they are. Cost O(units^2 x weights of one unit) per edit.
+    """
+    example = from_description(plan.inputs, device_of(model))
+    effects = effects_of(plan, model, example)
+    normalisers = execution(model, example)[1]
+    folded: dict[str, Tensor] = {}  # in the original's numbering
+    ratios: dict[str, Tensor] = {}
+    for slices, gone in _edited(plan, model, example):
+        weights, biases = _affine_maps(model, slices, normalisers)
+        merge = _merge(torch.cat([weights, biases], 1), gone)
+        for part in slices:
+            if part.side == "out" or not part.tensor.endswith("weight") or part.inputs or not chosen(part.module):
+                continue
+            weight = folded.setdefault(part.tensor, model.get_parameter(part.tensor).detach().clone())
+            entries = weight.movedim(part.dim, 0)
+            index = torch.tensor(part.indices, device=weight.device)
+            before = entries[index].double()
+            after = torch.einsum("ji,i...->j...", merge.to(before), before)
+            entries[index] = after.to(weight)
+            if part.module in normalisers and index.numel() == weight.shape[part.dim]:
+                covariance = (weights @ weights.T).to(before)
+                ratios[part.module] = _variance(after, covariance) / _variance(before, covariance)
+    with restored(small):
+        for tensor, weight in folded.items():
+            if not effects.inside_dropped(tensor):
+                small.get_parameter(tensor).copy_(_kept(weight, tensor, effects))
+        for layer, ratio in ratios.items():
+            if not effects.inside_dropped(layer):
+                rows = effects.kept(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
+                small.get_buffer(f"{normalisers[layer]}.running_var").mul_(ratio[rows])
+
+
+def _edited(plan: Plan, model: nn.Module, example: Example) -> Iterator[tuple[Sequence[Slice], list[int]]]:
+    """Slices of every edited group, and its units that go."""
+    layouts = attentions(model) if any(plan.heads) else {}
+    for edit in plan.heads:
+        attention = layouts[edit.name]
+        yield _slices(attention), _gone(attention.units, edit.indices)
+    graph = CouplingGraph(model, example) if any(plan.channels) else None
+    for edit in plan.channels:
+        assert graph is not None
+        coupling = graph.coupling(edit.name)
+        yield coupling.slices, _gone(coupling.units, edit.indices)
+
+
+def _slices(attention: Attention) -> list[Slice]:
+    return [
+        Slice(rows.tensor, rows.dim, tuple(attention.entries(rows, unit) for unit in range(attention.groups)), side)
+        for rows, side in [*((rows, "out") for rows in attention.rows), (attention.joint, "in")]
+    ]
+
+
+def _gone(units: Sequence[Sequence[int]], indices: Sequence[int]) -> list[int]:
+    return [number for number, unit in enumerate(units) if set(unit) <= set(indices)]
+
+
+def _affine_maps(model: nn.Module, slices: Sequence[Slice], normalisers: dict[str, str]) -> tuple[Tensor, Tensor]:
+    """(units, weights) and (units, biases) of all producers, with the BatchNorm behind each multiplied in."""
+    weights, biases = [], []
+    for part in weight_slices(model, slices):
+        weight = model.get_parameter(part.tensor)
+        width = weight.shape[part.dim]
+        bias = getattr(model.get_submodule(part.module), "bias", None)
+        bias = bias.detach() if isinstance(bias, Tensor) and bias.shape == (width,) else weight.new_zeros(width)
+        scale = torch.ones_like(bias)
+        norm = model.get_submodule(normalisers[part.module]) if part.module in normalisers else None
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None:
+            assert norm.running_mean is not None
+            scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+            bias = (bias - norm.running_mean) * scale + (0 if norm.bias is None else norm.bias)
+        shape = [-1 if dim == part.dim else 1 for dim in range(weight.ndim)]
+        weights.append(unit_rows(weight * scale.view(shape), part.dim, part.indices))
+        biases.append(unit_rows(bias[:, None], 0, part.indices))
+    return torch.cat(weights, 1), torch.cat(biases, 1)
+
+
+def _merge(rows: Tensor, gone: Sequence[int]) -> Tensor:
+    """(units, units): by which factor each unit's weights are added to each other unit's.
+
+    >>> _merge(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), [1])
+    tensor([[1., 3., 0.],
+            [0., 0., 0.],
+            [0., 0., 1.]])
+    """
+    kept = [unit for unit in range(len(rows)) if unit not in set(gone)]
+    products = rows @ rows.T
+    norms = products.diagonal().sqrt()
+    cosines = products / torch.outer(norms, norms).clamp(min=1e-300)
+    merge = torch.zeros_like(products)
+    merge[kept, kept] = 1.0
+    for unit in gone:
+        partner = kept[int(cosines[unit, kept].argmax())]
+        merge[partner, unit] = cosines[unit, partner].clamp(min=0) * norms[unit] / norms[partner].clamp(min=1e-300)
+    return merge
+
+
+def _variance(weight: Tensor, covariance: Tensor) -> Tensor:
+    """(outputs,) variance of what a layer gives, from its (units, entries, outputs, taps...) weights."""
+    flat = weight.flatten(3) if weight.ndim > 3 else weight[..., None]
+    return torch.einsum("ieot,ij,jeot->o", flat, covariance, flat).clamp(min=1e-30)
+
+
+def _kept(weight: Tensor, tensor: str, effects: Effects) -> Tensor:
+    for dim, length in enumerate(weight.shape):
+        weight = weight.index_select(dim, torch.tensor(effects.kept(tensor, dim, length), device=weight.device))
+    return weight

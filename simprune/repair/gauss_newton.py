@@ -1,0 +1,299 @@
+"""Fit all layers of a block together, so that its output comes near a wanted one through its nonlinearities.
+
+Layer by layer, only the layers that read a removed unit can make up for it. A block as a whole can also change what its
+kept units compute. Gauss-Newton: the block is linearised around its weights, the least-squares problem is solved by
+conjugate gradients, and the step is kept if it brings held-out inputs nearer. No labels, no learning rate.
+
+The preconditioner is the Kronecker-factored Gauss-Newton matrix (Martens and Grosse, 2015), its output factor diagonal.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from simprune.core.batches import copied, first_tensor
+from simprune.core.cost import Example
+from simprune.trace.bypass import put
+from simprune.trace.context import eval_mode
+from simprune.trace.layers import joint_moments, matrix_of, patches, positions, weight_of
+
+Pair = tuple[Example, Tensor, Tensor | float]  # what a block is given, what it should give, and which of that counts
+STEPS = (1.0, 0.5, 0.25)  # how far to go towards the solution
+DAMPINGS = (1e-3, 1e-1)  # relative to the mean square of a layer's inputs; the next when a step leads nowhere
+ENOUGH = 0.01  # a round that improves by less is the last
+
+
+def fit_block(
+    block: nn.Module,
+    layers: Mapping[str, str | None],
+    calls: Sequence[Example],
+    wanted: Sequence[Tensor],
+    counts: Sequence[Tensor | float] | None = None,
+    rounds: int = 3,
+    iterations: int = 8,
+) -> tuple[float, float]:
+    """Change `layers` of the block, in place, so that it gives `wanted`; returns the relative squared error, before and
+    after, on held-out inputs.
+
+    `layers`: name within the block -> name of the BatchNorm right behind it, or None. `counts`: factors of the outputs,
+    0 where they do not matter, such as padding. One call in eight is held out
+    (none when there are fewer than two: then the error is that of all). Cost: `rounds` x `iterations` x about five
+    forward passes of the block; memory: the activations of all calls through the block.
+    """
+    trial = _folded(block, layers)
+    pairs = list(zip(calls, wanted, [1.0] * len(calls) if counts is None else counts, strict=True))
+    held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
+    judging, fitting = pairs[:held] or pairs, pairs[held:]
+    with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        spread = sum(float(((each - each.mean()) * count).square().sum()) for _, each, count in judging) or 1.0
+        before = best = _error(trial, judging)
+        dampings, moments = list(DAMPINGS), None
+        for _ in range(rounds):
+            linear = _Linearised(trial, list(layers), fitting)
+            moments = moments or linear.moments()  # a preconditioner need not be up to date
+            reached = None
+            while reached is None and dampings:
+                factors = {name: _Factor.of(*found, dampings[0]) for name, found in moments.items()}
+                reached = _walk(linear, _conjugate_gradients(linear, factors, iterations), judging, best)
+                if reached is None:  # too far for what the inputs can tell
+                    del dampings[0]
+            if reached is None:
+                break
+            best, last = reached, best
+            if best > (1 - ENOUGH) * last:
+                break
+    _unfold(block, trial, layers)
+    return before / spread, best / spread
+
+
+def _walk(linear: "_Linearised", step: Mapping[str, Tensor], judging: Sequence[Pair], best: float) -> float | None:
+    """Go along the step as far as makes the error less than `best`, and return it; None where nothing does."""
+    moves = linear.parts(step)
+    for length in STEPS:
+        moved = {name: parameter.detach() + length * moves[name] for name, parameter in linear.parameters.items()}
+        error = _error(linear.trial, judging, moved)
+        if error < best:
+            for name, parameter in linear.parameters.items():
+                parameter.copy_(moved[name])
+            return error
+    return None
+
+
+def _folded(block: nn.Module, layers: Mapping[str, str | None]) -> nn.Module:
+    """A copy without the BatchNorms behind its layers: they are part of the weights."""
+    trial = copy.deepcopy(block)
+    for name, normaliser in layers.items():
+        if normaliser is not None:
+            layer, norm = trial.get_submodule(name).eval(), trial.get_submodule(normaliser).eval()
+            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            put(trial, name, fuse(layer, norm))  # type: ignore[arg-type]
+            put(trial, normaliser, nn.Identity())
+    for parameter in trial.parameters():
+        parameter.requires_grad_(False)
+    return trial
+
+
+def _unfold(block: nn.Module, trial: nn.Module, layers: Mapping[str, str | None]) -> None:
+    """Write the copy's weights into the block; intercepts go into the layers' biases or the BatchNorms' means."""
+    with torch.no_grad():
+        for name, normaliser in layers.items():
+            layer, found = block.get_submodule(name), trial.get_submodule(name)
+            bias = getattr(layer, "bias", None)
+            if normaliser is None:
+                layer.get_parameter("weight").copy_(found.get_parameter("weight"))
+                if bias is not None:
+                    bias.copy_(found.get_parameter("bias"))
+                continue
+            norm = block.get_submodule(normaliser)
+            mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+            deviation = (variance + norm.eps).sqrt()  # type: ignore[operator]
+            scale = (torch.ones_like(mean) if norm.weight is None else norm.get_parameter("weight")) / deviation  # type: ignore[operator]
+            shift = torch.zeros_like(mean) if norm.bias is None else norm.get_parameter("bias")
+            heard = scale.abs() > 1e-6 * scale.abs().max()  # a channel that BatchNorm silences stays as it is
+            inverse = torch.where(heard, 1 / torch.where(heard, scale, 1), 0)  # type: ignore[arg-type]
+            matrix = torch.where(heard[:, None], matrix_of(found) * inverse[:, None], matrix_of(layer))
+            layer.get_parameter("weight").copy_(weight_of(layer, matrix))
+            offset = (found.get_parameter("bias") - shift) * inverse  # scale (W x + bias - mean) + shift
+            mean.copy_(torch.where(heard, (0 if bias is None else bias) - offset, mean))
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """Kronecker factors of one layer: Cholesky of its inputs' second moments, and the output's mean square gradient."""
+
+    root: Tensor  # (inputs + 1)^2
+    outputs: Tensor  # (outputs, 1)
+    damping: float
+
+    @classmethod
+    def of(cls, moments: Tensor, squares: Tensor, damping: float) -> "_Factor":
+        outputs = squares.clamp(min=1e-4 * float(squares.mean()) + 1e-30)[:, None]
+        ridge = damping * float(moments.diagonal().mean()) + 1e-12
+        eye = torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+        return cls(torch.linalg.cholesky(moments + ridge * eye), outputs, ridge)
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        """The factors' inverse applied to one layer's matrix."""
+        return torch.cholesky_solve(matrix.T / self.outputs.T, self.root).T
+
+
+class _Linearised:
+    """The block around its present weights: its outputs with their graphs, its errors, products with its Jacobian."""
+
+    def __init__(self, trial: nn.Module, names: Sequence[str], pairs: Sequence[Pair]) -> None:
+        self.trial, self.layers = trial, {name: trial.get_submodule(name) for name in names}
+        self.calls, self.counts = [call for call, _, _ in pairs], [count for _, _, count in pairs]
+        self.parameters = {
+            f"{name}.{kind}": layer.get_parameter(kind) for name, layer in self.layers.items() for kind in _kinds(layer)
+        }
+        self.outputs: list[Tensor] = []
+        self.seen: list[dict[str, tuple[Tensor, Tensor]]] = []  # of each call, what layers got and gave
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), self._watched():
+            for call, count in zip(self.calls, self.counts, strict=True):
+                self.seen.append({})
+                self.outputs.append(_output(trial, call) * count)
+        self.errors = [
+            made.detach() - wanted * count for made, (_, wanted, count) in zip(self.outputs, pairs, strict=True)
+        ]
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        def watch(name: str):
+            def see(_: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+                given = first_tensor((*args, *kwargs.values()))
+                assert given is not None
+                self.seen[-1][name] = (given.detach(), output)
+
+            return see
+
+        handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in self.layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per layer, summed over positions: products of inputs, the bias's among them, and squared gradients at the
+        outputs, from one random direction at every output of the block."""
+        generator = torch.Generator().manual_seed(0)
+        moments: dict[str, Tensor] = {}
+        squares: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for output, seen in zip(self.outputs, self.seen, strict=True):
+            signs = (2 * torch.randint(2, output.shape, generator=generator) - 1).to(output)
+            gradients = torch.autograd.grad(output, [made for _, made in seen.values()], signs, retain_graph=True)
+            for (name, (given, _)), gradient in zip(seen.items(), gradients, strict=True):
+                layer = self.layers[name]
+                square = positions(layer, gradient).square().sum((0, 2), dtype=torch.float64)
+                moment, count = _second_moments(layer, given)
+                moments[name] = moments[name] + moment if name in moments else moment
+                squares[name] = squares[name] + square if name in squares else square
+                counts[name] = counts.get(name, 0) + count
+        return {name: (moments[name], squares[name] / counts[name]) for name in self.layers}
+
+    def pull(self, errors: Iterable[Tensor]) -> dict[str, Tensor]:
+        """J^T e, per layer as a matrix whose last column is the bias."""
+        total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in self.parameters.items()}
+        for output, error in zip(self.outputs, errors, strict=True):
+            found = torch.autograd.grad(output, [*self.parameters.values()], error, retain_graph=True)
+            for name, part in zip(total, found, strict=True):
+                total[name] += part
+        return {name: _joined(layer, total, name) for name, layer in self.layers.items()}
+
+    def parts(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Matrices per layer as tensors per parameter."""
+        return {key: part for name, layer in self.layers.items() for key, part in _parts(layer, step[name], name)}
+
+    def push(self, step: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """J v, call by call."""
+        tangents = self.parts(step)
+        primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        for call, count in zip(self.calls, self.counts, strict=True):
+            with warnings.catch_warnings():  # torch's own rules for forward derivatives use what torch deprecates
+                warnings.filterwarnings("ignore", r".torch\.jit\.script. is deprecated", DeprecationWarning)
+                moved = jvp(partial(_output, self.trial, call), (primals,), (tangents,))[1]
+            yield moved * count
+
+
+def _conjugate_gradients(linear: _Linearised, factors: Mapping[str, _Factor], iterations: int) -> dict[str, Tensor]:
+    """Solve (J^T J + D) step = -J^T error, where D damps each layer's step by its factors."""
+    left = {name: -part for name, part in linear.pull(linear.errors).items()}
+    step = {name: torch.zeros_like(part) for name, part in left.items()}
+    solved = {name: factors[name].solve(part) for name, part in left.items()}
+    direction, size = solved, _dot(left, solved)
+    for _ in range(iterations):
+        if size <= 0:
+            break
+        moved = linear.pull(linear.push(direction))
+        for name, factor in factors.items():
+            moved[name] += factor.damping * factor.outputs * direction[name]
+        length = size / _dot(direction, moved)
+        step = {name: part + length * direction[name] for name, part in step.items()}
+        left = {name: part - length * moved[name] for name, part in left.items()}
+        solved = {name: factors[name].solve(part) for name, part in left.items()}
+        size, old = _dot(left, solved), size
+        direction = {name: part + (size / old) * direction[name] for name, part in solved.items()}
+    return step
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return float(sum((a[name] * b[name]).sum() for name in a))
+
+
+def _output(block: nn.Module, call: Example, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    args, kwargs = copied(call)  # layers may work in place
+    if parameters is None:
+        output = block(*args, **kwargs)
+    else:  # without ties: of a module that has two names, functional_call would not put back what it changed
+        output = functional_call(block, dict(parameters), args, kwargs, tie_weights=False)
+    found = first_tensor(output)
+    assert found is not None
+    return found
+
+
+def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Tensor] | None = None) -> float:
+    return sum(
+        float(((_output(block, call, parameters) - wanted) * count).square().sum()) for call, wanted, count in pairs
+    )
+
+
+def _kinds(layer: nn.Module) -> list[str]:
+    return ["weight"] if getattr(layer, "bias", None) is None else ["weight", "bias"]
+
+
+def _joined(layer: nn.Module, parts: Mapping[str, Tensor], name: str) -> Tensor:
+    """Weight and bias as one (outputs, inputs + 1) matrix in float64."""
+    columns = [matrix_of(layer, parts[f"{name}.weight"])]
+    if f"{name}.bias" in parts:
+        columns.append(parts[f"{name}.bias"][:, None])
+    return torch.cat(columns, 1).detach().double()
+
+
+def _parts(layer: nn.Module, matrix: Tensor, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The inverse of `_joined`."""
+    width = matrix_of(layer).shape[1]
+    yield f"{name}.weight", weight_of(layer, matrix[:, :width])
+    if matrix.shape[1] > width:
+        yield f"{name}.bias", matrix[:, width].to(layer.get_parameter("bias"))
+
+
+def _second_moments(layer: nn.Module, given: Tensor) -> tuple[Tensor, int]:
+    """Sum of u u^T over positions, where u ends with a constant one if there is a bias; and the number of positions."""
+    found = joint_moments(patches(layer, given))
+    second, total = found.about_origin().scatter, (found.count * found.mean)[:, None]
+    if getattr(layer, "bias", None) is None:
+        return second, found.count
+    corner = torch.full_like(total[:1], found.count)
+    return torch.cat([torch.cat([second, total], 1), torch.cat([total.T, corner], 1)]), found.count

@@ -1,0 +1,71 @@
+"""What a score of blocks gets to see."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simprune import measures
+from simprune.core.store import Kept
+from simprune.measures import Measure, SimilarityMatrix
+from simprune.scores.blocks.stream import Stream
+
+
+@dataclass(frozen=True)
+class View:
+    """A model, its calibration batches, what runs through its blocks, and the measure for similarities.
+
+    `kept`: where the matrix of similarities is kept once it is known.
+    """
+
+    model: nn.Module
+    calibration: Iterable
+    stream: Stream
+    measure: Measure
+    kept: Kept | None = None
+
+    @cached_property
+    def whole(self) -> SimilarityMatrix:
+        """The measure's own values for all points, in the order of `stream.rows`; computed once."""
+        known = None if self.kept is None else self.kept.load("similarity")
+        if known is not None:
+            return SimilarityMatrix(tuple(self.stream.rows), known["values"].numpy(), self.measure.id)
+        found = measures.matrix(self.measure, self.stream.rows, self._labels())
+        if self.kept is not None:
+            self.kept.save("similarity", {"values": torch.from_numpy(found.values.copy())})
+        return found
+
+    def similarity(self, first: str, second: str) -> float:
+        """Similarity of two points of the stream, in [0, 1]."""
+        return as_redundancy(self.measure, float(self.matrix([first, second]).values[0, 1]))
+
+    def similarities(self) -> np.ndarray:
+        """(points, points) similarity of all points, in [0, 1], in the order of `stream.rows`."""
+        return np.vectorize(lambda value: as_redundancy(self.measure, value))(self.whole.values)
+
+    def matrix(self, points: Sequence[str]) -> SimilarityMatrix:
+        """The measure's own values for some points."""
+        places = [self.whole.names.index(point) for point in points]
+        return SimilarityMatrix(tuple(points), self.whole.values[np.ix_(places, places)], self.measure.id)
+
+    def _labels(self) -> Tensor | None:
+        return self.stream.labels if self.measure.needs_labels else None
+
+
+BlockScorer = Callable[..., dict[str, float]]  # (view, **options) -> {block: redundancy in [0, 1]}
+
+
+def as_redundancy(measure: Measure, value: float) -> float:
+    """A score as redundancy in [0, 1]: similarities are clipped, distances d of range [0, top] become 1 - d / top.
+
+    Distances without an upper end become 1 / (1 + d). An undefined score (NaN) counts as no redundancy.
+    """
+    if value != value:
+        return 0.0
+    if not measure.larger_is_more_similar:
+        top = measure.range[1]
+        value = 1 / (1 + value) if top == float("inf") else 1 - value / top
+    return min(max(value, 0.0), 1.0)

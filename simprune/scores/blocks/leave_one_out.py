@@ -1,0 +1,61 @@
+"""Leave one out (Pons et al., "Effective Layer Pruning Through Similarity Metric Perspective", 2024): how similar the
+final representation stays when a block is bypassed."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import call, checked, first_tensor, mask_of
+from simprune.core.example import example_of
+from simprune.core.progress import progress
+from simprune.scores.blocks._view import View, as_redundancy
+from simprune.trace.bypass import Bypass, without
+from simprune.trace.capture import Site
+from simprune.trace.context import evaluation, uncached
+from simprune.trace.visits import visit
+
+
+def leave_one_out(view: View) -> dict[str, float]:
+    """Similarity of the representation that the network's last layer reads, with and without each block.
+
+    One forward pass over the calibration batches per block, and one more.
+    """
+    model, measure, stream = view.model, view.measure, view.stream
+    batches = list(checked(view.calibration, "calibration"))
+    visits = visit(model, example_of(batches[0]))
+    labels = stream.labels if measure.needs_labels else None
+    original = measure.prepare(final_rows(model, batches), labels)
+    scores = {}
+    for block in progress(stream.blocks, "leave one out"):
+        with without(model, block.name, Bypass(visits[block.name].layout(), block.replace == "zero")):
+            rows = final_rows(model, batches)
+        scores[block.name] = as_redundancy(measure, measure.compare(original, measure.prepare(rows, labels)))
+    return scores
+
+
+def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
+    """(N, D), pooled over positions: what the last linear layer to run gets, or the output when there is none."""
+    found: list[Tensor] = []
+    last: list[Tensor] = []
+
+    def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        value = first_tensor((*args, *kwargs.values()))
+        if value is not None:
+            last[:] = [value]
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in layers]
+    try:
+        with evaluation(model), uncached(model):
+            for batch in batches:
+                last.clear()
+                output = call(model, batch)
+                value = last[0] if last and len(last[0]) == len(output) else output
+                found.append(
+                    Site("the last layer", "pool", mask=mask_of(batch)).rows(value).to("cpu", torch.float32, copy=True)
+                )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(found).clone()

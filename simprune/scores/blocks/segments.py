@@ -1,0 +1,108 @@
+"""Runs of alike layers: blocks inside a run are redundant, blocks that lead from one run to the next are not.
+
+`segments`: Fisher's optimal partition of the ordered layer-similarity matrix (SGLP, Wang et al. 2024), exact by dynamic
+programming; one point of the stream per segment has to stay. `clusters`: consecutive layers as similar to the first of
+them as a threshold says (MPruner, Hu et al. 2024, arXiv:2408.13482); all but the first go, or every second, or third.
+"""
+
+import numpy as np
+
+from simprune.scores.blocks._view import View
+
+
+def segments(view: View, segments: int | None = None, explained: float = 0.9) -> dict[str, float]:
+    """Blocks inside one of the segments score 0.5 + s / 2 and those between two s / 2, s their own similarity.
+
+    `segments`: how many; None takes the fewest that explain `explained` of the variance of the matrix' rows.
+    """
+    values = view.similarities()
+    if segments is None:
+        segments = segment_count(values, explained)
+    return _scores(view, values, fisher_partition(values, segments))
+
+
+def clusters(view: View, threshold: float = 0.98, granularity: int = 1) -> dict[str, float]:
+    """As `segments`, for runs of consecutive points that are at least `threshold` similar to the first of their run.
+
+    `granularity`: MPruner's step in which a run is thinned out. 1 lets all but its first point go; k every k-th of
+    those behind the first, beginning with the second of the run. Blocks in between score as those between two runs.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"clusters: threshold must be in [0, 1]; got {threshold!r}")
+    if isinstance(granularity, bool) or not isinstance(granularity, int) or granularity < 1:
+        raise ValueError(f"clusters: granularity must be a whole number from 1; got {granularity!r}")
+    values = view.similarities()
+    return _scores(view, values, runs(values, threshold), granularity)
+
+
+def runs(values: np.ndarray, threshold: float) -> list[int]:
+    """Ends (exclusive) of the runs: each begins with the first point that is too unlike the start of the one before.
+
+    >>> runs(np.array([[1.0, 0.9, 0.7], [0.9, 1.0, 0.9], [0.7, 0.9, 1.0]]), 0.8)
+    [2, 3]
+    """
+    starts = [0]
+    for place in range(1, len(values)):
+        if values[starts[-1], place] < threshold:
+            starts.append(place)
+    return [*starts[1:], len(values)]
+
+
+def segment_count(values: np.ndarray, explained: float = 0.9) -> int:
+    """Fewest segments whose means explain this share of the variance of the rows."""
+    if not 0 < explained <= 1:
+        raise ValueError(f"segments: explained must be a share in (0, 1]; got {explained!r}")
+    left = (1 - explained) * within(values, [len(values)]) + 1e-12
+    counts = range(1, len(values) + 1)
+    return next(count for count in counts if within(values, fisher_partition(values, count)) <= left)
+
+
+def fisher_partition(values: np.ndarray, count: int) -> list[int]:
+    """Ends (exclusive) of the `count` consecutive segments of rows with the least squared distance to their means.
+
+    Exact: cost O(count L^2) after O(L^3) for the diameters. ValueError for a count outside 1..L.
+
+    >>> fisher_partition(np.array([[0.0], [0.1], [5.0], [5.1], [9.0]]), 3)
+    [2, 4, 5]
+    """
+    size = len(values)
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= size:
+        raise ValueError(f"segments must be from 1 to {size}, the number of points; got {count!r}")
+    diameter = np.full((size + 1, size + 1), np.inf)
+    for start in range(size):
+        for stop in range(start + 1, size + 1):
+            diameter[start, stop] = _spread(values[start:stop])
+    best = np.full((count + 1, size + 1), np.inf)
+    cut = np.zeros((count + 1, size + 1), dtype=int)
+    best[0, 0] = 0.0
+    for number in range(1, count + 1):
+        for stop in range(number, size + 1):
+            losses = best[number - 1, :stop] + diameter[:stop, stop]
+            cut[number, stop] = int(losses.argmin())
+            best[number, stop] = losses.min()
+    ends, stop = [], size
+    for number in range(count, 0, -1):
+        ends.append(stop)
+        stop = int(cut[number, stop])
+    return ends[::-1]
+
+
+def within(values: np.ndarray, ends: list[int]) -> float:
+    """Sum of squared distances of the rows to their segments' means."""
+    return sum(_spread(values[a:b]) for a, b in zip([0, *ends], ends, strict=False))
+
+
+def _spread(rows: np.ndarray) -> float:
+    return float(np.square(rows - rows.mean(0)).sum())
+
+
+def _scores(view: View, values: np.ndarray, ends: list[int], granularity: int = 1) -> dict[str, float]:
+    place = {point: index for index, point in enumerate(view.stream.rows)}
+    starts = [0, *ends[:-1]]
+    segment = np.searchsorted(ends, np.arange(len(values)), side="right")
+    scores = {}
+    for name, (before, after) in view.stream.ends.items():
+        a, b = place[before], place[after]
+        goes = segment[a] == segment[b] and (b - starts[segment[b]] - 1) % granularity == 0
+        scores[name] = 0.5 * goes + values[a, b] / 2
+    return scores

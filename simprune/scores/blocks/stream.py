@@ -1,0 +1,212 @@
+"""What runs through a network's blocks, read in one forward pass over the calibration batches.
+
+Points of the stream stand before and after blocks; blocks of one chain share theirs. Two things are kept of each:
+rows pooled over positions (for similarity measures), and the mean cosine and angle of every two points of a chain,
+position by position (for block influence and windows), summed as the batches go by.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_of
+from simprune.core.progress import progress
+from simprune.core.rows import Rows
+from simprune.core.store import Kept
+from simprune.core.structures import Block
+from simprune.trace.capture import Site
+from simprune.trace.context import evaluation, uncached
+from simprune.trace.visits import visit
+
+POSITIONS = 1024  # of one batch, spread over inputs and positions alike, from which cosines are taken
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Blocks that follow each other directly, and the names of the points around them."""
+
+    blocks: tuple[Block, ...]
+    points: tuple[str, ...]
+    cosine: np.ndarray  # (points, points), mean over inputs and positions
+    angle: np.ndarray  # (points, points), mean angle over pi, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """`rows[point]` (N, D) on the CPU, points in order of execution; `labels` (N,) where the batches had them."""
+
+    chains: tuple[Chain, ...]
+    rows: dict[str, Tensor]
+    labels: Tensor | None
+
+    @cached_property
+    def ends(self) -> dict[str, tuple[str, str]]:
+        """Points before and after each block."""
+        return {
+            block.name: (chain.points[place], chain.points[place + 1])
+            for chain in self.chains
+            for place, block in enumerate(chain.blocks)
+        }
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for chain in self.chains for block in chain.blocks]
+
+
+def observe(
+    model: nn.Module,
+    calibration: Iterable,
+    blocks: Sequence[Block],
+    example: tuple[tuple, dict],
+    kept: Kept | None = None,
+) -> Stream:
+    """Run the model once and read the stream around `blocks` (in order of execution).
+
+    Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
+    `kept` has seen are not run again. Raises ValueError when there are no batches.
+    """
+    chains: dict[int, list[Block]] = {}
+    for block in blocks:
+        chains.setdefault(block.chain, []).append(block)
+    points = {number: (f"{chain[0].name}:input", *(b.name for b in chain)) for number, chain in chains.items()}
+    reader = _Reader(model, chains, points, example)
+    labels = []
+    done = reader.go_on(None if kept is None else kept.load("stream"))
+    with evaluation(model), uncached(model), reader:
+        for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
+            labels.append(labels_of(batch))
+            if number <= done:
+                continue
+            reader.mask = mask_of(batch)
+            call(model, batch)
+            reader.close_batch()
+            if kept is not None:
+                kept.save_now_and_then("stream", lambda done=number: reader.state(done))
+    if not labels:
+        raise ValueError("calibration has no batches; give at least one")
+    if kept is not None and done < len(labels):
+        kept.save("stream", reader.state(len(labels)))
+    found = [label for label in labels if label is not None and label.ndim == 1]
+    return Stream(
+        tuple(Chain(tuple(chain), points[number], *reader.means(number)) for number, chain in chains.items()),
+        {point: reader.pooled.pop(point).tensor() for number in chains for point in points[number]},
+        torch.cat(found).cpu() if len(found) == len(labels) else None,
+    )
+
+
+class _Reader:
+    """Hooks that follow the stream: an identity block has its own input and output, a branch is added to a stream."""
+
+    def __init__(
+        self, model: nn.Module, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]], example: Any
+    ) -> None:
+        self.model, self.points = model, points
+        self.pooled = {point: Rows() for names in points.values() for point in names}
+        self.mask: Tensor | None = None
+        self.unit: dict[str, Tensor] = {}
+        self.layers: set[str] = set()  # around halves
+        self.stream: Tensor | None = None
+        self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+        self.count: dict[int, int] = dict.fromkeys(points, 0)
+        self.chains = chains
+        seen = visit(model, example)
+        self.entry = {name: visited.stream for name, visited in seen.items()}
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for number, chain in self.chains.items():
+            for place, block in enumerate(chain):
+                module = self.model.get_submodule(block.name)
+                entry = self.points[number][0] if place == 0 else None
+                around = block.inside if block.replace == "zero" else block.name
+                if block.replace == "zero" and around not in self.layers:
+                    self.layers.add(around)
+                    self._before(self.model.get_submodule(around), around, entry)
+                elif block.replace == "identity" and entry is not None:
+                    self._before(module, block.name, entry)
+                self._after(module, block)
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, name: str, point: str | None) -> None:
+        key = self.entry[name]
+
+        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            value = args[key] if isinstance(key, int) else kwargs[str(key)]
+            if name in self.layers:
+                self.stream = value.clone()  # later layers may work in place
+            if point is not None:
+                self._keep(point, value)
+
+        self.handles.append(module.register_forward_pre_hook(see, with_kwargs=True))
+
+    def _after(self, module: nn.Module, block: Block) -> None:
+        def see(_: nn.Module, args: tuple, output: Any) -> None:
+            value = first_tensor(output)
+            assert value is not None
+            if block.replace == "zero":
+                assert self.stream is not None
+                value = self.stream = self.stream + value
+            self._keep(block.name, value)
+
+        self.handles.append(module.register_forward_hook(see))
+
+    def _keep(self, point: str, value: Tensor) -> None:
+        self.pooled[point].add(Site(point, "pool", mask=self.mask).rows(value).float())
+        self.unit[point] = F.normalize(_some_positions(value, self.mask).double(), dim=1)
+
+    def close_batch(self) -> None:
+        """Add this batch's cosines and angles between all points of every chain, and forget its activations."""
+        for number, names in self.points.items():
+            unit = torch.stack([self.unit[name] for name in names], 1)  # (positions, points, width)
+            cosine = (unit @ unit.mT).clamp(-1, 1)
+            angle = torch.arccos(cosine) / torch.pi
+            angle.diagonal(dim1=1, dim2=2).zero_()
+            sums = (cosine.sum(0), angle.sum(0))
+            self.sums[number] = tuple(a + b for a, b in zip(self.sums.get(number, (0, 0)), sums, strict=True))  # pyright: ignore[reportArgumentType]
+            self.count[number] += len(unit)
+        self.unit.clear()
+
+    def state(self, done: int) -> dict[str, Tensor]:
+        """All that is known after `done` batches."""
+        found = {f"rows/{point}": rows.tensor() for point, rows in self.pooled.items()}
+        for number, (cosine, angle) in self.sums.items():
+            found |= {f"cosine/{number}": cosine, f"angle/{number}": angle}
+            found[f"count/{number}"] = torch.tensor(self.count[number])
+        return found | {"done": torch.tensor(done)}
+
+    def go_on(self, state: dict[str, Tensor] | None) -> int:
+        """Start from a state; how many batches it has seen."""
+        if state is None:
+            return 0
+        for point, rows in self.pooled.items():
+            rows.add(state[f"rows/{point}"])
+        device = device_of(self.model)
+        for number in self.points:
+            self.sums[number] = (state[f"cosine/{number}"].to(device), state[f"angle/{number}"].to(device))
+            self.count[number] = int(state[f"count/{number}"])
+        return int(state["done"])
+
+    def means(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        cosine, angle = (value.cpu().numpy() / self.count[number] for value in self.sums[number])
+        return cosine, angle
+
+
+def _some_positions(value: Tensor, mask: Tensor | None) -> Tensor:
+    """At most `POSITIONS` rows of one batch; the golden ratio spreads them, so that no row or column is preferred."""
+    rows = Site("", "positions", mask=mask).rows(value) if value.ndim < 4 else value.flatten(2)
+    count = len(rows) if value.ndim < 4 else len(rows) * rows.shape[2]
+    if count > POSITIONS:
+        chosen = (torch.arange(POSITIONS, dtype=torch.float64) * GOLDEN % 1 * count).long().to(value.device)
+    else:
+        chosen = torch.arange(count, device=value.device)
+    return rows[chosen] if value.ndim < 4 else rows[chosen // rows.shape[2], :, chosen % rows.shape[2]]

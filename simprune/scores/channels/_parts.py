@@ -1,0 +1,93 @@
+"""What scores share: the weights that produce a group's units, the moments that its readers see, and ways to rank."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.moments import Moments
+from simprune.core.structures import UnitGroup
+from simprune.scores.channels._score import Score
+from simprune.trace.capture import Layout, Site, run
+from simprune.trace.units import unit_rows, weight_slices
+
+
+def produced(model: nn.Module, group: UnitGroup) -> list[Tensor]:
+    """(units, features) of every weight whose outputs are the group's units."""
+    return [
+        unit_rows(model.get_parameter(part.tensor), part.dim, part.indices)
+        for part in weight_slices(model, group.slices)
+    ]
+
+
+def reader_moments(
+    model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup], layout: Layout
+) -> dict[str, list[Moments]]:
+    """Moments of each group's entries, unit after unit, at the input of every module that reads them.
+
+    One forward pass; memory O(readers x (units x entries)^2).
+    """
+    readers: dict[str, list[tuple[str, Tensor]]] = {}
+    for group in groups:
+        for part in group.slices:
+            if part.side == "in" and part.tensor.endswith("weight"):
+                entries = torch.tensor(part.inputs or part.indices).flatten()
+                readers.setdefault(part.module, []).append((group.name, entries))
+    found: dict[tuple[str, str, int], Moments] = {}
+
+    def see(site: Site, value: Tensor) -> None:
+        rows = site.rows(value)
+        for place, (group, entries) in enumerate(readers[site.module]):
+            moments = Moments.of(rows[:, entries.to(rows.device)])
+            key = (group, site.module, place)
+            found[key] = found[key].merge(moments) if key in found else moments
+
+    run(model, calibration, [Site(name, layout, "input") for name in readers], see)
+    if readers and not found:
+        raise ValueError("calibration has no batches; give at least one")
+    return {group.name: [moments for key, moments in found.items() if key[0] == group.name] for group in groups}
+
+
+def share(values: Tensor) -> Tensor:
+    """Each value's share of their sum; equal shares when all are zero."""
+    total = values.sum()
+    return values / total if total > 0 else torch.full_like(values, 1 / len(values))
+
+
+def by_damage(damage: Tensor) -> Score:
+    """Least damage first; redundancy is how far below the group's greatest damage a unit lies.
+
+    >>> by_damage(torch.tensor([0.5, 0.0, 0.25]))
+    Score(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
+    """
+    damage = damage.clamp(min=0)
+    redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
+    return Score(tuple(damage.argsort(stable=True).tolist()), tuple(redundancy.tolist()), tuple(damage.tolist()))
+
+
+def by_similarity(similarity: Tensor) -> Score:
+    """Remove again and again the unit that one still there resembles most; damage is 1 - similarity^2, over all units.
+
+    `similarity[i, j]` in [0, 1]: how well j stands for i. Of several equally similar units the one goes that resembles
+    the others most. The last unit has nothing left to stand for it, unless it needs nothing. O(units^3).
+
+    >>> by_similarity(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.6], [0.0, 0.6, 1.0]])).order
+    (1, 0, 2)
+    """
+    ties = similarity.double().clone().fill_diagonal_(0)
+    size = len(ties)
+    needless = (ties.sum(1) + 1 > size - 1e-9) if size > 1 else torch.zeros(1, dtype=torch.bool)
+    remaining = torch.ones(size, dtype=torch.bool)
+    closest = needless.double()  # what stands for each unit when it goes
+    order: list[int] = []
+    while len(order) < size - 1:
+        best = ties.max(1).values.masked_fill(~remaining, -1)
+        equal = best >= best.max() - 1e-9
+        unit = int(ties.sum(1).masked_fill(~equal, -1).argmax())
+        closest[unit] = best[unit]
+        remaining[unit] = False
+        ties[:, unit] = 0
+        order.append(unit)
+    order.append(int(remaining.nonzero()[0, 0]))
+    unexplained = (1 - closest.square()).clamp(0, 1)
+    return Score(tuple(order), tuple((1 - unexplained).tolist()), tuple((unexplained / size).tolist()))

@@ -1,0 +1,69 @@
+"""Leave-one-out CKA: how similar is what a layer reads to the same without one channel?
+
+Linear CKA (Kornblith et al., 2019, arXiv:1905.00414) of a representation X with its own columns K:
+|S_:K|^2 / (|S| |S_KK|) in Frobenius norms, S the covariance of X. So sums of squares of S are all that is needed.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.structures import UnitGroup
+from simprune.scores.channels._parts import reader_moments
+from simprune.scores.channels._score import Score
+
+
+def leave_one_out_cka(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+    """Damage: the CKA that is lost with a channel's turn, in [0, 1]; greedy, mean over the readers' inputs.
+
+    CKA weighs directions by their variance: a channel of small variance costs little, and the second of two duplicates
+    costs something. Redundancy is 1 - damage / the greatest damage of the group. One forward pass; memory
+    O(readers x (channels x entries)^2), time O(readers x channels^2) per group after the moments.
+    """
+    moments = reader_moments(model, calibration, groups, "positions")
+    return {
+        group.name: eliminate(
+            torch.stack([_blocks(found.covariance.cpu(), group.size) for found in moments[group.name]])
+        )
+        for group in groups
+    }
+
+
+def _blocks(covariance: Tensor, units: int) -> Tensor:
+    """(units, units) squared norms of the blocks of a covariance, relative to their sum."""
+    entries = len(covariance) // units
+    squares = covariance.view(units, entries, units, entries).square().sum((1, 3))
+    return squares / squares.sum().clamp(min=1e-300)
+
+
+def eliminate(squares: Tensor) -> Score:
+    """Greedy removal of the channel whose loss leaves the greatest CKA, from (readers, C, C) squared covariances.
+
+    >>> eliminate(torch.eye(3).square()[None] * torch.tensor([3.0, 1.0, 2.0])).order
+    (1, 2, 0)
+    """
+    size = squares.shape[1]
+    rows, own = squares.sum(2), squares.diagonal(dim1=1, dim2=2)  # with all of X, and with itself
+    among = rows.clone()  # with what is kept
+    crossed, kept = rows.sum(1), rows.sum(1)  # |S_:K|^2 and |S_KK|^2
+    total = kept.clone()
+    remaining = torch.ones(size, dtype=torch.bool)
+    damage = torch.zeros(size, dtype=torch.float64)
+    order: list[int] = []
+    similarity = 1.0
+    for _ in range(size):
+        norm = (kept[:, None] - 2 * among + own).clamp(min=0)
+        left = (crossed[:, None] - rows).clamp(min=0) / (total[:, None] * norm).sqrt().clamp(min=1e-300)
+        left = torch.where(total[:, None] > 0, left, 1.0).mean(0).clamp(0, 1)
+        channel = int(left.masked_fill(~remaining, -1).argmax())
+        if len(order) == size - 1:
+            left = (~(total > 0)).double().mean().expand(size)  # nothing is left, unless there was nothing
+        damage[channel] = max(similarity - float(left[channel]), 0.0)
+        similarity = min(similarity, float(left[channel]))
+        crossed, kept = crossed - rows[:, channel], (kept - 2 * among[:, channel] + own[:, channel]).clamp(min=0)
+        among = among - squares[:, :, channel]
+        remaining[channel] = False
+        order.append(channel)
+    redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
+    return Score(tuple(order), tuple(redundancy.tolist()), tuple(damage.tolist()))

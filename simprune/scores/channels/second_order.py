@@ -1,0 +1,143 @@
+"""Second-order cost: by how much does the network's output move when a channel goes and its readers are refitted?
+
+Optimal brain surgeon (Hassibi and Stork, 1993) for structures. Removing the inputs u of a layer y = W x and refitting
+the rest by least squares leaves the error W_u [(C^-1)_uu]^-1 W_u^T, where C is the covariance of the layer's inputs
+(for a convolution, of its patches). What an error at y does to the output is in `simprune.trace.sensitivity`; there
+errors at different positions count as independent, which is right for the order in a group and too little for its
+damage: see `simprune.scores.output_changes`.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.structures import UnitGroup
+from simprune.scores.channels._inputs import Gathered
+from simprune.scores.channels._score import Score
+from simprune.scores.channels.predictability import predictability
+from simprune.scores.output_changes import Loss
+from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, taps, weight_of
+from simprune.trace.sensitivity import backpropagate
+
+RIDGE = 1e-3  # of the mean input variance, as in the repair
+RANK = 1e-12  # of the largest: directions of an output whose gradients are smaller are nothing but rounding
+
+
+def second_order(
+    model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup], seed: int = 0
+) -> dict[str, Score]:
+    """Damage: expected squared change of the output when a channel goes, as a share of the output's variance.
+
+    Greedy elimination, the refit updated after every step. One forward and one backward pass; with width = inputs x
+    kernel of a reader, and one row per input and position, memory O(width x min(width, rows)) and channels times as
+    much time. Groups that only grouped convolutions read cannot be refitted: they are scored by predictability, as if
+    each carried the whole output.
+    """
+    readers: dict[str, _Reader] = {}
+    for group in groups:
+        for part in group.slices:
+            if part.side == "in" and part.tensor.endswith("weight") and can_be_fitted(model.get_submodule(part.module)):
+                readers.setdefault(part.module, _Reader())
+    variance = backpropagate(model, calibration, {name: reader.watch for name, reader in readers.items()}, seed)[0]
+    scores = {}
+    for group in groups:
+        surgeons = [
+            _Surgeon(part.module, model.get_submodule(part.module), readers[part.module], part.indices, variance)
+            for part in group.slices
+            if part.side == "in" and part.module in readers and part.tensor.endswith("weight")
+        ]
+        scores[group.name] = _eliminate(group.size, surgeons) if surgeons else None
+    rest = [group for group in groups if scores[group.name] is None]
+    return scores | (predictability(model, calibration, rest) if rest else {})
+
+
+@dataclass
+class _Reader:
+    """Sums over the calibration set for one layer: its inputs, and the gradients at its output."""
+
+    inputs: Gathered = field(default_factory=Gathered)
+    gradients: Tensor | None = None
+    samples: int = 0
+
+    def watch(self, layer: nn.Module, given: Tensor, made: Tensor) -> None:
+        self.inputs.add(patches(layer, given))
+        self.samples += len(made)
+        made.register_hook(lambda gradient: self._add(positions(layer, gradient)))
+
+    def _add(self, gradient: Tensor) -> None:
+        product = (gradient @ gradient.transpose(1, 2)).sum(0, dtype=torch.float64)
+        self.gradients = product if self.gradients is None else self.gradients + product
+
+
+def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> Score:
+    remaining = list(range(size))
+    order: list[int] = []
+    damage = torch.zeros(size, dtype=torch.float64)
+    alone = torch.stack([reader.alone() for reader in readers]).sum(0)
+    while len(remaining) > 1:
+        costs = torch.stack([reader.costs(remaining) for reader in readers]).sum(0)
+        channel = remaining.pop(int(costs.argmin()))
+        damage[channel] = costs.min().clamp(min=0)
+        order.append(channel)
+        for reader in readers:
+            reader.remove(channel)
+    damage[remaining[0]] = alone[remaining[0]]
+    lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
+    score = Score((*order, remaining[0]), tuple((1 - lost).tolist()), tuple(damage.tolist()))
+    return replace(score, losses=tuple(reader.loss(score.order[: score.half]) for reader in readers))
+
+
+class _Surgeon:
+    """One reader of a group: its weights and inverse covariance as inputs go one after another."""
+
+    def __init__(
+        self, name: str, layer: nn.Module, reader: _Reader, indices: tuple[tuple[int, ...], ...], variance: float
+    ) -> None:
+        assert reader.gradients is not None
+        self.name, self.layer = name, layer
+        kernel = taps(layer)
+        self.columns = torch.tensor(
+            [[entry * kernel + tap for entry in entries for tap in range(kernel)] for entries in indices]
+        )
+        self.inputs = reader.inputs.inverted(RIDGE)
+        # tr(G W ... W^T) = |F W ...|^2 with F^T F = G: fold the metric into the weights
+        metric = reader.gradients.cpu() / (reader.samples * variance)
+        values, vectors = torch.linalg.eigh(metric)
+        seen = values > RANK * values[-1].clamp(min=0)
+        root = (vectors[:, seen] * values[seen].sqrt()).T
+        self.weight = root @ matrix_of(layer).double().cpu()
+
+    def alone(self) -> Tensor:
+        """What each channel contributes, were nothing refitted."""
+        weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
+        return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
+
+    def costs(self, channels: Sequence[int]) -> Tensor:
+        """Error left by the removal of each channel with the rest refitted."""
+        columns = self.columns[list(channels)]  # (channels, k)
+        weights = self.weight[:, columns].movedim(0, -1)
+        return (weights * torch.linalg.solve(self.inputs.inverse_blocks(columns), weights)).sum((1, 2))
+
+    def remove(self, channel: int) -> None:
+        """Take the channel's inputs out and refit what is left."""
+        columns = self.columns[channel]
+        own = self.weight[:, columns]
+        self.weight.addmm_(own, self.inputs.remove(columns), alpha=-1)
+
+    def loss(self, gone: Sequence[int]) -> Loss:
+        """What the layer no longer gives without these channels, the rest refitted: a layer of its kind."""
+        matrix = matrix_of(self.layer).double().cpu()
+        kept = torch.ones(matrix.shape[1], dtype=torch.bool)
+        kept[self.columns[list(gone)]] = False
+        lost = matrix.clone()
+        if kept.any():
+            lost[:, kept] -= self.inputs.refit(matrix, kept)
+        layer = copy.deepcopy(self.layer)
+        weight = layer.get_parameter("weight")
+        with torch.no_grad():
+            weight.copy_(weight_of(layer, lost))
+        layer.bias = nn.Parameter((-lost @ self.inputs.mean).to(weight))
+        return Loss(self.name, lambda given, _: layer(given))

@@ -1,0 +1,55 @@
+"""First-order Taylor expansion of the loss: what would it change by, were a channel's weights zero?
+
+Molchanov et al., 2019, arXiv:1906.10771: (sum of weight x gradient over the weights that go)^2, mean over batches.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simprune.core.batches import call, checked, labels_of
+from simprune.core.structures import UnitGroup
+from simprune.scores.channels._parts import by_damage
+from simprune.scores.channels._score import Score
+from simprune.trace.caches import forgetting
+from simprune.trace.context import eval_mode, requiring
+from simprune.trace.gradients import soft_log_likelihood
+from simprune.trace.units import unit_rows, weight_slices
+
+
+def taylor(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+    """Damage: squared first-order change of the mean loss without the channel's producers' weights (all of them).
+
+    The loss is cross-entropy where batches have class labels for logits (N, C), else the soft log-likelihood of
+    `simprune.trace.gradients`, which needs none. One forward and one backward pass; memory O(weights). What batches are
+    matters: gradients are means over each. Parameters, `requires_grad`, `.grad` and the mode are as before.
+    """
+    slices = {group.name: weight_slices(model, group.slices) for group in groups}
+    names = list(dict.fromkeys(part.tensor for parts in slices.values() for part in parts))
+    targets = [model.get_parameter(name) for name in names]
+    damage = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
+    count = 0
+    with eval_mode(model), torch.enable_grad(), requiring(model, *targets):
+        for batch in checked(calibration, "calibration"):
+            with forgetting(model):
+                loss = _loss(call(model, batch), labels_of(batch))
+            gradients = torch.autograd.grad(loss, targets, allow_unused=True)
+            products = {
+                name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
+                for name, weight, gradient in zip(names, targets, gradients, strict=True)
+            }
+            for group, parts in slices.items():
+                rows = [unit_rows(products[part.tensor], part.dim, part.indices).sum(1) for part in parts]
+                damage[group] += torch.stack(rows).sum(0).square()
+            count += 1
+    if not count:
+        raise ValueError("calibration has no batches; give at least one")
+    return {name: by_damage(total / count) for name, total in damage.items()}
+
+
+def _loss(output: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is not None and output.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point():
+        return F.cross_entropy(output, labels.to(output.device))
+    return -soft_log_likelihood(output.flatten(0, -2)).mean()

@@ -1,0 +1,67 @@
+"""Running a network and leaving it as it was: evaluation mode, frozen parameters, no caches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from simprune.trace.attention import opened
+from simprune.trace.caches import forgetting
+
+
+@contextmanager
+def evaluation(*models: nn.Module) -> Iterator[None]:
+    """Evaluation and inference mode for a while; every module's own training mode comes back, also after an error."""
+    with eval_mode(*models), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode alone. Fused attention is off: it would run without its parts, past every hook and counter.
+
+    nn.MultiheadAttention runs in the open (see `simprune.trace.attention`), and what modules keep of a pass is given up
+    (see `simprune.trace.caches`).
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for model in models:
+        model.eval()
+    try:
+        with opened(*models), forgetting(*models):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def requiring(model: nn.Module, *targets: nn.Parameter) -> Iterator[None]:
+    """For a while these parameters want gradients, and no others."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    for parameter in targets:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """For a while no key-value cache: with one, running a layer a second time gives another result."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
+    try:
+        for config in cached:
+            config.use_cache = False
+        yield
+    finally:
+        for config in cached:
+            config.use_cache = True

@@ -1,0 +1,287 @@
+"""Which tensors lose entries together when a channel goes: torch-pruning's dependency graph, guarded.
+
+torch-pruning can loop forever, accept wrong indices and skip frozen layers in silence; every call to it is in this
+file, bounded and checked.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch_pruning.dependency.group import Group
+
+from simprune.core.batches import first_tensor
+from simprune.core.cost import Example
+from simprune.core.structures import Coupling, NotPrunable, Slice
+from simprune.trace.attention import is_conv1d
+from simprune.trace.context import eval_mode, requiring
+from simprune.trace.pruners import opaque, pruners
+
+ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
+TIED, INPUT = "tied", "input"  # no sides of a tensor: channels that have to go together; entries of a module's input
+# Composite modules may keep the width of their stream as a number, under one of these names.
+STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_model", "num_features", "width")
+
+
+class CouplingGraph:
+    """torch-pruning's dependency graph of one model, traced on an example input.
+
+    The model's training mode and `requires_grad` are as before afterwards. Build a new one after a module is replaced.
+    Raises NotPrunable when torch-pruning cannot trace the model; an error of the model itself comes through as it is.
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self.model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        args, kwargs = example
+        by_type, self.attention = pruners(model)
+        whole = [*self.attention, *(module for module in self._names if is_conv1d(module))]
+        inside = {part for module in self.attention for part in module.modules()} - set(self.attention)
+        self._hidden = {self._names[part] for part in inside} | {
+            layer for found in self.attention.values() for layer in found.layers if not found.writes
+        }
+        # the trace follows gradients: frozen layers would be missing
+        with requiring(model, *model.parameters()), eval_mode(model), torch.enable_grad():
+            model(*args, **kwargs)  # an error of the model itself surfaces here, not inside the trace
+            with opaque(whole), _traceable():
+                self._graph = tp.DependencyGraph().build_dependency(
+                    model,
+                    example_inputs=args,  # what the trace runs is forward_fn
+                    forward_fn=lambda net, _: net(*args, **kwargs),
+                    output_transform=first_tensor,
+                    customized_pruners=by_type,
+                    verbose=False,
+                )
+        widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
+        self._index_cap = 4 * widest
+        self._item_cap = 8 * len(self._graph.module2node) + 64
+
+    def roots(self) -> list[str]:
+        """Names of the layers whose output channels can be asked for, in order of definition."""
+        return [name for name in self._names.values() if name and self.is_root(name)]
+
+    def is_root(self, layer: str) -> bool:
+        """Whether a layer makes channels that can be asked for; the projections of attention make heads."""
+        module = self.model.get_submodule(layer)
+        return (isinstance(module, ROOTS) or is_conv1d(module)) and layer not in self._hidden
+
+    def width(self, layer: str) -> int:
+        """Number of output channels of a layer now."""
+        module = self.model.get_submodule(layer)
+        return int(self._pruner(layer).get_out_channels(module))
+
+    def _pruner(self, layer: str) -> Any:
+        module = self.model.get_submodule(layer)
+        if layer in self._hidden:
+            raise NotPrunable("its outputs are attention heads, which go as heads")
+        if module not in self._graph.module2node:
+            raise NotPrunable("it takes no part in the forward pass, or the trace does not see it")
+        return self._graph.get_pruner_of_module(module)
+
+    def group(self, layer: str, indices: Sequence[int]) -> Any:
+        """torch-pruning's group for removing exactly these output channels of a layer."""
+        return self._group(layer, indices)[0]
+
+    def _group(self, layer: str, indices: Sequence[int]) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The group, and its items before torch-pruning merges them: merging forgets channels that share an entry."""
+        width = self.width(layer)
+        if not indices or sorted(set(indices)) != list(indices) or not all(0 <= i < width for i in indices):
+            raise ValueError(f"{layer}: expected sorted distinct channels in [0, {width}); got {list(indices)}")
+        pruner = self._pruner(layer)
+        with self._bounded() as items:
+            group = self._graph.get_pruning_group(
+                self.model.get_submodule(layer), pruner.prune_out_channels, list(indices)
+            )
+        return group, items
+
+    @contextmanager
+    def _bounded(self) -> Iterator[list[tuple[Any, Any]]]:
+        """Cap the size of a group while torch-pruning builds it: cyclic mappings would never end.
+
+        What is in the group is looked up in a set: torch-pruning's walk through all items takes minutes up to the cap.
+        """
+        add_dep, has_pruning_op, items = Group.add_dep, Group.has_pruning_op, []
+        known: set[tuple[Any, Any, tuple]] = set()
+        item_cap, index_cap = 2 * self._item_cap, self._index_cap  # each item is added twice: found, then merged
+
+        def counted(self: Group, dep: Any, idxs: Any) -> None:
+            items.append((dep, idxs))
+            if len(items) > item_cap or len(idxs) > index_cap:
+                raise NotPrunable("its channels are coupled through a cyclic or exploding index mapping")
+            known.add((dep.target, dep.handler, tuple(idxs)))
+            add_dep(self, dep, idxs)
+
+        Group.add_dep = counted
+        Group.has_pruning_op = lambda self, dep, idxs: (dep.target, dep.handler, tuple(idxs)) in known
+        try:
+            yield items
+        except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise NotPrunable(f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})") from None
+        finally:
+            Group.add_dep, Group.has_pruning_op = add_dep, has_pruning_op
+
+    def slices(self, layer: str) -> tuple[Slice, ...]:
+        """What every unit of a layer's group takes with it: tensors, dimensions, indices per unit."""
+        return self.coupling(layer).slices
+
+    def coupling(self, layer: str) -> Coupling:
+        """The units of a layer's output channels, and what each takes with it."""
+        width = self.width(layer)
+        entries: dict[tuple[str, int, str], list[set[int]]] = {}
+        for dep, indices in self._group(layer, range(width))[1]:
+            by_channel: list[set[int]] = [set() for _ in range(width)]
+            for index in indices:
+                by_channel[index.root_idx].add(int(index.idx))
+            for key, per_channel in self._entries_of(dep, by_channel):
+                known = entries.setdefault(key, [set() for _ in range(width)])
+                for mine, more in zip(known, per_channel, strict=True):
+                    mine |= more
+        units = _units(width, entries.values())
+
+        def of_units(by_channel: list[set[int]] | None) -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(sorted(set().union(*(by_channel[c] for c in unit)))) for unit in units if by_channel)
+
+        slices = tuple(
+            Slice(tensor, dim, of_units(sets), side, of_units(entries.get((tensor, dim, INPUT))))
+            for (tensor, dim, side), sets in entries.items()
+            if side in ("out", "in")
+        )
+        return Coupling(units, slices)
+
+    def _entries_of(
+        self, dep: Any, by_channel: list[set[int]]
+    ) -> Iterator[tuple[tuple[str, int, str], list[set[int]]]]:
+        """(tensor, dimension, side) and the entries of each channel, for one item of a group."""
+        target, handler = dep.target, dep.handler
+        side = "out" if self._graph.is_out_channel_pruning_fn(handler) else "in"
+        module = target.module
+        if isinstance(module, nn.Parameter):
+            yield (self._graph._param_to_name[module], target.pruning_dim, side), by_channel
+        elif module in self.attention:
+            found = self.attention[module]
+            for tensor, dim in found.writes if side == "out" else found.reads:
+                yield (tensor, dim, side), by_channel
+        elif module in self._names:
+            prefix = f"{self._names[module]}." if self._names[module] else ""
+            groups, length = _channel_groups(module, side)
+            local = [{index % length for index in indices} for indices in by_channel] if groups > 1 else by_channel
+            if groups > 1:  # equally many of every group's channels have to go
+                yield (prefix, 0, TIED), local
+            for name, dim in self._cut_tensors(module, handler, by_channel):
+                if groups > 1 and side == "in":
+                    yield (prefix + name, dim, INPUT), by_channel
+                yield (prefix + name, dim, side), local if side == "in" else by_channel
+
+    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: list[set[int]]) -> Iterator[tuple[str, int]]:
+        """Remove the first channel from a copy of one layer and see which tensors shrink along which dimension."""
+        first = next((indices for indices in by_channel if indices), None)
+        if first is None:
+            return
+        trial = copy.deepcopy(module)
+        before = _shapes(module)
+        try:
+            handler(trial, sorted(first))
+        except Exception as error:  # any failure inside torch-pruning means the same: it cannot cut this layer
+            name, what = self._names[module], f"{type(error).__name__}: {error}"
+            raise NotPrunable(f"torch-pruning cannot remove channels of {name}, coupled to it ({what})") from None
+        for name, shape in _shapes(trial).items():
+            if len(shape) != len(before[name]):
+                raise NotPrunable(f"torch-pruning breaks {self._names[module]}, coupled to it")
+            for dim, (old, new) in enumerate(zip(before[name], shape, strict=True)):
+                if old != new:
+                    yield name, dim
+
+    def prune(self, layer: str, indices: Sequence[int]) -> None:
+        """Remove output channels of a layer, and everything coupled to them, from the model itself."""
+        group = self.group(layer, indices)
+        if not self._graph.check_pruning_group(group):
+            raise NotPrunable(f"removing {len(indices)} channels of {layer} would leave a coupled layer empty")
+        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        tied = _tied(self.model)
+        width = self.width(layer)
+        changed = [name for item in group.items if (name := self._names.get(item.dep.target.module))]
+        group.prune()
+        _tie_again(self.model, tied)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        self._restate(changed, width, width - len(indices))
+
+    def _restate(self, changed: Sequence[str], old: int, new: int) -> None:
+        """Numbers that modules around the changed layers keep about their width; the proof shows if one is wrong."""
+        for module, name in self._names.items():
+            if next(module.children(), None) is None or module in self.attention:
+                continue
+            if name and not any(layer.startswith(f"{name}.") for layer in changed):
+                continue
+            for attribute in STATED_WIDTHS:
+                if vars(module).get(attribute) == old:
+                    setattr(module, attribute, new)
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """An error inside the trace of a model that just ran is torch-pruning's."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, the network is left unpruned and the reason reported
+        raise NotPrunable(f"torch-pruning cannot trace the network ({type(error).__name__}: {error})") from None
+
+
+def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
+    """Into how many equal parts a layer deals its channels on one side, and how many channels each has."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        channels = module.in_channels if side == "in" else module.out_channels
+        depthwise = module.groups == module.out_channels == module.in_channels
+        return (1, channels) if depthwise else (module.groups, channels // module.groups)
+    if isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels:
+        return module.num_groups, module.num_channels // module.num_groups
+    return 1, 1
+
+
+def _units(width: int, tensors: Iterable[list[set[int]]]) -> tuple[tuple[int, ...], ...]:
+    """Channels joined wherever they share an entry, in order of their first channel."""
+    parent = list(range(width))
+
+    def top(channel: int) -> int:
+        while parent[channel] != channel:
+            parent[channel] = parent[parent[channel]]
+            channel = parent[channel]
+        return channel
+
+    for by_channel in tensors:
+        first: dict[int, int] = {}
+        for channel, indices in enumerate(by_channel):
+            for index in indices:
+                a, b = top(first.setdefault(index, channel)), top(channel)
+                parent[max(a, b)] = min(a, b)
+    units: dict[int, list[int]] = {}
+    for channel in range(width):
+        units.setdefault(top(channel), []).append(channel)
+    return tuple(map(tuple, units.values()))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Names that share one parameter."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _tie_again(model: nn.Module, tied: list[list[str]]) -> None:
+    """Pruning makes new parameters: share them again where they were shared."""
+    for first, *others in tied:
+        keep = model.get_parameter(first)
+        for name in others:
+            if model.get_parameter(name).shape != keep.shape:
+                raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, keep)

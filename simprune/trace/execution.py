@@ -1,0 +1,45 @@
+"""Which layers run in what order, and the BatchNorm behind each."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import first_tensor
+from simprune.core.cost import Example
+from simprune.trace.context import eval_mode
+from simprune.trace.layers import can_be_fitted
+
+
+def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, str]]:
+    """Convolutions and linear layers in order of execution (those that run once), and the BatchNorm behind each."""
+    order: list[str] = []
+    made: dict[int, str] = {}
+    normaliser: dict[str, str] = {}
+    alive: list[Tensor] = []  # keeps ids unique while we look
+    handles = []
+
+    def hook(name: str, module: nn.Module):
+        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            value = first_tensor((*args, *kwargs.values()))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if id(value) in made:
+                    normaliser[made[id(value)]] = name
+            elif isinstance(output, Tensor):
+                order.append(name)
+                alive.append(output)
+                made[id(output)] = name
+
+        return see
+
+    for name, module in model.named_modules():
+        if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            handles.append(module.register_forward_hook(hook(name, module), with_kwargs=True))
+    try:
+        args, kwargs = example
+        with eval_mode(model), torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name in order if order.count(name) == 1], normaliser

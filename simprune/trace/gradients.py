@@ -1,0 +1,189 @@
+"""Features and gradients at named sites, from one forward and one backward pass of every batch."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import call, checked, copied, first_tensor, inputs_of, labels_of
+from simprune.core.names import did_you_mean
+from simprune.trace.caches import forgetting
+from simprune.trace.capture import Site
+from simprune.trace.context import eval_mode
+
+Loss = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class _Met(NamedTuple):
+    """What ran at a site: the activation whose gradient is wanted, and its rows as they were then."""
+
+    site: Site
+    module: nn.Module
+    activation: Tensor
+    rows: Tensor
+
+
+def soft_log_likelihood(logits: Tensor, labels: Tensor | None = None, power: float = 0.5) -> Tensor:
+    """sum_c q_c log p_c of every input, (N,), for logits (N, C): p = softmax(logits), q ~ p^power held constant.
+
+    Needs no labels, which are ignored. Source: Tang et al. 2020, arXiv:2003.11498.
+
+    >>> soft_log_likelihood(torch.zeros(1, 4)).exp()
+    tensor([0.2500])
+    """
+    log_p = logits.log_softmax(-1)
+    return ((power * log_p.detach()).softmax(-1) * log_p).sum(-1)
+
+
+def capture_gradients(
+    model: nn.Module, batches: Iterable, sites: Iterable[Site], loss: Loss = soft_log_likelihood
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Features and gradients of every site: two dicts name -> (N, D), on the CPU, in the order of the batches.
+
+    `loss(output, labels)` gives one number per input, (N,): a loss with reduction="none", or a chosen output; labels
+    are None where a batch has none. Row i of the gradients is the derivative of input i's number by row i of the
+    features (pooled ones: as all positions move together). The model runs in evaluation mode; its parameters' `.grad`
+    and `requires_grad`, its modes and hooks are afterwards as before, also after an error.
+
+    Raises KeyError for an unknown module, ValueError for sites of one name, for a site that does not run, holds no
+    floating-point numbers or does not affect the loss, for a loss of another shape, for no batches, and for BatchNorm
+    without running statistics, which mixes inputs. Costs one forward pass and the backward pass to the first site.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> features, gradients = capture_gradients(model, [torch.randn(5, 4)], [Site("0")], lambda z, _: z[:, 1])
+    >>> gradients["0"].shape == features["0"].shape
+    True
+    """
+    sites = list(sites)
+    _require_separate(model, sites)
+    features: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    gradients: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    met: list[_Met] = []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        eval_mode(model),
+        _forking(model, sites, met.append),
+    ):
+        for batch in checked(batches, "batches"):
+            met.clear()
+            with forgetting(model):
+                output = call(model, _own(batch))
+            labels = labels_of(batch)
+            numbers = loss(output, None if labels is None else labels.to(output.device))
+            if numbers.shape != output.shape[:1]:
+                raise ValueError(
+                    f"loss must give one number per input, shape ({len(output)},); got {tuple(numbers.shape)}: "
+                    'use reduction="none", or choose one output'
+                )
+            for each, gradient in zip(met, _gradients(numbers, met), strict=True):
+                features[each.site.name].append(each.rows)
+                rows = each.site.rows(_tokens(each.module, gradient))
+                positions = gradient.numel() // rows.numel() if each.site.layout == "pool" else 1
+                gradients[each.site.name].append(rows.mul(positions).to("cpu", copy=True))
+    silent = [name for name, rows in features.items() if not rows]
+    if silent:
+        raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")
+    return (
+        {name: torch.cat(rows) for name, rows in features.items()},
+        {name: torch.cat(rows) for name, rows in gradients.items()},
+    )
+
+
+def _gradients(numbers: Tensor, met: list[_Met]) -> tuple[Tensor, ...]:
+    """Gradients of the batch's sum, which are those of every input's own number. No `.grad` is written."""
+    if not met:
+        return ()
+    found = (None,) * len(met)
+    if numbers.requires_grad:
+        found = torch.autograd.grad(numbers.sum(), [each.activation for each in met], allow_unused=True)
+    unused = [each.site.name for each, gradient in zip(met, found, strict=True) if gradient is None]
+    if unused:
+        raise ValueError(f"the loss does not depend on {', '.join(unused)}: choose sites before the output it uses")
+    return tuple(gradient for gradient in found if gradient is not None)
+
+
+def _require_separate(model: nn.Module, sites: list[Site]) -> None:
+    names = [site.name for site in sites]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"expected sites of different names, got {', '.join(twice)} more than once: capture them apart"
+        )
+    mixing = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    ]
+    if mixing:
+        raise ValueError(
+            f"{', '.join(mixing)}: BatchNorm without running statistics mixes the inputs of a batch, so no input has a "
+            "gradient of its own; use track_running_stats=True"
+        )
+
+
+def _own(batch: Any) -> tuple[Any, None] | Mapping[str, Any]:
+    """Copies of the batch's inputs: modules may write into them, and gradients must not start at the caller's."""
+    args, kwargs = inputs_of(batch)
+    return copied(kwargs) if kwargs else (copied(args), None)
+
+
+def _tokens(module: nn.Module, value: Tensor) -> Tensor:
+    """A linear layer's activation has channels last: tokens, and no map."""
+    return value.flatten(1, -2) if isinstance(module, nn.Linear) and value.ndim > 3 else value
+
+
+@contextmanager
+def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Met], Any]) -> Iterator[None]:
+    """Hooks that show every activation to `see`, and hand a copy of it on.
+
+    The copy lets later modules work in place, on an activation whose gradient is still to come.
+    """
+    modules = dict(model.named_modules())
+    handles = []
+
+    def fork(site: Site, module: nn.Module, given: Any) -> Any:
+        value = first_tensor(given)
+        if value is None or not value.is_floating_point():
+            raise ValueError(f"{site.name}: expected floating-point activations, got {getattr(value, 'dtype', None)}")
+        held = value if value.requires_grad else value.detach().requires_grad_()
+        see(_Met(site, module, held, site.rows(_tokens(module, held.detach())).to("cpu", copy=True)))
+        return _replaced(given, value, held.clone())
+
+    def before(site: Site) -> Callable:
+        return lambda module, args, kwargs: fork(site, module, (args, kwargs))
+
+    def after(site: Site) -> Callable:
+        return lambda module, args, output: fork(site, module, output)
+
+    try:
+        for site in sites:
+            if site.module not in modules:
+                raise KeyError(f"no module named {site.module!r}; {did_you_mean(site.module, modules)}")
+            module = modules[site.module]
+            if site.side == "input":
+                handles.append(module.register_forward_pre_hook(before(site), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(after(site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
+    """The same structure with one tensor in place of another."""
+    if value is old:
+        return new
+    if isinstance(value, tuple | list):
+        items = [_replaced(item, old, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Mapping):
+        result = copy.copy(value)
+        for key, item in value.items():
+            result[key] = _replaced(item, old, new)  # pyright: ignore[reportIndexIssue]
+        return result
+    return value

@@ -1,0 +1,142 @@
+"""Where a layer's output is added to something that runs past it, and by which gain.
+
+In a residual block the errors of earlier layers travel along the shortcut. The last layer of the block can take them
+back, when it is known what the shortcut carries and how the layer's output is scaled before the sum.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import copied, first_tensor
+from simprune.core.cost import Example
+from simprune.trace.context import eval_mode, uncached
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Block `module`: its output is a function of (what passes by) + gain x (output of the layer); gain per channel.
+
+    `passing` holds silent copies of the block, with all parameters zero, of the original and of the pruned network:
+    what they return is what passes by.
+    """
+
+    module: str
+    gain: Tensor
+    original: nn.Module
+    pruned: nn.Module
+
+    def drift(self, original: Example, pruned: Example, kept: Tensor) -> Tensor:
+        """What the pruned network's shortcut lacks of the original's, in units of the layer's output, given the
+        arguments of the block in both."""
+        passed, reached = _output(self.original, original), _output(self.pruned, pruned)
+        assert passed is not None
+        assert reached is not None
+        lost = passed.movedim(_channel(passed), -1)[..., kept] - reached.movedim(_channel(reached), -1)
+        gain = self.gain[kept]
+        return (lost * torch.where(gain == 0, 0, 1 / gain)).movedim(-1, _channel(passed))
+
+
+def _channel(value: Tensor) -> int:
+    return 1 if value.ndim >= 4 else -1
+
+
+def find_shortcuts(small: nn.Module, model: nn.Module, example: Example, layers: Sequence[str]) -> dict[str, Shortcut]:
+    """The shortcuts around the last of `layers` in each block: layer -> shortcut. `layers` in order of execution."""
+    calls = _calls(model, example)
+    found: dict[str, Shortcut] = {}
+    inside: set[str] = set()
+    for name in sorted(calls, key=lambda name: -name.count(".")):  # innermost first
+        own = [layer for layer in layers if layer.startswith(f"{name}.")]
+        if not own or any(other.startswith(f"{name}.") for other in inside):
+            continue
+        block, silent = model.get_submodule(name), silenced(model.get_submodule(name))
+        with torch.no_grad(), eval_mode(block):
+            passed, output = _output(silent, calls[name]), _output(block, calls[name])
+        if output is None or passed is None or passed.shape != output.shape or not passed.any():
+            continue
+        inside.add(name)
+        gain = _gain(block, own[-1].removeprefix(f"{name}."), calls[name])
+        if gain is not None:
+            found[own[-1]] = Shortcut(name, gain, silent, silenced(small.get_submodule(name)))
+    return found
+
+
+def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
+    """Arguments of all composite modules that run once and give a tensor of numbers."""
+    seen: dict[str, Example | None] = {}
+    handles = []
+
+    def before(name: str) -> Any:
+        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen[name] = copied((args, kwargs)) if name not in seen else None
+
+        return see
+
+    for name, module in model.named_modules():
+        if name and next(module.children(), None) is not None:
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+    try:
+        args, kwargs = example
+        with torch.no_grad(), eval_mode(model), uncached(model):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: call for name, call in seen.items() if call is not None}
+
+
+def _output(block: nn.Module, call: Example) -> Tensor | None:
+    args, kwargs = copied(call)
+    return first_tensor(block(*args, **kwargs))
+
+
+def silenced(block: nn.Module) -> nn.Module:
+    """A copy with all parameters zero: what it returns is what passes by."""
+    silent = copy.deepcopy(block)
+    silent.eval()  # not every module's returns itself
+    for parameter in silent.parameters():
+        parameter.requires_grad_(False).zero_()
+    return silent
+
+
+def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
+    """How much the block's output moves, per channel, with the layer's output; 0 where it does not, None if unclear.
+
+    Found by adding a small constant to the layer's output; entries behind a closed ReLU do not move and are left out.
+    """
+    module, heard = block.get_submodule(layer), []
+    with torch.no_grad(), eval_mode(block):
+        with _hooked(module, lambda _, args, output: heard.append(output)):
+            rest = _output(block, call)
+        if rest is None or rest.shape != heard[0].shape:  # such as one factor per channel
+            return None
+        step = 1e-2 * heard[0].abs().mean().clamp(min=1e-6)
+        with _hooked(module, lambda _, args, output: output + step):
+            moved = _output(block, call)
+    assert moved is not None
+    slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
+    moves = slope.abs() > 1e-3 * slope.abs().max()
+    gain = torch.zeros_like(slope[0])
+    for channel in range(len(gain)):
+        values = slope[moves[:, channel], channel]
+        if len(values):
+            gain[channel] = values.median()
+            agree = (values - gain[channel]).abs() <= 0.05 * gain[channel].abs()
+            if agree.double().mean() < 0.6:  # some entries cross the ReLU on the way; most must agree
+                return None
+    return torch.where(gain.abs() < 1e-2 * gain.abs().median(), 0, gain)
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,74 @@
+"""How long a network takes: the median of repeated runs, and two networks timed in turns."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import benchmark
+
+from simprune.core.cost import Example
+from simprune.trace.context import evaluation
+
+
+def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
+    """Median seconds of one forward pass on the example, on the model's device, in evaluation mode."""
+    args, kwargs = example
+    with evaluation(model):
+        timer = benchmark.Timer(
+            "model(*args, **kwargs)",
+            globals={"model": model, "args": args, "kwargs": kwargs},
+            num_threads=torch.get_num_threads(),
+        )
+        return timer.blocked_autorange(min_run_time=seconds).median
+
+
+Timer = Callable[[nn.Module, tuple, dict], float]
+
+
+SECONDS = 0.02
+
+
+def clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
+    """Median seconds of one call on the device at hand."""
+    return latency(module, (args, kwargs), SECONDS)
+
+
+def batch_of(example: Example, size: int | None) -> Example:
+    """The example with its rows repeated to a batch of `size` inputs; as it is for None.
+
+    >>> batch_of(((torch.zeros(2, 3), None), {}), 5)[0][0].shape
+    torch.Size([5, 3])
+    """
+    if size is None:
+        return example
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"planner: batch_size must be a whole number of at least 1; got {size!r}")
+
+    def resized(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return value
+        return value[torch.arange(size, device=value.device) % len(value)]
+
+    args, kwargs = example
+    return tuple(map(resized, args)), {key: resized(value) for key, value in kwargs.items()}
+
+
+def in_turns(
+    model: nn.Module, small: nn.Module, example: Example, timer: Timer = clock
+) -> Iterator[tuple[float, float]]:
+    """Seconds of `model` and of `small`, over and over: a machine that slows down in the meantime slows both."""
+    while True:
+        yield timer(model, *example), timer(small, *example)
+
+
+ROUNDS = 15  # of timing two models in turns
+
+
+def side_by_side(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
+    """Median seconds of `model` and of `small`, and the median ratio of second to first, in short turns."""
+    times = islice(in_turns(model, small, example), ROUNDS)
+    before, after = zip(*times, strict=True)
+    return median(before), median(after), median(second / first for first, second in zip(before, after, strict=True))

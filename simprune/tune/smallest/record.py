@@ -1,0 +1,93 @@
+"""What is kept of a search: a folder with every finished step and the weights of the best model so far.
+
+`state.json` is replaced as a whole after every step, once the weights it names are there; so at any moment the folder
+is that of some finished step. Data only, no pickle.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_model
+from torch import nn
+
+from simprune.core.plan import Plan
+from simprune.core.store import settings as flat
+from simprune.core.weights import load_weights
+from simprune.edit.apply import apply
+from simprune.tune.smallest.steps import Step
+
+FORMAT = 1
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The folder of a search, and what beside its own settings has to be the same for it to go on (`context`)."""
+
+    folder: Path
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def started(self) -> bool:
+        return (self.folder / STATE).is_file()
+
+    def load(self, settings: Mapping[str, Any]) -> list[Step]:
+        """The finished steps, none for a new folder; ValueError when they are of a search with other settings."""
+        path = self.folder / STATE
+        if not self.started:
+            if self.folder.is_dir() and any(not found.name.startswith(".") for found in self.folder.iterdir()):
+                raise ValueError(f"{self.folder} is not empty and holds no search; give the search a folder of its own")
+            return []
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            there, steps = dict(flat(state["settings"])), [Step.from_dict(step) for step in state["steps"]]
+            if state["simprune_search"] != FORMAT:
+                raise ValueError(f"format {state['simprune_search']}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not the state of a search of this simprune ({error})") from None
+        here = dict(flat(self._settings(settings)))
+        for key in sorted(
+            there.keys() | here.keys(), key=lambda key: (key.startswith("original"), key)
+        ):  # causes first
+            if there.get(key) != here.get(key):
+                raise ValueError(
+                    f"{self.folder} holds a search with other settings ({key}: {there.get(key)} there, {here.get(key)} "
+                    "now); go on with the same ones, or start a search in a new folder"
+                )
+        return steps
+
+    def save(self, settings: Mapping[str, Any], steps: Sequence[Step], best: int | None, model: nn.Module) -> None:
+        """Keep the steps; when the last one is the best also the weights of its `model`, and no others any more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"step-{best}.safetensors" if best else None
+        content = {
+            "simprune_search": FORMAT,
+            "settings": self._settings(settings),
+            "steps": [step.to_dict() for step in steps],
+            "weights": name,
+        }
+        state = self.folder / f".{STATE}.partial"
+        state.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if name is not None and best == len(steps) - 1:
+            weights = self.folder / f".{name}.partial"
+            save_model(model, str(weights))
+            shutil.copymode(state, weights)  # safetensors makes it private
+            os.replace(weights, self.folder / name)
+        os.replace(state, self.folder / STATE)
+        for path in self.folder.glob("*.safetensors*"):
+            if path.name != name:
+                path.unlink()
+
+    def model(self, step: int, plan: Plan, original: nn.Module) -> nn.Module:
+        """The kept model of a step, rebuilt on the original."""
+        small = apply(plan, original)
+        load_weights(small, self.folder / f"step-{step}.safetensors")
+        return small
+
+    def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps({**settings, **self.context}, sort_keys=True, default=str))

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simprune.core.moments import Moments
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.floats(-1e3, 1e3), st.randoms(use_true_random=False))
+def test_any_batching_and_order_gives_the_covariance(sizes, offset, order):
+    rows = torch.randn(sum(sizes), 3) + offset
+    parts = list(rows.split(sizes))
+    order.shuffle(parts)
+    found = Moments.empty(3)
+    for part in parts:
+        found.update(part)
+    assert found.count == len(rows)
+    np.testing.assert_allclose(found.mean, rows.double().mean(0), rtol=1e-12, atol=1e-12)
+    expected = np.cov(rows.double().numpy().T, bias=True)
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_merging_with_nothing_changes_nothing():
+    rows = torch.randn(4, 2)
+    assert torch.equal(Moments.of(rows).merge(Moments.empty(2)).scatter, Moments.of(rows).scatter)
+    assert Moments.empty(2).merge(Moments.empty(2)).count == 0
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 2, 2)])
+def test_what_is_not_rows_is_refused(rows):
+    with pytest.raises(ValueError, match="rows"):
+        Moments.of(rows)
+
+
+def test_widths_must_match():
+    with pytest.raises(ValueError, match="width"):
+        Moments.empty(2).merge(Moments.empty(3))

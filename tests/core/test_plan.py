@@ -1,0 +1,81 @@
+"""The artefact: readable, editable, refused when wrong."""
+
+import pytest
+
+from simprune.core.plan import Edit, Plan, fingerprint
+from tests.networks import build
+
+PLAN = Plan(
+    (Edit("block", "blocks.1", reason="like its input"), Edit("channels", "stem.0", (1, 4), 8, "said: «twice»")),
+    fingerprint(build("Residual")[0]),
+    {"args": [{"shape": [2, 3, 8, 8], "dtype": "float32"}], "kwargs": {}},
+    {"macs": 0.5},
+    {"name": "greedy"},
+    {"macs": 10},
+    {"macs": 5},
+)
+
+
+def test_a_round_trip_gives_the_same_plan_and_the_same_bytes(tmp_path):
+    PLAN.save(tmp_path / "plan.yaml")
+    assert Plan.load(tmp_path / "plan.yaml") == PLAN
+    assert Plan.load(tmp_path / "plan.yaml").to_yaml() == (tmp_path / "plan.yaml").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_a_person_can_edit_the_text():
+    text = PLAN.to_yaml().replace("[1, 4]", "[4]")
+    assert next(Plan.from_yaml(text).channels).indices == (4,)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("[1, 4]", "[1, 8]"), r"channels \[8\] are out of range; the layer has channels 0 to 7"),
+        (("[1, 4]", "[-1, 4]"), "out of range"),
+        (("[1, 4]", "[4, 4]"), r"channels \[4\] are listed twice"),
+        (("[1, 4]", "[0, 1, 2, 3, 4, 5, 6, 7]"), "leave the layer empty"),
+        (("[1, 4]", "[]"), "no channels are listed"),
+        (("[1, 4]", "[1.5]"), "whole numbers"),
+        (("[1, 4]", "4"), "must be a list"),
+        (("name: stem.0", "name: blocks.1.conv1"), "lies inside blocks.1"),
+        (("remove: block", "remove: blok"), "remove must be one of"),
+        (("indices:", "indexes:"), "unknown key 'indexes'; did you mean 'indices'"),
+        (("simprune_plan: 1", "simprune_plan: 99"), "format 99 is not known"),
+        (("edits:", "edit:"), "unknown key 'edit'; did you mean 'edits'"),
+        (("simprune_plan: 1", "[1"), "not readable as YAML"),
+        (("fingerprint: ", "fingerprint: 1 #"), "fingerprint must be a str"),
+    ],
+)
+def test_a_wrong_plan_is_one_clear_error(change, message):
+    text = PLAN.to_yaml()
+    assert change[0] in text
+    with pytest.raises(ValueError, match=message) as error:
+        Plan.from_yaml(text.replace(*change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: 1", "null"])
+def test_what_is_no_plan_is_said_so(text):
+    with pytest.raises(ValueError, match="expected a simprune plan"):
+        Plan.from_yaml(text)
+
+
+def test_two_edits_of_one_layer_are_refused():
+    with pytest.raises(ValueError, match="edited twice"):
+        Plan((Edit("channels", "a", (0,), 4), Edit("channels", "a", (1,), 4)), "f", {})
+
+
+def test_the_fingerprint_ignores_values_and_sees_shapes():
+    (one, _), (other, _) = build("Residual"), build("Residual")
+    other.head.weight.data += 1
+    assert fingerprint(one) == fingerprint(other) != fingerprint(build("Flat")[0])
+
+
+def test_a_failed_write_leaves_the_old_plan(tmp_path, monkeypatch):
+    PLAN.save(tmp_path / "plan.yaml")
+    before = (tmp_path / "plan.yaml").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        Plan((), "other", {}).save(tmp_path / "plan.yaml")
+    assert (tmp_path / "plan.yaml").read_bytes() == before

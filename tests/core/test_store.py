@@ -1,0 +1,72 @@
+"""An interrupted analysis goes on where it was, and ends as if nothing had happened."""
+
+import json
+
+import pytest
+import torch
+
+from simprune import api as pipeline
+from simprune.core.store import Kept
+from tests.networks import build
+
+MEASURES = ("cka", "gbs")
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def analysis(model, batches, kept=None):
+    found = pipeline.analyze(model, batches, "cka", ("blocks",), "leave_one_out", damage=False, kept=kept)
+    return pipeline.examine(model, batches, found, MEASURES, 3, 4, kept=kept)
+
+
+class Batches:
+    """Breaks off before a batch, the n-th time that it is walked."""
+
+    def __init__(self, batches, walk, batch):
+        self.batches, self.walk, self.batch, self.walks = batches, walk, batch, 0
+
+    def __iter__(self):
+        self.walks += 1
+        for number, batch in enumerate(self.batches):
+            if (self.walks, number) == (self.walk, self.batch):
+                raise Interrupted
+            yield batch
+
+
+@pytest.mark.parametrize("walk", [2, 3])  # the first looks for an example, the second reads, the third scores
+def test_interrupted_and_resumed_is_the_same(walk, tmp_path):
+    model, x = build("Residual")
+    batches = [*x.split(4)]
+    whole = analysis(model, batches)
+    kept = Kept(tmp_path / "kept", {"a": 1}, seconds=0)
+    with pytest.raises(Interrupted):
+        analysis(model, Batches(batches, walk, 2), kept)
+    assert kept.started
+    calls = []
+    handle = model.stem.register_forward_hook(lambda *_: calls.append(1))
+    again = analysis(model, batches, Kept(tmp_path / "kept", {"a": 1}, seconds=0))
+    resumed = len(calls)
+    calls.clear()
+    analysis(model, batches)
+    handle.remove()
+    assert resumed < len(calls)  # something was not done again
+    assert json.dumps(again) == json.dumps(whole)
+
+
+def test_what_is_complete_is_only_read(tmp_path, monkeypatch):
+    model, x = build("Residual")
+    first = analysis(model, [x], Kept(tmp_path / "kept", {}))
+    monkeypatch.setattr("simprune.scores.blocks._view.measures.matrix", None)
+    assert analysis(model, [x], Kept(tmp_path / "kept", {})) == first
+    kept = Kept(tmp_path / "kept", {})
+    assert not [*kept.folder.glob(".*")]
+    kept.clear()
+    assert not kept.folder.exists()
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    Kept(tmp_path, {"seed": 1, "model": {"depth": 2}}).save("a", {"x": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"made with other settings \(model.depth: 2 there, 3 now\)"):
+        Kept(tmp_path, {"seed": 1, "model": {"depth": 3}})

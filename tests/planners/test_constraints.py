@@ -1,0 +1,92 @@
+"""Constraints hold whatever chooses."""
+
+import pytest
+
+from simprune import measures
+from simprune.planners.choosers import CHOOSERS
+from simprune.planners.constraints import is_stream
+from simprune.scores.estimate import estimate
+from simprune.tune.plan import plan
+from tests.networks import NAMES, build
+from tests.planners.synthetic import chain
+
+
+@pytest.fixture(scope="module")
+def residual():
+    model, x = build("Residual")
+    return estimate(model, [x], measures.get("cka_debiased"))
+
+
+def widths(made):
+    """Channels that every edited layer keeps."""
+    return {edit.name: edit.of - len(edit.indices) for edit in made.edits if edit.remove == "channels"}
+
+
+@pytest.mark.parametrize("name", CHOOSERS)
+def test_rounded_widths_are_multiples_and_the_budget_is_met_from_below(name):
+    redundancy = chain(4, 24, blocks=name != "uniform", seed=2)
+    made = plan(redundancy, {"macs": 0.8}, name, round_to=8)
+    assert made.edits
+    assert set(widths(made).values()) <= {8, 16}
+    assert made.expected["macs"] <= 0.8 * made.original["macs"]
+
+
+@pytest.mark.parametrize("name", CHOOSERS)
+def test_a_width_that_is_no_multiple_stays_or_becomes_one(name):
+    assert set(widths(plan(chain(4, 13, seed=2), {"macs": 0.8}, name, round_to=4)).values()) <= {4, 8, 12}
+
+
+@pytest.mark.parametrize("name", CHOOSERS)
+def test_minimum_width_and_largest_share(name):
+    redundancy = chain(6, 20, seed=4)
+    assert min(widths(plan(redundancy, {"macs": 0.75}, name, min_width=12)).values()) >= 12
+    assert min(widths(plan(redundancy, {"macs": 0.75}, name, max_share=0.4)).values()) >= 12
+
+
+@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("protect", [["blocks.1"], ["blocks.1.*"], ["stem", "blocks.0.conv1"], ["residual"]], ids=str)
+def test_what_is_protected_stays(residual, name, protect):
+    made = plan(residual, {"macs": 0.95}, name, protect=protect)
+    touched = {edit.name for edit in made.edits}
+    assert touched
+    if protect == ["residual"]:
+        assert "stem.0" not in touched
+    elif protect[0].startswith("blocks.1"):
+        assert not any(name.startswith("blocks.1") for name in touched)
+        assert "stem.0" not in touched  # the stream is made in the protected block as well
+    else:
+        assert touched <= {"blocks.1", "blocks.1.conv1"}
+
+
+@pytest.mark.parametrize(
+    "network, streams", [("Residual", {"stem.0"}), ("Flat", set()), ("Concat", set()), ("Tokens", {"embed"})]
+)
+def test_a_residual_stream_is_what_is_added_to_after_it_was_read(network, streams):
+    assert network in NAMES
+    model, x = build(network)
+    found = estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+    assert {entry.name for entry in found.channels if is_stream(entry.group, found.costs)} == streams
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"protect": ["blokcs.1"]}, "did you mean 'blocks.1'"),
+        ({"protect": "stem"}, "must be a list"),
+        ({"round_to": 0}, "round_to must be a whole number"),
+        ({"min_width": 2.5}, "min_width must be a whole number"),
+        ({"max_share": 0}, r"max_share must be in \(0, 1\]"),
+        ({"max_shar": 0.5}, "takes no option 'max_shar'"),
+        ({"round_to": 64}, "cannot be reached"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(residual, options, message):
+    with pytest.raises(ValueError, match=message):
+        plan(residual, {"macs": 0.05}, **options)
+
+
+def test_the_options_stand_in_the_plan_and_defaults_do_not(residual):
+    made = plan(residual, {"macs": 0.6}, protect=["blocks.1"], round_to=2)
+    assert dict(made.planner)["protect"] == ["blocks.1"]
+    assert dict(made.planner)["round_to"] == 2
+    assert "min_width" not in made.planner

@@ -1,0 +1,79 @@
+"""`optimal` against brute force, and against every other chooser."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from simprune.planners.constraints import Constraints
+from simprune.planners.optimal import frontier
+from simprune.planners.search import Search, savings
+from simprune.planners.space import Choice, Space
+from simprune.tune.plan import plan
+from tests.planners.synthetic import chain
+
+KEEPS = (0.95, 0.8, 0.6, 0.45, 0.3)
+
+
+def brute_force(redundancy, budget):
+    """Least damage over every choice, by the cost model itself."""
+    space = Space.of(redundancy, Constraints())
+    original = redundancy.costs.total()
+    least = np.inf
+    for levels in itertools.product(*(range(len(menu.counts)) for menu in space.menus)):
+        for blocks in itertools.product((False, True), repeat=len(space.blocks)):
+            choice = Choice(np.array(levels, np.intp), np.array(blocks, bool))
+            share = space.exact(choice).share_of(original)
+            if all(share[kind] <= limit for kind, limit in budget.items()):
+                least = min(least, float(space.damage(choice.levels[None], choice.blocks[None])[0]))
+    return least
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keep", KEEPS)
+def test_where_savings_add_up_it_is_the_optimum(blocks, seed, keep):
+    redundancy = chain(3, 5, coupled=False, blocks=blocks, seed=seed, scale=6)
+    found = plan(redundancy, {"macs": keep}, "optimal").expected["damage"]
+    assert found == pytest.approx(brute_force(redundancy, {"macs": keep}), rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_weights_lie_between_groups_it_is_near_the_optimum(seed):
+    redundancy = chain(3, 6, seed=seed)
+    for keep in KEEPS:
+        found = plan(redundancy, {"macs": keep}, "optimal").expected["damage"]
+        assert found <= 1.15 * brute_force(redundancy, {"macs": keep}) + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_damages_interact_it_is_near_the_optimum(seed):
+    redundancy = chain(3, 5, coupled=False, blocks=True, interacting=True, seed=seed, scale=6)
+    for keep in KEEPS:
+        found = plan(redundancy, {"macs": keep}, "optimal").expected["damage"]
+        assert found <= 1.1 * brute_force(redundancy, {"macs": keep}) + 1e-12
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"coupled": False}, {"blocks": True}, {"blocks": True, "interacting": True}])
+@pytest.mark.parametrize("budget", [{"macs": 0.7}, {"params": 0.5}, {"macs": 0.5, "bytes": 0.6}], ids=str)
+def test_it_is_never_worse_than_another_chooser(kwargs, budget):
+    for seed in range(3):
+        redundancy = chain(6, 12, seed=seed, **kwargs)
+        found = plan(redundancy, budget, "optimal").expected["damage"]
+        for other, draw in [("greedy", 0), ("uniform", 0), ("threshold", 0), *(("random", draw) for draw in range(3))]:
+            assert found <= plan(redundancy, budget, other, draw).expected["damage"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_the_table_knows_the_damage_of_what_it_returns_and_holds_no_dominated_choice(blocks):
+    redundancy = chain(4, 8, coupled=False, blocks=blocks, seed=1, scale=5)
+    space = Space.of(redundancy, Constraints())
+    search = Search(space, {"macs": 1.0})
+    alone = [Choice(space.nothing.levels, blocks > -1) for blocks in np.eye(len(space.blocks), dtype=int) - 1]
+    whole = search.scalar(space.cost(space.nothing)[None])[0]
+    gone = [np.array([0, whole - search.scalar(space.cost(choice)[None])[0]]) for choice in alone]
+    levels, kept = frontier(space, [*savings(search, space.nothing), *gone])
+    cost, damage = space.costs(levels, kept)[:, 0], space.damage(levels, kept)
+    assert (np.diff(cost) < 0).all()
+    assert (np.diff(damage) >= 0).all()
+    assert len(damage) > 20

@@ -1,0 +1,228 @@
+"""Planted redundancy goes first for every score, in every kind of network; formulas against independent ones."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from simprune import measures
+from simprune.core.batches import call
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.apply import apply
+from simprune.measures import SimilarityMatrix
+from simprune.scores.blocks import BLOCK_SCORES, View, block_scorer, observe, score_blocks
+from simprune.scores.blocks.segments import fisher_partition, within
+from simprune.structures.blocks import find_blocks, find_sub_blocks
+from tests.structures.architectures import BLOCKS, build
+
+SCORES = [*BLOCK_SCORES]
+
+
+def silence(module: nn.Module) -> None:
+    """Make a block inert: no weights, normalisations that only normalise."""
+    for part in module.modules():
+        norm = "norm" in type(part).__name__.lower() and not isinstance(part, nn.BatchNorm2d)
+        for own, parameter in part.named_parameters(recurse=False):
+            nn.init.constant_(parameter, 1.0 if norm and own == "weight" else 0.0)
+
+
+def view_of(model, batch, sub=False):
+    example = example_of(batch)
+    blocks, _ = (find_sub_blocks if sub else find_blocks)(model, example)
+    labels = torch.arange(6) % 2
+    batches = [{**batch, "labels": labels}] if isinstance(batch, dict) else [(batch, labels)]
+    return View(model, batches, observe(model, batches, blocks, example), measures.get("cka"))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_inert_block_goes_first_for_every_score_and_is_missed_by_nobody(name):
+    model, batch = build(name)
+    planted = BLOCKS[name][2]
+    silence(model.get_submodule(planted))
+    view = view_of(model, batch)
+    for score in SCORES:
+        found = score_blocks(view, {"name": score, "statistic": "magnitude"} if score == "trend" else score)
+        assert list(found) == BLOCKS[name]
+        assert all(0 <= value <= 1 for value in found.values()), (score, found)
+        assert max(found, key=found.get) == planted, (score, found)
+        others = [value for other, value in found.items() if other != planted]
+        assert max(others) < found[planted], (score, found)
+    for statistic in ("graph_modularity", "gbs_motif"):  # they see so few inputs coarsely: others may be level with it
+        assert score_blocks(view, {"name": "trend", "statistic": statistic})[planted] == pytest.approx(1)
+    plan = Plan((Edit("block", planted),), fingerprint(model), describe(example_of(batch)))
+    with torch.no_grad():
+        torch.testing.assert_close(call(apply(plan, model), batch), call(model, batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_an_inert_half_goes_first(name):
+    model, batch = build(name)
+    half = find_sub_blocks(model, example_of(batch))[0][3]
+    silence(model.get_submodule(half.name))
+    view = view_of(model, batch, sub=True)
+    for score in ("similarity", "block_influence", "windows", "leave_one_out", "segments"):
+        found = score_blocks(view, score)
+        assert max(found, key=found.get) == half.name, (score, found)
+
+
+class Projections(nn.Module):
+    """Blocks x - P x with orthogonal projectors P: applied twice in a row, the second time changes nothing."""
+
+    def __init__(self, duplicate: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Projection() for _ in range(4)])
+        self.blocks[duplicate + 1].load_state_dict(self.blocks[duplicate].state_dict())
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Projection(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Linear(12, 12, bias=False)
+        basis = torch.linalg.qr(torch.randn(12, 12))[0][:2]
+        with torch.no_grad():
+            self.down.weight.copy_(basis.T @ basis)
+
+    def forward(self, x):
+        return x - self.down(x)
+
+
+@pytest.mark.parametrize("score", [name for name in SCORES if name != "trend"])
+@pytest.mark.parametrize("duplicate", [0, 2])
+def test_a_duplicated_block_goes_first(score, duplicate):
+    torch.manual_seed(0)
+    model = Projections(duplicate).eval()
+    batch = torch.randn(40, 12)
+    blocks, _ = find_blocks(model, example_of(batch))
+    view = View(model, [batch], observe(model, [batch], blocks, example_of(batch)), measures.get("cka"))
+    found = score_blocks(view, score)
+    assert max(found, key=found.get) in (f"blocks.{duplicate}", f"blocks.{duplicate + 1}")
+
+
+def test_greedy_sees_that_the_second_of_two_duplicates_is_needed_where_nothing_is_refitted():
+    torch.manual_seed(0)
+    model = Projections(1)
+    batch = torch.randn(120, 12)
+    blocks, _ = find_blocks(model, example_of(batch))
+    view = View(model, [batch], observe(model, [batch], blocks, example_of(batch)), measures.get("cka"))
+    alone = score_blocks(view, "leave_one_out")
+    assert alone["blocks.1"] == pytest.approx(1)
+    assert alone["blocks.2"] == pytest.approx(1)
+    found = score_blocks(view, {"name": "greedy_leave_one_out", "repair": False, "images": 60})
+    repaired = score_blocks(view, {"name": "greedy_leave_one_out", "images": 60})
+    assert all(value > 0.999 for value in [*repaired.values()][:3])  # all is linear: the last block takes over
+    first, second = sorted(("blocks.1", "blocks.2"), key=lambda name: -found[name])
+    assert found[first] == pytest.approx(1)
+    assert found[second] < 0.99
+
+
+def test_greedy_without_repair_is_the_error_of_the_network_without_the_block():
+    model, x = build("pre-norm")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    blocks, _ = find_blocks(model, example_of(x))
+    view = View(model, [x], observe(model, [x], blocks, example_of(x)), measures.get("cka"))
+    found = score_blocks(view, {"name": "greedy_leave_one_out", "repair": False, "steps": 1})
+    held = x[len(x) // 2 :]
+    with torch.no_grad():
+        wanted = call(model, held)
+        rows = wanted.flatten(0, -2)
+        spread = (rows - rows.mean(0)).square().sum()
+        for block in blocks:
+            plan = Plan((Edit("block", block.name),), fingerprint(model), describe(example_of(x)))
+            error = float((call(apply(plan, model), held) - wanted).square().sum() / spread)
+            assert found[block.name] == pytest.approx(1 / (1 + error), rel=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_padding_changes_no_score(name):
+    model, batch = build(name)
+    ids = batch["input_ids"]
+    padded = {
+        "input_ids": torch.cat([ids, torch.ones_like(ids[:, :2])], 1),
+        "attention_mask": torch.cat([torch.ones_like(ids), torch.zeros_like(ids[:, :2])], 1),
+    }
+    views = []
+    for given in (batch, padded):
+        blocks, _ = find_blocks(model, example_of(given))
+        views.append(View(model, [given], observe(model, [given], blocks, example_of(given)), measures.get("cka")))
+    for score in ("similarity", "block_influence", "leave_one_out", "greedy_leave_one_out"):
+        plain, other = (score_blocks(view, score) for view in views)
+        assert other == pytest.approx(plain, abs=1e-4), score
+
+
+def test_influence_and_angles_equal_the_formulas_over_all_positions_and_batches():
+    model, x = build("pre-norm")
+    batches = [x[:4], x[4:]]
+    stream = observe(model, batches, find_blocks(model, example_of(x))[0], example_of(x))
+    with torch.no_grad():
+        points = [model.embed(x)]
+        for layer in model.encoder.layers:
+            points.append(layer(points[-1]))
+    rows = [point.flatten(0, 1).double() for point in points]
+    for i, j in itertools.combinations(range(5), 2):
+        cosine = torch.cosine_similarity(rows[i], rows[j])
+        assert stream.chains[0].cosine[i, j] == pytest.approx(float(cosine.mean()), abs=1e-5)
+        assert stream.chains[0].angle[i, j] == pytest.approx(float((cosine.arccos() / np.pi).mean()), abs=1e-5)
+    view = View(model, batches, stream, measures.get("cka"))
+    found = score_blocks(view, "block_influence")
+    assert found["encoder.layers.1"] == pytest.approx(stream.chains[0].cosine[1, 2])
+    single = score_blocks(view, {"name": "windows", "n": 1})
+    assert single["encoder.layers.1"] == pytest.approx(1 - stream.chains[0].angle[1, 2])
+
+
+def test_the_partition_is_optimal():
+    values = np.random.default_rng(0).normal(size=(8, 8)).cumsum(0)
+    for count in (1, 3, 5, 8):
+        every = [[*ends, 8] for ends in itertools.combinations(range(1, 8), count - 1)]
+        assert within(values, fisher_partition(values, count)) == pytest.approx(min(within(values, e) for e in every))
+
+
+def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
+    points = ["in", *"abcdefg"]
+    place = np.array([0.0, 1, 2, 3, 7, 8, 9, 20])  # similarity falls with the distance: runs in-c, d-f, g
+    whole = SimilarityMatrix(tuple(points), 1 - np.abs(place[:, None] - place) / 20, "cka")
+    ends = {name: (points[number], name) for number, name in enumerate("abcdefg")}
+    view = SimpleNamespace(
+        similarities=lambda: whole.values, stream=SimpleNamespace(rows=dict.fromkeys(points), ends=ends)
+    )
+    going = {1: "abcef", 2: "ace", 3: "ae", 9: "ae"}
+    for granularity, names in going.items():
+        found = score_blocks(view, {"name": "clusters", "threshold": 0.849, "granularity": granularity})
+        assert "".join(name for name, value in found.items() if value > 0.5) == names
+    drifting = score_blocks(view, {"name": "clusters", "threshold": 0.949})  # b is like a, not like the input
+    assert "".join(name for name, value in drifting.items() if value > 0.5) == "ace"
+
+
+@pytest.mark.parametrize(
+    "score, message",
+    [
+        ("influence", "did you mean 'block_influence'"),
+        ({"name": "windows", "m": 2}, "has no option 'm'"),
+        ({"name": "windows", "n": 0}, "from 1; got 0"),
+        ({"name": "clusters", "threshold": 2}, "threshold must be in"),
+        ({"name": "clusters", "granularity": 0}, "granularity must be"),
+        ({"name": "segments", "segments": 99}, "from 1 to 5"),
+        ({"name": "consensus", "scores": ["consensus"]}, "at least one other"),
+        ({"name": "greedy_leave_one_out", "images": 0}, "images must be a whole number from 1"),
+        ({"name": "trend", "statistic": "graph_modularity"}, "needs labels"),
+    ],
+)
+def test_wrong_scores_and_options_are_refused(score, message):
+    model, x = build("pre-norm")
+    stream = observe(model, [x], find_blocks(model, example_of(x))[0], example_of(x))
+    with pytest.raises((KeyError, ValueError), match=message):
+        score_blocks(View(model, [x], stream, measures.get("cka")), score)
+
+
+def test_a_name_without_options_is_a_score():
+    assert block_scorer("similarity") == ("similarity", {})

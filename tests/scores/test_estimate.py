@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from simprune import measures
+from simprune.scores.blocks import as_redundancy
+from simprune.scores.estimate import estimate
+from simprune.structures import find_channel_groups
+from simprune.zoo.residual import ResidualCNN
+from tests.networks import NAMES, build
+
+CKA = measures.get("cka_debiased")
+
+
+@pytest.mark.parametrize("network", NAMES)
+def test_scores_are_shares_and_the_result_is_data(network):
+    model, x = build(network)
+    found = estimate(model, [x], CKA)
+    assert found.entries
+    for entry in found.entries:
+        scores = np.atleast_1d(entry.redundancy)
+        assert ((scores >= 0) & (scores <= 1)).all()
+        assert 0 < entry.share < 1
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["entries"]
+    assert all(entry.name in found.table() for entry in found.entries)
+
+
+@pytest.mark.parametrize("network", ["Residual", "Flat", "Concat"])
+def test_a_planted_duplicate_is_found(network):
+    model, x = build(network)
+    group = find_channel_groups(model, ((x[:2],), {}))[0][-1]
+    for part in group.slices:
+        if part.side == "out" and part.indices[0] == (0,):
+            tensor = dict(model.state_dict())[part.tensor]
+            tensor.select(part.dim, 1).copy_(tensor.select(part.dim, 0))
+    (entry,) = [
+        entry for entry in estimate(model, [x], CKA, score="predictability").channels if entry.name == group.name
+    ]
+    assert {0, 1} & {entry.order[0], entry.order[1]}
+    assert max(entry.redundancy[0], entry.redundancy[1]) > 0.999
+    assert (entry.nearest[0], entry.nearest[1]) == (1, 0)
+
+
+def test_an_inert_block_is_the_most_redundant():
+    model, x = build("Residual")
+    torch.nn.init.zeros_(model.blocks[1].bn2.weight)
+    torch.nn.init.zeros_(model.blocks[1].bn2.bias)
+    first, second = estimate(model, [x], CKA).blocks
+    assert second.redundancy == pytest.approx(1)
+    assert first.redundancy < 1
+
+
+@pytest.mark.parametrize("score", ["block_influence", "leave_one_out", {"name": "windows", "n": 2}])
+def test_blocks_by_any_score_are_weighed_in_changes_of_the_output(score):
+    """The score says in which order, the changes of the output how much: so blocks and channels can be compared."""
+    torch.manual_seed(0)
+    model = ResidualCNN(in_channels=3, widths=(8, 16), depths=(3, 2), shortcut="A").eval()
+    batches = list(torch.randn(48, 3, 8, 8).split(12))
+    own, other = estimate(model, batches, CKA), estimate(model, batches, CKA, block_score=score)
+    assert sorted(entry.damage for entry in other.blocks) == sorted(entry.damage for entry in own.blocks)
+    by_score = sorted(other.blocks, key=lambda entry: -entry.redundancy)
+    assert [entry.damage for entry in by_score] == sorted(entry.damage for entry in other.blocks)
+    assert other.interactions is not None
+    assert {kind for kind, _ in other.interactions.places} == {"channels"}
+    assert other.channels == own.channels
+
+
+def test_distances_become_redundancy_in_the_same_direction():
+    similar, distance = measures.get("cka"), measures.get("cka_angular")
+    assert as_redundancy(similar, 0.7) == 0.7
+    assert as_redundancy(distance, 0.0) == 1.0
+    assert as_redundancy(distance, distance.range[1]) == 0.0
+    assert as_redundancy(similar, float("nan")) == 0.0
+
+
+@pytest.mark.parametrize("structures", [(), ("channel",)])
+def test_unknown_structures_are_refused(structures):
+    model, x = build("Flat")
+    with pytest.raises(ValueError, match="structures must be some of channels, .*blocks"):
+        estimate(model, [x], CKA, structures)
+
+
+def test_no_calibration_is_an_error():
+    with pytest.raises(ValueError, match="no batches"):
+        estimate(build("Flat")[0], [], CKA)
+
+
+def test_whole_blocks_are_replaced_as_asked_and_halves_are_not():
+    model, x = build("Residual")
+    found = estimate(model, [x], CKA, ("blocks",))
+    assert {entry.block.replace for entry in found.replacing("linear").blocks} == {"linear"}
+    assert found.replacing("linear").replacing("identity") == found
+    with pytest.raises(ValueError, match="replace must be one of identity, linear, mean; got 'zero'"):
+        found.replacing("zero")
