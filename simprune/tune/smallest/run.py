@@ -125,7 +125,7 @@ def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def describe(step: Step, kind: str) -> str:
     """A step in one line: what was asked for, what is kept, and what decided."""
-    kept = "" if step.outcome == "unreachable" else f", keeps {f"{step.kept:.1%}"}"
+    kept = "" if step.outcome == "unreachable" else f", keeps {step.kept:.1%}"
     return f"{kind} {step.budget:.3f}{kept}: {step.outcome}{decided(step)}"
 
 
