@@ -39,7 +39,7 @@ def labels_of(batch: Any) -> Tensor | None:
     """
     if isinstance(batch, Mapping):
         return next((batch[key] for key in LABEL_KEYS if key in batch), None)
-    if isinstance(batch, tuple | list) and len(batch) == 2:
+    if isinstance(batch, tuple | list) and len(batch) == 2 and batch[1] is not None:
         return torch.as_tensor(batch[1])
     return None
 
@@ -113,8 +113,11 @@ def call(model: nn.Module, batch: Any) -> Tensor:
 
 
 def checked(batches: Iterable, name: str) -> Iterable:
-    """The batches, if they can be walked more than once; a generator is refused before it is half used up."""
-    if isinstance(batches, Tensor):
+    """The batches, if they can be walked more than once; a generator is refused before it is half used up.
+
+    A tensor or a dict is one batch.
+    """
+    if isinstance(batches, Tensor | Mapping):
         return [batches]
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         raise ValueError(

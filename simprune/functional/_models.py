@@ -1,22 +1,21 @@
-"""The protocol of measures that run the models themselves: batches, their devices, and models left as they were."""
+"""The protocol of measures that run the models themselves, batch by batch, and leave them as they were."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from simprune.core.batches import call, checked, copied, inputs_of, labels_of
 from simprune.functional._base import FunctionalMeasure, Score, finite, integers
-
-LABEL_KEYS = ("labels", "label")
+from simprune.trace.context import eval_mode, requiring
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arguments of a model for some samples, and their labels."""
+    """Arguments of a model for some samples, and their labels; what a batch may be says `simprune.core.batches`."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -24,67 +23,40 @@ class Batch:
 
     @classmethod
     def of(cls, batch: Any) -> "Batch":
-        """From a tensor, (inputs, labels) or a dict; inputs may be a tensor, a tuple of tensors or a dict."""
-        labels = None
-        if isinstance(batch, tuple | list) and len(batch) == 2:
-            batch, labels = batch
-            labels = None if labels is None else torch.as_tensor(labels)
-        elif isinstance(batch, Mapping):
-            labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
-        if isinstance(batch, Mapping):
-            return cls((), {key: value for key, value in batch.items() if key not in LABEL_KEYS}, labels)
-        args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        if not args or not all(isinstance(each, Tensor) for each in args):
-            raise ValueError(f"a batch must be a tensor, (inputs, labels) or a dict; got {type(batch).__name__}")
-        return cls(args, {}, labels)
+        """From a tensor, (inputs, labels) or a dict; ValueError for anything else, or without a tensor."""
+        args, kwargs = inputs_of(batch)
+        if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            raise ValueError(f"a batch must be a tensor, (inputs, labels) or a dict of tensors; got {batch!r:.60}")
+        return cls(args, kwargs, labels_of(batch))
 
     @property
     def inputs(self) -> Tensor:
         """The input that gradients are for: the only floating-point tensor of the batch."""
-        found = [each for _, each in self._floating()]
-        if len(found) != 1:
+        floating = list(self._floating().values())
+        if len(floating) != 1:
             raise ValueError(
                 "gradients need batches with one floating-point input, such as images or embeddings; "
-                f"got {len(found)} of them"
+                f"got {len(floating)} of them"
             )
-        return found[0]
+        return floating[0]
 
     def __len__(self) -> int:
-        return len(next(each for each in (*self.args, *self.kwargs.values()) if isinstance(each, Tensor)))
+        return len(next(value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)))
 
-    def _floating(self) -> list[tuple[int | str, Tensor]]:
-        every = (*enumerate(self.args), *self.kwargs.items())
-        return [(key, each) for key, each in every if isinstance(each, Tensor) and each.is_floating_point()]
+    def _floating(self) -> dict[int | str, Tensor]:
+        arguments = {**dict(enumerate(self.args)), **self.kwargs}
+        return {key: x for key, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()}
 
     def run(self, model: nn.Module, inputs: Tensor | None = None) -> Tensor:
-        """Output of the model as one tensor, on the model's device; with these `inputs`, if given, for the batch's."""
-        device = device_of(model)
-        replaced = None if inputs is None else self._floating()[0][0]
-
-        def argument(key: int | str, value: Any) -> Any:
-            if inputs is not None and key == replaced:
-                return inputs.to(device, copy=True)
-            # a copy, since modules may write into it
-            return value.to(device, copy=True) if isinstance(value, Tensor) else value
-
-        args = [argument(key, value) for key, value in enumerate(self.args)]
-        output = model(*args, **{key: argument(key, value) for key, value in self.kwargs.items()})
-        output = getattr(output, "logits", output)
-        if isinstance(output, Mapping):
-            output = next(iter(output.values()))
-        if isinstance(output, tuple | list):
-            output = output[0]
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"{type(model).__name__} returned {type(output).__name__}; return logits, or a tuple of them"
-            )
-        return output
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the first parameter or buffer (CPU when there is none)."""
-    tensor = next(iter([*model.parameters(), *model.buffers()][:1]), None)
-    return torch.device("cpu") if tensor is None else tensor.device
+        """Output of the model as one tensor, on the model's device; with `inputs` in place of the batch's own."""
+        args, kwargs = list(copied(self.args)), copied(self.kwargs)  # modules may write into their arguments
+        if inputs is not None:
+            key = next(iter(self._floating()))
+            if isinstance(key, int):
+                args[key] = inputs.clone()
+            else:
+                kwargs[key] = inputs.clone()
+        return call(model, (kwargs or args, None))
 
 
 def batches_of(inputs: Any, labels: Any, what: str) -> Iterator[Batch]:
@@ -92,17 +64,10 @@ def batches_of(inputs: Any, labels: Any, what: str) -> Iterator[Batch]:
 
     ValueError for what can be walked only once, no sample, or labels that are given twice or not one per sample.
     """
-    if isinstance(inputs, Tensor | Mapping):
-        inputs = [inputs]
-    if isinstance(inputs, Iterator) or not isinstance(inputs, Iterable):
-        raise ValueError(
-            f"{what}: inputs must be a tensor, or batches that can be walked more than once (a list, a DataLoader); "
-            f"got {type(inputs).__name__}"
-        )
     labels = None if labels is None else torch.as_tensor(labels)
     done = 0
-    for each in inputs:
-        batch = Batch.of(each)
+    for value in checked(inputs, f"{what}: inputs"):
+        batch = Batch.of(value)
         if len(batch) == 0:
             raise ValueError(f"{what}: a batch holds no sample")
         if labels is not None:
@@ -134,7 +99,8 @@ class ModelMeasure(FunctionalMeasure):
 
     `inputs` is one tensor, or batches (a tensor, (inputs, labels) or a dict each) that can be walked more than once;
     labels (N,) come with the batches or in their order. Every batch is run on each model's own device, in evaluation
-    mode. Modes, `requires_grad`, `.grad` and hooks are afterwards as they were, also after an error.
+    mode. Modes, `requires_grad`, `.grad`, hooks and attributes of modules are afterwards as they were, also after an
+    error.
     """
 
     form = "models"
@@ -187,24 +153,17 @@ class ModelMeasure(FunctionalMeasure):
 def undisturbed(models: Sequence[nn.Module], what: str) -> Iterator[None]:
     """Evaluation mode and frozen parameters for a while, gradients enabled for what is not a parameter.
 
-    Fused attention is off: it would run past hooks. ValueError for BatchNorm without running statistics, which mixes
-    the inputs of a batch.
+    Afterwards models are as they were, also without tensors that modules store during a pass. ValueError for BatchNorm
+    without running statistics, which mixes the inputs of a batch.
     """
     for model in models:
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
                 raise ValueError(f"{what}: {name} is BatchNorm without running statistics, which mixes inputs")
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    frozen = [(each, each.requires_grad) for model in models for each in model.parameters()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
-        stack.callback(lambda: [setattr(module, "training", training) for module, training in modes])
-        stack.callback(lambda: [each.requires_grad_(needed) for each, needed in frozen])
-        torch.backends.mha.set_fastpath_enabled(False)
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(*models))
         for model in models:
-            model.eval()
-            model.requires_grad_(False)
+            stack.enter_context(requiring(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield

@@ -11,8 +11,9 @@ import torch
 from scipy.stats import beta
 from torch import Tensor, nn
 
+from simprune.core.batches import device_of
 from simprune.functional._base import Score, finite
-from simprune.functional._models import Batch, ModelMeasure, class_scores, device_of, truth
+from simprune.functional._models import Batch, ModelMeasure, class_scores, truth, undisturbed
 
 Norm = Literal["linf", "l2"]
 Batches = Callable[[], Iterator[Batch]]
@@ -100,14 +101,15 @@ def pgd(
 
     `norm` and `radius` are in the units of the inputs, which are not clipped to a range; `step_size` is
     2.5 radius / steps unless given; `start` is a first perturbation. FGSM is `steps=1, step_size=radius`. The model
-    must be in evaluation mode. Source: Madry et al., arXiv 1706.06083.
+    runs in evaluation mode and is afterwards as it was. Source: Madry et al., arXiv 1706.06083.
 
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
     >>> pgd(model, torch.zeros(1, 2), torch.tensor([0]), radius=0.5, steps=1, step_size=0.5)
     tensor([[-0.5000,  0.0000]])
     """
-    return _attacked(model, Batch((inputs,), {}, labels), labels, norm, radius, steps, step_size, start)
+    with undisturbed([model], "pgd"):
+        return _attacked(model, Batch((inputs,), {}, labels), labels, norm, radius, steps, step_size, start)
 
 
 def _attacked(

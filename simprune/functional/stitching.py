@@ -1,6 +1,5 @@
 """Can the lower layers of one model feed the upper layers of another through one linear map?"""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from simprune.core.batches import device_of
+from simprune.core.names import did_you_mean
 from simprune.functional._base import Score, finite
-from simprune.functional._models import Batch, ModelMeasure, batches_of, class_scores, device_of, truth, undisturbed
+from simprune.functional._models import Batch, ModelMeasure, batches_of, class_scores, truth, undisturbed
 
 Batches = Callable[[], Iterator[Batch]]
 CHUNK = 4  # rows that the factorization takes at once, as a multiple of its width
@@ -33,7 +34,9 @@ class StitchingScore(ModelMeasure):
     on the same (`details["fit_on_inputs"]`). `details`: "penalty" (-score), "accuracy_a", "accuracy_b", "accuracy"
     (stitched), "scores" per map, "identity" (score without a map; None where shapes differ), "agreement" (stitched
     and b predict alike), "gained" and "lost" inputs with the paired "standard_error" (of the first map), "resized",
-    and for "direct" "relative_error" (of the match, on the data fitted), "rank" and "rows". Where b's input also
+    and for "direct" "rank", "rows" and "relative_error" of the match on the data fitted: |R W + c - R'| / |R' - mean|
+    for activations R of a and R' of b. Its denominator is centred: b's activation less the mean of every channel, so
+    that a map that only knows the means has error 1. Where b's input also
     reaches its output around `layer_b`, so that a is not all it sees, "bypassed" is True and the score has a reason.
 
     KeyError for an unknown module; ValueError for one that does not run exactly once, or activations that cannot be
@@ -288,9 +291,7 @@ def _seen(model: nn.Module, module: nn.Module, name: str, batch: Batch) -> Tenso
 def _module(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules())
     if name not in modules or not name:
-        near = difflib.get_close_matches(name, list(modules), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list(modules)[1:9])}, ..."
-        raise KeyError(f"{type(model).__name__} has no module {name!r}; {hint}")
+        raise KeyError(f"{type(model).__name__} has no module {name!r}; {did_you_mean(name, set(modules) - {''})}")
     return modules[name]
 
 

@@ -16,7 +16,15 @@ X, Y = torch.ones(2, 3), torch.tensor([0, 1])
 
 @pytest.mark.parametrize(
     "batch, labels",
-    [(X, None), ((X, Y), Y), ([X, Y], Y), (((X, X), Y), Y), ({"a": X, "labels": Y}, Y), ({"a": X, "b": X}, None)],
+    [
+        (X, None),
+        ((X, Y), Y),
+        ((X, None), None),
+        ([X, Y], Y),
+        (((X, X), Y), Y),
+        ({"a": X, "labels": Y}, Y),
+        ({"a": X, "b": X}, None),
+    ],
 )
 def test_every_kind_of_batch_runs_and_gives_its_labels(batch, labels):
     assert call(Named(), batch).shape == X.shape
@@ -27,6 +35,21 @@ def test_every_kind_of_batch_runs_and_gives_its_labels(batch, labels):
 def test_a_batch_of_three_parts_is_refused_with_the_way_to_write_it():
     with pytest.raises(ValueError, match=r"\(\(input_1, input_2\), labels\)"):
         inputs_of((X, X, Y))
+
+
+class WithLoss(nn.Module):
+    def forward(self, a):
+        return {"loss": None, "logits": a}
+
+
+def test_an_output_may_begin_with_no_loss():
+    assert torch.equal(call(WithLoss(), X), X)
+
+
+def test_a_tensor_or_a_dict_is_one_batch():
+    assert checked(X, "test") == [X]
+    batch = {"a": X}
+    assert checked(batch, "test") == [batch]
 
 
 def test_a_generator_is_refused_before_it_is_used_up():

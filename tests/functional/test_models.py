@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.nn import functional as F
 
+import simprune as sp
 from simprune import functional
 from simprune.functional.gradients import pgd
 
@@ -199,9 +200,60 @@ def test_outputs_are_refused(measure):
         measure(outputs, outputs, outputs)
 
 
+class Remembering(Network):
+    """Keeps an activation of its last pass, in an attribute, a list and a dict, as some published networks do."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.seen, self.history, self.by_name = None, [], {}
+
+    def forward(self, x):
+        for name, module in self.named_children():
+            x = module(x)
+            if name == "2":
+                self.seen, self.by_name["seen"] = x, x
+                self.history.append(x)
+        return x
+
+
+def remembered(model):
+    return model.seen, model.history, model.by_name
+
+
+def test_what_modules_keep_of_a_pass_is_given_up(measure, inputs, labels):
+    """Otherwise the model could not be copied, and so not be analysed, after a measure with gradients."""
+    a, b = Remembering(0), Remembering(1)
+    measure(a, b, inputs, labels=labels)
+    for model in (a, b):
+        assert remembered(model) == (None, [], {})
+        redundancy = sp.analyze(model, [inputs], score="correlation", structures=("channels",))
+        assert redundancy.channels
+
+
+def test_an_attack_gives_up_what_modules_keep_too(inputs, labels):
+    model = Remembering()
+    pgd(model, inputs, labels, steps=2)
+    assert remembered(model) == (None, [], {}) and model.training
+
+
+class Answer(Network):
+    """Answers with a dict that begins with a loss nobody asked for, as of transformers."""
+
+    def forward(self, input):
+        return {"loss": None, "logits": super().forward(input)}
+
+
+def test_an_answer_may_be_a_dict_without_a_loss(measure, models, inputs, labels):
+    if measure.id != "stitching_score":
+        answers = Answer(0), Answer(1)
+        assert measure(*answers, inputs, labels=labels) == measure(*models, inputs, labels=labels)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        (lambda x, y: ([(x, x, y)], y), r"of length 3; wrap several inputs as \(\(input_1, input_2\), labels\)"),
+        (lambda x, y: ([{"input": "text"}], y), "dict of tensors"),
         (lambda x, y: (iter([x]), y), "walked more than once"),
         (lambda x, y: (3, y), "got int"),
         (lambda x, y: ([], y), "no batch"),
@@ -647,7 +699,7 @@ def test_training_agrees_with_a_loop(models, inputs, labels):
 @pytest.mark.parametrize(
     "hyper, error, message",
     [
-        ({"layer_a": "33"}, KeyError, "no module '33'; did you mean 3"),
+        ({"layer_a": "33"}, KeyError, "no module '33'; did you mean '3'"),
         ({"layer_a": "3", "layer_b": "stem"}, KeyError, "no module 'stem'; known: 0, 1"),
         ({"layer_a": ""}, KeyError, "no module ''"),
         ({}, ValueError, "needs layer_a"),
