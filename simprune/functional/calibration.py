@@ -13,6 +13,8 @@ from torch import Tensor
 
 from simprune.functional._base import FunctionalMeasure, Outputs, Score
 
+TIE = 64 * torch.finfo(torch.float64).eps  # confidences closer than this share of their size differ by rounding alone
+
 
 class _Quality(FunctionalMeasure):
     """A figure of one model, lower is better, and its change; `details` has both models': "original", "pruned"."""
@@ -167,8 +169,8 @@ class MCE(_Bins):
 class AURC(_Confidence):
     """Area under the risk-coverage curve, in [0, 1]: its change from a to b.
 
-    The mean over k = 1..N of the error rate among the k most confident samples. Samples of equal confidence count as
-    in the mean over their orders.
+    The mean over k = 1..N of the error rate among the k most confident samples. Samples of equal confidence (up to
+    rounding) count as in the mean over their orders.
 
     >>> AURC().describe([[3.0, 0.0], [0.0, 1.0]], labels=[0, 0])  # risks 0 and 1/2
     0.25
@@ -178,8 +180,9 @@ class AURC(_Confidence):
     source = "Geifman, El-Yaniv (2017), Selective Classification for Deep Neural Networks, arXiv 1705.08500"
 
     def _of(self, confidence: Tensor, right: Tensor) -> float:
-        order = confidence.argsort(descending=True)
-        _, tied, sizes = torch.unique_consecutive(confidence[order], return_inverse=True, return_counts=True)
-        errors = torch.bincount(tied, 1 - right[order]) / sizes
+        confidence, order = confidence.sort(descending=True)
+        tied = torch.zeros(len(order), dtype=torch.long)  # number of the group of equal confidence
+        tied[1:] = (confidence[:-1] - confidence[1:] > TIE * confidence[:-1]).cumsum(0)
+        errors = torch.bincount(tied, 1 - right[order]) / torch.bincount(tied)
         covered = torch.arange(1, len(order) + 1)
         return (errors[tied].cumsum(0) / covered).mean().item()

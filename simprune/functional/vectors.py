@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import nearest
 from simprune.functional._base import FunctionalMeasure, Score, finite
 
 
@@ -84,8 +85,8 @@ class RelativeError(_Vectors):
 class NeighbourOverlap(_Vectors):
     """Mean share of a sample's k nearest neighbours in a that are so in b too, in [0, 1]; 1 means the same ones.
 
-    Nearest by cosine, among the other samples given, so it needs all of them at once. Samples
-    with a zero vector are skipped. ValueError unless 1 <= k < N.
+    Nearest by cosine, among the other samples, so it needs all of them at once; cosines equal up to rounding go by
+    the lower index. Samples with a zero vector are skipped. ValueError unless 1 <= k < N.
 
     >>> a = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]
     >>> NeighbourOverlap(k=1)(a, [a[0], a[2], a[1], a[3]])
@@ -111,21 +112,11 @@ class NeighbourOverlap(_Vectors):
         count = len(outputs[0])
         if count <= self.k:
             raise ValueError(f"{self.id} with k={self.k} needs more than {self.k} samples; got {count}")
-        a, b = (torch.nn.functional.normalize(_unit(each), dim=1) for each in outputs)
-        shared = torch.empty(count, dtype=torch.float64)
-        step = max(1, (1 << 22) // count)
-        for start in range(0, count, step):
-            rows = torch.arange(start, min(start + step, count))
-            near_a, near_b = (self._nearest(each, rows) for each in (a, b))
-            hit = torch.zeros(len(rows), count, dtype=torch.bool).scatter_(1, near_a, True)
-            shared[rows] = hit.gather(1, near_b).double().mean(1)
-        zero = (a == 0).all(1) | (b == 0).all(1)
+        a, b = (nearest(_unit(rows), self.k)[0].sort(1).values for rows in outputs)
+        index = torch.searchsorted(b, a).clamp_max(self.k - 1)
+        shared = (b.gather(1, index) == a).double().mean(1)
+        zero = torch.stack([(rows == 0).all(1) for rows in outputs]).any(0)
         return shared.masked_fill(zero, math.nan)
-
-    def _nearest(self, unit: Tensor, rows: Tensor) -> Tensor:
-        cosine = unit[rows] @ unit.T
-        cosine[torch.arange(len(rows)), rows] = -math.inf
-        return cosine.topk(self.k, dim=1).indices
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simprune.measures._rows import nearest
+from simprune.core.neighbours import nearest
 
 STARTS = 5  # visiting orders that `louvain` tries
 

@@ -22,13 +22,6 @@ def centred(X: Tensor) -> Tensor:
     return shifted.sub_(shifted.mean(0))
 
 
-def unit_scaled_(X: Tensor) -> Tensor:
-    """X divided in place by its largest magnitude, so that squares neither overflow nor vanish."""
-    low, high = X.aminmax()  # several times faster than the infinity norm
-    largest = torch.maximum(-low, high)
-    return X.div_(torch.where(largest > 0, largest, 1.0))
-
-
 @dataclass(frozen=True, eq=False)
 class Vector:
     """phi(X) as a matrix of `height` rows (held whole, or formed row by row), and one number for `_score`."""

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import directions
 from simprune.core.similarity import SimilarityMatrix
 from simprune.measures._base import Measure, Statistic, _labels, _require_finite
 from simprune.measures._moments import FORMS, Joint
-from simprune.measures._rows import directions
 
 NORMED = ("cka_debiased",)  # measures that need squared lengths of rows besides second moments
 LABELLED = ("tolerance",)  # sums of unit rows by class

@@ -13,9 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import DegenerateWarning, Measure
 from simprune.measures._factors import FactorProduct, Shape, angle, basis, coordinates, gap, shape, warn_if_spanning
-from simprune.measures._products import Vector, centred, unit_scaled_
+from simprune.measures._products import Vector, centred
 
 WILLIAMS = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
 DING = "Ding, Denain, Steinhardt 2021, arXiv:2108.01661"

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure
 from simprune.measures._factors import Basis, FactorProduct, angle, basis, gap, warn_if_spanning
-from simprune.measures._products import Vector, centred, unit_scaled_
+from simprune.measures._products import Vector, centred
 
 AFFINE = frozenset({"PT", "OT", "IS", "ILT", "TR", "AT"})
 SIMILAR = frozenset({"PT", "OT", "IS", "TR"})

@@ -13,7 +13,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from simprune.measures._products import InnerProduct, Vector, centred, unit_scaled_
+from simprune.core.neighbours import unit_scaled_
+from simprune.measures._products import InnerProduct, Vector, centred
 
 KORNBLITH = "Kornblith, Norouzi, Lee, Hinton 2019, arXiv:1905.00414"
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simprune.measures._products import Vector, centred, unit_scaled_
-from simprune.measures._rows import directions, largest, warn_of_zero_rows
+from simprune.core.neighbours import directions, largest, unit_scaled_
+from simprune.measures._products import Vector, centred
+from simprune.measures._rows import warn_of_zero_rows
 from simprune.measures.cka import Alignment, centred_kernel_, gaussian
 
 CONSTANT = "a representation is the same for all inputs"

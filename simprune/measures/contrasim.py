@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure, _require_finite
-from simprune.measures._products import centred, unit_scaled_
+from simprune.measures._products import centred
 
 HIDDEN = 128
 BATCH = 256

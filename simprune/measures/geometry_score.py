@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure, Prepared
-from simprune.measures._products import TILE, centred, unit_scaled_
+from simprune.measures._products import TILE, centred
 from simprune.measures._rows import distances, symmetric
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import DegenerateWarning, Measure, Prepared
 from simprune.measures._factors import Shape, gap
-from simprune.measures._products import Vector, unit_scaled_
+from simprune.measures._products import Vector
 from simprune.measures.cka import Alignment, centred_kernel_
 
 TANG = "Tang, Maddox, Dickens, Diethe, Damianou 2020, Similarity of Neural Networks with Gradients, arXiv:2003.11498"

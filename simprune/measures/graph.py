@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import directions, nearest
 from simprune.measures._base import Prepared, Statistic
 from simprune.measures._modularity import class_graph_modularity
 from simprune.measures._products import TILE, InnerProduct, Vector, centred
-from simprune.measures._rows import directions, nearest, warn_of_zero_rows
+from simprune.measures._rows import warn_of_zero_rows
 
 CHEN = "Chen, Lu, Yang, Wang, Xuan, Zhu et al. 2021, Graph-Based Similarity, arXiv:2111.11165"
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import largest, unit_scaled_
 from simprune.measures._base import DegenerateWarning, Measure, Prepared
-from simprune.measures._products import TILE, centred, unit_scaled_
-from simprune.measures._rows import largest
+from simprune.measures._products import TILE, centred
 
 TIMES = 256  # between 0.1 and 10, equally spaced in their logarithm
 STEPS = 20  # of Lanczos: exact for polynomials of degree 39, so e^(-tL) up to t = 10 has rounding error only

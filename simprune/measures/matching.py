@@ -14,9 +14,10 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure
 from simprune.measures._factors import basis
-from simprune.measures._products import centred, unit_scaled_
+from simprune.measures._products import centred
 from simprune.measures.alignment import Rows, mean_cosine, nonzero_rows
 
 WILLIAMS = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
@@ -335,7 +336,9 @@ class MaximumMatch(Measure):
 
     (|J| + |J'|) / (D + D') for the largest sets of units of X (N, D) and Y (N, D') such that each one's distance to
     the span of the other set is at most epsilon times its length. Not centred; also unchanged when single units are
-    scaled; a zero unit always matches. Raises ValueError for epsilon outside (0, 1].
+    scaled. A zero unit is in every span, so it always matches: dead units (zero for all inputs, as after ReLU) raise
+    the share, also where the other side has none, and two dead layers score 1. Leave them out to compare what the
+    others do. Raises ValueError for epsilon outside (0, 1].
 
     Source: Wang, Hu, Gu, Wu, Hu, He, Hopcroft 2018, arXiv:1810.11750.
 

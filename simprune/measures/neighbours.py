@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import directions, nearest
 from simprune.measures._base import Measure
-from simprune.measures._rows import directions, nearest, warn_of_zero_rows
+from simprune.measures._rows import warn_of_zero_rows
 
 SURVEY = "Klabunde, Schumacher, Strohmaier, Lemmerich 2023, arXiv:2305.06329"
 HUH = "Huh, Cheung, Wang, Isola 2024, arXiv:2405.07987"

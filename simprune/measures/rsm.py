@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from simprune.core.neighbours import TIE, directions, unit_scaled_
 from simprune.measures._base import Measure
 from simprune.measures._factors import basis
-from simprune.measures._products import TILE, InnerProduct, Vector, centred, unit_scaled_
-from simprune.measures._rows import TIE, above_diagonal, directions, distances, symmetric, warn_of_zero_rows
+from simprune.measures._products import TILE, InnerProduct, Vector, centred
+from simprune.measures._rows import above_diagonal, distances, symmetric, warn_of_zero_rows
 from simprune.measures.cka import centred_kernel_
 
 NEAR = 1e-4  # of the squared norms; below, their difference with the product has lost too many digits

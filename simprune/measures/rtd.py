@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure
-from simprune.measures._products import centred, unit_scaled_
+from simprune.measures._products import centred
 from simprune.measures._rows import distances, symmetric
 
 QUANTILE = 0.9  # of all N^2 distances, zeros included, becomes 1

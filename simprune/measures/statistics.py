@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import directions, unit_scaled_
 from simprune.measures._base import DegenerateWarning, Statistic
 from simprune.measures._modularity import class_graph_modularity, consecutive, louvain, modularity
-from simprune.measures._products import centred, unit_scaled_
-from simprune.measures._rows import directions, distances, symmetric, warn_of_zero_rows
+from simprune.measures._products import centred
+from simprune.measures._rows import distances, symmetric, warn_of_zero_rows
 
 NEVER = "this does not occur for finite rows"
 

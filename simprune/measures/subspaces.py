@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure
 from simprune.measures._factors import FactorProduct, basis, warn_if_spanning
-from simprune.measures._products import Vector, centred, unit_scaled_
+from simprune.measures._products import Vector, centred
 from simprune.measures.rsm import Difference
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from simprune import functional
+from simprune import functional, measures
 from simprune.functional import FunctionalMeasure, Outputs
 
 N, C = 60, 4
@@ -153,6 +153,32 @@ def test_aurc_of_tied_confidences_is_the_mean_over_orders():
     p = Outputs.from_probabilities([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2]])
     orders = [(0 + 1 / 2 + 1 / 3) / 3, (0 + 0 + 1 / 3) / 3]  # the error comes second or third
     assert functional.get("aurc").describe(p, [0, 1, 0]) == pytest.approx(sum(orders) / 2, abs=1e-12)
+
+
+def test_equal_confidences_are_ties_whatever_the_last_bit_says():
+    """The softmax of equal logits depends in its last bit on the order of the classes, and so would the ranking."""
+    wrong = torch.arange(60) % 4 == 0
+    rows = torch.tensor([2.1, 0.3, -0.7, 1.4, 0.9, -1.1]).double()
+    for first, second in ((0, 1), (1, 0)):  # the wrong ones come first or last by the last bit
+        logits = torch.where(wrong[:, None], rows.roll(first), rows.roll(second).flip(0))
+        labels = logits.argmax(1)
+        labels[wrong] = (labels[wrong] + 1) % 6
+        assert functional.get("aurc").describe(logits, labels) == pytest.approx(0.25, abs=1e-12)
+    for sign in (1, -1):
+        p = torch.tensor([[0.7 + sign * 2e-16 * bool(w), 0.3] for w in wrong], dtype=torch.float64)
+        outputs = Outputs.from_probabilities(p)
+        assert functional.get("aurc").describe(outputs, wrong.long()) == pytest.approx(0.25, abs=1e-12)
+
+
+def test_neighbours_of_equal_cosine_are_those_of_lower_index():
+    """After a rotation the same cosines differ by rounding, and the neighbours stay the same."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-2, 3, (80, 3), generator=generator).double() + 0.5
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
+    assert f("neighbour_overlap", a, a @ turn) == 1
+    assert f("neighbour_overlap", a, a.flip(1)) == 1
+    b = torch.randint(-2, 3, (80, 3), generator=generator).double() + 0.5
+    assert f("neighbour_overlap", a, b) == pytest.approx(measures.get("mutual_knn")(a, b), abs=1e-12)
 
 
 def test_ties_of_exemplars_go_to_the_largest_class():

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linear_sum_assignment, linprog
 
 from simprune import measures
@@ -204,3 +205,11 @@ def test_bad_hyperparameters_are_refused():
             measures.get("maximum_match", epsilon=epsilon)
     with pytest.raises(ValueError, match="center must be bool"):
         measures.get("permutation_angular", center="yes")
+
+
+def test_dead_units_always_match():
+    X = torch.eye(6)[:, :3].double()
+    dead, other = torch.zeros_like(X), torch.eye(6)[:, 3:].double()
+    f = measures.get("maximum_match", epsilon=0.1)
+    assert f(dead, dead) == 1 and f(X, other) == 0
+    assert f(torch.cat([X, dead], 1), other) == 3 / 9 and f(dead, X) == 3 / 6

@@ -8,8 +8,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from simprune import measures
+from simprune.core.neighbours import nearest
 from simprune.measures import DegenerateWarning, UndefinedWarning
-from simprune.measures._rows import nearest
 
 IDS = ["knn_jaccard", "mutual_knn", "second_order_cosine", "rank_similarity", "joint_rank_jaccard", "cknna"]
 SHAPES = [(30, 4, 4), (30, 3, 50), (12, 20, 7)]
@@ -100,7 +100,7 @@ def test_duplicates_and_zero_rows_go_by_index_and_never_to_oneself(width):
 def test_row_blocks_make_no_difference(monkeypatch):
     X = torch.from_numpy(data(30, 5))
     whole = nearest(X, 4)
-    monkeypatch.setattr("simprune.measures._rows.TILE", 7 * 30)
+    monkeypatch.setattr("simprune.core.neighbours.TILE", 7 * 30)
     assert torch.equal(nearest(X, 4)[0], whole[0])
 
 
