@@ -20,9 +20,11 @@ from torch import nn
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
+from simprune.core.example import from_description
 from simprune.core.redundancy import Redundancy
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.sources.local import Batches
+from simprune.trace.network import Network
 
 GREEDY = "greedy_leave_one_out"
 CHOOSERS: dict[str, dict[str, Any]] = {
@@ -86,7 +88,7 @@ def figures(
             planner = "random" if chooser == "random" else "greedy"
             plan = sp.plan(redundancy.replacing(replace), {"macs": 1 / speedup}, planner, seed=seed)
             small = sp.apply(plan, model)
-            fit_stand_ins(small, plan, model, calibration)
+            fit_stand_ins(small, plan, Network(model, from_description(plan.inputs)), calibration)
             if method == "BN":
                 sp.reestimate_batchnorm(small, calibration)
             elif method:

@@ -22,6 +22,7 @@ import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
 from simprune.sources.local import Batches
 from simprune.trace.cost import measure_cost
+from simprune.trace.network import Network
 from simprune.trace.timing import side_by_side
 from simprune.tune.trials import calibrate
 
@@ -64,7 +65,7 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
     rows = []
     kinds = {kind for structures in options.structures for kind in structures.split("+")}
     start = time.perf_counter()
-    found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), model, calibration, options.trials)
+    found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), Network.trace(model, next(iter(calibration))), calibration, options.trials)
     analysis = time.perf_counter() - start
     for (kind, share), planner, structures in product(options.budgets, options.planners, options.structures):
         start = time.perf_counter()

@@ -20,7 +20,7 @@ import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
 from benchmarks.oneshot_resnet import BATCH, ours
 from simprune.core.redundancy import Redundancy
-from simprune.planners.choosers import CHOOSERS
+from simprune.core.registry import parts
 from simprune.trace.timing import side_by_side
 
 STRUCTURES = ["channels+blocks", "channels", "blocks"]
@@ -78,7 +78,7 @@ def planning_time(width: int = 100, depth: int = 101) -> None:
     chain = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(depth)))
     found = sp.analyze(chain, [torch.randn(64, width)], structures=("channels",), score="magnitude")
     units = sum(entry.group.size for entry in found.channels)
-    for name in CHOOSERS:
+    for name in parts("planner"):
         start = time.perf_counter()
         sp.plan(found, {"macs": 0.5}, name)
         print(f"{name}: {time.perf_counter() - start:.1f} s for {units} units in {len(found.channels)} layers")

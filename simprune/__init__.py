@@ -1,12 +1,10 @@
 """simprune: find what is redundant in a trained network, remove it, and be sure the rest behaves like the original."""
 
-from simprune.api import analyze, compress, plan
+from simprune.api import analyze, apply, compress, plan, reconstruct
 from simprune.bundle import Result, load, save
 from simprune.checks import Gate, Verdict, validate
 from simprune.core.plan import Edit, Plan
 from simprune.core.redundancy import Redundancy
-from simprune.edit.apply import apply
-from simprune.repair.reconstruct import reconstruct
 from simprune.repair.training import finetune, reestimate_batchnorm
 from simprune.tune.frontier import Frontier, frontier
 

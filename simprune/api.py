@@ -16,22 +16,28 @@ from simprune.bundle import Result
 from simprune.checks import DEFAULT_GATES, Gate, rehearse, validate
 from simprune.core.batches import device_of
 from simprune.core.cost import KINDS
-from simprune.core.example import example_of, from_description
+from simprune.core.example import from_description
 from simprune.core.names import did_you_mean
+from simprune.core.peekable import Peekable
 from simprune.core.plan import Method, Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
+from simprune.core.registry import Choice
 from simprune.core.store import Kept
+from simprune.edit.apply import apply as edit
 from simprune.measures import Measure
 from simprune.planners.budget import Amount
 from simprune.planners.outcome import outcomes
 from simprune.repair.absorb import absorb, told
 from simprune.repair.follow import Recovery, Stages, mean, training
-from simprune.scores.blocks import BlockScore
-from simprune.scores.estimate import estimate
+from simprune.repair.reconstruct import reconstruct as repair
+from simprune.repair.refit import Refit
+from simprune.scores.estimate import Estimate, estimate
 from simprune.scores.layers import Layers, compare_models, describe_depth, read_counterpart, read_layers, similarity
+from simprune.trace.network import Network
 from simprune.trace.timing import latency, side_by_side
-from simprune.tune.plan import CONSTRAINTS, plan
+from simprune.tune.plan import CONSTRAINTS
+from simprune.tune.plan import plan as make_plan
 from simprune.tune.smallest import NothingPassed, Record, Search, Trial, history, smallest
 from simprune.tune.trials import calibrate
 
@@ -43,13 +49,14 @@ def analyze(
     calibration: Iterable,
     measure: str | Measure = "cka_debiased",
     structures: Sequence[str] = ("channels", "blocks"),
-    block_score: BlockScore = "similarity",
-    score: str = "second_order",
+    block_score: Choice = "similarity",
+    score: Choice = "second_order",
     damage: bool = True,
     replace: str = "identity",
     kept: Kept | None = None,
     trials: Sequence[float] = (),
     repair: Method = "least_squares",
+    seed: int = 0,
 ) -> Redundancy:
     """Estimate how redundant every removable structure is. See `simprune.scores.estimate.estimate`.
 
@@ -58,14 +65,17 @@ def analyze(
     that damage is what removals really cost the output (`simprune.tune.trials.calibrate`). `kept`: a folder in which
     finished stages are kept, and looked up when the same call is made again.
     """
-    found = estimate(model, calibration, _measure(measure), structures, score, block_score, damage, kept)
-    return calibrate(found.replacing(replace), model, calibration, trials, repair)
+    calibration = Peekable(calibration, "calibration")
+    network = Network.trace(model, calibration.first)
+    chosen = _measure(measure)
+    redundancy = estimate(network, calibration, chosen, structures, score, block_score, damage, kept, seed).redundancy
+    return calibrate(redundancy.replacing(replace), network, calibration, trials, repair)
 
 
 def examine(
-    model: nn.Module,
     calibration: Iterable,
-    redundancy: Redundancy,
+    estimated: Estimate,
+    network: Network,
     compared: Sequence[str | Measure] = ("cka_debiased",),
     null: int = 20,
     bootstrap: int = 50,
@@ -77,17 +87,16 @@ def examine(
     """What `simprune analyze` shows, as data: all layers against each other by several measures, blocks, windows,
     segments, chance and intervals, the suggested order, channels; and against the layers of `other` if given.
 
-    `redundancy`: from `analyze`, on the same batches; what its blocks were seen in is not read again. `null`,
+    `estimated`: on the same batches; what its blocks were seen in is not read again. `null`,
     `bootstrap`: repetitions, 0 for none, on `resample_inputs` inputs drawn once. One forward pass of `other`, and of a
     network without blocks; (layers x inputs x width) rows in memory. `kept`: see `analyze`.
     """
-    example = example_of(next(iter(calibration)))
+    redundancy, seen = estimated.redundancy, estimated.context
     chosen = [_measure(each) for each in compared]
-    seen = redundancy.view
     if seen is not None:
         layers = Layers(seen.stream.rows, seen.stream, redundancy.costs)
     else:
-        layers = read_layers(model, calibration, [], example)
+        layers = read_layers(network, calibration)
     matrices = []
     for each in progress(chosen, "compare layers"):
         known = seen.whole if seen is not None and each == seen.measure else None
@@ -97,14 +106,14 @@ def examine(
     content = redundancy.to_dict()
     found |= {
         "simprune": version("simprune"),
-        "model": type(model).__name__,
+        "model": type(network.model).__name__,
         "seed": seed,
         "score": next((entry.score for entry in redundancy.blocks), ""),
         "channels": [entry for entry in content["entries"] if entry["kind"] != "block"],
         "unprunable": content["unprunable"],
     }
     if other is not None:
-        against = read_counterpart(other, calibration, layers, example)
+        against = read_counterpart(Network(other, network.example), calibration, layers)
         found["other"] = compare_models(layers, against, chosen) | {"name": type(other).__name__}
     return found
 
@@ -126,8 +135,8 @@ def compress(
     control: int = 0,
     seed: int = 0,
     plan: Plan | None = None,
-    block_score: BlockScore = "similarity",
-    score: str = "second_order",
+    block_score: Choice = "similarity",
+    score: Choice = "second_order",
     replace: str = "identity",
     trials: Sequence[float] = (),
     search: Mapping[str, Any] | None = None,
@@ -159,13 +168,14 @@ def compress(
     name, options = _planner(planner)
     kept = {key: value for key, value in options.items() if key in CONSTRAINTS}
     how = Search(**(search or {}))
-    redundancy = analyze(
-        model, calibration, measure, structures, block_score, score, replace=replace, trials=trials, repair=reconstruct
-    )
-    example = from_description(redundancy.inputs if plan is None else plan.inputs, device_of(model))
-    stages = Stages(example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
+    calibration = Peekable(calibration, "calibration")
+    network = Network.trace(model, calibration.first)
+    chosen = _measure(measure)
+    redundancy = estimate(network, calibration, chosen, structures, score, block_score, seed=seed).redundancy
+    redundancy = calibrate(redundancy.replacing(replace), network, calibration, trials, reconstruct)
+    stages = Stages(network.example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
     stages.add("original", model)
-    tools: dict[str, Any] = {"seed": seed, "model": model, "calibration": calibration, "repair": reconstruct}
+    tools: dict[str, Any] = {"seed": seed, "network": network, "calibration": calibration, "repair": reconstruct}
     unlabelled = stages.original is None or stages.original.labels is None
     if test is not None and unlabelled:
         notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
@@ -195,7 +205,7 @@ def compress(
         if gates is None:
             gates = [gate for gate in DEFAULT_GATES if not (unlabelled and gate.build().needs_labels)]
         trial = Trial(
-            model,
+            network,
             choose=lambda share: _plan(redundancy, {how.kind: share}, name, tools | options),
             recovery=recovery,
             judge=lambda small: validate(model, small, test or [], how.gates(gates or []), seed, correction),
@@ -222,7 +232,7 @@ def compress(
     else:
         plan = plan if plan is not None else _plan(redundancy, budget, name, tools | options)
         report["settings"]["budget"] = dict(plan.budget)
-        followed = recovery.follow(plan, model, stages)
+        followed = recovery.follow(plan, network, stages)
     stand_ins = absorb(followed.model, plan, calibration)
     notes += told(stand_ins)
     if any(entry.folded_into for entry in stand_ins):
@@ -237,7 +247,7 @@ def compress(
         for draw in range(seed, seed + control):
             random = _plan(redundancy, _same_cost(plan), "random", kept | {"seed": draw})
             other = Stages(stages.example, test, stages.original, timed=False)
-            made = recovery.follow(random, model, other).model
+            made = recovery.follow(random, network, other).model
             rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.batch)})
         stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     report |= {
@@ -282,7 +292,7 @@ def _plan(
 ) -> Plan:
     free = options.get("threshold") is not None  # it says by itself how much goes
     default = {} if free else {"macs": 0.5}
-    return plan(redundancy, default if budget is None else budget, name, **options)
+    return make_plan(redundancy, default if budget is None else budget, name, **options)
 
 
 def _same_cost(plan: Plan) -> Mapping[str, Amount] | None:
@@ -291,3 +301,35 @@ def _same_cost(plan: Plan) -> Mapping[str, Amount] | None:
     if counted or not plan.original.get("macs") or not plan.expected.get("macs"):
         return counted or None
     return {"macs": min(plan.expected["macs"] / plan.original["macs"], 1.0)}
+
+
+def apply(plan: Plan, model: nn.Module) -> nn.Module:
+    """A new, smaller module, edited as the plan says; `model` is not changed."""
+    return edit(plan, Network(model, from_description(plan.inputs, device_of(model))))
+
+
+def reconstruct(
+    small: nn.Module,
+    plan: Plan,
+    model: nn.Module,
+    calibration: Iterable,
+    method: Method = "least_squares",
+    **options: Any,
+) -> list[Refit]:
+    """Repair `small` in place, without labels, so that its layers reproduce those of `model`."""
+    batches = Peekable(calibration, "calibration")
+    return repair(small, plan, Network.trace(model, batches.first), batches, method, **options)
+
+
+def plan(
+    redundancy: Redundancy,
+    budget: Mapping[str, Amount | None],
+    planner: str = "greedy",
+    seed: int = 0,
+    *,
+    model: nn.Module | None = None,
+    **options: Any,
+) -> Plan:
+    """Choose what to remove so that at most `budget` of the original's cost is kept."""
+    network = None if model is None else Network(model, from_description(redundancy.inputs, device_of(model)))
+    return make_plan(redundancy, budget, planner, seed, network=network, **options)

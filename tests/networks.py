@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simprune.scores.estimate import estimate
+from simprune.trace.network import Network
+
 
 class Residual(nn.Module):
     """A stem, residual blocks of one width, a classifier."""
@@ -102,3 +105,11 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
 
 NAMES = ("Residual", "Flat", "Concat", "Tokens")
+
+
+def estimated(model, batches, *args, **kwargs):
+    """The redundancy that analysis finds in a model."""
+    first = next(iter(batches), None)
+    if first is None:
+        raise ValueError("calibration has no batches; give at least one")
+    return estimate(Network.trace(model, first), batches, *args, **kwargs).redundancy

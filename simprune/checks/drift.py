@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from simprune import measures
 from simprune.core.batches import call, checked
-from simprune.core.example import example_of
 from simprune.functional import FunctionalMeasure, Score
 from simprune.structures import find_blocks
 from simprune.trace.bypass import Bypass
 from simprune.trace.capture import Site, watching
 from simprune.trace.context import evaluation
+from simprune.trace.network import Network
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class BlockDrift(FunctionalMeasure):
 
 def kept_blocks(model: nn.Module, small: nn.Module, batch: Any) -> tuple[str, ...]:
     """Names of the original's blocks that the pruned model still has, in order; ValueError when there is none."""
-    found, _ = find_blocks(model, example_of(batch))
+    found = find_blocks(Network.trace(model, batch))
     modules = dict(small.named_modules())
     names = tuple(b.name for b in found if b.name in modules and not isinstance(modules[b.name], Bypass | nn.Identity))
     if not names:

@@ -18,6 +18,7 @@ from simprune.cli.console import console, costs, damage, edits, finalists, searc
 from simprune.cli.console import frontier as console_frontier
 from simprune.cli.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings, several
 from simprune.core.cost import KINDS
+from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.store import Kept, finite
@@ -28,7 +29,9 @@ from simprune.report.analysis import render_analysis, tables
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.report.paper import save_figures
 from simprune.report.verdict import junit, render_verdict
+from simprune.scores.estimate import estimate
 from simprune.sources.local import Data, model_from
+from simprune.trace.network import Network
 from simprune.tune import frontier as curves
 from simprune.tune.smallest import NothingPassed, Record
 
@@ -57,20 +60,19 @@ class Job:
         (self.out / name).write_text(text, encoding="utf-8")
         return self.out / name
 
-    def redundancy(self, damage: bool = True, kept: Kept | None = None) -> Redundancy:
+    def redundancy(self) -> Redundancy:
         recipe = self.recipe
         return pipeline.analyze(
             self.model,
             self.data.calibration,
-            self.measure,
-            recipe.structures,
-            recipe.block_score,
-            recipe.score,
-            damage,
-            recipe.replace,
-            kept,
-            recipe.trials if damage else (),
-            recipe.reconstruct,
+            measure=self.measure,
+            structures=recipe.structures,
+            block_score=recipe.block_score,
+            score=recipe.score,
+            replace=recipe.replace,
+            trials=recipe.trials,
+            repair=recipe.reconstruct,
+            seed=recipe.seed,
         )
 
 
@@ -98,14 +100,25 @@ def analyze(job: Job) -> int:
 
 
 def _analysis(job: Job, kept: Kept) -> tuple[Redundancy, dict[str, Any]]:
-    found = job.redundancy(damage=False, kept=kept)
-    wanted = job.recipe.analysis
+    recipe, wanted = job.recipe, job.recipe.analysis
+    calibration = Peekable(job.data.calibration, "calibration")
+    network = Network.trace(job.model, calibration.first)
+    estimated = estimate(
+        network,
+        calibration,
+        job.measure,
+        recipe.structures,
+        recipe.score,
+        recipe.block_score,
+        damage=False,
+        kept=kept,
+        seed=recipe.seed,
+    )
     compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
     other = None if job.recipe.other is None else _other(job)
     repeats = (wanted.chance, wanted.bootstrap, job.recipe.seed)
-    return found, pipeline.examine(
-        job.model, job.data.calibration, found, compared, *repeats, other, wanted.inputs, kept
-    )
+    analysis = pipeline.examine(calibration, estimated, network, compared, *repeats, other, wanted.inputs, kept)
+    return estimated.redundancy, analysis
 
 
 def _what_is_analyzed(resolved: dict[str, Any]) -> dict[str, Any]:

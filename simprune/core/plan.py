@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,9 +11,9 @@ import yaml
 from torch import nn
 
 from simprune.core.names import did_you_mean
+from simprune.core.registry import parts
 
 FORMAT = 1
-Removal = Literal["block", "channels", "heads"]
 Replacement = Literal["identity", "zero", "linear", "mean"]
 HEADER = """\
 # A simprune plan. Delete an edit, or an index, to keep what it would remove.
@@ -43,7 +43,7 @@ class Edit:
     `damage` is what the planner expects to be lost, in the unit of the score that made the plan; None if unknown.
     """
 
-    remove: Removal
+    remove: str
     name: str
     indices: tuple[int, ...] = ()
     of: int = 0
@@ -52,8 +52,9 @@ class Edit:
     damage: float | None = None
 
     def __post_init__(self) -> None:
-        if self.remove not in get_args(Removal):
-            raise ValueError(f"edit of {self.name}: remove must be one of {get_args(Removal)}; got {self.remove!r}")
+        if self.remove != "block" and self.remove not in (known := parts("structure")):
+            kinds = ["block", *(kind for kind in known if kind not in ("blocks", "sub_blocks"))]
+            raise ValueError(f"edit of {self.name}: remove must be one of {', '.join(kinds)}; got {self.remove!r}")
         if self.replace not in get_args(Replacement) or (self.remove != "block" and self.replace != "identity"):
             options = get_args(Replacement) if self.remove == "block" else "left out (it is for blocks)"
             raise ValueError(f"edit of {self.name}: replace must be {options}; got {self.replace!r}")
@@ -120,15 +121,9 @@ class Plan:
         """The edits that remove blocks."""
         return tuple(edit for edit in self.edits if edit.remove == "block")
 
-    @property
-    def channels(self) -> Iterator[Edit]:
-        """The edits that remove channels."""
-        return (edit for edit in self.edits if edit.remove == "channels")
-
-    @property
-    def heads(self) -> Iterator[Edit]:
-        """The edits that remove attention heads."""
-        return (edit for edit in self.edits if edit.remove == "heads")
+    def of_kind(self, kind: str) -> tuple[Edit, ...]:
+        """The edits that remove units of one kind, such as channels or heads."""
+        return tuple(edit for edit in self.edits if edit.remove == kind)
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError unless this plan was made for a model of these tensor names and shapes."""

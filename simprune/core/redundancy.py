@@ -10,7 +10,7 @@ from rich.table import Table
 
 from simprune.core.cost import CostModel
 from simprune.core.similarity import SimilarityMatrix
-from simprune.core.structures import Block, ChannelGroup
+from simprune.core.structures import Block, UnitGroup
 
 STAND_INS = ("identity", "linear", "mean")  # of whole blocks
 
@@ -57,7 +57,7 @@ class ChannelRedundancy:
     channel it correlates with most.
     """
 
-    group: ChannelGroup
+    group: UnitGroup
     redundancy: tuple[float, ...]
     order: tuple[int, ...]
     damage: tuple[float, ...]
@@ -117,6 +117,18 @@ class Interactions:
 
 
 @dataclass(frozen=True)
+class Points:
+    """Similarity (points, points), in [0, 1], of what runs through the blocks, at points before and after them.
+
+    `chains`: points and blocks of every chain, in order; block i of a chain stands between its points i and i + 1.
+    """
+
+    names: tuple[str, ...]
+    similarity: np.ndarray
+    chains: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
 class Redundancy:
     """What `analyze` found; all that a planner needs, so that planning never touches the model."""
 
@@ -130,7 +142,7 @@ class Redundancy:
     inputs: dict[str, Any]
     trials: tuple[TrialRemoval, ...] = ()
     interactions: Interactions | None = field(default=None, repr=False, compare=False)  # None: damages add up
-    view: Any = field(default=None, repr=False, compare=False)  # what the blocks were seen in, if there are any
+    points: Points | None = field(default=None, repr=False, compare=False)  # None where there are no blocks
 
     @property
     def entries(self) -> tuple[BlockRedundancy | ChannelRedundancy, ...]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 
 class NotPrunable(Exception):
@@ -58,13 +57,14 @@ class UnitGroup:
     """Interchangeable units of a network, such as channels or heads, and the entries of tensors that each owns.
 
     A unit is what can go by itself: `units[u]` are its numbers in an edit, mostly just one. `slices[i].indices[u]`
-    are its entries in one tensor.
+    are its entries in one tensor. `kind` is the name of the structure, such as "channels" or "heads"; a group is named
+    after the module that its edits name.
     """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
-    kind: Literal["channels", "heads"]
+    kind: str = "channels"
     units: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,20 +98,3 @@ class UnitGroup:
             for unit in units:
                 gone.update(part.indices[unit])
         return {key: len(gone) for key, gone in lost.items()}
-
-
-@dataclass(frozen=True)
-class ChannelGroup(UnitGroup):
-    """Channels that exist once in the network's arithmetic, named after the first layer that produces them.
-
-    Hidden units of an MLP and the width of a residual stream are channel groups as well.
-    """
-
-    kind: Literal["channels", "heads"] = "channels"
-
-
-@dataclass(frozen=True)
-class HeadGroup(UnitGroup):
-    """The heads of one attention module, named after it; a unit is one key/value head with its query heads."""
-
-    kind: Literal["channels", "heads"] = "heads"

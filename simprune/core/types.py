@@ -44,5 +44,11 @@ def has_type(value: Any, hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """An annotation as a person would write it."""
+    """An annotation as a person would write it.
+
+    >>> type_name(int), type_name(Literal["mean", "sum"])
+    ('int', "'mean' or 'sum'")
+    """
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)

@@ -5,63 +5,63 @@ import copy
 import torch
 from torch import nn
 
-from simprune.core.batches import device_of, first_tensor
+from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
-from simprune.core.example import from_description
 from simprune.core.plan import Plan
 from simprune.core.structures import NotPrunable
 from simprune.edit.compact import compact
 from simprune.edit.configuration import restate
 from simprune.edit.effects import Effects, effects_of
 from simprune.edit.stand_ins import stand_in
-from simprune.structures.heads import remove_heads
-from simprune.trace.attention import attentions
+from simprune.structures import unit_structures
 from simprune.trace.bypass import install
 from simprune.trace.context import eval_mode
 from simprune.trace.cost import cost_model
-from simprune.trace.coupling import CouplingGraph
-from simprune.trace.visits import visit
+from simprune.trace.network import Network
 
 
-def apply(plan: Plan, model: nn.Module) -> nn.Module:
-    """A new, smaller module; `model` keeps its weights and mode.
+def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Module:
+    """A new, smaller module; the network's model keeps its weights and mode.
 
-    Blocks are bypassed first, then channels go; the result runs once in evaluation and once in training mode, and its
-    tensor shapes and multiply-adds must equal what the plan implies. Layers in a counted list, as in transformers,
-    are deleted from it at last (see `surgery.compact`). Raises ValueError when the plan does not fit the model or an
-    edit cannot be made.
+    Blocks are bypassed first, then units go, channels last; the result runs once in evaluation and once in training
+    mode, and its tensor shapes and multiply-adds must equal what the plan implies. Layers in a counted list, as in
+    transformers, are deleted from it at last (see `simprune.edit.compact`). `effects`: of the plan, if they are known.
+    Raises ValueError when the plan does not fit the model or an edit cannot be made.
     """
-    plan.check(model)
-    example = from_description(plan.inputs, device_of(model))
-    small = copy.deepcopy(model)
-    effects = effects_of(plan, small, example)
-    _take_out(plan, small, example)
-    layouts = attentions(small)
-    for edit in plan.heads:
-        remove_heads(small, layouts[edit.name], edit.indices)
+    plan.check(network.model)
+    small = copy.deepcopy(network.model)
+    effects = effects_of(plan, network) if effects is None else effects
+    _bypass_blocks(plan, small, network)
     try:
-        graph = CouplingGraph(small, example) if any(plan.channels) else None
-        for edit in plan.channels:
-            assert graph is not None
-            graph.prune(_living(edit.name, effects, graph), sorted(edit.indices))
+        for kind, structure in unit_structures().items():
+            edits = [(_makers(edit.name, effects), edit.indices) for edit in plan.of_kind(kind)]
+            if edits:
+                structure.remove(small, network.example, edits)
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
-    _verify(small, model, effects, example)
-    _delete(small, example)
+    _verify(small, network, effects)
+    _delete(small, network.example)
     restate(small)
     return small
 
 
-def _take_out(plan: Plan, small: nn.Module, example: Example) -> None:
-    visits = visit(small, example) if plan.blocks else {}
+def _bypass_blocks(plan: Plan, small: nn.Module, network: Network) -> None:
     for edit in plan.whole:
-        if edit.name not in visits:
+        if edit.name not in network.visits:
             raise ValueError(f"plan: {edit.name} does not run, or has no parameters; delete its edit")
-        seen = visits[edit.name]
+        seen = network.visits[edit.name]
         try:
             install(small, edit.name, stand_in(edit.replace, seen.layout(), seen.given))
         except ValueError as reason:
             raise ValueError(f"plan: {edit.name} cannot be removed: {reason}") from None
+
+
+def _makers(name: str, effects: Effects) -> list[str]:
+    """Modules that make the units of an edit and are still there, the named one first."""
+    layers = [layer for layer in (name, *effects.producers[name]) if not effects.inside_dropped(layer)]
+    if not layers:
+        raise ValueError(f"plan: every layer that makes the channels of {name} is removed; delete the edit of {name}")
+    return layers
 
 
 def _delete(small: nn.Module, example: Example) -> None:
@@ -78,15 +78,8 @@ def _delete(small: nn.Module, example: Example) -> None:
         )
 
 
-def _living(name: str, effects: Effects, graph: CouplingGraph) -> str:
-    """A layer that produces the edited channels and is still there (the named one may be in a removed block)."""
-    for layer in (name, *effects.producers[name]):
-        if not effects.inside_dropped(layer) and graph.is_root(layer):
-            return layer
-    raise ValueError(f"plan: every layer that makes the channels of {name} is removed; delete the edit of {name}")
-
-
-def _verify(small: nn.Module, model: nn.Module, effects: Effects, example: Example) -> None:
+def _verify(small: nn.Module, network: Network, effects: Effects) -> None:
+    model, example = network.model, network.example
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if effects.inside_dropped(name):
             continue
@@ -97,13 +90,13 @@ def _verify(small: nn.Module, model: nn.Module, effects: Effects, example: Examp
     args, kwargs = example
     trial = copy.deepcopy(small)  # training mode moves BatchNorm statistics
     with torch.no_grad():
-        with eval_mode(model, small):
-            before, after = first_tensor(model(*args, **kwargs)), first_tensor(small(*args, **kwargs))
+        with eval_mode(small):
+            before, after = network.output, first_tensor(small(*args, **kwargs))
         trial.train()  # not every module's returns itself
         trial(*args, **kwargs)
     if before is None or after is None or before.shape != after.shape:
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
-    planned = cost_model(model, example).after(effects.cut, effects.dropped)
+    planned = network.costs.after(effects.cut, effects.dropped)
     actual_cost = cost_model(small, example).after(dropped=effects.dropped)  # without what stands in for blocks
     if planned != actual_cost:
         raise ValueError(f"edit failed: planned cost {planned} but the network costs {actual_cost}")

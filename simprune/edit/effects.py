@@ -1,15 +1,12 @@
 """What a plan does to each tensor of the original model: the prediction that the edited network has to meet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
-from simprune.core.cost import Example
 from simprune.core.plan import Edit, Plan
-from simprune.core.structures import NotPrunable
-from simprune.trace.attention import attentions
-from simprune.trace.coupling import CouplingGraph
+from simprune.core.structures import Coupling, NotPrunable
+from simprune.structures import unit_structures
+from simprune.trace.network import Network
 
 
 @dataclass(frozen=True)
@@ -34,29 +31,11 @@ class Effects:
         return [index for index in range(length) if index not in gone]
 
 
-def effects_of(plan: Plan, model: nn.Module, example: Example) -> Effects:
-    """Trace the original once and look up every edit. Raises ValueError for an edit that cannot be made."""
+def effects_of(plan: Plan, network: Network) -> Effects:
+    """Look up every edit in the trace of the original. Raises ValueError for an edit that cannot be made."""
     removed: dict[tuple[str, int], set[int]] = {}
     producers: dict[str, tuple[str, ...]] = {}
-    layouts = attentions(model) if any(plan.heads) else {}
-    for edit in plan.heads:
-        if edit.name not in layouts:
-            raise ValueError(f"plan: {edit.name} has no heads that can be removed; delete its edit")
-        attention = layouts[edit.name]
-        if edit.of != attention.heads:
-            raise ValueError(f"plan: {edit.name} has {attention.heads} heads, not {edit.of}")
-        units = _whole_units(edit, attention.units)
-        for rows in (*attention.rows, attention.joint):
-            gone = {index for unit in units for index in attention.entries(rows, unit)}
-            removed.setdefault((rows.tensor, rows.dim), set()).update(gone)
-    edits = list(plan.channels)
-    graph = CouplingGraph(model, example) if edits else None
-    for edit in edits:
-        assert graph is not None
-        try:
-            coupling = graph.coupling(edit.name)
-        except NotPrunable as reason:
-            raise ValueError(f"plan: channels of {edit.name} cannot be removed: {reason}") from None
+    for edit, coupling in unit_edits(plan, network):
         units = _whole_units(edit, coupling.units)
         same = (part.module for part in coupling.slices if part.side == "out" and part.indices == coupling.units)
         producers[edit.name] = tuple(dict.fromkeys(same))
@@ -64,6 +43,20 @@ def effects_of(plan: Plan, model: nn.Module, example: Example) -> Effects:
             gone = {index for unit in units for index in part.indices[unit]}
             removed.setdefault((part.tensor, part.dim), set()).update(gone)
     return Effects({key: tuple(sorted(gone)) for key, gone in removed.items()}, plan.blocks, producers)
+
+
+def unit_edits(plan: Plan, network: Network) -> Iterator[tuple[Edit, Coupling]]:
+    """Every edit that removes units, with the units and what they own; ValueError where they cannot be removed."""
+    for kind, structure in unit_structures().items():
+        for edit in plan.of_kind(kind):
+            try:
+                coupling = structure.coupling(network, edit.name)
+            except NotPrunable as reason:
+                raise ValueError(f"plan: {kind} of {edit.name} cannot be removed: {reason}") from None
+            width = sum(map(len, coupling.units))
+            if edit.of != width:
+                raise ValueError(f"plan: {edit.name} has {width} {kind}, not {edit.of}")
+            yield edit, coupling
 
 
 def _whole_units(edit: Edit, groups: Sequence[Sequence[int]]) -> list[int]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from simprune.core.registry import register
 from simprune.planners.search import Search, best, everything, greedy_choice, savings, uniform_choice
 from simprune.planners.space import Choice, Floats, Space
 
@@ -23,6 +24,7 @@ ROUNDS = 3  # with one kind of cost; with several, every kind alone and all toge
 Rows = tuple[NDArray[np.intp], NDArray[np.bool_]]  # levels (N, groups), blocks (N, blocks)
 
 
+@register("planner", "optimal")
 def optimal(search: Search) -> tuple[Space, Choice]:
     """Least expected damage: dynamic programming over channels and blocks, never worse than greedy or uniform."""
     space = search.space

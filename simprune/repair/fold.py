@@ -5,27 +5,28 @@ s times channel j at all its producers, with s > 0, then so it is behind a ReLU,
 weights of i from j lose nothing. Else s is the least-squares scale of i's weights on j's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import device_of
-from simprune.core.cost import Example
-from simprune.core.example import from_description
 from simprune.core.plan import Plan
 from simprune.core.structures import Slice
 from simprune.edit.compact import restored
-from simprune.edit.effects import Effects, effects_of
-from simprune.trace.attention import Attention, attentions
-from simprune.trace.coupling import CouplingGraph
-from simprune.trace.execution import execution
+from simprune.edit.effects import Effects, effects_of, unit_edits
 from simprune.trace.layers import output_dim
+from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
 
 
 @torch.no_grad()
-def fold(small: nn.Module, plan: Plan, model: nn.Module, chosen: Callable[[str], bool] = lambda _: True) -> None:
+def fold(
+    small: nn.Module,
+    plan: Plan,
+    network: Network,
+    effects: Effects | None = None,
+    chosen: Callable[[str], bool] = lambda _: True,
+) -> None:
     """Add the readers' weights of removed channels and heads, scaled, to those of their stand-ins; in place, no data.
 
     `chosen`: whether a reader takes part, by name.
@@ -34,12 +35,12 @@ def fold(small: nn.Module, plan: Plan, model: nn.Module, chosen: Callable[[str],
     the variance of what the reader gives, were the producers' inputs white. Readers that are grouped convolutions
     stay as they are. Cost O(units^2 x weights of one unit) per edit.
     """
-    example = from_description(plan.inputs, device_of(model))
-    effects = effects_of(plan, model, example)
-    normalisers = execution(model, example)[1]
+    model, normalisers = network.model, network.normalisers
+    effects = effects_of(plan, network) if effects is None else effects
     folded: dict[str, Tensor] = {}  # in the original's numbering
     ratios: dict[str, Tensor] = {}
-    for slices, gone in _edited(plan, model, example):
+    for edit, coupling in unit_edits(plan, network):
+        slices, gone = coupling.slices, _gone(coupling.units, edit.indices)
         weights, biases = _affine_maps(model, slices, normalisers)
         merge = _merge(torch.cat([weights, biases], 1), gone)
         for part in slices:
@@ -62,26 +63,6 @@ def fold(small: nn.Module, plan: Plan, model: nn.Module, chosen: Callable[[str],
             if not effects.inside_dropped(layer):
                 rows = effects.kept(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
                 small.get_buffer(f"{normalisers[layer]}.running_var").mul_(ratio[rows])
-
-
-def _edited(plan: Plan, model: nn.Module, example: Example) -> Iterator[tuple[Sequence[Slice], list[int]]]:
-    """Slices of every edited group, and its units that go."""
-    layouts = attentions(model) if any(plan.heads) else {}
-    for edit in plan.heads:
-        attention = layouts[edit.name]
-        yield _slices(attention), _gone(attention.units, edit.indices)
-    graph = CouplingGraph(model, example) if any(plan.channels) else None
-    for edit in plan.channels:
-        assert graph is not None
-        coupling = graph.coupling(edit.name)
-        yield coupling.slices, _gone(coupling.units, edit.indices)
-
-
-def _slices(attention: Attention) -> list[Slice]:
-    return [
-        Slice(rows.tensor, rows.dim, tuple(attention.entries(rows, unit) for unit in range(attention.groups)), side)
-        for rows, side in [*((rows, "out") for rows in attention.rows), (attention.joint, "in")]
-    ]
 
 
 def _gone(units: Sequence[Sequence[int]], indices: Sequence[int]) -> list[int]:

@@ -9,11 +9,13 @@ from torch import nn
 from simprune.core.cost import Example
 from simprune.core.plan import Method, Plan, fingerprint
 from simprune.edit.apply import apply
+from simprune.edit.effects import effects_of
 from simprune.repair.reconstruct import METHODS, Choice, reconstruct
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.repair.training import finetune, reestimate_batchnorm
 from simprune.trace.answers import Answers, agreement, answer
 from simprune.trace.cost import measure_cost
+from simprune.trace.network import Network
 from simprune.trace.timing import batch_of, latency
 
 RECONSTRUCTIONS = (*METHODS, "bn")
@@ -73,10 +75,11 @@ class Recovery:
         if self.method != "bn":
             Choice.of(self.method)
 
-    def follow(self, plan: Plan, model: nn.Module, stages: Stages) -> "Followed":
+    def follow(self, plan: Plan, network: Network, stages: Stages) -> "Followed":
         """Apply, repair and fine-tune; a row of the table after each."""
-        small = apply(plan, model)
-        fit_stand_ins(small, plan, model, self.calibration)
+        model, effects = network.model, effects_of(plan, network)
+        small = apply(plan, network, effects)
+        fit_stand_ins(small, plan, network, self.calibration, effects)
         stages.add("pruned", small)
         repairs: list[dict[str, Any]] = []
         epochs: list[dict[str, float]] = []
@@ -84,7 +87,10 @@ class Recovery:
             reestimate_batchnorm(small, self.calibration)
             stages.add("BatchNorm re-estimated", small)
         elif self.method != "none":
-            repairs = [refit.to_dict() for refit in reconstruct(small, plan, model, self.calibration, self.method)]
+            repairs = [
+                refit.to_dict()
+                for refit in reconstruct(small, plan, network, self.calibration, self.method, effects=effects)
+            ]
             stages.add("folded" if self.method == "fold" else "reconstructed", small)
         if self.settings is not None and self.train is not None:
             epochs = finetune(small, self.train, **({"teacher": model, "seed": self.seed} | self.settings))

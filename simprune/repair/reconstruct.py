@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from simprune.core.batches import checked, device_of
-from simprune.core.cost import Example
-from simprune.core.example import example_of, from_description
+from simprune.core.batches import checked
 from simprune.core.names import did_you_mean
 from simprune.core.plan import Method, Plan
 from simprune.edit.compact import restored
@@ -18,6 +16,7 @@ from simprune.repair.refit import VALUES, Refit, Repair
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.trace.execution import execution
 from simprune.trace.layers import Ridge, output_dim
+from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
 
 METHODS = ("least_squares", "blockwise", "fold", "none")
@@ -27,13 +26,14 @@ REFITTING = ("least_squares", "blockwise")
 def reconstruct(
     small: nn.Module,
     plan: Plan,
-    model: nn.Module,
+    network: Network,
     calibration: Iterable,
     method: Method = "least_squares",
     ridge: Ridge = "auto",
     values: int = VALUES,
+    effects: Effects | None = None,
 ) -> list[Refit]:
-    """Repair `small` in place, without labels, so that its layers reproduce those of `model`; maps and constants that
+    """Repair `small` in place, without labels, so that its layers reproduce those of the original `network`; maps and constants that
     stand in for blocks are fitted first.
 
     "least_squares": every convolution and linear layer behind the first edit is solved for the original's output given
@@ -56,22 +56,23 @@ def reconstruct(
 
     Cost: one forward pass of both networks over the calibration batches, plus one solve per layer, of as many unknowns
     as it has inputs x kernel, or rows where these are fewer. Raises ValueError for an unknown method, for a pattern
-    that fits nothing, or when `small` does not come from `plan` and `model`.
+    that fits nothing, or when `small` does not come from `plan` and the network.
     """
-    choice = Choice.of(method, model)
-    plan.check(model)
+    choice = Choice.of(method, network.model)
+    plan.check(network.model)
     if not plan.edits or choice.everywhere("none"):
         return []
+    effects = effects_of(plan, network) if effects is None else effects
     if choice.anywhere("fold"):
-        fold(small, plan, model, lambda layer: choice.method(layer) == "fold")
+        fold(small, plan, network, effects, lambda layer: choice.method(layer) == "fold")
     if not (choice.anywhere("least_squares") or choice.anywhere("blockwise")):
         return []
     batches = list(checked(calibration, "calibration"))
     if not batches:
         raise ValueError("calibration has no batches; give at least one")
-    fit_stand_ins(small, plan, model, batches)
+    fit_stand_ins(small, plan, network, batches, effects)
     with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
-        return _refit_layers(small, plan, model, batches, choice, ridge, values)
+        return _refit_layers(small, network, effects, batches, choice, ridge, values)
 
 
 @dataclass(frozen=True)
@@ -108,31 +109,34 @@ class Choice:
 
 
 def _refit_layers(
-    small: nn.Module, plan: Plan, model: nn.Module, batches: list, choice: Choice, ridge: Ridge, values: int
+    small: nn.Module,
+    network: Network,
+    effects: Effects,
+    batches: list,
+    choice: Choice,
+    ridge: Ridge,
+    values: int,
 ) -> list[Refit]:
-    example = from_description(plan.inputs, device_of(model))
-    effects = effects_of(plan, model, example)
-    order, normalisers = execution(small, example)
-    behind = _behind_first_edit(order, model, example, effects)
+    order, normalisers = execution(small, network.example)
+    behind = _behind_first_edit(order, network, effects)
     layers = [name for name in behind if choice.method(name) in REFITTING]
-    shortcuts = find_shortcuts(small, model, example_of(batches[0]), layers)
+    shortcuts = find_shortcuts(small, network.block_calls, layers)
     together = {
         block: [name for name in order if name.startswith(f"{block}.") and choice.method(name) in REFITTING]
         for block in (shortcut.module for shortcut in shortcuts.values())
         if choice.method(block) == "blockwise"
     }
-    repair = Repair(small, model, effects, normalisers, shortcuts, ridge, together, values)
+    repair = Repair(small, network.model, effects, normalisers, shortcuts, ridge, together, values)
     return repair.run(layers, batches, "reconstruct")
 
 
-def _behind_first_edit(kept: Sequence[str], model: nn.Module, example: Example, effects: Effects) -> list[str]:
+def _behind_first_edit(kept: Sequence[str], network: Network, effects: Effects) -> list[str]:
     """Layers that still run, from the first one whose input the plan changes."""
 
     def touched(name: str) -> bool:
-        inputs = 1 - output_dim(model.get_submodule(name))
+        inputs = 1 - output_dim(network.model.get_submodule(name))
         return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
 
-    original = execution(model, example)[0]
-    first = next((place for place, name in enumerate(original) if touched(name)), len(original))
-    behind = set(original[first:])
+    first = next((index for index, name in enumerate(network.order) if touched(name)), len(network.order))
+    behind = set(network.order[first:])
     return [name for name in kept if name in behind]

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import device_of
-from simprune.core.example import from_description
 from simprune.core.moments import Moments
 from simprune.core.plan import Plan
 from simprune.edit.compact import restored
-from simprune.edit.effects import effects_of
+from simprune.edit.effects import Effects, effects_of
 from simprune.edit.stand_ins import Mapped
 from simprune.trace.capture import Site, run
 from simprune.trace.layers import can_be_fitted, output_dim
-from simprune.trace.visits import visit
+from simprune.trace.network import Network
 
 RIDGE = 1e-4  # of the mean variance of the input's channels
 
 
-def fit_stand_ins(small: nn.Module, plan: Plan, model: nn.Module, calibration: Iterable) -> list[str]:
+def fit_stand_ins(
+    small: nn.Module, plan: Plan, network: Network, calibration: Iterable, effects: Effects | None = None
+) -> list[str]:
     """Fit every linear and mean replacement of `plan` in `small`, in place, to the original's input and output there.
 
     One forward pass of the original; (2C)^2 moments per replaced block. Where the plan also removes channels of the
@@ -48,8 +49,13 @@ def fit_stand_ins(small: nn.Module, plan: Plan, model: nn.Module, calibration: I
         found = Moments.of(torch.cat([x, rows - x], 1))
         moments[site.module] = moments[site.module].merge(found) if site.module in moments else found
 
-    run(model, calibration, [Site(name, "positions", side) for name in names for side in ("input", "output")], see)
-    kept = _kept(plan, model, names)
+    run(
+        network.model,
+        calibration,
+        [Site(name, "positions", side) for name in names for side in ("input", "output")],
+        see,
+    )
+    kept = _kept(plan, network, effects, names)
     with restored(small):
         for name in names:
             module = small.get_submodule(name)
@@ -58,15 +64,14 @@ def fit_stand_ins(small: nn.Module, plan: Plan, model: nn.Module, calibration: I
     return names
 
 
-def _kept(plan: Plan, model: nn.Module, names: list[str]) -> dict[str, list[int] | None]:
+def _kept(plan: Plan, network: Network, effects: Effects | None, names: list[str]) -> dict[str, list[int] | None]:
     """Channels of each block's input that stay, in the original's numbering; None for all.
 
     What goes at the input of a block is what goes at the input of a layer inside it that reads the same tensor.
     """
-    if not any(plan.channels):
+    if not plan.of_kind("channels"):
         return dict.fromkeys(names)
-    example = from_description(plan.inputs, device_of(model))
-    effects, visits = effects_of(plan, model, example), visit(model, example)
+    effects, visits, model = effects or effects_of(plan, network), network.visits, network.model
     found: dict[str, list[int] | None] = {}
     for name in names:
         given = visits[name].given

@@ -3,35 +3,43 @@
 The linear part is left out because layers behind the block are refitted and take it over.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simprune.core.moments import Moments
 from simprune.scores.output_changes import Loss
-from simprune.trace.capture import Site, run
+from simprune.trace.capture import Reading, Site
 from simprune.trace.layers import joint_moments
 
 RIDGE = 1e-3
 
 
-def block_losses(model: nn.Module, calibration: Iterable, blocks: Sequence[str]) -> dict[str, Loss]:
-    """For every block, the error at its output. One forward pass; memory O(width^2) per block."""
-    moments: dict[str, Moments] = {}
-    entered: dict[str, Tensor] = {}
+class BlockLosses(Reading):
+    """Reads what every block adds to its input; memory O(width^2) per block."""
 
-    def see(site: Site, value: Tensor) -> None:
+    def __init__(self, blocks: Sequence[str]) -> None:
+        self.blocks = blocks
+        self._moments: dict[str, Moments] = {}
+        self._entered: dict[str, Tensor] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(name, side=side) for name in self.blocks for side in ("input", "output")]
+
+    def see(self, site: Site, value: Tensor) -> None:
         if site.side == "input":
-            entered[site.module] = _columns(value).clone()  # the block may work in place
+            self._entered[site.module] = _columns(value).clone()  # the block may work in place
             return
-        given = entered.pop(site.module)
-        found = joint_moments(given, _columns(value) - given)
-        known = moments.get(site.module)
-        moments[site.module] = found if known is None else known.merge(found)
+        entered = self._entered.pop(site.module)
+        moments = joint_moments(entered, _columns(value) - entered)
+        known = self._moments.get(site.module)
+        self._moments[site.module] = moments if known is None else known.merge(moments)
 
-    run(model, calibration, [Site(name, side=side) for name in blocks for side in ("input", "output")], see)
-    return {name: _loss(name, found) for name, found in moments.items()}
+    def losses(self) -> dict[str, Loss]:
+        """The error at the output of every block, by name."""
+        return {name: _loss(name, moments) for name, moments in self._moments.items()}
 
 
 def _loss(name: str, moments: Moments) -> Loss:

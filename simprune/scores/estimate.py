@@ -1,120 +1,153 @@
 """From similarity to redundancy: how well each block's input, and each channel's neighbours, can stand in for it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from simprune.core.batches import checked
-from simprune.core.cost import CostModel, Example
-from simprune.core.example import describe, example_of
-from simprune.core.plan import fingerprint
+from simprune.core import registry
+from simprune.core.cost import CostModel
+from simprune.core.example import describe
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Interactions, Redundancy
+from simprune.core.registry import Choice
 from simprune.core.store import Kept
-from simprune.core.structures import Block, ChannelGroup
+from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
-from simprune.scores.block_losses import block_losses
-from simprune.scores.blocks import BlockScore, View, block_scorer, name_of, observe, score_blocks
-from simprune.scores.channels import Score, scorer
-from simprune.scores.channels.predictability import reader_correlations
+from simprune.scores.block_losses import BlockLosses
+from simprune.scores.blocks import BlockContext, observe
+from simprune.scores.channels import Correlations, Score, score_channels
 from simprune.scores.output_changes import output_changes
-from simprune.structures import FINDERS
-from simprune.trace.cost import cost_model
+from simprune.structures import check_structures, structure
+from simprune.trace.capture import Reading, read
+from simprune.trace.network import Network
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The redundancy, and apart from it what its blocks were seen in; None where there are no blocks."""
+
+    redundancy: Redundancy
+    context: BlockContext | None
 
 
 def estimate(
-    model: nn.Module,
+    network: Network,
     calibration: Iterable,
     measure: Measure,
     structures: Sequence[str] = ("channels", "blocks"),
-    score: str = "second_order",
-    block_score: BlockScore = "similarity",
+    score: Choice = "second_order",
+    block_score: Choice = "similarity",
     damage: bool = True,
     kept: Kept | None = None,
-) -> Redundancy:
-    """Find the structures of a model and score them on calibration batches.
+    seed: int = 0,
+) -> Estimate:
+    """Find the structures of a network and score them on calibration batches.
 
-    Blocks: `block_score`, one of `simprune.scores.blocks`, by name or as a mapping with `name` and its options. Channels:
-    `score`, one of `simprune.scores`, at the inputs of every reader, all positions. `damage`: also what only a planner
-    needs to know of blocks, at the price of a backward pass. `kept`: where finished stages of the blocks are kept and
-    looked up. Memory O(rows x width) for the
-    blocks and O(width^2) for the channels.
+    The batches are walked at most three times with the default scores: once to read the stream around blocks and the
+    correlations of channels, once for the second-order cost, once for the changes of the output. Memory O(rows x
+    width) for the blocks and O(width^2) for the channels.
+
+    Args:
+        network: the original.
+        calibration: batches.
+        measure: similarity of what runs through the blocks.
+        structures: names of the kinds of structures that are looked for.
+        score: of channels and other units, by name or as a mapping with `name` and options.
+        block_score: of blocks, in the same way.
+        damage: whether damages of blocks are changes of the output, which only planners need and costs a backward pass.
+        kept: where finished stages of the blocks are written, and looked up.
+        seed: of scores that draw at random.
+
+    Raises:
+        ValueError: for unknown structures or options, and when there are no batches.
+        KeyError: for an unknown score.
     """
-    block_scorer(block_score)
-    unknown = sorted(set(structures) - set(FINDERS))
-    if unknown or not structures:
-        raise ValueError(f"structures must be some of {', '.join(FINDERS)}; got {', '.join(unknown) or 'none'}")
-    first = next(iter(checked(calibration, "calibration")), None)
-    if first is None:
-        raise ValueError("calibration has no batches; give at least one")
-    example = example_of(first)
-    costs = cost_model(model, example)
-    found = {kind: FINDERS[kind](model, example) for kind in FINDERS if kind in structures}
-    blocks = found.get("blocks", ([], []))[0]
-    after = 1 + max((block.chain for block in blocks), default=-1)
-    blocks = [*blocks, *(replace(half, chain=half.chain + after) for half in found.get("sub_blocks", ([], []))[0])]
-    groups = [*found.get("channels", ([], []))[0], *found.get("heads", ([], []))[0]]
-    scored, view = _score_blocks(model, calibration, measure, blocks, costs, example, block_score, kept)
-    scores = scorer(score)(model, calibration, groups) if groups else {}
-    interactions = None
-    if damage and score == "second_order":
-        scored, scores, interactions = _weigh(model, calibration, scored, groups, scores)
-    return Redundancy(
-        blocks=scored,
-        channels=_describe_channels(model, calibration, groups, costs, scores, score),
-        unprunable=tuple(refusal for _, refused in found.values() for refusal in refused),
-        similarity=None if view is None else view.matrix([block.name for block in blocks]),
-        measure=measure.id,
-        costs=costs,
-        fingerprint=fingerprint(model),
-        inputs=describe(example),
-        interactions=interactions,
-        view=view,
+    kinds = check_structures(structures)
+    for kind, choice in (("score", score), ("block_score", block_score)):
+        registry.read(kind, choice)
+    finders = {kind: structure(kind).find(network) for kind in kinds}
+    blocks: list[Block] = []
+    groups: list[UnitGroup] = []
+    for found, _ in finders.values():
+        after = 1 + max((block.chain for block in blocks), default=-1)
+        blocks += [replace(each, chain=each.chain + after) for each in found if isinstance(each, Block)]
+        groups += [each for each in found if isinstance(each, UnitGroup)]
+    names = [block.name for block in blocks]
+    weighed = damage and _name(score) == "second_order"
+    correlations, losses = Correlations(groups), BlockLosses(names if weighed else [])
+    scored, context = _score_blocks(
+        network, calibration, measure, blocks, block_score, kept, [correlations, losses], seed
     )
+    scores = score_channels(network, calibration, groups, score, seed, correlations.values()) if groups else {}
+    interactions = None
+    if weighed:
+        scored, scores, interactions = _weigh(network, calibration, scored, groups, scores, losses, seed)
+    redundancy = Redundancy(
+        blocks=scored,
+        channels=_describe_groups(groups, network.costs, scores, correlations, _name(score)),
+        unprunable=tuple(refusal for _, refused in finders.values() for refusal in refused),
+        similarity=None if context is None else context.matrix(names),
+        measure=measure.id,
+        costs=network.costs,
+        fingerprint=network.fingerprint,
+        inputs=describe(network.example),
+        interactions=interactions,
+        points=None if context is None else context.points(),
+    )
+    return Estimate(redundancy, context)
+
+
+def _name(choice: Choice) -> str:
+    return choice if isinstance(choice, str) else str(choice["name"])
 
 
 def _score_blocks(
-    model: nn.Module,
+    network: Network,
     calibration: Iterable,
     measure: Measure,
     blocks: Sequence[Block],
-    costs: CostModel,
-    example: Example,
-    score: BlockScore,
+    score: Choice,
     kept: Kept | None,
-) -> tuple[tuple[BlockRedundancy, ...], View | None]:
+    beside: Sequence[Reading],
+    seed: int,
+) -> tuple[tuple[BlockRedundancy, ...], BlockContext | None]:
+    """Redundancy of every block; in the same walk over the batches, what stands `beside` is read."""
     if not blocks:
+        if any(each.sites for each in beside):
+            read(network.model, calibration, beside)
         return (), None
-    view = View(model, calibration, observe(model, calibration, blocks, example, kept), measure, kept)
+    stream = observe(network, calibration, blocks, kept, [each for each in beside if each.sites])
+    context = BlockContext(network, calibration, stream, measure, kept)
     names = tuple(block.name for block in blocks)
     known = None if kept is None else kept.load("scores")
     if known is not None:
         scores = dict(zip(names, known["scores"].tolist(), strict=True))
     else:
-        scores = score_blocks(view, score)
+        scores = registry.bound("block_score", score, seed=seed)(context)
         if kept is not None:
             kept.save("scores", {"scores": torch.tensor([scores[name] for name in names], dtype=torch.float64)})
-    total = costs.total().macs
+    total = network.costs.total().macs
     scored = tuple(
         BlockRedundancy(
             block,
             redundancy=scores[block.name],
-            share=1 - costs.after(dropped=[block.name]).macs / total,
+            share=1 - network.costs.after(dropped=[block.name]).macs / total,
             damage=1 - scores[block.name],
-            score=str(name_of(score)),
+            score=_name(score),
         )
         for block in blocks
     )
-    return scored, view
+    return scored, context
 
 
 def _weigh(
-    model: nn.Module,
+    network: Network,
     calibration: Iterable,
     blocks: tuple[BlockRedundancy, ...],
-    groups: Sequence[ChannelGroup],
+    groups: Sequence[UnitGroup],
     scores: Mapping[str, Score],
+    block_losses: BlockLosses,
+    seed: int,
 ) -> tuple[tuple[BlockRedundancy, ...], dict[str, Score], Interactions]:
     """Damages of blocks and channels as changes of the output, and how these add up.
 
@@ -123,11 +156,11 @@ def _weigh(
     all, and so on, and they do not interact, as it is the score that says how much each adds.
     """
     names = [entry.name for entry in blocks]
-    losses = (
-        {("block", name): [loss] for name, loss in block_losses(model, calibration, names).items()} if names else {}
-    )
+    losses = {("block", name): [loss] for name, loss in block_losses.losses().items()}
     losses |= {(group.kind, group.name): list(scores[group.name].losses) for group in groups}
-    found, interactions = output_changes(model, calibration, {key: some for key, some in losses.items() if some})
+    found, interactions = output_changes(
+        network.model, calibration, {key: some for key, some in losses.items() if some}, seed
+    )
     own = {name: found["block", name] for name in names}
     if any(entry.score != "similarity" for entry in blocks):
         ranked = sorted(blocks, key=lambda entry: entry.damage)
@@ -143,32 +176,29 @@ def _weigh(
     return weighed, scaled, interactions
 
 
-def _describe_channels(
-    model: nn.Module,
-    calibration: Iterable,
-    groups: Sequence[ChannelGroup],
+def _describe_groups(
+    groups: Sequence[UnitGroup],
     costs: CostModel,
     scores: Mapping[str, Score],
+    correlations: Correlations,
     score: str,
 ) -> tuple[ChannelRedundancy, ...]:
-    if not groups:
-        return ()
-    correlations = reader_correlations(model, calibration, groups)
     total = costs.total().macs
-    scored = []
+    values = correlations.values() if groups else {}
+    described = []
     for group in groups:
-        away = correlations[group.name].mean(0).abs().fill_diagonal_(-1)
+        away = values[group.name].mean(0).abs().fill_diagonal_(-1)
         every_but_one = group.cut(range(1, group.size))
-        found = scores[group.name]
-        scored.append(
+        of_group = scores[group.name]
+        described.append(
             ChannelRedundancy(
                 group,
-                redundancy=found.redundancy,
-                order=found.order,
-                damage=found.damage,
+                redundancy=of_group.redundancy,
+                order=of_group.order,
+                damage=of_group.damage,
                 nearest=tuple(away.argmax(1).tolist()),
                 share=1 - costs.after(every_but_one).macs / total,
                 score=score,
             )
         )
-    return tuple(scored)
+    return tuple(described)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simprune import measures
 from simprune.core.cost import CostModel
@@ -14,16 +14,14 @@ from simprune.core.store import Kept, finite
 from simprune.core.structures import Block
 from simprune.measures import Interval, Measure, Null, SimilarityMatrix
 from simprune.measures._resampling import Resampling
-from simprune.scores.blocks._view import as_redundancy
+from simprune.scores.blocks._context import as_redundancy
 from simprune.scores.blocks.segments import fisher_partition, segment_count
 from simprune.scores.blocks.stream import POSITIONS, Stream, observe
 from simprune.scores.blocks.windows import distances
-from simprune.structures.blocks import find_blocks
+from simprune.structures import find_blocks
 from simprune.trace.capture import Site, capture, run
-from simprune.trace.cost import cost_model
-from simprune.trace.visits import visit
+from simprune.trace.network import Network
 
-Example = tuple[tuple, dict]
 READING = (
     "One row per input: the mean over its positions, padding left out. "
     f"Cosines and angles: position by position, at up to {POSITIONS} positions of every batch."
@@ -39,46 +37,47 @@ class Layers:
     costs: CostModel
 
 
-def read_layers(model: nn.Module, calibration: Iterable, blocks: Sequence[Block], example: Example) -> Layers:
+def read_layers(network: Network, calibration: Iterable, blocks: Sequence[Block] = ()) -> Layers:
     """The stream around the blocks; for a network without blocks, the outputs of its layers with weights.
 
     Rows are pooled over positions. One forward pass over the batches.
     """
-    costs = cost_model(model, example)
+    model, costs = network.model, network.costs
     if blocks:
-        stream = observe(model, calibration, blocks, example)
+        stream = observe(network, calibration, blocks)
         return Layers(stream.rows, stream, costs)
     composite = {name.rpartition(".")[0] for name, _ in model.named_modules()}
     names = [
         name
-        for name, seen in visit(model, example).items()
+        for name, seen in network.visits.items()
         if name not in composite and seen.calls == 1 and seen.made is not None and seen.made.ndim > 1
     ]
     names = [name for name in names if any(p.ndim > 1 for p in model.get_submodule(name).parameters())]
     return Layers(capture(model, calibration, [Site(name) for name in names]), Stream((), {}, None), costs)
 
 
-def read_counterpart(model: nn.Module, calibration: Iterable, like: Layers, example: Example) -> Layers:
+def read_counterpart(network: Network, calibration: Iterable, like: Layers) -> Layers:
     """Rows of another network: around its own blocks, and at every point of `like` that it has a module for.
 
     So what is left of removed blocks has its place beside the blocks themselves. In order of execution; one forward
     pass over the batches.
     """
+    model = network.model
     modules = dict(model.named_modules())
     parts = [point.partition(":") for point in like.rows]
     sites = [Site(name, side="input" if entry else "output") for name, _, entry in parts if name in modules]
     alike, started = bool(sites), set[int]()
-    for block in find_blocks(model, example)[0]:
+    for block in find_blocks(network):
         if block.chain not in started and not alike:
             sites.append(Site(block.name, side="input"))
         started.add(block.chain)
         sites.append(Site(block.name))
     seen: dict[str, Site] = {}
     if not sites:
-        return read_layers(model, calibration, [], example)
+        return read_layers(network, calibration)
     first_batch = [next(iter(calibration))]
     run(model, first_batch, dict.fromkeys(sites), lambda site, _: seen.setdefault(site.name, replace(site, mask=None)))
-    return Layers(capture(model, calibration, seen.values()), Stream((), {}, None), cost_model(model, example))
+    return Layers(capture(model, calibration, seen.values()), Stream((), {}, None), network.costs)
 
 
 def describe_depth(

@@ -23,33 +23,36 @@ from torch import Tensor, nn
 from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
 from simprune.core.example import rows_of
+from simprune.core.registry import register
 from simprune.core.structures import Block
+from simprune.structures._structure import Refusals, Structure
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import eval_mode, uncached
-from simprune.trace.shortcuts import silenced
-from simprune.trace.visits import Visit, visit
-
-Refusals = list[tuple[str, str]]
-
-
-def find_blocks(model: nn.Module, example: Example) -> tuple[list[Block], Refusals]:
-    """Blocks that can be bypassed, in order of execution, and those that cannot, with the reason.
-
-    Every bypass is proven by a forward pass on a copy.
-    """
-    visits = visit(model, example)
-    chosen = [name for name, _ in _resolve(model, visits)]
-    return _proven(model, example, [Block(name) for name in chosen], visits)
+from simprune.trace.network import Network
+from simprune.trace.shortcuts import zero_copy
+from simprune.trace.visits import Visit
 
 
-def find_sub_blocks(model: nn.Module, example: Example) -> tuple[list[Block], Refusals]:
-    """Halves of blocks (attention, MLP), where they are modules: as `find_blocks`."""
-    visits = visit(model, example)
-    halves = []
-    for name, inner in _resolve(model, visits):
-        added = [] if len(inner) > 1 else _added(model, name, visits)
-        halves += [Block(half, "zero", inside=name) for half in added] or [Block(half, inside=name) for half in inner]
-    return _proven(model, example, halves, visits)
+@register("structure", "blocks")
+class Blocks(Structure):
+    """Blocks that can be bypassed, in order of execution; every bypass is proven by a forward pass on a copy."""
+
+    def find(self, network: Network) -> tuple[list[Block], Refusals]:
+        return _proven(network, [Block(name) for name, _ in _resolve(network.model, network.visits)])
+
+
+@register("structure", "sub_blocks")
+class SubBlocks(Structure):
+    """Halves of blocks (attention, MLP), where they are modules."""
+
+    def find(self, network: Network) -> tuple[list[Block], Refusals]:
+        halves = []
+        for name, inner in _resolve(network.model, network.visits):
+            added = [] if len(inner) > 1 else _added(network.model, name, network.visits)
+            halves += [Block(half, "zero", inside=name) for half in added] or [
+                Block(half, inside=name) for half in inner
+            ]
+        return _proven(network, halves)
 
 
 # ---- which modules are candidates ----
@@ -91,7 +94,7 @@ def _carries(module: nn.Module, seen: Visit) -> bool:
         return False
     if not any(parameter.ndim > 1 for parameter in module.parameters()):
         return False
-    silent = silenced(module)
+    silent = zero_copy(module)
     passed = _rerun(silent, seen)
     if passed is None or passed.shape != x.shape:
         return False
@@ -182,15 +185,14 @@ def _added(model: nn.Module, name: str, visits: Mapping[str, Visit]) -> list[str
 # ---- proof ----
 
 
-def _proven(
-    model: nn.Module, example: Example, blocks: list[Block], visits: Mapping[str, Visit]
-) -> tuple[list[Block], Refusals]:
+def _proven(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals]:
     """Blocks whose removal works, numbered by chain, and the others with the reason."""
+    model, example, visits = network.model, network.example, network.visits
     found: list[Block] = []
     refused: Refusals = []
-    trial = copy.deepcopy(model) if blocks else model
-    with eval_mode(model), _quiet(model):
-        expected = first_tensor(model(*example[0], **example[1])) if blocks else None
+    if not blocks:
+        return found, refused
+    trial, expected = copy.deepcopy(model), network.output
     names: dict[nn.Module, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         names[module] = names.get(module, 0) + 1

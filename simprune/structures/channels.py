@@ -1,50 +1,70 @@
-"""Coupled channel groups: output channels of one layer with everything that has to go with them."""
+"""Coupled channel groups: output channels of one layer with everything that has to go with them.
+
+Hidden units of an MLP and the width of a residual stream are channel groups as well. Channels exist once in the
+network's arithmetic: a group is named after the first layer that produces them.
+"""
 
 from collections.abc import Sequence
 
 from torch import nn
 
 from simprune.core.cost import Example
-from simprune.core.structures import ChannelGroup, NotPrunable, UnitGroup
+from simprune.core.registry import register
+from simprune.core.structures import Coupling, NotPrunable, UnitGroup
+from simprune.structures._structure import Refusals, UnitStructure
 from simprune.structures.proof import prove
 from simprune.trace.coupling import ROOTS, CouplingGraph
+from simprune.trace.network import Network
 
 
-def find_channel_groups(model: nn.Module, example: Example) -> tuple[list[ChannelGroup], list[tuple[str, str]]]:
-    """All channel groups that can be removed safely, and the layers that cannot, with the reason.
+@register("structure", "channels")
+class Channels(UnitStructure):
+    """Output channels of convolutions and linear layers, with all that is coupled to them."""
 
-    Every group is proven on a copy, see `simprune.structures.proof`.
-    """
-    try:
-        graph = CouplingGraph(model, example)
-    except NotPrunable as reason:
-        layers = [name for name, module in model.named_modules() if name and isinstance(module, ROOTS)]
-        return [], [(name, str(reason)) for name in layers]
-    groups: list[ChannelGroup] = []
-    refused: list[tuple[str, str]] = []
-    covered: set[str] = set()
-    for layer in graph.roots():
-        if layer in covered:
-            continue
+    kind = "channels"
+
+    def find(self, network: Network) -> tuple[list[UnitGroup], Refusals]:
         try:
-            coupling = graph.coupling(layer)
-            group = ChannelGroup(layer, len(coupling.units), coupling.slices, units=coupling.units)
-            if group.size < 2:
-                raise NotPrunable("its channels can only go all together" if group.width > 1 else "it has one channel")
-            if not group.consumers:
-                raise NotPrunable("its output is the network's output")
-            if any(len(set(map(len, part.indices))) > 1 for part in group.slices if part.side == "in"):
-                raise NotPrunable("its readers read different parts of it")
+            graph = network.coupling
         except NotPrunable as reason:
-            refused.append((layer, str(reason)))
-            continue
-        covered.update(group.producers)
-        groups.append(group)
+            layers = [name for name, module in network.model.named_modules() if name and isinstance(module, ROOTS)]
+            return [], [(name, str(reason)) for name in layers]
+        groups: list[UnitGroup] = []
+        refused: Refusals = []
+        covered: set[str] = set()
+        for layer in graph.roots():
+            if layer in covered:
+                continue
+            try:
+                group = _group(graph, layer)
+            except NotPrunable as reason:
+                refused.append((layer, str(reason)))
+                continue
+            covered.update(group.producers)
+            groups.append(group)
+        proven, unproven = prove(network, groups, self)
+        return proven, refused + unproven
 
-    def remove(copied: nn.Module, some: Sequence[UnitGroup]) -> None:
-        traced = CouplingGraph(copied, example)
-        for group in some:
-            traced.prune(group.name, group.expand([group.size // 2]))
+    def coupling(self, network: Network, name: str) -> Coupling:
+        return network.coupling.coupling(name)
 
-    proven, unproven = prove(model, example, groups, remove)
-    return proven, refused + unproven
+    def remove(self, small: nn.Module, example: Example, edits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> None:
+        graph = CouplingGraph(small, example)
+        for layers, indices in edits:
+            layer = next((layer for layer in layers if graph.is_root(layer)), None)
+            if layer is None:
+                raise NotPrunable(f"no layer that makes the channels of {layers[0]} is left")
+            graph.prune(layer, sorted(indices))
+
+
+def _group(graph: CouplingGraph, layer: str) -> UnitGroup:
+    """The channels of a layer; NotPrunable, with the reason, for those that can only go whole or are read unevenly."""
+    coupling = graph.coupling(layer)
+    group = UnitGroup(layer, len(coupling.units), coupling.slices, "channels", coupling.units)
+    if group.size < 2:
+        raise NotPrunable("its channels can only go all together" if group.width > 1 else "it has one channel")
+    if not group.consumers:
+        raise NotPrunable("its output is the network's output")
+    if any(len(set(map(len, part.indices))) > 1 for part in group.slices if part.side == "in"):
+        raise NotPrunable("its readers read different parts of it")
+    return group

@@ -2,77 +2,16 @@
 
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import nn
 
 from simprune.core.cost import Example
-from simprune.core.structures import HeadGroup, Slice, UnitGroup
+from simprune.core.registry import register
+from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
+from simprune.structures._structure import Refusals, UnitStructure
 from simprune.structures.proof import prove
 from simprune.trace.attention import HEADS, Attention, attentions, open_up
-from simprune.trace.context import eval_mode
 from simprune.trace.cut import cut
-
-
-def find_head_groups(model: nn.Module, example: Example) -> tuple[list[HeadGroup], list[tuple[str, str]]]:
-    """The heads of all attention modules that can be removed safely, and the modules that cannot, with the reason.
-
-    Every group is proven on a copy, see `simprune.structures.proof`.
-    """
-    found = attentions(model)
-    running = _running(model, example)
-    groups: list[HeadGroup] = []
-    refused: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
-        if name in found and name not in running:
-            refused.append((name, "it takes no part in the forward pass"))
-        elif name in found and found[name].groups < 2:
-            refused.append((name, "it has a single key/value head"))
-        elif name in found:
-            groups.append(head_group(found[name]))
-        elif _looks_like_attention(module):
-            refused.append((name, "it has heads, but how they lie in its tensors is not known"))
-
-    def remove(copied: nn.Module, some: Sequence[UnitGroup]) -> None:
-        layouts = attentions(copied)
-        for group in some:
-            remove_heads(copied, layouts[group.name], group.expand([group.size // 2]))
-
-    proven, unproven = prove(model, example, groups, remove)
-    return proven, refused + unproven
-
-
-def head_group(attention: Attention) -> HeadGroup:
-    """The heads of one attention module as a group of units."""
-    entries: dict[tuple[str, int, str], list[tuple[int, ...]]] = {}
-    for rows, side in [*((rows, "out") for rows in attention.rows), (attention.joint, "in")]:
-        known = entries.setdefault((rows.tensor, rows.dim, side), [()] * attention.groups)
-        for group in range(attention.groups):
-            known[group] += attention.entries(rows, group)
-    slices = tuple(Slice(tensor, dim, tuple(indices), side) for (tensor, dim, side), indices in entries.items())
-    return HeadGroup(attention.name, attention.groups, slices, units=attention.units)
-
-
-def _looks_like_attention(module: nn.Module) -> bool:
-    projects = any(isinstance(child, nn.Linear) for child in module.children())
-    return projects and any(isinstance(getattr(module, name, None), int) for name in HEADS)
-
-
-def _running(model: nn.Module, example: Example) -> set[str]:
-    """Names of the modules that run in one forward pass."""
-    names: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: names.add(name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        args, kwargs = example
-        with eval_mode(model), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return names
-
+from simprune.trace.network import Network
 
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 
@@ -81,6 +20,57 @@ KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
 
 WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim")
+
+
+@register("structure", "heads")
+class Heads(UnitStructure):
+    """Heads of attention modules, named after the module; a unit is one key/value head with its query heads."""
+
+    kind = "heads"
+
+    def find(self, network: Network) -> tuple[list[UnitGroup], Refusals]:
+        groups: list[UnitGroup] = []
+        refused: Refusals = []
+        for name, module in network.model.named_modules():
+            attention = network.attentions.get(name)
+            if attention is None:
+                if _looks_like_attention(module):
+                    refused.append((name, "it has heads, but how they lie in its tensors is not known"))
+            elif name and name not in network.visits:
+                refused.append((name, "it takes no part in the forward pass"))
+            elif attention.groups < 2:
+                refused.append((name, "it has a single key/value head"))
+            else:
+                groups.append(head_group(attention))
+        proven, unproven = prove(network, groups, self)
+        return proven, refused + unproven
+
+    def coupling(self, network: Network, name: str) -> Coupling:
+        if name not in network.attentions:
+            raise NotPrunable("it has no heads that can be removed")
+        group = head_group(network.attentions[name])
+        return Coupling(group.units, group.slices)
+
+    def remove(self, small: nn.Module, example: Example, edits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> None:
+        layouts = attentions(small)
+        for names, indices in edits:
+            remove_heads(small, layouts[names[0]], indices)
+
+
+def head_group(attention: Attention) -> UnitGroup:
+    """The heads of one attention module as a group of units."""
+    entries: dict[tuple[str, int, str], list[tuple[int, ...]]] = {}
+    for rows, side in [*((rows, "out") for rows in attention.rows), (attention.joint, "in")]:
+        known = entries.setdefault((rows.tensor, rows.dim, side), [()] * attention.groups)
+        for group in range(attention.groups):
+            known[group] += attention.entries(rows, group)
+    slices = tuple(Slice(tensor, dim, tuple(indices), side) for (tensor, dim, side), indices in entries.items())
+    return UnitGroup(attention.name, attention.groups, slices, "heads", attention.units)
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    projects = any(isinstance(child, nn.Linear) for child in module.children())
+    return projects and any(isinstance(getattr(module, name, None), int) for name in HEADS)
 
 
 def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int]) -> None:

@@ -1,26 +1,24 @@
 """The proof that parts can be removed: on a copy, removing them equals having every reader ignore them."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import first_tensor
-from simprune.core.cost import CostModel, Example
 from simprune.core.structures import NotPrunable, UnitGroup
+from simprune.structures._structure import UnitStructure
 from simprune.trace.context import eval_mode
-from simprune.trace.cost import cost_model, measure_cost
-
-Group = TypeVar("Group", bound="UnitGroup")
-Remove = Callable[[nn.Module, "Sequence[UnitGroup]"], None]  # the middle unit of each group, in place
+from simprune.trace.cost import measure_cost
+from simprune.trace.network import Network
 
 
 def prove(
-    model: nn.Module, example: Example, groups: Sequence[Group], remove: Remove
-) -> tuple[list[Group], list[tuple[str, str]]]:
+    network: Network, groups: Sequence[UnitGroup], structure: UnitStructure
+) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
     """Groups of which the middle unit can be removed, and the others with the reason.
 
     The smaller network runs, its output keeps its shape, it costs what is predicted, and, with normalisations across
@@ -29,12 +27,9 @@ def prove(
     """
     if not groups:
         return [], []
-    args, kwargs = example
-    with eval_mode(model), torch.no_grad():
-        whole = first_tensor(model(*args, **kwargs)), cost_model(model, example)
 
-    def among(some: Sequence[Group]) -> tuple[list[Group], list[tuple[str, str]]]:
-        reason = _failure(model, example, whole, some, remove)
+    def among(some: Sequence[UnitGroup]) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
+        reason = _failure(network, some, structure)
         if reason is None:
             return list(some), []
         if len(some) == 1:
@@ -46,19 +41,13 @@ def prove(
     return among(groups)
 
 
-def _failure(
-    model: nn.Module,
-    example: Example,
-    whole: tuple[Tensor | None, CostModel],
-    groups: Sequence[UnitGroup],
-    remove: Remove,
-) -> str | None:
-    """Why these groups cannot lose their middle units together; `whole`: the model's output and cost."""
-    cut, masked = copy.deepcopy(model), copy.deepcopy(model)
+def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
+    """Why these groups cannot lose their middle units together."""
+    cut, masked = copy.deepcopy(network.model), copy.deepcopy(network.model)
+    example, before, costs = network.example, network.output, network.costs
     args, kwargs = example
-    before, costs = whole
     try:
-        remove(cut, groups)
+        structure.remove(cut, example, [((group.name,), group.expand([group.size // 2])) for group in groups])
         for group in groups:
             _ignore(masked, group, group.size // 2)
         with eval_mode(cut, masked), torch.no_grad():

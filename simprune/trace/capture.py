@@ -1,9 +1,9 @@
 """Run the model once; hooks at named sites feed rows or moments."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,42 @@ def _hook(module: nn.Module, site: Site, see: Callable[[Site, Tensor], Any]):
     if site.side == "input":
         return module.register_forward_pre_hook(lambda _, args, kwargs: tell(args, kwargs, None), with_kwargs=True)
     return module.register_forward_hook(lambda _, args, kwargs, output: tell(args, kwargs, output), with_kwargs=True)
+
+
+class Reading(Protocol):
+    """Something that reads activations at sites while batches run, such as moments that are summed up."""
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Where it reads."""
+        ...
+
+    def see(self, site: Site, value: Tensor) -> None:
+        """Take one batch's activation at one of the sites; the site knows the batch's mask."""
+        ...
+
+
+@contextmanager
+def reading(
+    model: nn.Module, readings: Iterable[Reading], mask: Callable[[], Tensor | None] = lambda: None
+) -> Iterator[None]:
+    """For a while several readings see whatever runs; `mask` gives the mask of the batch that is running."""
+    with ExitStack() as stack:
+        for each in readings:
+            see = each.see
+            stack.enter_context(
+                watching(model, each.sites, lambda site, value, see=see: see(replace(site, mask=mask()), value))
+            )
+        yield
+
+
+def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading]) -> None:
+    """Walk the batches once for several readings."""
+    mask: Tensor | None = None
+    with evaluation(model), reading(model, readings, lambda: mask):
+        for batch in checked(batches, "calibration"):
+            mask = mask_of(batch)
+            call(model, batch)
 
 
 def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: Callable[[Site, Tensor], Any]) -> None:

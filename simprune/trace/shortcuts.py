@@ -46,25 +46,51 @@ def _channel(value: Tensor) -> int:
     return 1 if value.ndim >= 4 else -1
 
 
-def find_shortcuts(small: nn.Module, model: nn.Module, example: Example, layers: Sequence[str]) -> dict[str, Shortcut]:
+class BlockCalls:
+    """The composite modules of a model that run once, what they got, and how much of their output passes them by.
+
+    Everything is worked out when it is first asked for.
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self.model, self.calls = model, _calls(model, example)
+        self._silent: dict[str, nn.Module | None] = {}
+        self._gains: dict[tuple[str, str], Tensor | None] = {}
+
+    def silent(self, name: str) -> nn.Module | None:
+        """A copy of a block with all parameters zero, which gives what passes the block by; None if nothing does."""
+        if name not in self._silent:
+            block, silent = self.model.get_submodule(name), zero_copy(self.model.get_submodule(name))
+            with torch.no_grad(), eval_mode(block):
+                passed, output = _output(silent, self.calls[name]), _output(block, self.calls[name])
+            carries = output is not None and passed is not None and passed.shape == output.shape and bool(passed.any())
+            self._silent[name] = silent if carries else None
+        return self._silent[name]
+
+    def gain(self, name: str, layer: str) -> Tensor | None:
+        """How much the output of a block moves with that of a layer inside it, per channel; None if unclear."""
+        if (name, layer) not in self._gains:
+            short = layer.removeprefix(f"{name}.")
+            self._gains[name, layer] = _gain(self.model.get_submodule(name), short, self.calls[name])
+        return self._gains[name, layer]
+
+
+def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) -> dict[str, Shortcut]:
     """The shortcuts around the last of `layers` in each block: layer -> shortcut. `layers` in order of execution."""
-    calls = _calls(model, example)
-    found: dict[str, Shortcut] = {}
+    shortcuts: dict[str, Shortcut] = {}
     inside: set[str] = set()
-    for name in sorted(calls, key=lambda name: -name.count(".")):  # innermost first
+    for name in sorted(blocks.calls, key=lambda name: -name.count(".")):  # innermost first
         own = [layer for layer in layers if layer.startswith(f"{name}.")]
         if not own or any(other.startswith(f"{name}.") for other in inside):
             continue
-        block, silent = model.get_submodule(name), silenced(model.get_submodule(name))
-        with torch.no_grad(), eval_mode(block):
-            passed, output = _output(silent, calls[name]), _output(block, calls[name])
-        if output is None or passed is None or passed.shape != output.shape or not passed.any():
+        silent = blocks.silent(name)
+        if silent is None:
             continue
         inside.add(name)
-        gain = _gain(block, own[-1].removeprefix(f"{name}."), calls[name])
+        gain = blocks.gain(name, own[-1])
         if gain is not None:
-            found[own[-1]] = Shortcut(name, gain, silent, silenced(small.get_submodule(name)))
-    return found
+            shortcuts[own[-1]] = Shortcut(name, gain, silent, zero_copy(small.get_submodule(name)))
+    return shortcuts
 
 
 def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
@@ -96,7 +122,7 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
     return first_tensor(block(*args, **kwargs))
 
 
-def silenced(block: nn.Module) -> nn.Module:
+def zero_copy(block: nn.Module) -> nn.Module:
     """A copy with all parameters zero: what it returns is what passes by."""
     silent = copy.deepcopy(block)
     silent.eval()  # not every module's returns itself

@@ -10,17 +10,17 @@ from torch import nn
 
 from simprune import measures
 from simprune.checks import clopper_pearson
-from simprune.core.batches import device_of
 from simprune.core.cost import KINDS
-from simprune.core.example import from_description
 from simprune.core.names import did_you_mean
+from simprune.core.peekable import Peekable
 from simprune.core.plan import Method, Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
+from simprune.core.registry import Choice
 from simprune.measures import Measure
 from simprune.repair.follow import Recovery, Stages, mean, training
-from simprune.scores.blocks import BlockScore
 from simprune.scores.estimate import estimate
+from simprune.trace.network import Network
 from simprune.trace.timing import side_by_side
 from simprune.tune.plan import CONSTRAINTS, plan
 from simprune.tune.trials import calibrate
@@ -65,8 +65,8 @@ def frontier(
     finetune: Mapping[str, Any] | int | None = None,
     control: int = CONTROL,
     seed: int = 0,
-    block_score: BlockScore = "similarity",
-    score: str = "second_order",
+    block_score: Choice = "similarity",
+    score: Choice = "second_order",
     replace: str = "identity",
     trials: Sequence[float] = (),
 ) -> Frontier:
@@ -86,25 +86,27 @@ def frontier(
     settings, notes = training(finetune, train)
     recovery = Recovery(calibration, train, reconstruct, settings, seed)
     measure = measures.get(measure) if isinstance(measure, str) else measure
-    redundancy = estimate(model, calibration, measure, structures, score, block_score).replacing(replace)
-    redundancy = calibrate(redundancy, model, calibration, trials, reconstruct)
+    calibration = Peekable(calibration, "calibration")
+    network = Network.trace(model, calibration.first)
+    redundancy = estimate(network, calibration, measure, structures, score, block_score, seed=seed).redundancy
+    redundancy = redundancy.replacing(replace)
+    redundancy = calibrate(redundancy, network, calibration, trials, reconstruct)
 
     def choose(part: Redundancy, share: float, kind: str = kind) -> Plan:
-        tools: dict[str, Any] = {"seed": seed, "model": model, "calibration": calibration, "repair": reconstruct}
+        tools: dict[str, Any] = {"seed": seed, "network": network, "calibration": calibration, "repair": reconstruct}
         return plan(part, {kind: share}, name, **(tools | options))
 
     def chance(share: float) -> list[Plan]:
         held = {key: options[key] for key in (*CONSTRAINTS, "batch_size") if key in options}
-        given: dict[str, Any] = {"model": model} | held
+        given: dict[str, Any] = {"network": network} | held
         return [plan(redundancy, {kind: share}, "random", draw, **given) for draw in range(seed, seed + control)]
 
     choose(redundancy, 1.0, "macs")  # what is wrong with anything but the budget is said here
-    example = from_description(redundancy.inputs, device_of(model))
-    stages = Stages(example, test, batch_size=options.get("batch_size"))
+    stages = Stages(network.example, test, batch_size=options.get("batch_size"))
     stages.add("original", model)
     if test is None:
         notes.append("no test batches: accuracy and agreement were left out")
-    follow = _Points(model, recovery, stages)
+    follow = _Points(network, recovery, stages)
     tasks = [
         (curve, share, (lambda part=part, share=share: [choose(part, share)]))
         for curve, part in _parts(redundancy).items()
@@ -164,7 +166,7 @@ def check_shares(kind: str, budgets: Sequence[Any]) -> None:
 class _Points:
     """From plans to points: follow each, look at the last stage, time it beside the original."""
 
-    model: nn.Module
+    network: Network
     recovery: Recovery
     stages: Stages
 
@@ -186,9 +188,9 @@ class _Points:
 
     def _row(self, chosen: Plan) -> dict[str, Any]:
         stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
-        small = self.recovery.follow(chosen, self.model, stages).model
+        small = self.recovery.follow(chosen, self.network, stages).model
         original, last = self.stages.rows[0], stages.rows[-1]
-        _, after, ratio = side_by_side(self.model, small, self.stages.batch)
+        _, after, ratio = side_by_side(self.network.model, small, self.stages.batch)
         return {
             **{kind: last[kind] / max(original[kind], 1) for kind in KINDS},
             "accuracy": last["accuracy"],

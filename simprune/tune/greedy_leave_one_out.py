@@ -14,25 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, inputs_of, mask_of
-from simprune.core.example import example_of
 from simprune.core.progress import progress
+from simprune.core.registry import register
 from simprune.core.structures import Block
 from simprune.edit.effects import Effects
 from simprune.repair.refit import Repair
-from simprune.scores.blocks._view import View
+from simprune.scores.blocks._context import BlockContext
 from simprune.trace.bypass import Bypass, Layout, install, without
 from simprune.trace.capture import Site
 from simprune.trace.context import evaluation, uncached
-from simprune.trace.execution import execution
+from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
-from simprune.trace.visits import visit
 
 RIDGE = 1e-3
 INERT = 1e-9  # an error that needs no repair
 
 
+@register("block_score", "greedy_leave_one_out", source="Minoux 1978, lazy greedy")
 def greedy_leave_one_out(
-    view: View, images: int = 128, repair: bool = True, steps: int | None = None
+    context: BlockContext, *, images: int = 128, repair: bool = True, steps: int | None = None
 ) -> dict[str, float]:
     """Redundancy 1 / (1 + e): e is the error of the output once the block and all that went before it are gone.
 
@@ -49,7 +49,9 @@ def greedy_leave_one_out(
     for name, value in (("images", images), ("steps", steps)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"greedy_leave_one_out: {name} must be a whole number from 1; got {value!r}")
-    game = _Game(view.model, list(checked(view.calibration, "calibration")), view.stream.blocks, images, repair)
+    game = _Game(
+        context.network, list(checked(context.calibration, "calibration")), context.stream.blocks, images, repair
+    )
     errors: dict[str, float] = {}
     added = dict.fromkeys(game.left, 0.0)  # what each block's removal added to the error when it was last tried
     last: dict[str, float] = {}
@@ -68,21 +70,20 @@ def greedy_leave_one_out(
         errors |= dict.fromkeys(gone, reached * (1 + 1e-9))
     worst = max(errors.values())
     left = {name: max(last[name], worst) for name in game.left}
-    return {block.name: 1 / (1 + (errors | left)[block.name]) for block in view.stream.blocks}
+    return {block.name: 1 / (1 + (errors | left)[block.name]) for block in context.stream.blocks}
 
 
 class _Game:
     """The original, the network so far without some blocks, and what both have inside on the chosen inputs."""
 
-    def __init__(self, model: nn.Module, batches: list, blocks: Sequence[Block], images: int, repair: bool) -> None:
-        example = example_of(batches[0])
-        visits = visit(model, example)
+    def __init__(self, network: Network, batches: list, blocks: Sequence[Block], images: int, repair: bool) -> None:
+        model = network.model
         self.model, self.small, self.repair = model, copy.deepcopy(model), repair
         self.left = {block.name: block for block in blocks}
-        self.layouts: dict[str, Layout] = {name: visits[name].layout() for name in self.left}
+        self.layouts: dict[str, Layout] = {name: network.visits[name].layout() for name in self.left}
         self.fitted, self.held = _halves(batches, images)
-        self.order, self.normalisers = execution(model, example)
-        self.shortcuts = find_shortcuts(model, model, example, self.order) if repair else {}
+        self.order, self.normalisers = network.order, network.normalisers
+        self.shortcuts = find_shortcuts(model, network.block_calls, self.order) if repair else {}
         with evaluation(model), uncached(model):
             self.wanted = [_outputs(model, batch) for batch in self.held]
         rows = torch.cat(self.wanted)

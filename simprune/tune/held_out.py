@@ -1,17 +1,17 @@
 """What plans cost the output, once repaired, on inputs that nothing saw."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from simprune.core.batches import checked, device_of, inputs_of
-from simprune.core.cost import Example
-from simprune.core.example import from_description, rows_of
+from simprune.core.batches import checked, inputs_of
+from simprune.core.example import rows_of
 from simprune.core.plan import Method, Plan
 from simprune.repair.follow import Recovery, Stages
 from simprune.trace.answers import answer, relative_errors
+from simprune.trace.network import Network
 
 INPUTS = 1024  # of the calibration: to compare plans takes fewer than to repair one
 SHARE = 4  # one batch in so many is held out
@@ -21,16 +21,15 @@ SHARE = 4  # one batch in so many is held out
 class HeldOut:
     """The first `INPUTS` calibration inputs: some batches to measure on, the rest to repair with by `method`."""
 
-    model: nn.Module
-    example: Example
+    network: Network
     held: Sequence[Any]
     rest: Sequence[Any]
     wanted: Tensor
     method: Method
 
     @classmethod
-    def of(cls, model: nn.Module, calibration: Iterable, inputs: Mapping[str, Any], method: Method) -> "HeldOut":
-        """`inputs` describes an example, as a plan does. Raises ValueError for fewer than two batches."""
+    def of(cls, network: Network, calibration: Iterable, method: Method) -> "HeldOut":
+        """Raises ValueError for fewer than two batches."""
         batches = _first(checked(calibration, "calibration"))
         if len(batches) < 2:
             raise ValueError(
@@ -38,8 +37,7 @@ class HeldOut:
             )
         some = max(1, len(batches) // SHARE)
         held, rest = batches[:some], batches[some:]
-        example = from_description(inputs, device_of(model))
-        return cls(model, example, held, rest, answer(model, held).logits, method)
+        return cls(network, held, rest, answer(network.model, held).logits, method)
 
     def error(self, plan: Plan) -> float:
         """Squared change of the output as a share of its variance. One edit and one repair."""
@@ -47,8 +45,8 @@ class HeldOut:
 
     def errors(self, plan: Plan) -> Tensor:
         """(outputs,) the same output by output, as shares of the mean variance."""
-        stages = Stages(self.example, None, timed=False)
-        small = Recovery(self.rest, method=self.method).follow(plan, self.model, stages).model
+        stages = Stages(self.network.example, None, timed=False)
+        small = Recovery(self.rest, method=self.method).follow(plan, self.network, stages).model
         return relative_errors(answer(small, self.held).logits, self.wanted)
 
 

@@ -97,7 +97,7 @@ def _worth(measured: Mapping[int, float], least: float) -> NDArray[np.intp]:
 def _modules(menu: Menu) -> tuple[str, ...]:
     """Modules whose work changes with a group's width; all of attention for heads."""
     group = menu.entry.group
-    if group.kind == "heads":
+    if group.kind != "channels":
         return (group.name,)
     names = dict.fromkeys((*group.producers, *group.consumers))
     return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))

@@ -9,15 +9,14 @@ from statistics import median
 import numpy as np
 from torch import nn
 
-from simprune.core.batches import device_of
 from simprune.core.cost import Example
-from simprune.core.example import from_description
 from simprune.core.plan import Plan
 from simprune.edit.apply import apply
 from simprune.planners.budget import Budget
 from simprune.planners.search import Search, best, everything, ranked
 from simprune.planners.space import Choice, Space, Step
 from simprune.trace.memory import peak_memory
+from simprune.trace.network import Network
 from simprune.trace.timing import Timer, batch_of, in_turns
 from simprune.tune.latency_table import Timing, latency_table
 
@@ -48,7 +47,7 @@ class Point:
 class Bench:
     """The network to measure on, and what of it was measured already."""
 
-    model: nn.Module
+    network: Network
     example: Example
     timer: Timer
     draft: Draft
@@ -56,29 +55,26 @@ class Bench:
     timings: Timings = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, model: nn.Module, inputs: Mapping, batch_size: int | None, timer: Timer, draft: Draft, timings: Timings
-    ) -> "Bench":
-        """With the example that a plan describes, as one batch of `batch_size` inputs; `timings` is added to."""
-        example = batch_of(from_description(inputs, device_of(model)), batch_size)
-        return cls(model, example, timer, draft, timings=timings)
+    def of(cls, network: Network, batch_size: int | None, timer: Timer, draft: Draft, timings: Timings) -> "Bench":
+        """With the network's example as one batch of `batch_size` inputs; `timings` is added to."""
+        return cls(network, batch_of(network.example, batch_size), timer, draft, timings=timings)
 
     def timing(self, space: Space) -> Timing:
         """What the structures of a space save in seconds; timed once."""
         names = tuple(entry.name for entry in (*space.blocks, *(menu.entry for menu in space.menus)))
         if names not in self.timings:
             self.timings[names] = latency_table(
-                space, self.model, self.example, lambda choice: self.edited(space, choice), self.timer
+                space, self.network.model, self.example, lambda choice: self.edited(space, choice), self.timer
             )
         return self.timings[names]
 
     def edited(self, space: Space, choice: Choice) -> nn.Module:
-        return apply(self.draft(space, choice), self.model)
+        return apply(self.draft(space, choice), self.network)
 
     def original(self, kind: str) -> float:
         """Seconds of the original, or peak bytes per input."""
         if kind not in self.whole:
-            model, example = self.model, self.example
+            model, example = self.network.model, self.example
             self.whole[kind] = peak_memory(model, example) if kind == "memory" else self.timer(model, *example)
         return self.whole[kind]
 
@@ -97,7 +93,7 @@ class Bench:
         """By the median of the ratios to the original; more turns as long as it is not clear on which side it lies."""
         whole, ratios = self.original("latency"), []
         least, most = TURNS
-        for before, after in islice(in_turns(self.model, small, self.example, self.timer), most):
+        for before, after in islice(in_turns(self.network.model, small, self.example, self.timer), most):
             ratios = sorted([*ratios, whole * after / before])
             outside = max(int((len(ratios) - 2 * len(ratios) ** 0.5) / 2), 0)
             low, high = ratios[outside], ratios[-1 - outside]  # 95 % interval of the median, by order statistics

@@ -2,19 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
-
-from torch import nn
 
 from simprune.core.plan import Edit, Method, Plan
 from simprune.core.redundancy import ChannelRedundancy, Redundancy
+from simprune.core.registry import bound
 from simprune.planners.budget import Amount, Budget
-from simprune.planners.choosers import check_options, chooser
 from simprune.planners.constraints import Constraints
 from simprune.planners.refusal import not_measured, unreachable
 from simprune.planners.search import Search
 from simprune.planners.space import Choice, Space
+from simprune.trace.network import Network
 from simprune.trace.timing import Timer, clock
 from simprune.tune.finalists import contest
 from simprune.tune.held_out import HeldOut
@@ -35,7 +33,7 @@ def plan(
     max_share: float = 1.0,
     blocks: int | None = None,
     finalists: int = 0,
-    model: nn.Module | None = None,
+    network: Network | None = None,
     calibration: Iterable | None = None,
     repair: Method = "least_squares",
     batch_size: int | None = None,
@@ -50,21 +48,20 @@ def plan(
     `finalists`: how many plans, from no blocks to blocks alone, are tried at most: edited, repaired by `repair` on
     `calibration`, and measured on inputs held out of it; the best is returned (see
     `simprune.tune.finalists`); 0 for none. Further options are the planner's own. Memory and latency need the
-    `model`, on which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
+    `network`, on which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
     `timer` (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks
     differ. Cost of a finalist: one edit and one repair, on up to 1,024 inputs. Raises ValueError when the budget is out
     of reach (the message says how far one can go) and KeyError for an unknown planner.
     """
-    check_options(planner, options)
+    choose = bound("planner", {"name": planner, **options})
     constraints = Constraints(protect, round_to, min_width, max_share)
     check_numbers(blocks, finalists)
-    choose = partial(chooser(planner), **options)
-    request = _Request(budget, planner, choose, constraints, seed, model, batch_size, timer, options)
+    request = _Request(budget, planner, choose, constraints, seed, network, batch_size, timer, options)
     if not finalists:
         return request.plan(redundancy, blocks)
-    if model is None or calibration is None:
+    if network is None or calibration is None:
         raise ValueError("finalists are tried on the network: give model=... and calibration=...")
-    held_out = HeldOut.of(model, calibration, redundancy.inputs, repair)
+    held_out = HeldOut.of(network, calibration, repair)
     return contest(redundancy, request.plan, held_out.errors, finalists)
 
 
@@ -86,7 +83,7 @@ class _Request:
     choose: Choose
     constraints: Constraints
     seed: int
-    model: nn.Module | None
+    network: Network | None
     batch_size: int | None
     timer: Timer
     options: Mapping[str, Any]
@@ -115,9 +112,9 @@ class _Request:
             space, choice = self.choose(search)
             before, after = {}, {}
         else:
-            if self.model is None:
+            if self.network is None:
                 raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
-            bench = Bench.of(self.model, redundancy.inputs, self.batch_size, self.timer, draft, self.timings)
+            bench = Bench.of(self.network, self.batch_size, self.timer, draft, self.timings)
             space, choice, after = meet(search, limits, self.choose, bench)
             before = {kind: bench.original(kind) for kind in after}
             if any(after[kind] > limit.of(before[kind]) for kind, limit in limits.measured.limits.items()):

@@ -11,13 +11,13 @@ from dataclasses import replace
 from math import log
 
 import numpy as np
-from torch import nn
 
 from simprune.core.plan import Method
 from simprune.core.redundancy import Redundancy, TrialRemoval
 from simprune.planners.constraints import Constraints
 from simprune.planners.search import everything
 from simprune.planners.space import Space
+from simprune.trace.network import Network
 from simprune.tune.held_out import HeldOut
 from simprune.tune.plan import plan
 
@@ -27,7 +27,7 @@ PARTS = 3  # of the depth that are tried apart
 
 def calibrate(
     redundancy: Redundancy,
-    model: nn.Module,
+    network: Network,
     calibration: Iterable,
     shares: Sequence[float] = (0.2,),
     method: Method = "least_squares",
@@ -44,7 +44,7 @@ def calibrate(
             raise ValueError(f"trials: shares must lie between 0 and 1; got {share!r}")
     if not shares:
         return replace(redundancy, trials=())
-    held_out = HeldOut.of(model, calibration, redundancy.inputs, method)
+    held_out = HeldOut.of(network, calibration, method)
     trials: list[TrialRemoval] = []
     factors: dict[tuple[str, str], float] = {}
     for kind, names in _kinds(redundancy).items():

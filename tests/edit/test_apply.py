@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
+from simprune.api import apply
 from simprune.core.plan import Edit
-from simprune.edit.apply import apply
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
 from tests.networks import NAMES, build
 from tests.structures.test_contract import plan_of
 
@@ -25,7 +26,7 @@ def masked(model, group, channels):
 @pytest.mark.parametrize("network", ["Residual", "Flat", "Concat"])
 def test_masked_equals_removed(network):
     model, x = build(network)
-    for group in find_channel_groups(model, ((x[:2],), {}))[0]:
+    for group in structure("channels").find(Network(model, ((x[:2],), {})))[0]:
         gone = (0, group.size // 2)
         small = apply(plan_of(model, x, Edit("channels", group.name, gone, group.size)), model)
         torch.testing.assert_close(small(x), masked(model, group, gone)(x), rtol=1e-5, atol=1e-5)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from simprune.api import apply
 from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
-from simprune.structures import FINDERS
+from simprune.structures import structure
+from simprune.trace.network import Network
 from tests.architectures.networks import batches, make
 
 
@@ -15,7 +16,7 @@ def smaller(name, kinds, units):
     """The model without these units of every group but the stream; and a batch for it."""
     model, batch = make(name), batches(name)[0]
     example = example_of(batch)
-    groups = [group for kind in kinds for group in FINDERS[kind](model, example)[0]]
+    groups = [group for kind in kinds for group in structure(kind).find(Network(model, example))[0]]
     groups = [
         group for group in groups if group.kind == "heads" or (len(group.consumers) == 1 and "pooler" not in group.name)
     ]
@@ -53,6 +54,8 @@ def test_the_original_keeps_its_configuration():
     model, batch = make("llama"), batches("llama")[0]
     before = model.config.to_dict()
     example = example_of(batch)
-    edits = tuple(Edit("heads", g.name, g.expand([0]), g.width) for g in FINDERS["heads"](model, example)[0])
+    edits = tuple(
+        Edit("heads", g.name, g.expand([0]), g.width) for g in structure("heads").find(Network(model, example))[0]
+    )
     small = apply(Plan(edits, fingerprint(model), describe(example)), model)
     assert model.config.to_dict() == before != small.config.to_dict()

@@ -4,7 +4,7 @@ import numpy as np
 
 from simprune.core.cost import CostModel, TensorCost
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Interactions, Redundancy
-from simprune.core.structures import Block, ChannelGroup, Slice
+from simprune.core.structures import Block, Slice, UnitGroup
 
 
 def chain(
@@ -46,7 +46,7 @@ def chain(
         redundancy = tuple(float(share) for share in 1 - damage / damage.max())
         channels.append(
             ChannelRedundancy(
-                ChannelGroup(made, width, slices),
+                UnitGroup(made, width, slices),
                 redundancy,
                 tuple(int(unit) for unit in order),
                 tuple(float(lost) for lost in damage),

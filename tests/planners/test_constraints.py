@@ -3,18 +3,17 @@
 import pytest
 
 from simprune import measures
-from simprune.planners.choosers import CHOOSERS
+from simprune.core.registry import parts
 from simprune.planners.constraints import is_stream
-from simprune.scores.estimate import estimate
 from simprune.tune.plan import plan
-from tests.networks import NAMES, build
+from tests.networks import NAMES, build, estimated
 from tests.planners.synthetic import chain
 
 
 @pytest.fixture(scope="module")
 def residual():
     model, x = build("Residual")
-    return estimate(model, [x], measures.get("cka_debiased"))
+    return estimated(model, [x], measures.get("cka_debiased"))
 
 
 def widths(made):
@@ -22,7 +21,7 @@ def widths(made):
     return {edit.name: edit.of - len(edit.indices) for edit in made.edits if edit.remove == "channels"}
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_rounded_widths_are_multiples_and_the_budget_is_met_from_below(name):
     redundancy = chain(4, 24, blocks=name != "uniform", seed=2)
     made = plan(redundancy, {"macs": 0.8}, name, round_to=8)
@@ -31,19 +30,19 @@ def test_rounded_widths_are_multiples_and_the_budget_is_met_from_below(name):
     assert made.expected["macs"] <= 0.8 * made.original["macs"]
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_a_width_that_is_no_multiple_stays_or_becomes_one(name):
     assert set(widths(plan(chain(4, 13, seed=2), {"macs": 0.8}, name, round_to=4)).values()) <= {4, 8, 12}
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_minimum_width_and_largest_share(name):
     redundancy = chain(6, 20, seed=4)
     assert min(widths(plan(redundancy, {"macs": 0.75}, name, min_width=12)).values()) >= 12
     assert min(widths(plan(redundancy, {"macs": 0.75}, name, max_share=0.4)).values()) >= 12
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 @pytest.mark.parametrize("protect", [["blocks.1"], ["blocks.1.*"], ["stem", "blocks.0.conv1"], ["residual"]], ids=str)
 def test_what_is_protected_stays(residual, name, protect):
     made = plan(residual, {"macs": 0.95}, name, protect=protect)
@@ -64,7 +63,7 @@ def test_what_is_protected_stays(residual, name, protect):
 def test_a_residual_stream_is_what_is_added_to_after_it_was_read(network, streams):
     assert network in NAMES
     model, x = build(network)
-    found = estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+    found = estimated(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
     assert {entry.name for entry in found.channels if is_stream(entry.group, found.costs)} == streams
 
 

@@ -9,16 +9,15 @@ import torch
 from torch import nn
 
 from simprune import measures
+from simprune.api import apply
 from simprune.core.plan import Plan
-from simprune.edit.apply import apply
-from simprune.planners.choosers import CHOOSERS
+from simprune.core.registry import parts
 from simprune.planners.constraints import Constraints
 from simprune.planners.search import Search
 from simprune.planners.space import Space
-from simprune.scores.estimate import estimate
 from simprune.trace.cost import measure_cost
 from simprune.tune.plan import plan
-from tests.networks import build
+from tests.networks import build, estimated
 from tests.planners.synthetic import chain
 
 NETWORKS = ("Residual", "Flat", "Concat", "Tokens")
@@ -31,11 +30,11 @@ def found():
     for name in NETWORKS:
         model, x = build(name)
         structures = ("channels", "blocks", "heads") if name == "Tokens" else ("channels", "blocks")
-        result[name] = (model, x, estimate(model, [x], measures.get("cka_debiased"), structures))
+        result[name] = (model, x, estimated(model, [x], measures.get("cka_debiased"), structures))
     return result
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("budget", [{"macs": 0.8}, {"params": 0.85}, {"macs": 0.9, "bytes": "90%"}], ids=str)
 def test_plans_meet_the_budget_exactly_as_the_edited_network_does(found, name, network, budget):
@@ -48,7 +47,7 @@ def test_plans_meet_the_budget_exactly_as_the_edited_network_does(found, name, n
     assert Plan.from_yaml(made.to_yaml()) == made
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 @pytest.mark.parametrize("network", ["Residual", "Tokens"])
 def test_edited_plans_work_in_any_order_of_edits(found, name, network):
     model, x, redundancy = found[network]
@@ -60,7 +59,7 @@ def test_edited_plans_work_in_any_order_of_edits(found, name, network):
     assert measure_cost(apply(fewer, model), ((x[:2],), {})).macs > made.expected["macs"]
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 @pytest.mark.parametrize(
     "kwargs", [{}, {"blocks": True}, {"coupled": False}, {"blocks": True, "interacting": True}], ids=str
 )
@@ -82,7 +81,7 @@ def test_a_larger_budget_never_damages_more_and_is_met_within_one_channel(name, 
                 assert share > keep - dearest
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_a_budget_is_met_within_half_a_percent_by_channels(name):
     redundancy = chain(12, 48, seed=3)
     for keep in (0.9, 0.7):
@@ -90,13 +89,13 @@ def test_a_budget_is_met_within_half_a_percent_by_channels(name):
         assert keep - 0.005 <= share <= keep
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_the_same_inputs_give_the_same_bytes(found, name):
     redundancy = found["Residual"][2]
     assert plan(redundancy, {"macs": 0.8}, name).to_yaml() == plan(redundancy, {"macs": 0.8}, name).to_yaml()
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 @pytest.mark.parametrize("blocks", [False, True])
 def test_no_layer_is_emptied_and_damage_adds_up_over_the_edits(name, blocks):
     redundancy = chain(5, 9, blocks=blocks, seed=5)
@@ -111,16 +110,18 @@ def test_no_layer_is_emptied_and_damage_adds_up_over_the_edits(name, blocks):
         assert {edit.remove for edit in made.edits} == {"channels"}
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_fast_costs_are_the_cost_models(found, name):
     for redundancy in [each[2] for each in found.values()] + [chain(4, 7, blocks=True)]:
         original = redundancy.costs.total().macs
-        space, choice = CHOOSERS[name](Search(Space.of(redundancy, Constraints()), {"macs": 0.85 * original}))
+        space, choice = parts("planner")[name].make(
+            Search(Space.of(redundancy, Constraints()), {"macs": 0.85 * original})
+        )
         exact = space.exact(choice)
         assert space.cost(choice).tolist() == [exact.macs, exact.params, exact.bytes]
 
 
-@pytest.mark.parametrize("name", sorted(set(CHOOSERS) - {"random", "uniform"}))
+@pytest.mark.parametrize("name", sorted(set(parts("planner")) - {"random", "uniform"}))
 def test_planted_redundancy_goes_first(name):
     torch.manual_seed(0)
     first = nn.Conv2d(3, 8, 3)
@@ -132,19 +133,19 @@ def test_planted_redundancy_goes_first(name):
                 first.weight[source],
                 torch.as_tensor(first.bias)[source],
             )
-    redundancy = estimate(model, [torch.randn(64, 3, 8, 8)], measures.get("cka_debiased"), ("channels",))
+    redundancy = estimated(model, [torch.randn(64, 3, 8, 8)], measures.get("cka_debiased"), ("channels",))
     (edit,) = plan(redundancy, {"macs": 5 / 8}, name, protect=["2"]).edits
     assert [len({*pair} & set(edit.indices)) for pair in copies.items()] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_a_budget_of_one_removes_nothing(found, name):
     assert plan(found["Residual"][2], {"macs": 1}, name).edits == ()
 
 
 def test_seeds_matter_to_random_only():
     redundancy = chain(4, 8)
-    for name in CHOOSERS:
+    for name in parts("planner"):
         one, other = (plan(redundancy, {"macs": 0.7}, name, seed).edits for seed in (0, 1))
         assert (one != other) == (name == "random")
 
@@ -155,7 +156,7 @@ def test_every_edit_has_a_reason(found):
     assert all("%" in edit.reason for edit in edits)
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 def test_an_unreachable_budget_says_how_far_one_can_go_and_what_stays(found, name):
     with pytest.raises(ValueError, match=r"macs 0.0001 cannot be reached; .*leaves macs 0\.\d+ \([\d,]+\)") as error:
         plan(found["Residual"][2], {"macs": 1e-4}, name, protect=["blocks.0"])

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import simprune as sp
+from simprune.api import apply
 from simprune.core.batches import call
-from simprune.core.example import describe, example_of
+from simprune.core.example import describe, example_of, from_description
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
 from simprune.edit.stand_ins import Mapped
 from simprune.repair.absorb import absorb, absorbed, told
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.trace.cost import measure_cost
+from simprune.trace.network import Network
 from simprune.zoo.residual import ResidualCNN
 from tests.structures.architectures import BLOCKS, build
 
@@ -50,7 +51,7 @@ def fitted(model: nn.Module, x: Tensor, *names: str, replace: str = "linear", ot
     edits = (*(Edit("block", name, replace=replace) for name in names), *others)  # type: ignore[arg-type]
     plan = Plan(edits, fingerprint(model), describe(example_of(x)))
     small = apply(plan, model)
-    fit_stand_ins(small, plan, model, [x])
+    fit_stand_ins(small, plan, Network(model, from_description(plan.inputs)), [x])
     return small, plan
 
 
@@ -143,7 +144,7 @@ def test_a_map_is_folded_exactly_into_its_neighbour(case, replace):
     assert absorbed(small) == {block: into}
     assert not [*small.get_submodule(block).parameters()]
     torch.testing.assert_close(call(small, x), before, rtol=1e-4, atol=1e-5)
-    assert fit_stand_ins(small, plan, model, [x]) == []
+    assert fit_stand_ins(small, plan, Network(model, from_description(plan.inputs)), [x]) == []
 
 
 @pytest.mark.parametrize("make, shape, block", REFUSED.values(), ids=REFUSED)

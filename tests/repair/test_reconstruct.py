@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from simprune.api import apply, reconstruct
 from simprune.core.plan import Edit
-from simprune.edit.apply import apply
 from simprune.repair.lockstep import Lockstep, lockstep
-from simprune.repair.reconstruct import reconstruct
 from tests.networks import build
 from tests.structures.test_contract import plan_of
 

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 import simprune as sp
+from simprune.api import apply, reconstruct
 from simprune.core.batches import call
-from simprune.core.example import describe, example_of
+from simprune.core.example import describe, example_of, from_description
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
 from simprune.edit.compact import restored
-from simprune.repair.reconstruct import reconstruct
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.trace.cost import measure_cost
+from simprune.trace.network import Network
 from tests.networks import build as small_network
 from tests.structures.architectures import BLOCKS, build
 
@@ -49,13 +49,13 @@ def test_a_linear_block_is_replaced_exactly_and_a_mean_is_its_best_constant(maps
         plan = plan_of(model, x, Edit("block", "0", replace=replace))
         assert Plan.from_yaml(plan.to_yaml()) == plan
         small = apply(plan, model)
-        fit_stand_ins(small, plan, model, [x])
+        fit_stand_ins(small, plan, Network(model, from_description(plan.inputs)), [x])
         errors[replace] = float((small[0](x) - model[0](x)).square().mean().detach())
     assert errors["linear"] < 1e-6
     assert errors["linear"] < errors["mean"] < errors["identity"]
     shift = (model[0](x) - x).flatten(2).mean((0, 2)) if maps else (model[0](x) - x).mean((0, 1))
     small = apply(plan_of(model, x, Edit("block", "0", replace="mean")), model)
-    fit_stand_ins(small, plan_of(model, x, Edit("block", "0", replace="mean")), model, [x])
+    fit_stand_ins(small, plan_of(model, x, Edit("block", "0", replace="mean")), Network.trace(model, [x][0]), [x])
     torch.testing.assert_close(small[0].shift, shift.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_a_map_follows_the_channels_that_stay(maps, replace):
         model, x, Edit("block", block, replace=replace), Edit("channels", entry.name, gone, entry.group.width)
     )
     small = apply(plan, model)
-    fit_stand_ins(small, plan, model, [x])
+    fit_stand_ins(small, plan, Network(model, from_description(plan.inputs)), [x])
     module = small.get_submodule(block)
     with torch.no_grad():
         given, made = [], []

@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from simprune import measures
+from simprune.api import apply
 from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
+from simprune.core.registry import bound
 from simprune.measures import SimilarityMatrix
-from simprune.scores.blocks import BLOCK_SCORES, View, block_scorer, observe, score_blocks
+from simprune.scores.blocks import BLOCK_SCORES, BlockContext, block_scorer, observe
 from simprune.scores.blocks.segments import fisher_partition, within
+from simprune.structures import structure
 from simprune.structures.blocks import find_blocks, find_sub_blocks
+from simprune.trace.network import Network
 from tests.structures.architectures import BLOCKS, build
 
 SCORES = [*BLOCK_SCORES]
@@ -35,7 +38,12 @@ def view_of(model, batch, sub=False):
     blocks, _ = (find_sub_blocks if sub else find_blocks)(model, example)
     labels = torch.arange(6) % 2
     batches = [{**batch, "labels": labels}] if isinstance(batch, dict) else [(batch, labels)]
-    return View(model, batches, observe(model, batches, blocks, example), measures.get("cka"))
+    return BlockContext(
+        Network.trace(model, batches[0]),
+        batches,
+        observe(Network(model, example), batches, blocks),
+        measures.get("cka"),
+    )
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -45,14 +53,14 @@ def test_an_inert_block_goes_first_for_every_score_and_is_missed_by_nobody(name)
     silence(model.get_submodule(planted))
     view = view_of(model, batch)
     for score in SCORES:
-        found = score_blocks(view, {"name": score, "statistic": "magnitude"} if score == "trend" else score)
+        found = bound("block_score", {"name": score, "statistic": "magnitude"} if score == "trend" else score)(view)
         assert list(found) == BLOCKS[name]
         assert all(0 <= value <= 1 for value in found.values()), (score, found)
         assert max(found, key=found.get) == planted, (score, found)
         others = [value for other, value in found.items() if other != planted]
         assert max(others) < found[planted], (score, found)
     for statistic in ("graph_modularity", "gbs_motif"):  # they see so few inputs coarsely: others may be level with it
-        assert score_blocks(view, {"name": "trend", "statistic": statistic})[planted] == pytest.approx(1)
+        assert bound("block_score", {"name": "trend", "statistic": statistic})(view)[planted] == pytest.approx(1)
     plan = Plan((Edit("block", planted),), fingerprint(model), describe(example_of(batch)))
     with torch.no_grad():
         torch.testing.assert_close(call(apply(plan, model), batch), call(model, batch), rtol=1e-4, atol=1e-5)
@@ -61,11 +69,11 @@ def test_an_inert_block_goes_first_for_every_score_and_is_missed_by_nobody(name)
 @pytest.mark.parametrize("name", ["vit", "llama"])
 def test_an_inert_half_goes_first(name):
     model, batch = build(name)
-    half = find_sub_blocks(model, example_of(batch))[0][3]
+    half = structure("sub_blocks").find(Network(model, example_of(batch)))[0][3]
     silence(model.get_submodule(half.name))
     view = view_of(model, batch, sub=True)
     for score in ("similarity", "block_influence", "windows", "leave_one_out", "segments"):
-        found = score_blocks(view, score)
+        found = bound("block_score", score)(view)
         assert max(found, key=found.get) == half.name, (score, found)
 
 
@@ -102,9 +110,14 @@ def test_a_duplicated_block_goes_first(score, duplicate):
     torch.manual_seed(0)
     model = Projections(duplicate).eval()
     batch = torch.randn(40, 12)
-    blocks, _ = find_blocks(model, example_of(batch))
-    view = View(model, [batch], observe(model, [batch], blocks, example_of(batch)), measures.get("cka"))
-    found = score_blocks(view, score)
+    blocks, _ = structure("blocks").find(Network(model, example_of(batch)))
+    view = BlockContext(
+        Network.trace(model, [batch][0]),
+        [batch],
+        observe(Network(model, example_of(batch)), [batch], blocks),
+        measures.get("cka"),
+    )
+    found = bound("block_score", score)(view)
     assert max(found, key=found.get) in (f"blocks.{duplicate}", f"blocks.{duplicate + 1}")
 
 
@@ -112,13 +125,18 @@ def test_greedy_sees_that_the_second_of_two_duplicates_is_needed_where_nothing_i
     torch.manual_seed(0)
     model = Projections(1)
     batch = torch.randn(120, 12)
-    blocks, _ = find_blocks(model, example_of(batch))
-    view = View(model, [batch], observe(model, [batch], blocks, example_of(batch)), measures.get("cka"))
-    alone = score_blocks(view, "leave_one_out")
+    blocks, _ = structure("blocks").find(Network(model, example_of(batch)))
+    view = BlockContext(
+        Network.trace(model, [batch][0]),
+        [batch],
+        observe(Network(model, example_of(batch)), [batch], blocks),
+        measures.get("cka"),
+    )
+    alone = bound("block_score", "leave_one_out")(view)
     assert alone["blocks.1"] == pytest.approx(1)
     assert alone["blocks.2"] == pytest.approx(1)
-    found = score_blocks(view, {"name": "greedy_leave_one_out", "repair": False, "images": 60})
-    repaired = score_blocks(view, {"name": "greedy_leave_one_out", "images": 60})
+    found = bound("block_score", {"name": "greedy_leave_one_out", "repair": False, "images": 60})(view)
+    repaired = bound("block_score", {"name": "greedy_leave_one_out", "images": 60})(view)
     assert all(value > 0.999 for value in [*repaired.values()][:3])  # all is linear: the last block takes over
     first, second = sorted(("blocks.1", "blocks.2"), key=lambda name: -found[name])
     assert found[first] == pytest.approx(1)
@@ -128,9 +146,11 @@ def test_greedy_sees_that_the_second_of_two_duplicates_is_needed_where_nothing_i
 def test_greedy_without_repair_is_the_error_of_the_network_without_the_block():
     model, x = build("pre-norm")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    blocks, _ = find_blocks(model, example_of(x))
-    view = View(model, [x], observe(model, [x], blocks, example_of(x)), measures.get("cka"))
-    found = score_blocks(view, {"name": "greedy_leave_one_out", "repair": False, "steps": 1})
+    blocks, _ = structure("blocks").find(Network(model, example_of(x)))
+    view = BlockContext(
+        Network.trace(model, [x][0]), [x], observe(Network(model, example_of(x)), [x], blocks), measures.get("cka")
+    )
+    found = bound("block_score", {"name": "greedy_leave_one_out", "repair": False, "steps": 1})(view)
     held = x[len(x) // 2 :]
     with torch.no_grad():
         wanted = call(model, held)
@@ -153,17 +173,24 @@ def test_padding_changes_no_score(name):
     }
     views = []
     for given in (batch, padded):
-        blocks, _ = find_blocks(model, example_of(given))
-        views.append(View(model, [given], observe(model, [given], blocks, example_of(given)), measures.get("cka")))
+        blocks, _ = structure("blocks").find(Network(model, example_of(given)))
+        views.append(
+            BlockContext(
+                Network.trace(model, [given][0]),
+                [given],
+                observe(Network(model, example_of(given)), [given], blocks),
+                measures.get("cka"),
+            )
+        )
     for score in ("similarity", "block_influence", "leave_one_out", "greedy_leave_one_out"):
-        plain, other = (score_blocks(view, score) for view in views)
+        plain, other = (bound("block_score", score)(view) for view in views)
         assert other == pytest.approx(plain, abs=1e-4), score
 
 
 def test_influence_and_angles_equal_the_formulas_over_all_positions_and_batches():
     model, x = build("pre-norm")
     batches = [x[:4], x[4:]]
-    stream = observe(model, batches, find_blocks(model, example_of(x))[0], example_of(x))
+    stream = observe(Network(model, example_of(x)), batches, structure("blocks").find(Network(model, example_of(x)))[0])
     with torch.no_grad():
         points = [model.embed(x)]
         for layer in model.encoder.layers:
@@ -173,10 +200,10 @@ def test_influence_and_angles_equal_the_formulas_over_all_positions_and_batches(
         cosine = torch.cosine_similarity(rows[i], rows[j])
         assert stream.chains[0].cosine[i, j] == pytest.approx(float(cosine.mean()), abs=1e-5)
         assert stream.chains[0].angle[i, j] == pytest.approx(float((cosine.arccos() / np.pi).mean()), abs=1e-5)
-    view = View(model, batches, stream, measures.get("cka"))
-    found = score_blocks(view, "block_influence")
+    view = BlockContext(Network.trace(model, batches[0]), batches, stream, measures.get("cka"))
+    found = bound("block_score", "block_influence")(view)
     assert found["encoder.layers.1"] == pytest.approx(stream.chains[0].cosine[1, 2])
-    single = score_blocks(view, {"name": "windows", "n": 1})
+    single = bound("block_score", {"name": "windows", "n": 1})(view)
     assert single["encoder.layers.1"] == pytest.approx(1 - stream.chains[0].angle[1, 2])
 
 
@@ -197,9 +224,9 @@ def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
     )
     going = {1: "abcef", 2: "ace", 3: "ae", 9: "ae"}
     for granularity, names in going.items():
-        found = score_blocks(view, {"name": "clusters", "threshold": 0.849, "granularity": granularity})
+        found = bound("block_score", {"name": "clusters", "threshold": 0.849, "granularity": granularity})(view)
         assert "".join(name for name, value in found.items() if value > 0.5) == names
-    drifting = score_blocks(view, {"name": "clusters", "threshold": 0.949})  # b is like a, not like the input
+    drifting = bound("block_score", {"name": "clusters", "threshold": 0.949})(view)  # b is like a, not like the input
     assert "".join(name for name, value in drifting.items() if value > 0.5) == "ace"
 
 
@@ -219,9 +246,9 @@ def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
 )
 def test_wrong_scores_and_options_are_refused(score, message):
     model, x = build("pre-norm")
-    stream = observe(model, [x], find_blocks(model, example_of(x))[0], example_of(x))
+    stream = observe(Network(model, example_of(x)), [x], structure("blocks").find(Network(model, example_of(x)))[0])
     with pytest.raises((KeyError, ValueError), match=message):
-        score_blocks(View(model, [x], stream, measures.get("cka")), score)
+        bound("block_score", score)(BlockContext(Network.trace(model, [x][0]), [x], stream, measures.get("cka")))
 
 
 def test_a_name_without_options_is_a_score():

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from simprune.scores.channels import SCORES, scorer
-from simprune.structures import find_channel_groups, find_head_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
 from tests.architectures.networks import batches, make
 from tests.networks import NAMES, build
+from tests.scores.scoring import scores_of
 
 # who stands in for a duplicate is not asked: size, gradient, chance, or a channel's place beside all others
 BLIND_TO_DUPLICATES = {
@@ -26,14 +28,17 @@ CASES = [(score, network) for score in SCORES for network in NAMES]
 
 def groups_of(model, x):
     example = ((x[:2],), {})
-    return [*find_channel_groups(model, example)[0], *find_head_groups(model, example)[0]]
+    return [
+        *structure("channels").find(Network(model, example))[0],
+        *structure("heads").find(Network(model, example))[0],
+    ]
 
 
 @pytest.mark.parametrize("score, network", CASES)
 def test_every_channel_has_its_turn_and_a_share(score, network):
     model, x = build(network)
     groups = groups_of(model, x)
-    found = SCORES[score](model, [x], groups)
+    found = scores_of(score, model, [x], groups)
     assert set(found) == {group.name for group in groups}
     for group in groups:
         one = found[group.name]
@@ -48,7 +53,7 @@ def test_scoring_leaves_the_model_as_it_was_and_repeats_itself(score, network):
     model.train()
     next(model.parameters()).requires_grad_(False)
     groups, before = groups_of(model, x), copy.deepcopy(model.state_dict())
-    assert SCORES[score](model, [x], groups) == SCORES[score](model, [x], groups)
+    assert scores_of(score, model, [x], groups) == scores_of(score, model, [x], groups)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()].count(False) == 1
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -60,7 +65,7 @@ def test_scoring_leaves_the_model_as_it_was_and_repeats_itself(score, network):
 @pytest.mark.parametrize("network", ["vit", "mobilenet"])
 def test_heads_and_grouped_convolutions_have_their_turn(score, network):
     model, some = make(network), batches(network)
-    found = SCORES[score](model, some, groups_of(model, some[0]))
+    found = scores_of(score, model, some, groups_of(model, some[0]))
     for group in groups_of(model, some[0]):
         assert sorted(found[group.name].order) == list(range(group.size))
         assert all(value >= 0 for value in found[group.name].damage)
@@ -83,7 +88,7 @@ def plant(network):
 @pytest.mark.parametrize("network", ["Residual", "Flat", "Concat"])
 def test_a_planted_duplicate_costs_next_to_nothing(score, network):
     model, x, name = plant(network)
-    found = SCORES[score](model, [x], groups_of(model, x))[name]
+    found = scores_of(score, model, [x], groups_of(model, x))[name]
     twin = next(channel for channel in found.order if channel in (0, 1))
     assert found.damage[twin] <= 1e-2 * max(found.damage)
 
@@ -99,7 +104,7 @@ def test_a_planted_duplicate_costs_next_to_nothing(score, network):
 )
 def test_a_dead_channel_costs_next_to_nothing(score, network):
     model, x, name = plant(network)
-    found = SCORES[score](model, [x], groups_of(model, x))[name]
+    found = scores_of(score, model, [x], groups_of(model, x))[name]
     assert found.damage[2] <= 1e-2 * max(found.damage)
     assert found.order.index(2) < len(found.order) / 2
 

@@ -6,10 +6,10 @@ import torch
 
 from simprune import measures
 from simprune.scores.blocks import as_redundancy
-from simprune.scores.estimate import estimate
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
 from simprune.zoo.residual import ResidualCNN
-from tests.networks import NAMES, build
+from tests.networks import NAMES, build, estimated
 
 CKA = measures.get("cka_debiased")
 
@@ -17,7 +17,7 @@ CKA = measures.get("cka_debiased")
 @pytest.mark.parametrize("network", NAMES)
 def test_scores_are_shares_and_the_result_is_data(network):
     model, x = build(network)
-    found = estimate(model, [x], CKA)
+    found = estimated(model, [x], CKA)
     assert found.entries
     for entry in found.entries:
         scores = np.atleast_1d(entry.redundancy)
@@ -30,13 +30,13 @@ def test_scores_are_shares_and_the_result_is_data(network):
 @pytest.mark.parametrize("network", ["Residual", "Flat", "Concat"])
 def test_a_planted_duplicate_is_found(network):
     model, x = build(network)
-    group = find_channel_groups(model, ((x[:2],), {}))[0][-1]
+    group = structure("channels").find(Network(model, ((x[:2],), {})))[0][-1]
     for part in group.slices:
         if part.side == "out" and part.indices[0] == (0,):
             tensor = dict(model.state_dict())[part.tensor]
             tensor.select(part.dim, 1).copy_(tensor.select(part.dim, 0))
     (entry,) = [
-        entry for entry in estimate(model, [x], CKA, score="predictability").channels if entry.name == group.name
+        entry for entry in estimated(model, [x], CKA, score="predictability").channels if entry.name == group.name
     ]
     assert {0, 1} & {entry.order[0], entry.order[1]}
     assert max(entry.redundancy[0], entry.redundancy[1]) > 0.999
@@ -47,7 +47,7 @@ def test_an_inert_block_is_the_most_redundant():
     model, x = build("Residual")
     torch.nn.init.zeros_(model.blocks[1].bn2.weight)
     torch.nn.init.zeros_(model.blocks[1].bn2.bias)
-    first, second = estimate(model, [x], CKA).blocks
+    first, second = estimated(model, [x], CKA).blocks
     assert second.redundancy == pytest.approx(1)
     assert first.redundancy < 1
 
@@ -58,7 +58,7 @@ def test_blocks_by_any_score_are_weighed_in_changes_of_the_output(score):
     torch.manual_seed(0)
     model = ResidualCNN(in_channels=3, widths=(8, 16), depths=(3, 2), shortcut="A").eval()
     batches = list(torch.randn(48, 3, 8, 8).split(12))
-    own, other = estimate(model, batches, CKA), estimate(model, batches, CKA, block_score=score)
+    own, other = estimated(model, batches, CKA), estimated(model, batches, CKA, block_score=score)
     assert sorted(entry.damage for entry in other.blocks) == sorted(entry.damage for entry in own.blocks)
     by_score = sorted(other.blocks, key=lambda entry: -entry.redundancy)
     assert [entry.damage for entry in by_score] == sorted(entry.damage for entry in other.blocks)
@@ -79,17 +79,17 @@ def test_distances_become_redundancy_in_the_same_direction():
 def test_unknown_structures_are_refused(structures):
     model, x = build("Flat")
     with pytest.raises(ValueError, match="structures must be some of channels, .*blocks"):
-        estimate(model, [x], CKA, structures)
+        estimated(model, [x], CKA, structures)
 
 
 def test_no_calibration_is_an_error():
     with pytest.raises(ValueError, match="no batches"):
-        estimate(build("Flat")[0], [], CKA)
+        estimated(build("Flat")[0], [], CKA)
 
 
 def test_whole_blocks_are_replaced_as_asked_and_halves_are_not():
     model, x = build("Residual")
-    found = estimate(model, [x], CKA, ("blocks",))
+    found = estimated(model, [x], CKA, ("blocks",))
     assert {entry.block.replace for entry in found.replacing("linear").blocks} == {"linear"}
     assert found.replacing("linear").replacing("identity") == found
     with pytest.raises(ValueError, match="replace must be one of identity, linear, mean; got 'zero'"):

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from simprune.scores.channels.predictability import eliminate, reader_correlations
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
 from tests.networks import NAMES, build
 
 
@@ -54,8 +55,10 @@ def test_one_channel_and_constant_channels_are_defined():
 @pytest.mark.parametrize("network", NAMES)
 def test_batches_do_not_matter_to_the_correlations(network):
     model, x = build(network)
-    groups = find_channel_groups(model, ((x[:2],), {}))[0]
-    once, split = (reader_correlations(model, batches, groups) for batches in ([x], x.split(5)))
+    groups = structure("channels").find(Network(model, ((x[:2],), {})))[0]
+    once, split = (
+        reader_correlations(Network.trace(model, batches[0]), batches, groups) for batches in ([x], x.split(5))
+    )
     for group in groups:
         assert once[group.name].shape == (len(group.consumers), group.size, group.size)
         np.testing.assert_allclose(once[group.name], split[group.name], atol=1e-9)

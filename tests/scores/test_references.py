@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from simprune.measures import get
-from simprune.scores.channels import SCORES
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
+from tests.scores.scoring import scores_of
 
 
 @pytest.fixture
@@ -15,12 +16,12 @@ def perceptron():
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     x = torch.randn(60, 4, dtype=torch.float64)
-    return model, x, find_channel_groups(model, ((x[:2],), {}))[0]
+    return model, x, structure("channels").find(Network(model, ((x[:2],), {})))[0]
 
 
 def score_of(name, perceptron, **options):
     model, x, groups = perceptron
-    return SCORES[name](model, [x[:20], x[20:]], groups, **options)["0"]
+    return scores_of(name, model, [x[:20], x[20:]], groups, **options)["0"]
 
 
 def hidden_of(perceptron):
@@ -84,7 +85,7 @@ def test_magnitude_is_the_share_of_the_squared_norm(perceptron):
 def test_taylor_is_the_first_order_change_of_the_loss(perceptron):
     model, x, groups = perceptron
     labels, step = torch.arange(60) % 3, 1e-6
-    score = SCORES["taylor"](model, [(x, labels)], groups)["0"]
+    score = scores_of("taylor", model, [(x, labels)], groups)["0"]
 
     def loss():
         return nn.functional.cross_entropy(model(x), labels).item()
@@ -101,8 +102,8 @@ def test_taylor_is_the_first_order_change_of_the_loss(perceptron):
 def test_bn_scale_is_the_share_of_absolute_scales():
     model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).eval()
     model[1].weight.data.copy_(torch.tensor([-3.0, 1.0, 0.0]))
-    groups = find_channel_groups(model, ((torch.randn(2, 1, 2, 2),), {}))[0]
-    score = SCORES["bn_scale"](model, [], groups)["0"]
+    groups = structure("channels").find(Network(model, ((torch.randn(2, 1, 2, 2),), {})))[0]
+    score = scores_of("bn_scale", model, [], groups)["0"]
     assert score.order == (2, 1, 0)
     assert score.damage == pytest.approx((0.75, 0.25, 0.0))
 
@@ -115,11 +116,11 @@ def test_the_random_order_depends_on_the_seed_alone(perceptron):
 @pytest.mark.parametrize("score", ["correlation", "leave_one_out_cka", "independence", "taylor"])
 def test_no_batches_are_one_clear_error(score, perceptron):
     with pytest.raises(ValueError, match="no batches"):
-        SCORES[score](perceptron[0], [], perceptron[2])
+        scores_of(score, perceptron[0], [], perceptron[2])
 
 
 @pytest.mark.parametrize("score", ["leave_one_out_cka", "independence"])
 def test_batches_do_not_matter(score, perceptron):
     model, x, groups = perceptron
-    once, split = (SCORES[score](model, batches, groups)["0"] for batches in ([x], list(x.split(7))))
+    once, split = (scores_of(score, model, batches, groups)["0"] for batches in ([x], list(x.split(7))))
     np.testing.assert_allclose(once.damage, split.damage, atol=1e-12)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from simprune.scores.channels.second_order import second_order
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def perceptron():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     x = torch.randn(500, 4, dtype=torch.float64)
-    return model, x, find_channel_groups(model, ((x[:2],), {}))[0]
+    return model, x, structure("channels").find(Network(model, ((x[:2],), {})))[0]
 
 
 def left_by(hidden, target, kept):

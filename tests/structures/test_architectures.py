@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from simprune.api import apply
 from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
-from simprune.structures.blocks import find_blocks, find_sub_blocks
+from simprune.structures import structure
 from simprune.trace.cost import cost_model, measure_cost
+from simprune.trace.network import Network
 from tests.structures.architectures import BLOCKS, build
 
 HALVES = {
@@ -28,10 +29,10 @@ def plan_of(model, batch, *edits):
 def test_blocks_and_halves_are_found_and_cost_what_they_say(name):
     model, batch = build(name)
     example = example_of(batch)
-    blocks, refused = find_blocks(model, example)
+    blocks, refused = structure("blocks").find(Network(model, example))
     assert [block.name for block in blocks] == BLOCKS[name]
     assert refused == []
-    halves, _ = find_sub_blocks(model, example)
+    halves, _ = structure("sub_blocks").find(Network(model, example))
     assert len(halves) == HALVES[name]
     assert all(half.inside in BLOCKS[name] for half in halves)
     costs = cost_model(model, example)
@@ -42,7 +43,7 @@ def test_blocks_and_halves_are_found_and_cost_what_they_say(name):
 
 def test_chains_end_where_the_shape_changes():
     model, batch = build("resnet")
-    assert [block.chain for block in find_blocks(model, example_of(batch))[0]] == [0, 0, 0, 1, 1]
+    assert [block.chain for block in structure("blocks").find(Network(model, example_of(batch)))[0]] == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "llama", "gpt2"])
@@ -63,7 +64,9 @@ def test_transformers_layers_are_deleted_and_survive_a_checkpoint(name, tmp_path
 @pytest.mark.parametrize("part", ["layer", "attention"])
 def test_generation_with_and_without_a_cache_agrees(name, part):
     model, batch = build(name)
-    halves = [half for half in find_sub_blocks(model, example_of(batch))[0] if "attn" in half.name]
+    halves = [
+        half for half in structure("sub_blocks").find(Network(model, example_of(batch)))[0] if "attn" in half.name
+    ]
     edits = {
         "layer": [Edit("block", BLOCKS[name][i]) for i in (0, 2)],
         "attention": [Edit("block", halves[i].name, replace="zero") for i in (0, 2)],
@@ -90,7 +93,7 @@ def test_a_layer_that_makes_more_than_its_output_stays():
     config = transformers.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2)
     model = transformers.T5ForConditionalGeneration(config).eval()
     ids = torch.randint(2, 30, (2, 5))
-    blocks, refused = find_blocks(model, ((), {"input_ids": ids, "decoder_input_ids": ids}))
+    blocks, refused = structure("blocks").find(Network(model, ((), {"input_ids": ids, "decoder_input_ids": ids})))
     names = [f"{half}.block.{i}" for half in ("encoder", "decoder") for i in (1, 2)]
     assert [block.name for block in blocks] == names
     assert all("later layers may need" in dict(refused)[f"{half}.block.0"] for half in ("encoder", "decoder"))
@@ -107,7 +110,7 @@ class Shared(nn.Module):
 
 
 def test_a_module_with_two_names_is_refused():
-    blocks, refused = find_blocks(Shared(), ((torch.randn(2, 8, 4, 4),), {}))
+    blocks, refused = structure("blocks").find(Network(Shared(), ((torch.randn(2, 8, 4, 4),), {})))
     assert blocks == []
     assert "several places" in dict(refused)["first"]
 
@@ -139,7 +142,7 @@ def test_keyword_arguments_and_tuples_are_handed_through():
     model, x = Keywords().eval(), torch.randn(4, 6)
     nn.init.zeros_(model.layers[1].branch[0].weight)
     nn.init.zeros_(model.layers[1].branch[0].bias)
-    names = [block.name for block in find_blocks(model, ((x,), {}))[0]]
+    names = [block.name for block in structure("blocks").find(Network(model, ((x,), {})))[0]]
     assert names == ["layers.0", "layers.1", "layers.2"]
     small = apply(plan_of(model, x, Edit("block", "layers.1")), model)
     torch.testing.assert_close(small(x), model(x))

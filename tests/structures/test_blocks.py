@@ -1,13 +1,14 @@
 import torch
 from torch import nn
 
-from simprune.structures import find_blocks
+from simprune.structures import structure
+from simprune.trace.network import Network
 from simprune.zoo.residual import ResidualCNN
 from tests.networks import build
 
 
 def found(model, x):
-    blocks, refused = find_blocks(model, ((x[:2],), {}))
+    blocks, refused = structure("blocks").find(Network(model, ((x[:2],), {})))
     return [block.name for block in blocks], dict(refused)
 
 

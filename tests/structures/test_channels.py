@@ -3,13 +3,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
+from simprune.trace.network import Network
 from simprune.zoo.residual import ResidualCNN
 from tests.networks import build
 
 
 def names(model, x):
-    groups, refused = find_channel_groups(model, ((x[:2],), {}))
+    groups, refused = structure("channels").find(Network(model, ((x[:2],), {})))
     return {group.name: group for group in groups}, dict(refused)
 
 

@@ -5,14 +5,16 @@ import copy
 import pytest
 import torch
 
+from simprune.api import apply
 from simprune.core.example import describe
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
-from simprune.structures import FINDERS
+from simprune.core.registry import parts
+from simprune.structures import structure
 from simprune.trace.cost import cost_model, measure_cost
+from simprune.trace.network import Network
 from tests.networks import NAMES, build
 
-KINDS = [(kind, name) for kind in FINDERS for name in NAMES]
+KINDS = [(kind, name) for kind in parts("structure") for name in NAMES]
 
 
 def edit_of(structure) -> Edit:
@@ -32,7 +34,7 @@ def test_every_found_structure_can_be_removed_at_its_stated_cost(kind, network):
     model, x = build(network)
     example = ((x[:2],), {})
     costs = cost_model(model, example)
-    for structure in FINDERS[kind](model, example)[0]:
+    for structure in structure(kind).find(Network(model, example))[0]:
         edit = edit_of(structure)
         small = apply(plan_of(model, x, edit), model)
         assert small(x).shape == model(x).shape
@@ -51,7 +53,7 @@ def test_finding_leaves_the_model_as_it_was(kind, network):
     model.train()
     next(model.parameters()).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
-    FINDERS[kind](model, ((x[:2],), {}))
+    structure(kind).find(Network(model, ((x[:2],), {})))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert [p.requires_grad for p in model.parameters()].count(False) == 1
@@ -61,7 +63,7 @@ def test_finding_leaves_the_model_as_it_was(kind, network):
 @pytest.mark.parametrize("kind, network", KINDS)
 def test_what_is_refused_has_a_reason(kind, network):
     model, x = build(network)
-    _, refused = FINDERS[kind](model, ((x[:2],), {}))
+    _, refused = structure(kind).find(Network(model, ((x[:2],), {})))
     assert all(name in dict(model.named_modules()) and len(reason) > 10 for name, reason in refused)
     if kind == "channels":
         output = "fc2" if network == "Flat" else "head"

@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from simprune.api import apply
 from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
 from simprune.measures import get
-from simprune.scores.estimate import estimate
-from simprune.structures import find_channel_groups, find_head_groups
+from simprune.structures import structure
 from simprune.structures.heads import head_group
 from simprune.trace.attention import attentions
 from simprune.trace.cost import cost_model, measure_cost
+from simprune.trace.network import Network
 from tests.architectures.networks import batches, make
+from tests.networks import estimated
 
 WITH_HEADS = ("vit", "vit_separate", "encoder", "encoder_pre_norm", "bert", "hf_vit", "llama", "gpt2")
 
@@ -39,7 +40,7 @@ def silenced(model, group, units):
 def test_removed_equals_silenced_at_the_predicted_cost(name):
     model, batch = make(name), batches(name)[0]
     example = example_of(batch)
-    groups, refused = find_head_groups(model, example)
+    groups, refused = structure("heads").find(Network(model, example))
     assert [group.size for group in groups] == [4, 4]
     assert refused == []
     first, second = groups
@@ -59,7 +60,10 @@ def test_removed_equals_silenced_at_the_predicted_cost(name):
 def test_heads_stream_and_hidden_units_go_together(name):
     model, batch = make(name), batches(name)[0]
     example = example_of(batch)
-    groups = [*find_channel_groups(model, example)[0], *find_head_groups(model, example)[0]]
+    groups = [
+        *structure("channels").find(Network(model, example))[0],
+        *structure("heads").find(Network(model, example))[0],
+    ]
     edits = [Edit(group.kind, group.name, group.expand([0, 2]), group.width) for group in groups]
     cut = {}
     for group in groups:
@@ -73,13 +77,13 @@ def test_heads_stream_and_hidden_units_go_together(name):
 @pytest.mark.parametrize("name", ["vit", "encoder", "llama", "gpt2"])
 def test_a_planted_duplicate_is_the_most_redundant_head(name):
     model, calibration = make(name), batches(name)
-    group = find_head_groups(model, example_of(calibration[0]))[0][0]
+    group = structure("heads").find(Network(model, example_of(calibration[0])))[0][0]
     layout = attentions(model)[group.name]
     for rows in layout.rows:  # head group 3 makes what head group 1 makes
         tensor = model.get_parameter(rows.tensor).data
         source, target = (torch.tensor(layout.entries(rows, unit)) for unit in (1, 3))
         tensor.index_copy_(rows.dim, target, tensor.index_select(rows.dim, source))
-    redundancy = estimate(model, calibration, get("cka_debiased"), ("heads",))
+    redundancy = estimated(model, calibration, get("cka_debiased"), ("heads",))
     entry = redundancy.channels[0]
     assert entry.name == group.name
     assert entry.order[0] in (1, 3)
@@ -87,14 +91,14 @@ def test_a_planted_duplicate_is_the_most_redundant_head(name):
 
 
 def test_the_table_counts_heads():
-    table = estimate(make("bert"), batches("bert"), get("cka_debiased"), ("heads",)).table()
+    table = estimated(make("bert"), batches("bert"), get("cka_debiased"), ("heads",)).table()
     assert "4 heads" in table
     assert "heads by second_order" in table
 
 
 def test_query_heads_that_share_a_key_go_together():
     model, batch = make("llama"), batches("llama")[0]
-    (group, _), _ = find_head_groups(model, example_of(batch))
+    (group, _), _ = structure("heads").find(Network(model, example_of(batch)))
     assert group.units == ((0, 1), (2, 3), (4, 5), (6, 7))
     with pytest.raises(ValueError, match=r"heads \[2, 3\] of .* can only go together"):
         apply(plan_of(model, batch, Edit("heads", group.name, (0, 1, 2), 8)), model)
@@ -129,7 +133,7 @@ class Odd(nn.Module):
 
 
 def test_what_cannot_be_done_is_said():
-    groups, refused = find_head_groups(Odd(), ((torch.randn(2, 5, 8),), {}))
+    groups, refused = structure("heads").find(Network(Odd(), ((torch.randn(2, 5, 8),), {})))
     assert groups == []
     reasons = dict(refused)
     assert "takes no part" in reasons["idle"]
@@ -154,6 +158,6 @@ class Rescaled(nn.Module):
 def test_a_layout_that_is_not_what_it_looks_like_is_refused():
     model = nn.Sequential(nn.Linear(6, 8), Rescaled(), nn.Linear(8, 3))
     assert head_group(attentions(model)["1"]).size == 2
-    groups, refused = find_head_groups(model, ((torch.randn(2, 5, 6),), {}))
+    groups, refused = structure("heads").find(Network(model, ((torch.randn(2, 5, 6),), {})))
     assert groups == []
     assert "differs from ignoring" in dict(refused)["1"]

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from simprune.api import apply
 from simprune.core.plan import Edit
-from simprune.edit.apply import apply
-from simprune.structures import find_channel_groups
+from simprune.structures import structure
 from simprune.trace import coupling
 from simprune.trace.coupling import CouplingGraph
+from simprune.trace.network import Network
 from tests.structures.test_contract import plan_of
 
 IMAGES = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
@@ -19,7 +20,7 @@ ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
 
 
 def found(model, x):
-    groups, refused = find_channel_groups(model.eval(), ((x,), {}))
+    groups, refused = structure("channels").find(Network(model.eval(), ((x,), {})))
     return {group.name: group for group in groups}, dict(refused)
 
 

@@ -5,7 +5,7 @@ import torch
 
 import simprune as sp
 from simprune.core.plan import Plan
-from simprune.planners.choosers import CHOOSERS
+from simprune.core.registry import parts
 from simprune.trace.answers import answer, relative_error
 from simprune.tune.finalists import contest
 from simprune.zoo.residual import ResidualCNN
@@ -90,7 +90,7 @@ def test_finalists_are_measured_as_a_user_would(case):
     assert Plan.from_yaml(made.to_yaml()) == made
 
 
-@pytest.mark.parametrize("name", sorted(set(CHOOSERS) - {"uniform"}))
+@pytest.mark.parametrize("name", sorted(set(parts("planner")) - {"uniform"}))
 def test_exactly_so_many_blocks_go(name):
     redundancy = chain(6, 10, blocks=True, seed=1)
     free = len(sp.plan(redundancy, {"macs": 0.5}, name).blocks)

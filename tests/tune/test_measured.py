@@ -10,20 +10,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from simprune import measures
+from simprune.api import apply
 from simprune.core.plan import Plan
-from simprune.edit.apply import apply
+from simprune.core.registry import parts
 from simprune.planners.budget import Budget
-from simprune.planners.choosers import CHOOSERS
 from simprune.planners.constraints import Constraints
 from simprune.planners.search import Search, everything
 from simprune.planners.space import Space
-from simprune.scores.estimate import estimate
 from simprune.trace.memory import peak_memory
 from simprune.trace.timing import batch_of
 from simprune.tune.latency_table import _timed, latency_table
 from simprune.tune.measured import TURNS, Bench, meet
 from simprune.tune.plan import _edits, plan
-from tests.networks import build
+from tests.networks import build, estimated
 
 
 def macs(module, args, kwargs):
@@ -46,11 +45,11 @@ def found():
     for name in ("Residual", "Tokens"):
         model, x = build(name)
         structures = ("channels", "blocks", "heads") if name == "Tokens" else ("channels", "blocks")
-        result[name] = (model, x, estimate(model, [x], measures.get("cka_debiased"), structures, "magnitude"))
+        result[name] = (model, x, estimated(model, [x], measures.get("cka_debiased"), structures, "magnitude"))
     return result
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("name", parts("planner"))
 @pytest.mark.parametrize("timer", [macs, sluggish])
 def test_a_latency_budget_is_met_by_the_edited_network(found, name, timer):
     model, x, redundancy = found["Residual"]
@@ -95,7 +94,7 @@ def fine():
     convolutions = [nn.Sequential(nn.Conv2d(*each, 3), nn.ReLU()) for each in pairwise(widths)]
     model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(160, 4)).eval()
     x = torch.randn(4, 3, 8, 8)
-    return model, x, estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+    return model, x, estimated(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
 
 
 @pytest.mark.parametrize("noise, slack", [(0.0, 1e-9), (0.03, 0.015)])
@@ -157,7 +156,7 @@ def test_where_time_falls_in_steps_channels_go_by_whole_steps(name):
     convolutions = [nn.Sequential(nn.Conv2d(*each, 1), nn.ReLU()) for each in pairwise(widths)]
     model = nn.Sequential(*convolutions, nn.Conv2d(64, 4, 1)).eval()
     x = torch.randn(4, 3, 4, 4)
-    redundancy = estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+    redundancy = estimated(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
     made = plan(redundancy, {"latency": 0.5}, name, model=model, timer=tiles)
     assert 0.4 < made.expected["latency_ms"] / made.original["latency_ms"] <= 0.5
     assert {(edit.of - len(edit.indices)) % 16 for edit in made.edits} == {0}
@@ -182,7 +181,7 @@ def test_equal_layers_are_timed_once(fine):
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(depth))).eval()
         x = torch.randn(8, 12)
-        redundancy = estimate(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
+        redundancy = estimated(model, [x], measures.get("cka_debiased"), ("channels",), "magnitude")
         space, clock = Space.of(redundancy, Constraints()), Clock(0)
         latency_table(space, model, ((x,), {}), _editor(space, redundancy, model), clock)
         counts.append(clock.readings)

@@ -10,6 +10,7 @@ import torch
 import simprune as sp
 from simprune.checks import Gate
 from simprune.trace.answers import answer, relative_error
+from simprune.trace.network import Network
 from simprune.tune.trials import calibrate
 from simprune.zoo.residual import ResidualCNN
 
@@ -33,7 +34,7 @@ def ratios(before, after):
 
 def test_damages_scale_by_what_trials_at_their_depth_measured(case):
     model, batches, found = case
-    scaled = calibrate(found, model, batches, (0.3,))
+    scaled = calibrate(found, Network.trace(model, next(iter(batches))), batches, (0.3,))
     factors = ratios(found, scaled)
     for kind, entries in (("block", found.blocks), ("channels", found.channels)):
         trials = [trial for trial in scaled.trials if trial.kind == kind]
@@ -49,7 +50,7 @@ def test_damages_scale_by_what_trials_at_their_depth_measured(case):
 
 def test_the_trial_is_what_a_user_would_measure(case):
     model, batches, found = case
-    trial = calibrate(found, model, batches, (0.3,)).trials[0]
+    trial = calibrate(found, Network.trace(model, next(iter(batches))), batches, (0.3,)).trials[0]
     (block,) = [entry for entry in found.blocks if entry.name == trial.first == trial.last]
     plan = sp.plan(replace(found, blocks=(block,), channels=()), {"macs": trial.macs})
     small = sp.apply(plan, model)
@@ -61,16 +62,19 @@ def test_the_trial_is_what_a_user_would_measure(case):
 def test_trials_look_at_the_first_inputs_only(case, monkeypatch):
     model, batches, found = case
     monkeypatch.setattr("simprune.tune.held_out.INPUTS", 36)
-    assert calibrate(found, model, batches, (0.3,)).trials == calibrate(found, model, batches[:3], (0.3,)).trials
+    assert (
+        calibrate(found, Network.trace(model, next(iter(batches))), batches, (0.3,)).trials
+        == calibrate(found, Network.trace(model, next(iter(batches[:3]))), batches[:3], (0.3,)).trials
+    )
 
 
 def test_no_trials_change_nothing_and_bad_ones_are_refused(case):
     model, batches, found = case
-    assert calibrate(found, model, batches, ()) == found
+    assert calibrate(found, Network.trace(model, next(iter(batches))), batches, ()) == found
     with pytest.raises(ValueError, match="between 0 and 1; got 1"):
-        calibrate(found, model, batches, (1,))
+        calibrate(found, Network.trace(model, next(iter(batches))), batches, (1,))
     with pytest.raises(ValueError, match="give two batches or more"):
-        calibrate(found, model, batches[:1], (0.2,))
+        calibrate(found, Network.trace(model, next(iter(batches[:1]))), batches[:1], (0.2,))
 
 
 def test_compress_reports_trials_and_outcome(case):

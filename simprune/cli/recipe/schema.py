@@ -12,15 +12,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from simprune import checks, measures
 from simprune.checks import corruptions
 from simprune.cli.recipe.budgets import SMALLEST, check_budget
+from simprune.core import registry
 from simprune.core.names import did_you_mean
 from simprune.core.redundancy import STAND_INS
-from simprune.planners.choosers import check_options
 from simprune.planners.constraints import Constraints
 from simprune.repair import training as recovery
 from simprune.repair.reconstruct import Choice
-from simprune.scores.blocks import block_scorer
-from simprune.scores.channels import scorer
-from simprune.structures import FINDERS
+from simprune.structures import check_structures
 from simprune.tune.plan import CONSTRAINTS, check_numbers
 from simprune.tune.smallest import Search
 
@@ -143,7 +141,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
         if recipe.budget is not None or recipe.planner.options.get("threshold") is None:
             check_budget(recipe.budget, command)
         Constraints(**{key: getattr(recipe.planner, key) for key in CONSTRAINTS})
-        check_options(recipe.planner.name, recipe.planner.options)
+        registry.read("planner", {"name": recipe.planner.name, **recipe.planner.options})
         check_numbers(recipe.planner.blocks, recipe.planner.finalists)
     if command == "validate" and (recipe.bundle is None) == (recipe.pruned.function is None):
         what = "bundle is missing" if recipe.bundle is None else "bundle and pruned.function are both given"
@@ -158,8 +156,8 @@ def settings(config: DictConfig, command: str) -> Recipe:
     Search(**dataclasses.asdict(recipe.search))
     if recipe.resume is not None and command != "analyze" and recipe.budget != SMALLEST:
         raise ValueError("resume goes on with a search: add budget=smallest, or leave resume out")
-    scorer(recipe.score)
-    block_scorer(recipe.block_score)
+    registry.read("score", recipe.score)
+    registry.read("block_score", recipe.block_score)
     if recipe.replace not in STAND_INS:
         raise ValueError(f"replace: unknown {recipe.replace!r}; {did_you_mean(recipe.replace, STAND_INS)}")
     wanted = recipe.analysis
@@ -172,11 +170,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
         raise ValueError(
             f"analysis.inputs, from which chance and intervals are drawn: at least 32; got {wanted.inputs}"
         )
-    for name in recipe.structures:
-        if name not in FINDERS:
-            raise ValueError(f"structures: unknown {name!r}; {did_you_mean(name, FINDERS)}")
-    if not recipe.structures:
-        raise ValueError(f"structures is empty; name some of: {', '.join(FINDERS)}")
+    check_structures(list(recipe.structures))
     if any(not 0 < share < 1 for share in recipe.trials):
         raise ValueError(f"trials: shares must lie between 0 and 1; got {recipe.trials}")
     if recipe.reconstruct != "bn":

@@ -1,12 +1,14 @@
 """Block influence (Men et al., "ShortGPT", 2024): BI = 1 - mean cosine of a block's input and output, per position."""
 
-from simprune.scores.blocks._view import View
+from simprune.core.registry import register
+from simprune.scores.blocks._context import BlockContext
 
 
-def block_influence(view: View) -> dict[str, float]:
+@register("block_score", "block_influence", source="Men et al. 2024, ShortGPT")
+def block_influence(context: BlockContext) -> dict[str, float]:
     """Redundancy 1 - BI, the mean cosine, clipped to [0, 1]."""
     return {
         block.name: min(max(float(chain.cosine[place, place + 1]), 0.0), 1.0)
-        for chain in view.stream.chains
+        for chain in context.stream.chains
         for place, block in enumerate(chain.blocks)
     }

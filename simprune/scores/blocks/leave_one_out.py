@@ -7,28 +7,27 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, first_tensor, mask_of
-from simprune.core.example import example_of
 from simprune.core.progress import progress
-from simprune.scores.blocks._view import View, as_redundancy
+from simprune.core.registry import register
+from simprune.scores.blocks._context import BlockContext, as_redundancy
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.capture import Site
 from simprune.trace.context import evaluation, uncached
-from simprune.trace.visits import visit
 
 
-def leave_one_out(view: View) -> dict[str, float]:
+@register("block_score", "leave_one_out", source="Pons et al. 2024")
+def leave_one_out(context: BlockContext) -> dict[str, float]:
     """Similarity of the representation that the network's last layer reads, with and without each block.
 
     One forward pass over the calibration batches per block, and one more.
     """
-    model, measure, stream = view.model, view.measure, view.stream
-    batches = list(checked(view.calibration, "calibration"))
-    visits = visit(model, example_of(batches[0]))
+    model, measure, stream = context.network.model, context.measure, context.stream
+    batches = list(checked(context.calibration, "calibration"))
     labels = stream.labels if measure.needs_labels else None
     original = measure.prepare(final_rows(model, batches), labels)
     scores = {}
     for block in progress(stream.blocks, "leave one out"):
-        with without(model, block.name, Bypass(visits[block.name].layout(), block.replace == "zero")):
+        with without(model, block.name, Bypass(context.network.visits[block.name].layout(), block.replace == "zero")):
             rows = final_rows(model, batches)
         scores[block.name] = as_redundancy(measure, measure.compare(original, measure.prepare(rows, labels)))
     return scores

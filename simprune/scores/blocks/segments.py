@@ -7,21 +7,24 @@ them as a threshold says (MPruner, Hu et al. 2024, arXiv:2408.13482); all but th
 
 import numpy as np
 
-from simprune.scores.blocks._view import View
+from simprune.core.registry import register
+from simprune.scores.blocks._context import BlockContext
 
 
-def segments(view: View, segments: int | None = None, explained: float = 0.9) -> dict[str, float]:
+@register("block_score", "segments")
+def segments(context: BlockContext, *, segments: int | None = None, explained: float = 0.9) -> dict[str, float]:
     """Blocks inside one of the segments score 0.5 + s / 2 and those between two s / 2, s their own similarity.
 
     `segments`: how many; None takes the fewest that explain `explained` of the variance of the matrix' rows.
     """
-    values = view.similarities()
+    values = context.similarities()
     if segments is None:
         segments = segment_count(values, explained)
-    return _scores(view, values, fisher_partition(values, segments))
+    return _scores(context, values, fisher_partition(values, segments))
 
 
-def clusters(view: View, threshold: float = 0.98, granularity: int = 1) -> dict[str, float]:
+@register("block_score", "clusters", source="MPruner 2024")
+def clusters(context: BlockContext, *, threshold: float = 0.98, granularity: int = 1) -> dict[str, float]:
     """As `segments`, for runs of consecutive points that are at least `threshold` similar to the first of their run.
 
     `granularity`: MPruner's step in which a run is thinned out. 1 lets all but its first point go; k every k-th of
@@ -31,8 +34,8 @@ def clusters(view: View, threshold: float = 0.98, granularity: int = 1) -> dict[
         raise ValueError(f"clusters: threshold must be in [0, 1]; got {threshold!r}")
     if isinstance(granularity, bool) or not isinstance(granularity, int) or granularity < 1:
         raise ValueError(f"clusters: granularity must be a whole number from 1; got {granularity!r}")
-    values = view.similarities()
-    return _scores(view, values, runs(values, threshold), granularity)
+    values = context.similarities()
+    return _scores(context, values, runs(values, threshold), granularity)
 
 
 def runs(values: np.ndarray, threshold: float) -> list[int]:
@@ -96,12 +99,12 @@ def _spread(rows: np.ndarray) -> float:
     return float(np.square(rows - rows.mean(0)).sum())
 
 
-def _scores(view: View, values: np.ndarray, ends: list[int], granularity: int = 1) -> dict[str, float]:
-    place = {point: index for index, point in enumerate(view.stream.rows)}
+def _scores(context: BlockContext, values: np.ndarray, ends: list[int], granularity: int = 1) -> dict[str, float]:
+    place = {point: index for index, point in enumerate(context.stream.rows)}
     starts = [0, *ends[:-1]]
     segment = np.searchsorted(ends, np.arange(len(values)), side="right")
     scores = {}
-    for name, (before, after) in view.stream.ends.items():
+    for name, (before, after) in context.stream.ends.items():
         a, b = place[before], place[after]
         goes = segment[a] == segment[b] and (b - starts[segment[b]] - 1) % granularity == 0
         scores[name] = 0.5 * goes + values[a, b] / 2

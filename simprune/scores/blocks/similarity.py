@@ -1,8 +1,10 @@
 """Similarity of what goes into a block and what comes out, by any measure."""
 
-from simprune.scores.blocks._view import View
+from simprune.core.registry import register
+from simprune.scores.blocks._context import BlockContext
 
 
-def similarity(view: View) -> dict[str, float]:
+@register("block_score", "similarity")
+def similarity(context: BlockContext) -> dict[str, float]:
     """1: the block changes nothing that the measure sees. Rows are pooled over positions."""
-    return {name: view.similarity(*ends) for name, ends in view.stream.ends.items()}
+    return {name: context.similarity(*ends) for name, ends in context.stream.ends.items()}

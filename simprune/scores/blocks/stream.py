@@ -20,9 +20,9 @@ from simprune.core.progress import progress
 from simprune.core.rows import Rows
 from simprune.core.store import Kept
 from simprune.core.structures import Block
-from simprune.trace.capture import Site
+from simprune.trace.capture import Reading, Site, read, reading
 from simprune.trace.context import evaluation, uncached
-from simprune.trace.visits import visit
+from simprune.trace.network import Network
 
 POSITIONS = 1024  # of one batch, spread over inputs and positions alike, from which cosines are taken
 GOLDEN = 0.6180339887498949
@@ -61,30 +61,34 @@ class Stream:
 
 
 def observe(
-    model: nn.Module,
+    network: Network,
     calibration: Iterable,
     blocks: Sequence[Block],
-    example: tuple[tuple, dict],
     kept: Kept | None = None,
+    beside: Sequence[Reading] = (),
 ) -> Stream:
     """Run the model once and read the stream around `blocks` (in order of execution).
 
-    Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
+    `beside`: what else reads in the same walk. Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
     `kept` has seen are not run again. Raises ValueError when there are no batches.
     """
     chains: dict[int, list[Block]] = {}
     for block in blocks:
         chains.setdefault(block.chain, []).append(block)
     points = {number: (f"{chain[0].name}:input", *(b.name for b in chain)) for number, chain in chains.items()}
-    reader = _Reader(model, chains, points, example)
+    model, mask = network.model, None
+    reader = _Reader(network, chains, points)
     labels = []
     done = reader.go_on(None if kept is None else kept.load("stream"))
-    with evaluation(model), uncached(model), reader:
+    if done and beside:  # they have to see the batches that are not run again as well
+        read(model, calibration, beside)
+        beside = ()
+    with evaluation(model), uncached(model), reader, reading(model, beside, lambda: mask):
         for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
             labels.append(labels_of(batch))
             if number <= done:
                 continue
-            reader.mask = mask_of(batch)
+            reader.mask = mask = mask_of(batch)
             call(model, batch)
             reader.close_batch()
             if kept is not None:
@@ -104,10 +108,8 @@ def observe(
 class _Reader:
     """Hooks that follow the stream: an identity block has its own input and output, a branch is added to a stream."""
 
-    def __init__(
-        self, model: nn.Module, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]], example: Any
-    ) -> None:
-        self.model, self.points = model, points
+    def __init__(self, network: Network, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]]) -> None:
+        self.model, self.points = network.model, points
         self.pooled = {point: Rows() for names in points.values() for point in names}
         self.mask: Tensor | None = None
         self.unit: dict[str, Tensor] = {}
@@ -116,8 +118,7 @@ class _Reader:
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
         self.count: dict[int, int] = dict.fromkeys(points, 0)
         self.chains = chains
-        seen = visit(model, example)
-        self.entry = {name: visited.stream for name, visited in seen.items()}
+        self.entry = {name: visited.stream for name, visited in network.visits.items()}
         self.handles: list[Any] = []
 
     def __enter__(self) -> None:

@@ -7,7 +7,8 @@ and images.
 
 import numpy as np
 
-from simprune.scores.blocks._view import View
+from simprune.core.registry import register
+from simprune.scores.blocks._context import BlockContext
 from simprune.scores.blocks.stream import Chain
 
 
@@ -19,12 +20,13 @@ def distances(chain: Chain, n: int) -> np.ndarray:
     return np.diagonal(chain.angle, offset=n).copy()
 
 
-def windows(view: View, n: int = 2) -> dict[str, float]:
+@register("block_score", "windows")
+def windows(context: BlockContext, *, n: int = 2) -> dict[str, float]:
     """1 - the distance per removed block of the best window of at most `n` blocks around a block."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"windows: n must be a whole number of blocks from 1; got {n!r}")
     scores: dict[str, float] = {}
-    for chain in view.stream.chains:
+    for chain in context.stream.chains:
         best = np.ones(len(chain.blocks))
         for length in range(1, min(n, len(chain.blocks)) + 1):
             for first, distance in enumerate(distances(chain, length)):

@@ -1,44 +1,41 @@
-"""How dispensable each channel of a group is: one way to score per file.
+"""How dispensable every channel of a group is: one way to score per file.
 
-A score is a function (model, calibration, groups) -> {group name: Score}. To add one, write a file with such a function
-and name it in `SCORES`.
+A score is a registered function (network, calibration, groups, *, options) -> {name of the group: Score}.
 """
 
-from simprune.core.names import did_you_mean
-from simprune.scores.channels._score import Score, Scorer
-from simprune.scores.channels.baselines import bn_scale, magnitude, random
-from simprune.scores.channels.correlation import correlation
-from simprune.scores.channels.geometric_median import geometric_median
-from simprune.scores.channels.independence import independence
-from simprune.scores.channels.leave_one_out_cka import leave_one_out_cka
-from simprune.scores.channels.predictability import predictability
-from simprune.scores.channels.second_order import second_order
-from simprune.scores.channels.taylor import taylor
-from simprune.scores.channels.weight_cosine import weight_cosine
+from collections.abc import Iterable, Mapping, Sequence
 
-SCORES: dict[str, Scorer] = {
-    score.__name__: score
-    for score in (
-        second_order,
-        predictability,
-        correlation,
-        leave_one_out_cka,
-        independence,
-        geometric_median,
-        weight_cosine,
-        magnitude,
-        bn_scale,
-        taylor,
-        random,
-    )
-}
+from torch import Tensor
+
+from simprune.core.registry import Choice, bound
+from simprune.core.structures import UnitGroup
+from simprune.scores.channels._correlations import Correlations
+from simprune.scores.channels._score import Score
+from simprune.scores.channels.predictability import from_correlations
+from simprune.trace.network import Network
+
+__all__ = ["Correlations", "Score", "score_channels"]
 
 
-def scorer(name: str) -> Scorer:
-    """A score by name; raises KeyError that names the nearest."""
-    if name not in SCORES:
-        raise KeyError(f"no score named {name!r}; {did_you_mean(name, SCORES)}")
-    return SCORES[name]
+def score_channels(
+    network: Network,
+    calibration: Iterable,
+    groups: Sequence[UnitGroup],
+    score: Choice,
+    seed: int,
+    correlations: Mapping[str, Tensor],
+) -> dict[str, Score]:
+    """Scores of all groups; a group that the score says nothing of is scored by its predictability.
 
-
-__all__ = ["SCORES", "Score", "Scorer", "scorer"]
+    Args:
+        network: the original.
+        calibration: batches.
+        groups: what is scored.
+        score: its name, or a mapping with `name` and options.
+        seed: of scores that draw at random.
+        correlations: (readers, C, C) of every group at the inputs of what reads it.
+    """
+    scores = dict(bound("score", score, seed=seed)(network, calibration, groups))
+    return scores | {
+        group.name: from_correlations(correlations[group.name]) for group in groups if group.name not in scores
+    }

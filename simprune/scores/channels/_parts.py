@@ -9,6 +9,7 @@ from simprune.core.moments import Moments
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import Score
 from simprune.trace.capture import Layout, Site, run
+from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
 
 
@@ -21,7 +22,7 @@ def produced(model: nn.Module, group: UnitGroup) -> list[Tensor]:
 
 
 def reader_moments(
-    model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup], layout: Layout
+    network: Network, calibration: Iterable, groups: Sequence[UnitGroup], layout: Layout
 ) -> dict[str, list[Moments]]:
     """Moments of each group's entries, unit after unit, at the input of every module that reads them.
 
@@ -42,7 +43,7 @@ def reader_moments(
             key = (group, site.module, place)
             found[key] = found[key].merge(moments) if key in found else moments
 
-    run(model, calibration, [Site(name, layout, "input") for name in readers], see)
+    run(network.model, calibration, [Site(name, layout, "input") for name in readers], see)
     if readers and not found:
         raise ValueError("calibration has no batches; give at least one")
     return {group.name: [moments for key, moments in found.items() if key[0] == group.name] for group in groups}

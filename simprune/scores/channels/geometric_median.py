@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
 
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage, produced, share
 from simprune.scores.channels._score import Score
+from simprune.trace.network import Network
 
 
-def geometric_median(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+@register("score", "geometric_median", source="arXiv:1811.00250")
+def geometric_median(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Damage: the share of all distances between the producers' filters that a channel's own sum of distances makes up.
 
     Sum over j of |w_c - w_j|, each producer with equal weight. Data-free: `calibration` is not read. Time and memory
@@ -20,7 +22,7 @@ def geometric_median(model: nn.Module, calibration: Iterable, groups: Sequence[U
     for group in groups:
         distances = [
             torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-            for rows in produced(model, group)
+            for rows in produced(network.model, group)
         ]
         scores[group.name] = by_damage(torch.stack([share(sums) for sums in distances]).mean(0))
     return scores

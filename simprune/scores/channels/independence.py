@@ -7,20 +7,23 @@ norm is the sum of the square roots of the eigenvalues of A^T A, so the rows nee
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage, reader_moments
 from simprune.scores.channels._score import Score
+from simprune.trace.network import Network
 
 
-def independence(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+@register("score", "independence", source="arXiv:2110.13981")
+def independence(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Damage: the share of the nuclear norm that goes with a channel, in [0, 1]; mean over the readers' inputs.
 
     Rows are pooled over positions, one per input, and not centred. Every channel is judged beside all others, so both
     of two duplicates cost something. One forward pass; memory O(readers x channels^2), time O(readers x channels^4).
     """
-    moments = reader_moments(model, calibration, groups, "pool")
+    moments = reader_moments(network, calibration, groups, "pool")
     scores = {}
     for group in groups:
         shares = [_independence(found.about_origin().scatter.cpu(), group.size) for found in moments[group.name]]

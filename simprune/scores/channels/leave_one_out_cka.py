@@ -7,21 +7,24 @@ Linear CKA (Kornblith et al., 2019, arXiv:1905.00414) of a representation X with
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import reader_moments
 from simprune.scores.channels._score import Score
+from simprune.trace.network import Network
 
 
-def leave_one_out_cka(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+@register("score", "leave_one_out_cka", source="arXiv:1905.00414")
+def leave_one_out_cka(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Damage: the CKA that is lost with a channel's turn, in [0, 1]; greedy, mean over the readers' inputs.
 
     CKA weighs directions by their variance: a channel of small variance costs little, and the second of two duplicates
     costs something. Redundancy is 1 - damage / the greatest damage of the group. One forward pass; memory
     O(readers x (channels x entries)^2), time O(readers x channels^2) per group after the moments.
     """
-    moments = reader_moments(model, calibration, groups, "positions")
+    moments = reader_moments(network, calibration, groups, "positions")
     return {
         group.name: eliminate(
             torch.stack([_blocks(found.covariance.cpu(), group.size) for found in moments[group.name]])

@@ -3,65 +3,35 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from simprune.core.moments import Moments
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
+from simprune.scores.channels._correlations import reader_correlations
 from simprune.scores.channels._score import Score
-from simprune.trace.capture import Site, run
+from simprune.trace.network import Network
 
 RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
 
 
-def predictability(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+@register("score", "predictability")
+def predictability(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Backward elimination on the correlations at the readers' inputs; damage is the unexplained share / channels.
 
     One forward pass; memory O(readers x channels^2); O(readers x channels^3) per group.
     """
-    scores = {}
-    for name, correlations in reader_correlations(model, calibration, groups).items():
-        order, unexplained = eliminate(correlations)
-        scores[name] = Score(
-            order=tuple(order),
-            redundancy=tuple((1 - unexplained).clamp(0, 1).tolist()),
-            damage=tuple((unexplained.clamp(0, 1) / len(order)).tolist()),
-        )
-    return scores
+    correlations = reader_correlations(network, calibration, groups)
+    return {name: from_correlations(values) for name, values in correlations.items()}
 
 
-def reader_correlations(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
-    """(readers, C, C) correlation of each group's channels at the input of every module that reads them."""
-    readers: dict[str, list[tuple[str, Tensor]]] = {}
-    for group in groups:
-        for part in group.slices:
-            if part.side == "in" and part.tensor.endswith("weight"):
-                readers.setdefault(part.module, []).append((group.name, torch.tensor(part.inputs or part.indices)))
-    moments: dict[tuple[str, str], Moments] = {}
-
-    def see(site: Site, value: Tensor) -> None:
-        rows = site.rows(value)
-        for group, indices in readers[site.module]:
-            entries = rows[:, indices.to(rows.device)]  # (rows, C, entries per channel)
-            found = Moments.of(entries.movedim(1, -1).flatten(0, 1))
-            key = (group, site.module)
-            moments[key] = moments[key].merge(found) if key in moments else found
-
-    run(model, calibration, [Site(name, "positions", "input") for name in readers], see)
-    if readers and not moments:
-        raise ValueError("calibration has no batches; give at least one")
-    return {
-        group.name: torch.stack([_correlation(found) for (name, _), found in moments.items() if name == group.name])
-        for group in groups
-    }
-
-
-def _correlation(moments: Moments) -> Tensor:
-    """Correlation matrix on the CPU; a dead channel has zero variance and correlates with nothing, itself included."""
-    covariance = moments.covariance.cpu().clone()
-    scale = covariance.diagonal().clamp(min=0).sqrt()
-    alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
-    inverse = torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))
-    return covariance * torch.outer(inverse, inverse)
+def from_correlations(correlations: Tensor) -> Score:
+    """The score of one group from its (readers, C, C) correlations."""
+    order, unexplained = eliminate(correlations)
+    return Score(
+        order=tuple(order),
+        redundancy=tuple((1 - unexplained).clamp(0, 1).tolist()),
+        damage=tuple((unexplained.clamp(0, 1) / len(order)).tolist()),
+    )
 
 
 def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:

@@ -14,28 +14,30 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._inputs import Gathered
 from simprune.scores.channels._score import Score
-from simprune.scores.channels.predictability import predictability
 from simprune.scores.output_changes import Loss
 from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, taps, weight_of
+from simprune.trace.network import Network
 from simprune.trace.sensitivity import backpropagate
 
 RIDGE = 1e-3  # of the mean input variance, as in the repair
 RANK = 1e-12  # of the largest: directions of an output whose gradients are smaller are nothing but rounding
 
 
+@register("score", "second_order", source="Hassibi and Stork 1993, for structures")
 def second_order(
-    model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup], seed: int = 0
+    network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0
 ) -> dict[str, Score]:
     """Damage: expected squared change of the output when a channel goes, as a share of the output's variance.
 
     Greedy elimination, the refit updated after every step. One forward and one backward pass; with width = inputs x
     kernel of a reader, and one row per input and position, memory O(width x min(width, rows)) and channels times as
-    much time. Groups that only grouped convolutions read cannot be refitted: they are scored by predictability, as if
-    each carried the whole output.
+    much time. Groups that only grouped convolutions read cannot be refitted, and get no score.
     """
+    model = network.model
     readers: dict[str, _Reader] = {}
     for group in groups:
         for part in group.slices:
@@ -49,9 +51,9 @@ def second_order(
             for part in group.slices
             if part.side == "in" and part.module in readers and part.tensor.endswith("weight")
         ]
-        scores[group.name] = _eliminate(group.size, surgeons) if surgeons else None
-    rest = [group for group in groups if scores[group.name] is None]
-    return scores | (predictability(model, calibration, rest) if rest else {})
+        if surgeons:
+            scores[group.name] = _eliminate(group.size, surgeons)
+    return scores
 
 
 @dataclass

@@ -7,25 +7,29 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from simprune.core.batches import call, checked, labels_of
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage
 from simprune.scores.channels._score import Score
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.gradients import soft_log_likelihood
+from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
 
 
-def taylor(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+@register("score", "taylor", source="arXiv:1906.10771")
+def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Damage: squared first-order change of the mean loss without the channel's producers' weights (all of them).
 
     The loss is cross-entropy where batches have class labels for logits (N, C), else the soft log-likelihood of
     `simprune.trace.gradients`, which needs none. One forward and one backward pass; memory O(weights). What batches are
     matters: gradients are means over each. Parameters, `requires_grad`, `.grad` and the mode are as before.
     """
+    model = network.model
     slices = {group.name: weight_slices(model, group.slices) for group in groups}
     names = list(dict.fromkeys(part.tensor for parts in slices.values() for part in parts))
     targets = [model.get_parameter(name) for name in names]

@@ -6,20 +6,23 @@ Srinivas and Babu, 2015, "Data-free parameter pruning for deep neural networks",
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_similarity, produced
 from simprune.scores.channels._score import Score
+from simprune.trace.network import Network
 
 
-def weight_cosine(model: nn.Module, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+@register("score", "weight_cosine", source="arXiv:1507.06149")
+def weight_cosine(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
     """Damage: (1 - cos^2) / channels, cos the greatest cosine to a channel still there; negative ones count as 0.
 
     The weights of all producers side by side, each scaled to the same total; biases and normalisations are left out.
     A channel without weights costs nothing. Data-free: `calibration` is not read. O(channels^3) per group.
     """
-    return {group.name: by_similarity(_cosines(produced(model, group))) for group in groups}
+    return {group.name: by_similarity(_cosines(produced(network.model, group))) for group in groups}
 
 
 def _cosines(parts: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from simprune.core.plan import Plan
 from simprune.core.store import settings as flat
 from simprune.core.weights import load_weights
 from simprune.edit.apply import apply
+from simprune.trace.network import Network
 from simprune.tune.smallest.steps import Step
 
 FORMAT = 1
@@ -83,9 +84,9 @@ class Record:
             if path.name != name:
                 path.unlink()
 
-    def model(self, step: int, plan: Plan, original: nn.Module) -> nn.Module:
+    def model(self, step: int, plan: Plan, network: Network) -> nn.Module:
         """The kept model of a step, rebuilt on the original."""
-        small = apply(plan, original)
+        small = apply(plan, network)
         load_weights(small, self.folder / f"step-{step}.safetensors")
         return small
 

@@ -12,6 +12,7 @@ from simprune.core.progress import say
 from simprune.core.store import finite
 from simprune.core.weights import digest
 from simprune.repair.follow import Followed, Recovery, Stages
+from simprune.trace.network import Network
 from simprune.tune.smallest.record import Record
 from simprune.tune.smallest.steps import Search, Step, next_budget
 
@@ -47,7 +48,7 @@ class Trial:
     `choose` makes the plan for a share of the cost, ValueError when it cannot be reached; `judge` checks a model.
     """
 
-    model: nn.Module
+    network: Network
     choose: Callable[[float], Plan]
     recovery: Recovery
     judge: Callable[[nn.Module], Verdict]
@@ -58,23 +59,23 @@ class Trial:
         """One step; the models of the steps before are not needed."""
         if not steps:
             self.choose(1.0)  # what is wrong with anything but the budget is said here
-            verdict = self.judge(self.model)
+            verdict = self.judge(self.network.model)
             passed = self.search.passes(verdict.outcome)
             rows = [row | {"latency_ms": None} for row in self.stages.rows[:1]]
-            return Step(1.0, 1.0, verdict.outcome, passed, verdict=verdict.to_dict(), rows=rows), self.model
+            return Step(1.0, 1.0, verdict.outcome, passed, verdict=verdict.to_dict(), rows=rows), self.network.model
         try:
             plan = self.choose(budget)
         except ValueError as error:
-            return Step(budget, budget, "unreachable", False, str(error)), self.model
+            return Step(budget, budget, "unreachable", False, str(error)), self.network.model
         figure = "latency_ms" if self.search.kind == "latency" else self.search.kind
         kept = plan.expected[figure] / (plan.original[figure] or 1)
         content = plan.to_dict()
         for place, other in enumerate(steps):
             if other.plan is not None and _removed(other.plan) == _removed(content):
                 same = replace(other, budget=budget, kept=kept, reason=f"as step {place}", same_as=place, plan=None)
-                return same, self.model
+                return same, self.network.model
         stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
-        followed = self.recovery.follow(plan, self.model, stages)
+        followed = self.recovery.follow(plan, self.network, stages)
         verdict = self.judge(followed.model)
         passed = self.search.passes(verdict.outcome)
         step = Step(
@@ -91,7 +92,7 @@ def smallest(trial: Trial, settings: Mapping[str, Any], record: Record | None = 
     finished step is kept there, and the steps that are there already are not made again; `settings` say whose they are.
     Raises NothingPassed when nothing smaller than the original passes.
     """
-    original = {"weights": digest(trial.model), "accuracy": trial.stages.rows[0]["accuracy"]}
+    original = {"weights": digest(trial.network.model), "accuracy": trial.stages.rows[0]["accuracy"]}
     settings = {**settings, "original": original}
     steps = [] if record is None else record.load(settings)
     best = max((place for place, step in enumerate(steps) if step.passed), default=None)
@@ -113,7 +114,7 @@ def smallest(trial: Trial, settings: Mapping[str, Any], record: Record | None = 
     plan = Plan.from_dict(chosen.plan)
     if model is None:  # made before an interruption
         assert record is not None
-        model = record.model(best, plan, trial.model)
+        model = record.model(best, plan, trial.network)
     followed = Followed(model, chosen.repairs, chosen.epochs)
     return Found(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(steps), best)
 

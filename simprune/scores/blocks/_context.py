@@ -1,27 +1,29 @@
 """What a score of blocks gets to see."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simprune import measures
+from simprune.core.redundancy import Points
 from simprune.core.store import Kept
 from simprune.measures import Measure, SimilarityMatrix
 from simprune.scores.blocks.stream import Stream
+from simprune.trace.network import Network
 
 
 @dataclass(frozen=True)
-class View:
-    """A model, its calibration batches, what runs through its blocks, and the measure for similarities.
+class BlockContext:
+    """The network, its calibration batches, what runs through its blocks, and the measure for similarities.
 
     `kept`: where the matrix of similarities is kept once it is known.
     """
 
-    model: nn.Module
+    network: Network
     calibration: Iterable
     stream: Stream
     measure: Measure
@@ -46,6 +48,11 @@ class View:
         """(points, points) similarity of all points, in [0, 1], in the order of `stream.rows`."""
         return np.vectorize(lambda value: as_redundancy(self.measure, value))(self.whole.values)
 
+    def points(self) -> Points:
+        """The similarities of all points as plain data, with the chains that they stand in."""
+        chains = tuple((chain.points, tuple(block.name for block in chain.blocks)) for chain in self.stream.chains)
+        return Points(self.whole.names, self.similarities(), chains)
+
     def matrix(self, points: Sequence[str]) -> SimilarityMatrix:
         """The measure's own values for some points."""
         places = [self.whole.names.index(point) for point in points]
@@ -53,9 +60,6 @@ class View:
 
     def _labels(self) -> Tensor | None:
         return self.stream.labels if self.measure.needs_labels else None
-
-
-BlockScorer = Callable[..., dict[str, float]]  # (view, **options) -> {block: redundancy in [0, 1]}
 
 
 def as_redundancy(measure: Measure, value: float) -> float:

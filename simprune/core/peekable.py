@@ -1,0 +1,49 @@
+"""Batches whose first one can be looked at without a walk of its own."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from simprune.core.batches import checked
+
+
+class Peekable:
+    """The same batches; the iterator that gave the first one goes on when they are walked for the first time.
+
+    Args:
+        batches: an iterable that can be walked more than once.
+        name: what the batches are called in errors.
+
+    Raises:
+        ValueError: for what can be walked only once, and, by `first`, when there is no batch.
+
+    >>> batches = Peekable([1, 2, 3], "calibration")
+    >>> batches.first, list(batches), list(batches)
+    (1, [1, 2, 3], [1, 2, 3])
+    """
+
+    def __init__(self, batches: Iterable, name: str) -> None:
+        self.batches, self.name = checked(batches, name), name
+        self._begun: tuple[Any, Iterator] | None = None
+
+    @property
+    def first(self) -> Any:
+        """The first batch."""
+        if self._begun is None:
+            rest = iter(self.batches)
+            nothing = object()
+            batch = next(rest, nothing)
+            if batch is nothing:
+                raise ValueError(f"{self.name} has no batches; give at least one")
+            self._begun = batch, rest
+        return self._begun[0]
+
+    def __len__(self) -> int:
+        return len(self.batches)  # pyright: ignore[reportArgumentType]  # TypeError where the batches have no length
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._begun is None:
+            yield from self.batches
+            return
+        (first, rest), self._begun = self._begun, None
+        yield first
+        yield from rest

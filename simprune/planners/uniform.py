@@ -1,0 +1,11 @@
+"""Uniform: the same share of every group goes."""
+
+from simprune.core.registry import register
+from simprune.planners.search import Search, uniform_choice
+from simprune.planners.space import Choice, Space
+
+
+@register("planner", "uniform")
+def uniform(search: Search) -> tuple[Space, Choice]:
+    """The same share of every channel group, the most redundant channels of each first; no blocks."""
+    return search.space, uniform_choice(search)

@@ -1,0 +1,104 @@
+"""A network: a model together with all that one trace of it shows."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import device_of, first_tensor
+from simprune.core.cost import CostModel, Example
+from simprune.core.example import example_of
+from simprune.core.plan import fingerprint
+from simprune.core.structures import NotPrunable
+from simprune.trace.attention import Attention, attentions
+from simprune.trace.context import eval_mode, uncached
+from simprune.trace.cost import cost_model
+from simprune.trace.coupling import CouplingGraph
+from simprune.trace.execution import execution
+from simprune.trace.shortcuts import BlockCalls
+from simprune.trace.visits import Visit, visit
+
+
+class Network:
+    """A model, traced once on an example input: order of execution, calls, coupling, shortcuts, attention, costs.
+
+    Every part is read when it is first asked for, and then remembered, so whoever gets the same Network pays for no
+    second trace. The model is never changed, and nobody may change it as long as the Network is in use.
+
+    >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ((torch.zeros(2, 4),), {}))
+    >>> network.order, network.costs.total().macs
+    (['0', '2'], 48)
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self.model, self.example = model, example
+
+    @classmethod
+    def trace(cls, model: nn.Module, batch: object) -> "Network":
+        """A network traced on the first two rows of a batch."""
+        return cls(model, example_of(batch))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return device_of(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the names and shapes of all tensors; it binds plans to models."""
+        return fingerprint(self.model)
+
+    @cached_property
+    def output(self) -> Tensor | None:
+        """The model's main output on the example, in evaluation mode."""
+        args, kwargs = self.example
+        with eval_mode(self.model), uncached(self.model), torch.no_grad():
+            return first_tensor(self.model(*args, **kwargs))
+
+    @cached_property
+    def visits(self) -> dict[str, Visit]:
+        """What every module with parameters got and gave, in the order in which they begin."""
+        return visit(self.model, self.example)
+
+    @property
+    def order(self) -> list[str]:
+        """Convolutions and linear layers that run once, in order of execution."""
+        return self._execution[0]
+
+    @property
+    def normalisers(self) -> dict[str, str]:
+        """The BatchNorm behind a layer, by the layer's name."""
+        return self._execution[1]
+
+    @cached_property
+    def _execution(self) -> tuple[list[str], dict[str, str]]:
+        return execution(self.model, self.example)
+
+    @cached_property
+    def attentions(self) -> dict[str, Attention]:
+        """How heads lie in the tensors of every attention module whose layout is known."""
+        return attentions(self.model)
+
+    @property
+    def coupling(self) -> CouplingGraph:
+        """Which tensors lose entries together; NotPrunable, with the reason, when torch-pruning cannot tell."""
+        if isinstance(self._coupling, NotPrunable):
+            raise self._coupling
+        return self._coupling
+
+    @cached_property
+    def _coupling(self) -> CouplingGraph | NotPrunable:
+        try:
+            return CouplingGraph(self.model, self.example)
+        except NotPrunable as reason:
+            return reason
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """What the model costs, term by term."""
+        return cost_model(self.model, self.example)
+
+    @cached_property
+    def block_calls(self) -> BlockCalls:
+        """What composite modules got, and how far their outputs follow their inputs."""
+        return BlockCalls(self.model, self.example)
