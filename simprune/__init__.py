@@ -5,7 +5,8 @@ from simprune.bundle import Result, load, save
 from simprune.checks import Gate, Verdict, validate
 from simprune.core.plan import Edit, Plan
 from simprune.core.redundancy import Redundancy
-from simprune.repair.training import finetune, reestimate_batchnorm
+from simprune.repair.batchnorm import reestimate_batchnorm
+from simprune.repair.training import finetune
 from simprune.tune.frontier import Frontier, frontier
 
 __all__ = [

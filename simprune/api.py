@@ -29,9 +29,10 @@ from simprune.measures import Measure
 from simprune.planners.budget import Amount
 from simprune.planners.outcome import outcomes
 from simprune.repair.absorb import absorb, told
-from simprune.repair.follow import Recovery, Stages, mean, training
 from simprune.repair.reconstruct import reconstruct as repair
+from simprune.repair.recovery import Recovery, training
 from simprune.repair.refit import Refit
+from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import Estimate, estimate
 from simprune.scores.layers import Layers, compare_models, describe_depth, read_counterpart, read_layers, similarity
 from simprune.trace.network import Network
@@ -173,7 +174,7 @@ def compress(
     chosen = _measure(measure)
     redundancy = estimate(network, calibration, chosen, structures, score, block_score, seed=seed).redundancy
     redundancy = calibrate(redundancy.replacing(replace), network, calibration, trials, reconstruct)
-    stages = Stages(network.example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
+    stages = StageTable(network.example, test, batch_size=(options if plan is None else plan.planner).get("batch_size"))
     stages.add("original", model)
     tools: dict[str, Any] = {"seed": seed, "network": network, "calibration": calibration, "repair": reconstruct}
     unlabelled = stages.original is None or stages.original.labels is None
@@ -232,7 +233,7 @@ def compress(
     else:
         plan = plan if plan is not None else _plan(redundancy, budget, name, tools | options)
         report["settings"]["budget"] = dict(plan.budget)
-        followed = recovery.follow(plan, network, stages)
+        followed = recovery.follow(plan, network, stages.add)
     stand_ins = absorb(followed.model, plan, calibration)
     notes += told(stand_ins)
     if any(entry.folded_into for entry in stand_ins):
@@ -246,8 +247,8 @@ def compress(
         rows = []
         for draw in range(seed, seed + control):
             random = _plan(redundancy, _same_cost(plan), "random", kept | {"seed": draw})
-            other = Stages(stages.example, test, stages.original, timed=False)
-            made = recovery.follow(random, network, other).model
+            other = stages.untimed()
+            made = recovery.follow(random, network, other.add).model
             rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(made, stages.batch)})
         stages.rows.append({"name": "random control", "plans": control} | mean(rows))
     report |= {

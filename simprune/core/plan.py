@@ -247,4 +247,4 @@ def _edit(item: Any) -> Edit:
     return Edit(str(item.get("remove")), item["name"], tuple(indices), of, reason, stand_in, damage)  # type: ignore[arg-type]
 
 
-Method = str | Mapping[str, str]
+Method = str | Mapping[str, Any]

@@ -35,8 +35,10 @@ class Compaction:
 
     lists: list[tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]]
     changes: list[Change]
+    done: bool = False
 
     def set(self, done: bool) -> None:
+        self.done = done
         for layers, before, after in self.lists:
             layers._modules.clear()
             layers.extend(after if done else before)
@@ -83,7 +85,7 @@ def compact_again(model: nn.Module) -> bool:
 def restored(model: nn.Module) -> Iterator[None]:
     """For a while the layers that went are back as stand-ins, so every module has the original's name."""
     done = model.__dict__.get(NOTE)
-    if done is None:
+    if done is None or not done.done:  # nothing went, or somebody further out has the layers back already
         yield
         return
     done.set(False)

@@ -11,12 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.plan import Plan
+from simprune.core.registry import register
 from simprune.core.structures import Slice
 from simprune.edit.compact import restored
 from simprune.edit.effects import Effects, effects_of, unit_edits
+from simprune.repair._task import Task
+from simprune.repair.refit import Refit
 from simprune.trace.layers import output_dim
 from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
+
+
+@register("repair", "fold", title="folded", order=0, data=False)
+def folding(task: Task) -> list[Refit]:
+    """Without data, the weights that readers have for removed channels are added to those of similar ones."""
+    fold(task.small, task.plan, task.network, task.effects, task.chosen)
+    return []
 
 
 @torch.no_grad()

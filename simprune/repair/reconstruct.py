@@ -1,26 +1,82 @@
-"""Closed-form repair: refit layers in order of execution so that they give what the original's gave."""
+"""Repair without labels: which method works where, and the methods one after another."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
+from simprune.core import registry
 from simprune.core.batches import checked
-from simprune.core.names import did_you_mean
 from simprune.core.plan import Method, Plan
+from simprune.core.registry import Part
 from simprune.edit.compact import restored
 from simprune.edit.effects import Effects, effects_of
-from simprune.repair.fold import fold
-from simprune.repair.refit import VALUES, Refit, Repair
+from simprune.repair._task import Task
+from simprune.repair.refit import Refit
 from simprune.repair.stand_ins import fit_stand_ins
-from simprune.trace.execution import execution
-from simprune.trace.layers import Ridge, output_dim
 from simprune.trace.network import Network
-from simprune.trace.shortcuts import find_shortcuts
 
-METHODS = ("least_squares", "blockwise", "fold", "none")
-REFITTING = ("least_squares", "blockwise")
+DEFAULT = "least_squares"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The repair method, with its options, of the modules whose names fit a pattern."""
+
+    pattern: str
+    part: Part
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How every layer or block is repaired: of several rules that fit a name, the first counts."""
+
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def of(cls, method: Method, model: nn.Module | None = None) -> "Rules":
+        """The rules of a method, of a method with options, or of patterns of names with methods.
+
+        Raises:
+            KeyError: for an unknown method.
+            ValueError: for a choice of another form, and for a pattern that fits no module of the model.
+
+        >>> Rules.of({"layer1.*": "fold"}).rule("layer1.0.conv1").part.name, Rules.of("none").rule("fc").part.name
+        ('fold', 'none')
+        """
+        if not isinstance(method, str | Mapping):
+            raise ValueError(f"reconstruct: expected a method, or patterns of names with methods; got {method!r}")
+        choices: dict[str, Any] = {"*": method}
+        if isinstance(method, Mapping) and "name" not in method:
+            choices = {**method, "*": method.get("*", DEFAULT)}
+        rules = []
+        for pattern, choice in choices.items():
+            if model is not None and not fnmatch.filter([name for name, _ in model.named_modules()], pattern):
+                raise ValueError(f"reconstruct: no module fits the pattern {pattern!r}; see the names in the plan")
+            rules.append(Rule(pattern, *registry.read("repair", choice)))
+        return cls(tuple(rules))
+
+    def rule(self, name: str) -> Rule:
+        """The rule for a layer or block."""
+        return next(rule for rule in self.rules if fnmatch.fnmatchcase(name, rule.pattern))
+
+    @property
+    def active(self) -> list[Rule]:
+        """One rule per method and options, in the order in which methods work; not what another one includes."""
+        distinct = {(rule.part.name, repr(sorted(rule.options.items()))): rule for rule in self.rules}
+        included = {name for rule in self.rules for name in rule.part.facts.get("includes", ())}
+        used = [rule for rule in distinct.values() if rule.part.name not in included]
+        return sorted(used, key=lambda rule: rule.part.facts.get("order", 1))
+
+    @property
+    def title(self) -> str:
+        """What the row of a table is called behind the repair; empty where nothing is done."""
+        return next(
+            (title for rule in reversed(self.active) if (title := rule.part.facts.get("title", "repaired"))), ""
+        )
 
 
 def reconstruct(
@@ -28,115 +84,55 @@ def reconstruct(
     plan: Plan,
     network: Network,
     calibration: Iterable,
-    method: Method = "least_squares",
-    ridge: Ridge = "auto",
-    values: int = VALUES,
+    method: Method = DEFAULT,
     effects: Effects | None = None,
 ) -> list[Refit]:
-    """Repair `small` in place, without labels, so that its layers reproduce those of the original `network`; maps and constants that
-    stand in for blocks are fitted first.
+    """Repair `small` in place, without labels, so that it answers like the original `network`.
 
-    "least_squares": every convolution and linear layer behind the first edit is solved for the original's output given
-    the inputs it gets in the pruned network, so errors of earlier layers are corrected and not passed on; the last
-    layer of a residual block also takes back what the shortcut has lost. A convolution without bias puts its intercept
-    into the BatchNorm behind it; a layer with neither is fitted through the origin. `ridge` is relative to the mean
-    variance of the inputs; "auto" takes for every layer the one with which an eighth of the inputs, held out, is
-    predicted best. Grouped convolutions, layers that run more than once, and subclasses that compute something else
-    than a product with their weight stay as they are.
+    Maps and constants that stand in for blocks are fitted first.
 
-    "blockwise": after that, the layers of each residual block are fitted together, so that the kept units change as
-    well (see `simprune.repair.gauss_newton`), on as many batches as give `values` entries of the block's output. No
-    labels and no learning rate, but iterated: about five times the time.
+    Args:
+        small: what `apply` made of the plan.
+        plan: the plan.
+        network: the original.
+        calibration: batches, walked once.
+        method: one of `simprune list repairs`, a mapping with `name` and its options, or a mapping of patterns of names
+            to these, as {"layer1.*": "none", "*": "blockwise"}: the first pattern that fits a name counts, and
+            "least_squares" where none does.
+        effects: of the plan, if they are known.
 
-    "fold": without data, removed channels are merged into similar ones (see `simprune.repair.fold`); no errors to
-    report. "none": nothing.
+    Returns:
+        The errors of refitted layers and blocks before and after.
 
-    A mapping of patterns to these, as {"layer1.*": "none", "*": "blockwise"}, repairs layers and blocks differently:
-    the first pattern that fits a name counts, and "least_squares" where none does.
-
-    Cost: one forward pass of both networks over the calibration batches, plus one solve per layer, of as many unknowns
-    as it has inputs x kernel, or rows where these are fewer. Raises ValueError for an unknown method, for a pattern
-    that fits nothing, or when `small` does not come from `plan` and the network.
+    Raises:
+        KeyError: for an unknown method.
+        ValueError: for a pattern that fits nothing, or when `small` does not come from `plan` and the network.
     """
-    choice = Choice.of(method, network.model)
+    rules = Rules.of(method, network.model)
     plan.check(network.model)
-    if not plan.edits or choice.everywhere("none"):
+    if not plan.edits or not rules.title:
         return []
     effects = effects_of(plan, network) if effects is None else effects
-    if choice.anywhere("fold"):
-        fold(small, plan, network, effects, lambda layer: choice.method(layer) == "fold")
-    if not (choice.anywhere("least_squares") or choice.anywhere("blockwise")):
-        return []
-    batches = list(checked(calibration, "calibration"))
-    if not batches:
-        raise ValueError("calibration has no batches; give at least one")
-    fit_stand_ins(small, plan, network, batches, effects)
+    batches: list[Any] = []
+    if any(rule.part.facts.get("data", True) for rule in rules.active):
+        batches = list(checked(calibration, "calibration"))
+        if not batches:
+            raise ValueError("calibration has no batches; give at least one")
+        fit_stand_ins(small, plan, network, batches, effects)
+    refits: list[Refit] = []
+    task = Task(small, plan, network, effects, batches, chosen=lambda _: True, layers=lambda _: True)
     with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
-        return _refit_layers(small, network, effects, batches, choice, ridge, values)
+        for rule in rules.active:
+            refits += rule.part.make(_limited(task, rules, rule), **rule.options)
+    return refits
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How each layer or block is repaired: patterns of names with their methods, the first that fits counts."""
+def _limited(task: Task, rules: Rules, rule: Rule) -> Task:
+    """The same task where the rules want the method of one of them."""
+    included = rule.part.facts.get("includes", ())
 
-    rules: tuple[tuple[str, str], ...]
+    def chosen(name: str) -> bool:
+        other = rules.rule(name)
+        return other.part.name == rule.part.name and other.options == rule.options
 
-    @classmethod
-    def of(cls, method: Method, model: nn.Module | None = None) -> "Choice":
-        """ValueError for an unknown method, and for a pattern that fits no module of the model.
-
-        >>> Choice.of({"layer1.*": "fold"}).method("layer1.0.conv1"), Choice.of("none").method("conv1")
-        ('fold', 'none')
-        """
-        if not isinstance(method, str | Mapping):
-            raise ValueError(f"reconstruct: expected a method, or patterns of names with methods; got {method!r}")
-        rules = {"*": method} if isinstance(method, str) else {**method, "*": method.get("*", METHODS[0])}
-        for pattern, each in rules.items():
-            if each not in METHODS:
-                raise ValueError(f"reconstruct: unknown method {each!r}; {did_you_mean(str(each), METHODS)}")
-            if model is not None and not fnmatch.filter([name for name, _ in model.named_modules()], pattern):
-                raise ValueError(f"reconstruct: no module fits the pattern {pattern!r}; see the names in the plan")
-        return cls(tuple(rules.items()))
-
-    def method(self, name: str) -> str:
-        return next(method for pattern, method in self.rules if fnmatch.fnmatchcase(name, pattern))
-
-    def anywhere(self, method: str) -> bool:
-        return any(each == method for _, each in self.rules)
-
-    def everywhere(self, method: str) -> bool:
-        return all(each == method for _, each in self.rules)
-
-
-def _refit_layers(
-    small: nn.Module,
-    network: Network,
-    effects: Effects,
-    batches: list,
-    choice: Choice,
-    ridge: Ridge,
-    values: int,
-) -> list[Refit]:
-    order, normalisers = execution(small, network.example)
-    behind = _behind_first_edit(order, network, effects)
-    layers = [name for name in behind if choice.method(name) in REFITTING]
-    shortcuts = find_shortcuts(small, network.block_calls, layers)
-    together = {
-        block: [name for name in order if name.startswith(f"{block}.") and choice.method(name) in REFITTING]
-        for block in (shortcut.module for shortcut in shortcuts.values())
-        if choice.method(block) == "blockwise"
-    }
-    repair = Repair(small, network.model, effects, normalisers, shortcuts, ridge, together, values)
-    return repair.run(layers, batches, "reconstruct")
-
-
-def _behind_first_edit(kept: Sequence[str], network: Network, effects: Effects) -> list[str]:
-    """Layers that still run, from the first one whose input the plan changes."""
-
-    def touched(name: str) -> bool:
-        inputs = 1 - output_dim(network.model.get_submodule(name))
-        return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
-
-    first = next((index for index, name in enumerate(network.order) if touched(name)), len(network.order))
-    behind = set(network.order[first:])
-    return [name for name in kept if name in behind]
+    return replace(task, chosen=chosen, layers=lambda name: chosen(name) or rules.rule(name).part.name in included)

@@ -13,8 +13,9 @@ from simprune.core.progress import progress
 from simprune.edit.effects import Effects
 from simprune.repair.gauss_newton import fit_block
 from simprune.repair.lockstep import lockstep
+from simprune.repair.ridge import Ridge, fit
 from simprune.trace.context import eval_mode, uncached
-from simprune.trace.layers import Ridge, channel_dim, fit, matrix_of, output_dim
+from simprune.trace.layers import channel_dim, matrix_of, output_dim
 from simprune.trace.shortcuts import Shortcut
 
 VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and memory

@@ -1,4 +1,4 @@
-"""Recovery by data: BatchNorm re-estimation, and a training loop with distillation from the original."""
+"""Fine-tuning: a training loop with distillation from the original."""
 
 import math
 from collections.abc import Iterable
@@ -10,33 +10,6 @@ from torch import Tensor, nn
 from simprune.core.batches import call, checked, device_of, labels_of
 from simprune.core.progress import progress
 from simprune.trace.context import eval_mode
-
-NORMS = nn.modules.batchnorm._BatchNorm
-
-
-def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:
-    """Set every BatchNorm's running mean and variance to the average over these batches; one forward pass, in place.
-
-    A network without BatchNorm is left as it is. Raises ValueError when there are no batches.
-    """
-    norms = [module for module in model.modules() if isinstance(module, NORMS) and module.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    with eval_mode(model), torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average: every batch counts the same
-            norm.train()
-        try:
-            seen = 0
-            for batch in checked(batches, "calibration"):
-                call(model, batch)
-                seen += 1
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-    if not seen:
-        raise ValueError("calibration has no batches; give at least one")
-    return model
 
 
 def finetune(

@@ -18,7 +18,8 @@ from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 from simprune.core.registry import Choice
 from simprune.measures import Measure
-from simprune.repair.follow import Recovery, Stages, mean, training
+from simprune.repair.recovery import Recovery, training
+from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import estimate
 from simprune.trace.network import Network
 from simprune.trace.timing import side_by_side
@@ -102,7 +103,7 @@ def frontier(
         return [plan(redundancy, {kind: share}, "random", draw, **given) for draw in range(seed, seed + control)]
 
     choose(redundancy, 1.0, "macs")  # what is wrong with anything but the budget is said here
-    stages = Stages(network.example, test, batch_size=options.get("batch_size"))
+    stages = StageTable(network.example, test, batch_size=options.get("batch_size"))
     stages.add("original", model)
     if test is None:
         notes.append("no test batches: accuracy and agreement were left out")
@@ -168,7 +169,7 @@ class _Points:
 
     network: Network
     recovery: Recovery
-    stages: Stages
+    stages: StageTable
 
     @property
     def count(self) -> int | None:
@@ -187,8 +188,8 @@ class _Points:
         return asked | {"reachable": True, "reason": ""} | found | bounds | {"plans": len(plans)}, plans
 
     def _row(self, chosen: Plan) -> dict[str, Any]:
-        stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
-        small = self.recovery.follow(chosen, self.network, stages).model
+        stages = self.stages.untimed()
+        small = self.recovery.follow(chosen, self.network, stages.add).model
         original, last = self.stages.rows[0], stages.rows[-1]
         _, after, ratio = side_by_side(self.network.model, small, self.stages.batch)
         return {

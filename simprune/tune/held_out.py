@@ -9,7 +9,7 @@ from torch import Tensor
 from simprune.core.batches import checked, inputs_of
 from simprune.core.example import rows_of
 from simprune.core.plan import Method, Plan
-from simprune.repair.follow import Recovery, Stages
+from simprune.repair.recovery import Recovery
 from simprune.trace.answers import answer, relative_errors
 from simprune.trace.network import Network
 
@@ -45,8 +45,7 @@ class HeldOut:
 
     def errors(self, plan: Plan) -> Tensor:
         """(outputs,) the same output by output, as shares of the mean variance."""
-        stages = Stages(self.network.example, None, timed=False)
-        small = Recovery(self.rest, method=self.method).follow(plan, self.network, stages).model
+        small = Recovery(self.rest, method=self.method).follow(plan, self.network).model
         return relative_errors(answer(small, self.held).logits, self.wanted)
 
 

@@ -48,7 +48,7 @@ def plan(
     `finalists`: how many plans, from no blocks to blocks alone, are tried at most: edited, repaired by `repair` on
     `calibration`, and measured on inputs held out of it; the best is returned (see
     `simprune.tune.finalists`); 0 for none. Further options are the planner's own. Memory and latency need the
-    `network`, on which they are measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
+    `network` to be measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
     `timer` (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks
     differ. Cost of a finalist: one edit and one repair, on up to 1,024 inputs. Raises ValueError when the budget is out
     of reach (the message says how far one can go) and KeyError for an unknown planner.

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simprune.repair.training import finetune, reestimate_batchnorm
+from simprune.repair.batchnorm import reestimate_batchnorm
+from simprune.repair.training import finetune
 from tests.networks import build
 
 

@@ -14,7 +14,7 @@ import simprune as sp
 from simprune import api as pipeline
 from simprune.checks import Gate, GateResult, Verdict
 from simprune.core.plan import Edit, Plan
-from simprune.repair.follow import Followed
+from simprune.repair.recovery import Recovered
 from simprune.tune.smallest import NothingPassed, Record, Search, Step, Trial, most_checks, next_budget, smallest
 from tests.networks import Residual
 from tests.test_api import task
@@ -111,7 +111,7 @@ class Follow:
         share = plan.expected["macs"] / MACS
         self.followed.append(share)
         stages.rows.append({"name": "pruned", "accuracy": share, "agreement": share, "latency_ms": None})
-        return Followed(Weight(share), [], [])
+        return Recovered(Weight(share), [], [])
 
 
 class StagesOf:
@@ -435,5 +435,5 @@ def test_the_page_shows_every_step(whole):
     page = render(whole[0].report)
     steps = whole[0].report["search"]["steps"]
     section = page[page.index("How the smallest model was found") : page.index("What was removed, and why")]
-    assert section.count("<circle") == len(steps) and section.count("<tr") == len(steps) + 1
+    assert section.count('class="track"') == len(steps) and section.count("<tr") == len(steps) + 1
     assert "disagreement" in section and "<script" not in page

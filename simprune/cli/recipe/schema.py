@@ -17,7 +17,7 @@ from simprune.core.names import did_you_mean
 from simprune.core.redundancy import STAND_INS
 from simprune.planners.constraints import Constraints
 from simprune.repair import training as recovery
-from simprune.repair.reconstruct import Choice
+from simprune.repair.reconstruct import Rules
 from simprune.structures import check_structures
 from simprune.tune.plan import CONSTRAINTS, check_numbers
 from simprune.tune.smallest import Search
@@ -173,8 +173,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
     check_structures(list(recipe.structures))
     if any(not 0 < share < 1 for share in recipe.trials):
         raise ValueError(f"trials: shares must lie between 0 and 1; got {recipe.trials}")
-    if recipe.reconstruct != "bn":
-        Choice.of(recipe.reconstruct)
+    Rules.of(recipe.reconstruct)
     for name in ("seed", "control"):
         if getattr(recipe, name) < 0:
             raise ValueError(f"{name} must not be negative; got {getattr(recipe, name)}")

@@ -69,7 +69,9 @@ def observe(
 ) -> Stream:
     """Run the model once and read the stream around `blocks` (in order of execution).
 
-    `beside`: what else reads in the same walk. Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
+    `beside`: what else reads in the same walk.
+
+    Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
     `kept` has seen are not run again. Raises ValueError when there are no batches.
     """
     chains: dict[int, list[Block]] = {}

@@ -11,7 +11,8 @@ from simprune.core.plan import Plan
 from simprune.core.progress import say
 from simprune.core.store import finite
 from simprune.core.weights import digest
-from simprune.repair.follow import Followed, Recovery, Stages
+from simprune.repair.recovery import Recovered, Recovery
+from simprune.repair.stages import StageTable
 from simprune.trace.network import Network
 from simprune.tune.smallest.record import Record
 from simprune.tune.smallest.steps import Search, Step, next_budget
@@ -21,7 +22,7 @@ from simprune.tune.smallest.steps import Search, Step, next_budget
 class Found:
     """The smallest model that passed, as `Recovery.follow` left it, and how it was found."""
 
-    followed: Followed
+    followed: Recovered
     plan: Plan
     verdict: Verdict
     steps: tuple[Step, ...]
@@ -52,7 +53,7 @@ class Trial:
     choose: Callable[[float], Plan]
     recovery: Recovery
     judge: Callable[[nn.Module], Verdict]
-    stages: Stages
+    stages: StageTable
     search: Search
 
     def of(self, budget: float, steps: Sequence[Step]) -> tuple[Step, nn.Module]:
@@ -74,8 +75,8 @@ class Trial:
             if other.plan is not None and _removed(other.plan) == _removed(content):
                 same = replace(other, budget=budget, kept=kept, reason=f"as step {place}", same_as=place, plan=None)
                 return same, self.network.model
-        stages = Stages(self.stages.example, self.stages.test, self.stages.original, timed=False)
-        followed = self.recovery.follow(plan, self.network, stages)
+        stages = self.stages.untimed()
+        followed = self.recovery.follow(plan, self.network, stages.add)
         verdict = self.judge(followed.model)
         passed = self.search.passes(verdict.outcome)
         step = Step(
@@ -115,7 +116,7 @@ def smallest(trial: Trial, settings: Mapping[str, Any], record: Record | None = 
     if model is None:  # made before an interruption
         assert record is not None
         model = record.model(best, plan, trial.network)
-    followed = Followed(model, chosen.repairs, chosen.epochs)
+    followed = Recovered(model, chosen.repairs, chosen.epochs)
     return Found(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(steps), best)
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import simprune as sp
-from simprune.trace.layers import RIDGES, can_be_fitted, fit, patches, positions, stacked
+from simprune.repair.ridge import RIDGES, fit
+from simprune.trace.layers import can_be_fitted, patches, positions, stacked
 
 LAYERS = {
     "linear": (lambda bias: nn.Linear(12, 3, bias), (12,)),

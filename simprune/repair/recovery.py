@@ -1,0 +1,68 @@
+"""Following a plan: edit, repair, fine-tune."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from simprune.core.plan import Method, Plan
+from simprune.edit.apply import apply
+from simprune.edit.effects import effects_of
+from simprune.repair.reconstruct import Rules, reconstruct
+from simprune.repair.stand_ins import fit_stand_ins
+from simprune.repair.training import finetune
+from simprune.trace.network import Network
+
+Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model as it is then)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The smaller model, the errors of its layers before and after the repair, and the losses of its training."""
+
+    model: nn.Module
+    repairs: list[dict[str, Any]]
+    epochs: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What is done to a model after the edits: a repair, then perhaps training.
+
+    `method`: as `simprune.reconstruct` takes it. `settings`: arguments of `simprune.finetune`, None for no training.
+    """
+
+    calibration: Iterable
+    train: Iterable | None = None
+    method: Method = "least_squares"
+    settings: dict[str, Any] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Rules.of(self.method)
+
+    def follow(self, plan: Plan, network: Network, watch: Watch = lambda *_: None) -> Recovered:
+        """Apply a plan, repair and fine-tune; `watch` sees the model after every stage."""
+        effects = effects_of(plan, network)
+        small = apply(plan, network, effects)
+        fit_stand_ins(small, plan, network, self.calibration, effects)
+        watch("pruned", small)
+        refits = reconstruct(small, plan, network, self.calibration, self.method, effects)
+        if title := Rules.of(self.method).title:
+            watch(title, small)
+        epochs: list[dict[str, float]] = []
+        if self.settings is not None and self.train is not None:
+            epochs = finetune(small, self.train, **({"teacher": network.model, "seed": self.seed} | self.settings))
+            watch("fine-tuned", small)
+        return Recovered(small, [refit.to_dict() for refit in refits], epochs)
+
+
+def training(
+    finetune: Mapping[str, Any] | int | None, train: Iterable | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Arguments of `simprune.finetune`, None for no training, and a note when it is left out for want of data."""
+    settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
+    if settings is not None and train is None:
+        return None, ["no training batches: fine-tuning was left out"]
+    return settings, []

@@ -1,0 +1,165 @@
+"""Fit one layer in closed form: the weights with which its inputs give wanted outputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.moments import Moments
+from simprune.trace.layers import joint_moments, matrix_of, patches, positions, stacked, weight_of
+
+Ridge = float | Literal["auto"]
+RIDGES = (1e-3, 1e-5, 1e-4, 1e-2, 1e-1, 1.0)  # the first where nothing can be held out
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights and intercept, with the relative squared error of the outputs before and after."""
+
+    matrix: Tensor
+    intercept: Tensor
+    before: float
+    after: float
+    ridge: float
+
+    def write(self, layer: nn.Module) -> None:
+        """Put the weights, and the intercept where there is a bias, into a layer."""
+        with torch.no_grad():
+            layer.get_parameter("weight").copy_(weight_of(layer, self.matrix))
+            if getattr(layer, "bias", None) is not None:
+                layer.get_parameter("bias").copy_(self.intercept)
+
+
+def fit(layer: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], ridge: Ridge, intercept: bool = True) -> Fit:
+    """Ridge regression of wanted outputs on a layer's inputs, over batches of (input, wanted output).
+
+    `ridge` is relative to the mean variance of the inputs; "auto" takes the one of `RIDGES` with which the first eighth
+    of each batch is predicted best from the rest (`RIDGES[0]` when batches are too small), and then fits to all.
+    Without `intercept` the fit goes through the origin, and the layer has no bias. With width = inputs x kernel and one
+    row per position, memory O(width x min(width, rows)): products of inputs are summed up, or rows compared where there
+    are fewer rows.
+    """
+    old, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
+    count = sum(wanted.numel() // len(old) for _, wanted in pairs)
+    problem = _Rows if count < old.shape[1] else _Products
+    seen: list[_Problem | None] = [None, None]  # held out, and the rest
+    for x, wanted in pairs:
+        held = len(x) // 8 if ridge == "auto" and len(x) == len(wanted) else 0
+        for place, rows in enumerate((slice(0, held), slice(held, None))):
+            if len(x[rows]):
+                found = problem.of(patches(layer, x[rows]), positions(layer, wanted[rows]), intercept)
+                known = seen[place]
+                seen[place] = found if known is None else known.merge(found)
+    judging, fitting = seen
+    assert fitting is not None
+    if ridge == "auto":
+        ridge = RIDGES[0] if judging is None else min(RIDGES, key=lambda each: judging.error(*fitting.solve(each)))
+    whole = fitting if judging is None else fitting.merge(judging)
+    weight, offset = whole.solve(ridge)
+    spread = whole.total.clamp(min=1e-30)
+    before = whole.error(old, torch.zeros_like(old[:, 0]) if bias is None else bias.detach().double())
+    return Fit(weight, offset, float(before / spread), float(whole.error(weight, offset) / spread), ridge)
+
+
+class _Problem(Protocol):
+    """Least squares over some rows."""
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of squares of the wanted outputs, about their mean if there is an intercept."""
+        ...
+
+    def merge(self, other: Any) -> "_Problem":
+        """The problem over the rows of both."""
+        ...
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights and intercept."""
+        ...
+
+    def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
+        """Sum of squares that these weights leave."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Products:
+    """As sums over rows: inputs, wanted outputs, and their products."""
+
+    moments: Moments
+    width: int
+    intercept: bool
+
+    @classmethod
+    def of(cls, inputs: Tensor, wanted: Tensor, intercept: bool) -> "_Products":
+        return cls(joint_moments(inputs, wanted), inputs.shape[1], intercept)
+
+    @cached_property
+    def about(self) -> Moments:
+        return self.moments if self.intercept else self.moments.about_origin()
+
+    @property
+    def gram(self) -> Tensor:
+        return self.about.scatter[: self.width, : self.width]
+
+    @property
+    def cross(self) -> Tensor:
+        return self.about.scatter[: self.width, self.width :]
+
+    @property
+    def total(self) -> Tensor:
+        return self.about.scatter[self.width :, self.width :].diagonal().sum()
+
+    def merge(self, other: "_Products") -> "_Products":
+        return _Products(self.moments.merge(other.moments), self.width, self.intercept)
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        damping = ridge * self.gram.diagonal().mean() + 1e-12
+        ridged = self.gram + damping * torch.eye(self.width, dtype=self.gram.dtype, device=self.gram.device)
+        weight = torch.linalg.solve(ridged, self.cross).T
+        mean = self.about.mean
+        return weight, mean[self.width :] - weight @ mean[: self.width]
+
+    def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
+        mean = self.about.mean
+        offset = weight @ mean[: self.width] + intercept - mean[self.width :]
+        left = self.total - 2 * (weight * self.cross.T).sum() + (weight @ self.gram * weight).sum()
+        return left.clamp(min=0) + self.moments.count * offset.square().sum()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """As rows, of which there are fewer than inputs: the weights are sums of rows (kernel ridge regression)."""
+
+    inputs: Tensor  # (rows, width)
+    wanted: Tensor  # (rows, outputs)
+    intercept: bool
+
+    @classmethod
+    def of(cls, inputs: Tensor, wanted: Tensor, intercept: bool) -> "_Rows":
+        return cls(stacked(inputs).T.double(), stacked(wanted).T.double(), intercept)
+
+    @property
+    def total(self) -> Tensor:
+        return self._centred(self.wanted)[1].square().sum()
+
+    def merge(self, other: "_Rows") -> "_Rows":
+        return _Rows(torch.cat([self.inputs, other.inputs]), torch.cat([self.wanted, other.wanted]), self.intercept)
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        (mean, inputs), (target, wanted) = self._centred(self.inputs), self._centred(self.wanted)
+        kernel = inputs @ inputs.T
+        kernel.diagonal().add_(ridge * kernel.trace() / inputs.shape[1] + 1e-12)
+        weight = torch.linalg.solve(kernel, wanted).T @ inputs
+        return weight, target - weight @ mean
+
+    def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
+        return (self.inputs @ weight.T + intercept - self.wanted).square().sum()
+
+    def _centred(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What is subtracted, and the rows without it."""
+        mean = rows.mean(0) if self.intercept else torch.zeros_like(rows[0])
+        return mean, rows - mean
