@@ -25,12 +25,11 @@ from simprune.core.store import Kept, finite
 from simprune.core.weights import digest
 from simprune.measures import Measure
 from simprune.report import render
-from simprune.report.analysis import render_analysis, tables
+from simprune.report.analysis import render_analysis, save_figures, tables
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
-from simprune.report.paper import save_figures
 from simprune.report.verdict import junit, render_verdict
 from simprune.scores.estimate import estimate
-from simprune.sources.local import Data, model_from
+from simprune.sources import Data, model_from
 from simprune.trace.network import Network
 from simprune.tune import frontier as curves
 from simprune.tune.smallest import NothingPassed, Record

@@ -50,6 +50,12 @@ for (const [name, group] of Object.entries(groups)) {
   };
 
   for (const map of maps) {
+    for (const name of ["across", "down", "spot"]) {
+      const line = document.createElementNS(map.namespaceURI, "rect");
+      line.setAttribute("class", name);
+      line.style.display = "none";
+      map.append(line);
+    }
     const find = event => {
       const box = map.getBoundingClientRect(), scale = map.viewBox.baseVal.width / box.width;
       const { left, top, cell } = map.dataset;

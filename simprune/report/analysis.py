@@ -10,36 +10,69 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import _environment, maps, units
+from . import charts, units
+from .template import fill, text
 
 
 def render_analysis(data: dict[str, Any]) -> str:
     """The page as text: a pure function of the analysis. Every text is escaped; nothing is loaded."""
-    folder = Path(__file__).parent
-    script = (folder / "analysis.js").read_text(encoding="utf-8")
+    script = text("analysis.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = _environment()
-    environment.filters |= {"count": units.count, "fixed": units.fixed}
-    kinds = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
     points = data["points"]
     shown = {"own": {"rows": points, "columns": points, "similarity": data["similarity"]}}
     if other := data.get("other"):
         shown["other"] = {"rows": points, "columns": other["points"], "similarity": other["similarity"]}
-    return environment.get_template("analysis.html").render(
+    groups = {"similarity": "own", "other": "other"}  # of maps that the script links
+    return fill(
+        "analysis.html",
+        "analysis.css",
         data={"other": None, "channels": [], "unprunable": [], "model": "", "score": "", "simprune": ""} | data,
-        map=maps,
-        ids=list(kinds),
-        similarities=[key for key, similar in kinds.items() if similar],
-        distances=[key for key, similar in kinds.items() if not similar],
+        charts={
+            name: charts.inline(chart, name, groups.get(name.partition("_")[0], ""))
+            for name, chart in _charts(data).items()
+        },
+        windows=_windows(data),
+        ids=[each["measure"] for each in data["similarity"]],
         headline=_headline(data),
         removable=sum(block["share"] or 0 for block in data["blocks"] if not block["inside"]),
         segments=len(set(data["segments"]["of"])),
         average=_average,
-        own_style=Markup((folder / "analysis.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
         embedded=Markup(json.dumps(shown).replace("<", "\\u003c")),
     )
+
+
+def save_figures(data: dict[str, Any], folder: Path) -> list[Path]:
+    """Write every figure of an analysis as .svg and .png (300 dpi) and return the paths."""
+    return charts.save(_charts(data), folder)
+
+
+def _charts(data: dict[str, Any]) -> dict[str, charts.Chart]:
+    """Every chart of the page by the name that its file has."""
+    points, other = data["points"], data.get("other") or {"similarity": [], "points": []}
+    similar = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
+    drawn = {}
+    for each in data["similarity"]:
+        name, options = each["measure"], {"segments": data["segments"]["of"], "reverse": not similar[each["measure"]]}
+        drawn[f"similarity_{name}"] = charts.similarity_map(each["values"], points, points, name, **options)
+    for each in other["similarity"]:
+        name, options = each["measure"], {"across": "layer of the other", "reverse": not similar[each["measure"]]}
+        drawn[f"other_{name}"] = charts.similarity_map(each["values"], points, other["points"], name, **options)
+    offset = 0
+    for title, kind in (("similarity", True), ("distance", False)):
+        ids = [name for name, larger in similar.items() if larger == kind]
+        if data["blocks"] and ids:
+            drawn[f"profile_{title}"] = charts.profile(data["blocks"], ids, title, offset)
+        offset += len(ids)
+    return drawn | {name: charts.window_map(window) for name, window in _windows(data).items()}
+
+
+def _windows(data: dict[str, Any]) -> dict[str, dict]:
+    """The windows that hold more than one block, by the name of their chart; the longest first."""
+    several = [window for window in data["windows"] if len(window["blocks"]) > 1]
+    several.sort(key=lambda window: -len(window["blocks"]))
+    return {f"windows_{number}" if number > 1 else "windows": window for number, window in enumerate(several, 1)}
 
 
 def tables(data: dict[str, Any]) -> dict[str, str]:
@@ -49,19 +82,8 @@ def tables(data: dict[str, Any]) -> dict[str, str]:
         rows = [[name, *row] for name, row in zip(data["points"], each["values"], strict=True)]
         found[f"similarity_{each['measure']}.csv"] = _csv([["layer", *data["points"]], *rows])
     ids = [each["measure"] for each in data["similarity"]]
-    plain = [
-        "name",
-        "chain",
-        "replace",
-        "segment",
-        "macs",
-        "params",
-        "share",
-        "influence",
-        "angle",
-        "redundancy",
-        "order",
-    ]
+    plain = ["name", "chain", "replace", "segment", "macs", "params", "share"]
+    plain += ["influence", "angle", "redundancy", "order"]
     head = [*plain, *(f"{key}{suffix}" for key in ids for suffix in ("", "_low", "_high", "_chance"))]
     rows = [
         [block.get(key) for key in plain]

@@ -1,0 +1,130 @@
+"""The report page: one self-contained HTML file made from the JSON report, without scripts or network."""
+
+from markupsafe import Markup
+
+from simprune.core.store import finite
+
+from . import charts, units
+from .marks import ticks
+from .template import fill, verdict_sentence
+
+COSTS = {"macs": "Multiply-adds", "params": "Parameters", "bytes": "Bytes", "latency_ms": "Latency"}
+FORMATS = {
+    "macs": units.count, "params": units.count, "bytes": units.size, "latency_ms": units.milliseconds,
+    "accuracy": units.percent, "agreement": units.percent,
+}  # fmt: skip
+FOLLOWS = 0.1  # by how much shares of latency and of macs may differ before that is said
+EMPTY = {
+    "simprune": "", "seed": None, "settings": {}, "environment": {}, "stages": [], "redundancy": {},
+    "plan": {}, "reconstruction": [], "finetuning": [], "verdict": None, "notes": [],
+}  # fmt: skip
+
+
+def render(report: dict) -> str:
+    """The report as one HTML page: a pure function of `Result.report` (the content of report.json).
+
+    Parts that were not measured (None, NaN or left out) are shown as a dash or left out. Every text is
+    escaped; the page holds no script and forbids loading anything.
+
+    >>> page = render({"simprune": "0.1.0", "seed": 0, "notes": ["no <test> set"]})
+    >>> "no &lt;test&gt; set" in page, "<script" in page
+    (True, False)
+    """
+    report = EMPTY | {key: value for key, value in finite(report).items() if value is not None}
+    redundancy, edits = report["redundancy"], report["plan"].get("edits") or []
+    stages = report["stages"]
+    original = next((stage for stage in stages if stage["name"] == "original"), {})
+    compressed = [stage for stage in stages if stage["name"] not in ("original", "random control")]
+    final = compressed[-1] if compressed else {}
+    given_up = "search" in report and report["search"]["chosen"] is None
+    entries = redundancy.get("entries") or []
+    similarity, losses = redundancy.get("similarity") or {}, [epoch["loss"] for epoch in report["finetuning"]]
+    removed_blocks = [edit for edit in edits if edit["remove"] == "block"]
+    accuracies = [stage["accuracy"] for stage in stages if stage.get("accuracy") is not None]
+    span = ticks(min(accuracies), max(accuracies)) if accuracies else None
+    return fill(
+        "page.html",
+        report=report,
+        original=original,
+        final=final,
+        headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
+        outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
+        verdict_sentence=verdict_sentence(report["verdict"]),
+        sluggish=_sluggish(original, final),
+        expected=report["plan"].get("expected") or {},
+        finalists=(report["plan"].get("planner") or {}).get("finalists") or [],
+        edits_left=any(edit.get("left") is not None for edit in edits),
+        removed_blocks=removed_blocks,
+        removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
+        blocks=[entry for entry in entries if entry["kind"] == "block"],
+        channels=[entry for entry in entries if entry["kind"] != "block"],
+        similarity=similarity,
+        map=_map(similarity, [edit["name"] for edit in removed_blocks]) if similarity.get("names") else None,
+        unprunable=redundancy.get("unprunable") or [],
+        longest_error=max([row[k] or 0 for row in report["reconstruction"] for k in ("before", "after")] + [0]),
+        longest_loss=max((loss for loss in losses if loss is not None), default=1.0),
+        span=(span[0], span[-1]) if span else None,
+        brackets=_brackets(report["search"]["steps"]) if "search" in report else [],
+        COSTS=COSTS,
+        ratio=_ratio,
+        difference=_difference,
+        show=_show,
+        around=_around,
+    )
+
+
+def _map(similarity: dict, gone: list[str]) -> Markup:
+    names, measure = similarity["names"], similarity.get("measure") or "similarity"
+    chart = charts.similarity_map(similarity["values"], names, names, measure, gone=gone, least=charts.NAMED_FROM + 1)
+    return charts.inline(chart, "similarity")
+
+
+def _brackets(steps: list[dict]) -> list[tuple[float, float]]:
+    """What was open before every step of a search: shares of the cost between the smallest that passed and the largest
+    that did not."""
+    low, high, brackets = 0.0, 1.0, []
+    for step in steps:
+        brackets.append((low, high))
+        low, high = (low, min(high, step["kept"] or 0.0)) if step["passed"] else (max(low, step["budget"]), high)
+    return brackets
+
+
+def _around(name: str, removed_blocks: list) -> str | None:
+    """The removed block that takes this layer with it."""
+    return next((edit["name"] for edit in removed_blocks if name.startswith(f"{edit['name']}.")), None)
+
+
+def _show(stage: dict, key: str) -> str:
+    return FORMATS[key](stage.get(key))
+
+
+def _ratio(stage: dict, original: dict, key: str) -> float | None:
+    value, whole = stage.get(key), original.get(key)
+    return value / whole if value is not None and whole else None
+
+
+def _sluggish(original: dict, final: dict) -> bool:
+    """Whether the share of the latency that is left is far from that of the macs."""
+    time, macs = (_ratio(final, original, key) for key in ("latency_ms", "macs"))
+    return time is not None and macs is not None and abs(time - macs) > FOLLOWS
+
+
+def _difference(stage: dict, original: dict, key: str) -> float | None:
+    value, whole = stage.get(key), original.get(key)
+    return value - whole if value is not None and whole is not None else None
+
+
+def _headline(original: dict, final: dict, edits: list) -> str:
+    """The outcome in one sentence."""
+    kept = [
+        f"{units.percent(share, 0)} of the {word}"
+        for key, word in (("macs", "multiply-adds"), ("params", "parameters"))
+        if (share := _ratio(final, original, key)) is not None
+    ]
+    if not kept:
+        return f"{len(edits)} edit{'s' * (len(edits) != 1)} planned; costs were not measured."
+    before, after = original.get("accuracy"), final.get("accuracy")
+    if before is None or after is None:
+        return f"Keeps {' and '.join(kept)}; accuracy was not measured."
+    accuracy = f"accuracy {units.percent(before)} before, {units.percent(after)} after"
+    return f"Keeps {' and '.join(kept)}; {accuracy}."

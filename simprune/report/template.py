@@ -1,0 +1,59 @@
+"""The one environment of all templates: every text is escaped, numbers are written as in `units`."""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from simprune.core.store import settings
+
+from . import marks, units
+
+FOLDER = Path(__file__).parent
+OUTCOMES = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive", "unchecked": "Not checked"}
+FILTERS = ("number", "fixed", "percent", "points", "count", "milliseconds")
+
+
+def fill(template: str, *styles: str, **values) -> str:
+    """A page from a template and values; `styles` are files of styles that it needs beside those of every page."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(units, name) for name in FILTERS}
+    environment.filters["settings"] = settings
+    environment.filters["name"] = _breakable
+    environment.filters["measured"] = lambda value: value if isinstance(value, str) else units.number(value)
+    environment.globals |= {
+        "marks": marks, "bounds": units.bounds, "ranges": units.ranges, "OUTCOMES": OUTCOMES,
+        "style": Markup("\n").join(Markup(text(name)) for name in ("style.css", *styles)),
+    }  # fmt: skip
+    return environment.get_template(template).render(**values)
+
+
+def text(name: str) -> str:
+    """A file of this folder."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def verdict_sentence(verdict: dict | None) -> str:
+    """What the gates say, with the number of test inputs they rest on."""
+    if verdict is None or not verdict["gates"]:
+        return "No gate was checked, so nothing is claimed about the behaviour."
+    gates, on = verdict["gates"], f"{verdict['count']} test inputs"
+    undecided = sum(gate["outcome"] == "inconclusive" for gate in gates)
+    failed = sum(gate["outcome"] == "fail" for gate in gates)
+    if failed:
+        return f"{failed} of {len(gates)} gates failed on {on}."
+    if undecided:
+        return f"{undecided} of {len(gates)} gates cannot be decided with {on}."
+    return f"Every gate holds on {on} ({len(gates)} checked)."
+
+
+def _breakable(name: str) -> Markup:
+    """A module's name that wraps after its dots."""
+    return Markup("<wbr>").join(part for part in re.findall(r"[^.]*\.|[^.]+", name))
