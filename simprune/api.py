@@ -13,7 +13,7 @@ from torch import nn
 
 from simprune import measures
 from simprune.bundle import Result
-from simprune.checks import DEFAULT_GATES, Gate, rehearse, validate
+from simprune.checks import Gate, gates_of, rehearse, validate
 from simprune.core.batches import device_of
 from simprune.core.cost import KINDS
 from simprune.core.example import from_description
@@ -29,6 +29,7 @@ from simprune.measures import Measure
 from simprune.planners.budget import Amount
 from simprune.planners.outcome import outcomes
 from simprune.repair.absorb import absorb, told
+from simprune.repair.reconstruct import Rules
 from simprune.repair.reconstruct import reconstruct as repair
 from simprune.repair.recovery import Recovery, training
 from simprune.repair.refit import Refit
@@ -203,8 +204,7 @@ def compress(
     }
     verdict = None
     if searching:
-        if gates is None:
-            gates = [gate for gate in DEFAULT_GATES if not (unlabelled and gate.build().needs_labels)]
+        gates = gates_of(gates, labelled=not unlabelled)
         trial = Trial(
             network,
             choose=lambda share: _plan(redundancy, {how.kind: share}, name, tools | options),
@@ -318,8 +318,15 @@ def reconstruct(
     **options: Any,
 ) -> list[Refit]:
     """Repair `small` in place, without labels, so that its layers reproduce those of `model`."""
+    chosen = {"name": method, **options} if options else method
     batches = Peekable(calibration, "calibration")
-    return repair(small, plan, Network.trace(model, batches.first), batches, method, **options)
+    example = batches.first if Rules.of(chosen).needs_data else None
+    network = (
+        Network(model, from_description(plan.inputs, device_of(model)))
+        if example is None
+        else Network.trace(model, example)
+    )
+    return repair(small, plan, network, batches, chosen)
 
 
 def plan(

@@ -24,6 +24,7 @@ from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 from simprune.trace.layers import joint_moments, matrix_of, patches, positions, weight_of
 
 Pair = tuple[Example, Tensor, Tensor | float]  # what a block is given, what it should give, and which of that counts
@@ -177,12 +178,8 @@ class _Linearised:
 
             return see
 
-        handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in self.layers.items()]
-        try:
+        with hooks(after=[(layer, watch(name)) for name, layer in self.layers.items()]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Per layer, summed over positions: products of inputs, the bias's among them, and squared gradients at the

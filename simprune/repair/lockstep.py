@@ -14,6 +14,7 @@ from torch import nn
 
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 
 
 class _Abandoned(BaseException):
@@ -99,8 +100,7 @@ def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) 
         if current is not None:
             current.pause(module, args, kwargs)
 
-    handles = [module.register_forward_pre_hook(pause, with_kwargs=True) for module in names]
-    with eval_mode(model):
+    with eval_mode(model), hooks([(module, pause) for module in names]):
         passes = [_Pass(model, call, names) for call in calls]
         by_thread.update({waiting.ident: waiting for waiting in passes if waiting.ident is not None})
         try:
@@ -108,5 +108,3 @@ def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) 
         finally:
             for waiting in passes:
                 waiting.abandon()
-            for handle in handles:
-                handle.remove()

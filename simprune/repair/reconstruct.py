@@ -72,6 +72,11 @@ class Rules:
         return sorted(used, key=lambda rule: rule.part.facts.get("order", 1))
 
     @property
+    def needs_data(self) -> bool:
+        """Whether any method looks at calibration inputs."""
+        return any(rule.part.facts.get("data", True) for rule in self.active)
+
+    @property
     def title(self) -> str:
         """What the row of a table is called behind the repair; empty where nothing is done."""
         return next(
@@ -114,7 +119,7 @@ def reconstruct(
         return []
     effects = effects_of(plan, network) if effects is None else effects
     batches: list[Any] = []
-    if any(rule.part.facts.get("data", True) for rule in rules.active):
+    if rules.needs_data:
         batches = list(checked(calibration, "calibration"))
         if not batches:
             raise ValueError("calibration has no batches; give at least one")

@@ -14,6 +14,7 @@ from simprune.core.names import did_you_mean
 from simprune.core.rows import Rows
 from simprune.measures import Streaming
 from simprune.trace.context import evaluation
+from simprune.trace.hooks import hooks
 
 Layout = Literal["flatten", "pool", "positions"]
 
@@ -71,21 +72,25 @@ class Site:
 @contextmanager
 def watching(model: nn.Module, sites: Iterable[Site], see: Callable[[Site, Tensor], Any]) -> Iterator[None]:
     """Call `see(site, activation)` whenever a site's module runs; the hooks go away, also after an error."""
-    modules = dict(model.named_modules())
-    handles = []
-    try:
-        for site in sites:
-            if site.module not in modules:
-                raise KeyError(f"no module named {site.module!r}; {did_you_mean(site.module, modules)}")
-            handles.append(_hook(modules[site.module], site, see))
+    sites = list(sites)
+    modules = modules_at(model, sites)
+    before = [(m, _hook(site, see)) for m, site in zip(modules, sites, strict=True) if site.side == "input"]
+    after = [(m, _hook(site, see)) for m, site in zip(modules, sites, strict=True) if site.side == "output"]
+    with hooks(before, after):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(module: nn.Module, site: Site, see: Callable[[Site, Tensor], Any]):
-    def tell(args: tuple, kwargs: dict, output: Any) -> None:
+def modules_at(model: nn.Module, sites: Iterable[Site]) -> list[nn.Module]:
+    """The modules of sites; KeyError, with what was probably meant, for a name that the model does not have."""
+    modules = dict(model.named_modules())
+    for site in sites:
+        if site.module not in modules:
+            raise KeyError(f"no module named {site.module!r}; {did_you_mean(site.module, modules)}")
+    return [modules[site.module] for site in sites]
+
+
+def _hook(site: Site, see: Callable[[Site, Tensor], Any]) -> Callable[..., None]:
+    def tell(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
         value = first_tensor(output if site.side == "output" else (*args, *kwargs.values()))
         if value is None:
             raise ValueError(f"{site.name}: no tensor to read")
@@ -93,9 +98,7 @@ def _hook(module: nn.Module, site: Site, see: Callable[[Site, Tensor], Any]):
             value = value.flatten(1, -2)  # channels last, so tokens and no map
         see(site, value)
 
-    if site.side == "input":
-        return module.register_forward_pre_hook(lambda _, args, kwargs: tell(args, kwargs, None), with_kwargs=True)
-    return module.register_forward_hook(lambda _, args, kwargs, output: tell(args, kwargs, output), with_kwargs=True)
+    return tell
 
 
 class Reading(Protocol):

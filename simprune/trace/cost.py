@@ -18,6 +18,7 @@ from simprune.core.cost import Cost, CostModel, Example, Key, Stream, TensorCost
 from simprune.core.example import rows_of
 from simprune.trace.attention import attentions, is_conv1d
 from simprune.trace.context import eval_mode, requiring
+from simprune.trace.hooks import After, Before, hooks
 
 PROJECTIONS = ("aten.mm", "aten.addmm")  # what nn.MultiheadAttention does with its own weights
 
@@ -47,14 +48,15 @@ class _Streams:
         self._rows = rows
         self._open: dict[str, list[Tensor]] = {}  # modules that are running: the tensors they got
         self._readers: dict[tuple[str, int], Key] = {}
-        self.handles = []
+        self.before: list[tuple[nn.Module, Before]] = []
+        self.after: list[tuple[nn.Module, After]] = []
         for name, module in model.named_modules():
             if name and next(module.children(), None) is not None:
-                self.handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                self.handles.append(module.register_forward_hook(self._leave(name)))
+                self.before.append((module, self._enter(name)))
+                self.after.append((module, self._leave(name)))
             elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
                 dim = int(weight.ndim > 1) if not is_conv1d(module) else 0
-                self.handles.append(module.register_forward_pre_hook(self._read((f"{name}.weight", dim))))
+                self.before.append((module, self._read((f"{name}.weight", dim))))
 
     def _enter(self, name: str) -> Callable[..., None]:
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -63,7 +65,7 @@ class _Streams:
         return see
 
     def _read(self, key: Key) -> Callable[..., None]:
-        def see(_: nn.Module, args: tuple) -> None:
+        def see(_: nn.Module, args: tuple, __: dict) -> None:
             for name, given in self._open.items():
                 for place, value in enumerate(given):
                     if args and args[0] is value:
@@ -72,7 +74,7 @@ class _Streams:
         return see
 
     def _leave(self, name: str) -> Callable[..., None]:
-        def see(_: nn.Module, __: tuple, output: Any) -> None:
+        def see(_: nn.Module, __: tuple, ___: dict, output: Any) -> None:
             made, given = first_tensor(output), self._open.pop(name, [])
             place = next((i for i, x in enumerate(given) if made is not None and x.shape == made.shape), None)
             if made is None or place is None or made.ndim not in (2, 3, 4):
@@ -88,11 +90,8 @@ def cost_model(model: nn.Module, example: Example) -> CostModel:
     """The cost model of a network, from one forward pass on an example (see `simprune.core.example`)."""
     rows = rows_of(example)
     streams = _Streams(model, rows)
-    try:
+    with hooks(streams.before, streams.after):
         flops = _flops_by_module(model, example)
-    finally:
-        for handle in streams.handles:
-            handle.remove()
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}  # tied weights: the first name counts all
     attention = attentions(model)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 from simprune.trace.layers import can_be_fitted
 
 
@@ -17,7 +18,6 @@ def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, 
     made: dict[int, str] = {}
     normaliser: dict[str, str] = {}
     alive: list[Tensor] = []  # keeps ids unique while we look
-    handles = []
 
     def hook(name: str, module: nn.Module):
         def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -32,14 +32,12 @@ def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, 
 
         return see
 
-    for name, module in model.named_modules():
-        if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_hook(hook(name, module), with_kwargs=True))
-    try:
-        args, kwargs = example
-        with eval_mode(model), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watched = [
+        (module, hook(name, module))
+        for name, module in model.named_modules()
+        if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    args, kwargs = example
+    with eval_mode(model), torch.no_grad(), hooks(after=watched):
+        model(*args, **kwargs)
     return [name for name in order if order.count(name) == 1], normaliser

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, copied, first_tensor, inputs_of, labels_of
-from simprune.core.names import did_you_mean
 from simprune.trace.caches import forgetting
-from simprune.trace.capture import Site
+from simprune.trace.capture import Site, modules_at
 from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -142,8 +142,7 @@ def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Met], Any]) ->
 
     The copy lets later modules work in place, on an activation whose gradient is still to come.
     """
-    modules = dict(model.named_modules())
-    handles = []
+    modules = modules_at(model, sites)
 
     def fork(site: Site, module: nn.Module, given: Any) -> Any:
         value = first_tensor(given)
@@ -157,21 +156,14 @@ def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Met], Any]) ->
         return lambda module, args, kwargs: fork(site, module, (args, kwargs))
 
     def after(site: Site) -> Callable:
-        return lambda module, args, output: fork(site, module, output)
+        return lambda module, args, kwargs, output: fork(site, module, output)
 
-    try:
-        for site in sites:
-            if site.module not in modules:
-                raise KeyError(f"no module named {site.module!r}; {did_you_mean(site.module, modules)}")
-            module = modules[site.module]
-            if site.side == "input":
-                handles.append(module.register_forward_pre_hook(before(site), with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(after(site)))
+    pairs = list(zip(modules, sites, strict=True))
+    with hooks(
+        [(module, before(site)) for module, site in pairs if site.side == "input"],
+        [(module, after(site)) for module, site in pairs if site.side == "output"],
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:

@@ -6,7 +6,6 @@ entries at different positions are not correlated.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from simprune.core.batches import call, checked, first_tensor
 from simprune.core.moments import Moments
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
+from simprune.trace.hooks import After, hooks
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
 
@@ -36,7 +36,7 @@ def backpropagate(
     outputs: Moments | None = None
     # the gradient has to reach a parameter of each module, so it passes through the module's output
     targets = [next(model.get_submodule(name).parameters()) for name in watches]
-    with eval_mode(model), torch.enable_grad(), _hooks(model, watches), requiring(model, *targets):
+    with eval_mode(model), torch.enable_grad(), hooks(after=_hooks(model, watches)), requiring(model, *targets):
         for batch in checked(calibration, "calibration"):
             with forgetting(model):  # what it keeps of one batch has no gradients in the next
                 rows = call(model, batch).flatten(0, -2)
@@ -50,8 +50,7 @@ def backpropagate(
     return float(outputs.covariance.diagonal().sum()), outputs.count
 
 
-@contextmanager
-def _hooks(model: nn.Module, watches: Mapping[str, Watch]):
+def _hooks(model: nn.Module, watches: Mapping[str, Watch]) -> list[tuple[nn.Module, After]]:
     def hook(watch: Watch):
         def see(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             given, made = first_tensor((*args, *kwargs.values())), first_tensor(output)
@@ -60,12 +59,4 @@ def _hooks(model: nn.Module, watches: Mapping[str, Watch]):
 
         return see
 
-    handles = [
-        model.get_submodule(name).register_forward_hook(hook(watch), with_kwargs=True)
-        for name, watch in watches.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [(model.get_submodule(name), hook(watch)) for name, watch in watches.items()]

@@ -5,8 +5,7 @@ back, when it is known what the shortcut carries and how the layer's output is s
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode, uncached
+from simprune.trace.hooks import hooks
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) 
 def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
     """Arguments of all composite modules that run once and give a tensor of numbers."""
     seen: dict[str, Example | None] = {}
-    handles = []
 
     def before(name: str) -> Any:
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -104,16 +103,10 @@ def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
 
         return see
 
-    for name, module in model.named_modules():
-        if name and next(module.children(), None) is not None:
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-    try:
-        args, kwargs = example
-        with torch.no_grad(), eval_mode(model), uncached(model):
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    composite = [(name, module) for name, module in model.named_modules() if name and [*module.children()]]
+    args, kwargs = example
+    with torch.no_grad(), eval_mode(model), uncached(model), hooks([(m, before(name)) for name, m in composite]):
+        model(*args, **kwargs)
     return {name: call for name, call in seen.items() if call is not None}
 
 
@@ -138,12 +131,12 @@ def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
     """
     module, heard = block.get_submodule(layer), []
     with torch.no_grad(), eval_mode(block):
-        with _hooked(module, lambda _, args, output: heard.append(output)):
+        with hooks(after=[(module, lambda _, args, kwargs, output: heard.append(output))]):
             rest = _output(block, call)
         if rest is None or rest.shape != heard[0].shape:  # such as one factor per channel
             return None
         step = 1e-2 * heard[0].abs().mean().clamp(min=1e-6)
-        with _hooked(module, lambda _, args, output: output + step):
+        with hooks(after=[(module, lambda _, args, kwargs, output: output + step)]):
             moved = _output(block, call)
     assert moved is not None
     slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
@@ -157,12 +150,3 @@ def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
             if agree.double().mean() < 0.6:  # some entries cross the ReLU on the way; most must agree
                 return None
     return torch.where(gain.abs() < 1e-2 * gain.abs().median(), 0, gain)
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

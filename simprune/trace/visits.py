@@ -10,6 +10,7 @@ from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
 from simprune.trace.bypass import Layout, layout_of
 from simprune.trace.context import eval_mode, uncached
+from simprune.trace.hooks import hooks
 
 
 @dataclass
@@ -52,7 +53,6 @@ class Visit:
 def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
     """One forward pass: every module with parameters, in the order in which they begin."""
     visits: dict[str, Visit] = {}
-    handles = []
 
     def before(name: str):
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -68,15 +68,15 @@ def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
 
         return see
 
-    for name, module in model.named_modules():
-        if name and next(module.parameters(), None) is not None:
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-    try:
-        args, kwargs = example
-        with eval_mode(model), uncached(model), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watched = [(n, m) for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+    args, kwargs = example
+    with (
+        eval_mode(model),
+        uncached(model),
+        torch.no_grad(),
+        hooks(
+            [(module, before(name)) for name, module in watched], [(module, after(name)) for name, module in watched]
+        ),
+    ):
+        model(*args, **kwargs)
     return visits

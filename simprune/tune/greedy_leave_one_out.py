@@ -23,6 +23,7 @@ from simprune.scores.blocks._context import BlockContext
 from simprune.trace.bypass import Bypass, Layout, install, without
 from simprune.trace.capture import Site
 from simprune.trace.context import evaluation, uncached
+from simprune.trace.hooks import hooks
 from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
 
@@ -213,7 +214,7 @@ def _record(
 ) -> dict[str, list[Tensor]]:
     """What blocks got, or gave, batch by batch."""
     found: dict[str, list[Tensor]] = {name: [] for name in (layouts if names is None else names)}
-    handles = []
+    watched = []
     for name, values in found.items():
         layout = layouts[name]
         key = layout[0] if isinstance(layout, tuple) else layout
@@ -222,16 +223,11 @@ def _record(
             made = output[0] if isinstance(output, tuple | list) else output
             values.append(({**dict(enumerate(args)), **kwargs}[key] if side == "input" else made).clone())
 
-        module = network.get_submodule(name)
-        register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
-        handles.append(register(see, with_kwargs=True))
-    try:
-        with evaluation(network), uncached(network):
-            for batch in batches:
-                call(network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+        watched.append((network.get_submodule(name), see))
+    before, after = (watched, []) if side == "input" else ([], watched)
+    with evaluation(network), uncached(network), hooks(before, after):
+        for batch in batches:
+            call(network, batch)
     return found
 
 

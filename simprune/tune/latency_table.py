@@ -20,6 +20,7 @@ from simprune.core.cost import Example
 from simprune.planners.search import Search, savings
 from simprune.planners.space import Additive, Choice, Floats, Menu, Space
 from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 from simprune.trace.timing import Timer, clock
 
 Edit = Callable[[Choice], nn.Module]  # the network with a choice removed
@@ -137,18 +138,10 @@ def _times(
 
         return hook
 
-    handles = [
-        module.register_forward_hook(see(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name in wanted
-    ]
-    try:
-        args, kwargs = example
-        with eval_mode(model), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    args, kwargs = example
+    watched = [(module, see(name)) for name, module in model.named_modules() if name in wanted]
+    with eval_mode(model), torch.no_grad(), hooks(after=watched):
+        model(*args, **kwargs)
     readings = [{key: timer(*each) for key, each in new.items()} for _ in range(READINGS)]
     known |= {key: median(times[key] for times in readings) for key in new}
     return {name: known[key] for name, key in keys.items()}

@@ -13,6 +13,7 @@ from simprune.scores.blocks._context import BlockContext, as_redundancy
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.capture import Site
 from simprune.trace.context import evaluation, uncached
+from simprune.trace.hooks import hooks
 
 
 @register("block_score", "leave_one_out", source="Pons et al. 2024")
@@ -44,17 +45,12 @@ def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
             last[:] = [value]
 
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    handles = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in layers]
-    try:
-        with evaluation(model), uncached(model):
-            for batch in batches:
-                last.clear()
-                output = call(model, batch)
-                value = last[0] if last and len(last[0]) == len(output) else output
-                found.append(
-                    Site("the last layer", "pool", mask=mask_of(batch)).rows(value).to("cpu", torch.float32, copy=True)
-                )
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluation(model), uncached(model), hooks([(layer, see) for layer in layers]):
+        for batch in batches:
+            last.clear()
+            output = call(model, batch)
+            value = last[0] if last and len(last[0]) == len(output) else output
+            found.append(
+                Site("the last layer", "pool", mask=mask_of(batch)).rows(value).to("cpu", torch.float32, copy=True)
+            )
     return torch.cat(found).clone()

@@ -22,6 +22,7 @@ from simprune.core.store import Kept
 from simprune.core.structures import Block
 from simprune.trace.capture import Reading, Site, read, reading
 from simprune.trace.context import evaluation, uncached
+from simprune.trace.hooks import After, Before, hooks
 from simprune.trace.network import Network
 
 POSITIONS = 1024  # of one batch, spread over inputs and positions alike, from which cosines are taken
@@ -85,7 +86,7 @@ def observe(
     if done and beside:  # they have to see the batches that are not run again as well
         read(model, calibration, beside)
         beside = ()
-    with evaluation(model), uncached(model), reader, reading(model, beside, lambda: mask):
+    with evaluation(model), uncached(model), hooks(reader.before, reader.after), reading(model, beside, lambda: mask):
         for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
             labels.append(labels_of(batch))
             if number <= done:
@@ -121,9 +122,8 @@ class _Reader:
         self.count: dict[int, int] = dict.fromkeys(points, 0)
         self.chains = chains
         self.entry = {name: visited.stream for name, visited in network.visits.items()}
-        self.handles: list[Any] = []
-
-    def __enter__(self) -> None:
+        self.before: list[tuple[nn.Module, Before]] = []
+        self.after: list[tuple[nn.Module, After]] = []
         for number, chain in self.chains.items():
             for place, block in enumerate(chain):
                 module = self.model.get_submodule(block.name)
@@ -136,10 +136,6 @@ class _Reader:
                     self._before(module, block.name, entry)
                 self._after(module, block)
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
     def _before(self, module: nn.Module, name: str, point: str | None) -> None:
         key = self.entry[name]
 
@@ -150,10 +146,10 @@ class _Reader:
             if point is not None:
                 self._keep(point, value)
 
-        self.handles.append(module.register_forward_pre_hook(see, with_kwargs=True))
+        self.before.append((module, see))
 
     def _after(self, module: nn.Module, block: Block) -> None:
-        def see(_: nn.Module, args: tuple, output: Any) -> None:
+        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             value = first_tensor(output)
             assert value is not None
             if block.replace == "zero":
@@ -161,7 +157,7 @@ class _Reader:
                 value = self.stream = self.stream + value
             self._keep(block.name, value)
 
-        self.handles.append(module.register_forward_hook(see))
+        self.after.append((module, see))
 
     def _keep(self, point: str, value: Tensor) -> None:
         self.pooled[point].add(Site(point, "pool", mask=self.mask).rows(value).float())

@@ -5,8 +5,6 @@ is that of some finished step. Data only, no pickle.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from simprune.core.plan import Plan
-from simprune.core.store import settings as flat
+from simprune.core.store import refuse_other_settings, write_whole
 from simprune.core.weights import load_weights
 from simprune.edit.apply import apply
 from simprune.trace.network import Network
@@ -46,25 +44,16 @@ class Record:
             return []
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            there, steps = dict(flat(state["settings"])), [Step.from_dict(step) for step in state["steps"]]
+            there, steps = dict(state["settings"]), [Step.from_dict(step) for step in state["steps"]]
             if state["simprune_search"] != FORMAT:
                 raise ValueError(f"format {state['simprune_search']}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the state of a search of this simprune ({error})") from None
-        here = dict(flat(self._settings(settings)))
-        for key in sorted(
-            there.keys() | here.keys(), key=lambda key: (key.startswith("original"), key)
-        ):  # causes first
-            if there.get(key) != here.get(key):
-                raise ValueError(
-                    f"{self.folder} holds a search with other settings ({key}: {there.get(key)} there, {here.get(key)} "
-                    "now); go on with the same ones, or start a search in a new folder"
-                )
+        refuse_other_settings(self.folder, there, self._settings(settings))
         return steps
 
     def save(self, settings: Mapping[str, Any], steps: Sequence[Step], best: int | None, model: nn.Module) -> None:
         """Keep the steps; when the last one is the best also the weights of its `model`, and no others any more."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = f"step-{best}.safetensors" if best else None
         content = {
             "simprune_search": FORMAT,
@@ -72,14 +61,9 @@ class Record:
             "steps": [step.to_dict() for step in steps],
             "weights": name,
         }
-        state = self.folder / f".{STATE}.partial"
-        state.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if name is not None and best == len(steps) - 1:
-            weights = self.folder / f".{name}.partial"
-            save_model(model, str(weights))
-            shutil.copymode(state, weights)  # safetensors makes it private
-            os.replace(weights, self.folder / name)
-        os.replace(state, self.folder / STATE)
+            write_whole(self.folder / name, lambda path: save_model(model, str(path)))
+        write_whole(self.folder / STATE, json.dumps(content, indent=1, allow_nan=False) + "\n")
         for path in self.folder.glob("*.safetensors*"):
             if path.name != name:
                 path.unlink()
