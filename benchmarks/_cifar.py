@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from simprune.sources.local import Batches
+from simprune.sources import Batches
 from simprune.trace.answers import agreement, answer
 from simprune.trace.cost import measure_cost
 from simprune.zoo.residual import ResidualCNN

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks._cifar import DEPTHS, calibration_images, load
 from simprune import api as pipeline
 from simprune.scores.blocks import View
-from simprune.sources.local import Batches
+from simprune.sources import Batches
 
 MEASURES = ("cka_debiased", "gbs")
 

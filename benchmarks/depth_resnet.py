@@ -23,7 +23,7 @@ from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_
 from simprune.core.example import from_description
 from simprune.core.redundancy import Redundancy
 from simprune.repair.stand_ins import fit_stand_ins
-from simprune.sources.local import Batches
+from simprune.sources import Batches
 from simprune.trace.network import Network
 
 GREEDY = "greedy_leave_one_out"

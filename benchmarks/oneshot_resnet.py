@@ -20,7 +20,7 @@ from torch import nn
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
-from simprune.sources.local import Batches
+from simprune.sources import Batches
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
 from simprune.trace.timing import side_by_side

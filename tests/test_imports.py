@@ -90,9 +90,9 @@ def within(name: str, *packages: str) -> bool:
 
 def test_the_reader_of_imports_sees_them():
     assert "simprune.core.batches" in imports("simprune.trace.capture")
-    assert "torch" in imports("simprune.sources.local")
-    assert "sklearn.datasets" in imports("simprune.sources.local")
-    assert "sklearn.datasets" not in imports("simprune.sources.local", top_level_only=True)
+    assert "torch" in imports("simprune.sources.digits")
+    assert "sklearn.datasets" in imports("simprune.sources.digits")
+    assert "sklearn.datasets" not in imports("simprune.sources.digits", top_level_only=True)
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"simprune"}))

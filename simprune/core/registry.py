@@ -33,11 +33,12 @@ FOLDERS = {
     "structure": ("simprune.structures",),
     "planner": ("simprune.planners",),
     "repair": ("simprune.repair",),
-    "source": ("simprune.sources",),
+    "model": ("simprune.sources",),
+    "data": ("simprune.sources",),
     "corruption": ("simprune.checks",),
     "check": ("simprune.checks",),
 }
-WORDS = {"functional": "functional measure", "block_score": "block score", "check": "check set", "source": "source"}
+WORDS = {"functional": "functional measure", "block_score": "block score", "check": "check set", "data": "data source"}
 T = TypeVar("T")
 
 Choice = str | Mapping[str, Any]  # a name, or a mapping with `name` and options
@@ -69,6 +70,12 @@ class Part:
             for each in parameters
             if each.kind is each.KEYWORD_ONLY
         }
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes options of any name, which it hands on."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return any(each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 _parts: dict[str, dict[str, Part]] = {kind: {} for kind in FOLDERS}
@@ -153,7 +160,7 @@ def check_options(part: Part, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that a part does not take, for a missing one, and for a value of another type."""
     known, word = part.options, f"{_word(part.kind)} {part.name}"
     for key in options:
-        if key not in known:
+        if key not in known and not part.open:
             raise ValueError(f"{word} takes no option {key!r}; {did_you_mean(key, known)}")
     missing = [key for key, default in known.items() if default is dataclasses.MISSING and key not in options]
     if missing:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from simprune.core.names import did_you_mean
-from simprune.sources.local import Data
+from simprune.core.registry import register
+from simprune.sources.data import Data
 
 TASKS = {
     "base": "AutoModel",
@@ -19,18 +20,24 @@ TASKS = {
 }
 
 
+@register("model", "transformers")
+def _model(*, pretrained: str, task: str = "base", **options: Any) -> nn.Module:
+    """A model of transformers, by name on the hub or from a local folder (needs simprune[hf])."""
+    return _automodel(pretrained, task, **options)
+
+
 def pretrained(name: str, task: str = "base", **options: Any) -> nn.Module:
     """`Auto...from_pretrained(name, **options)` for one of `TASKS`, in evaluation mode; no remote code is run.
 
     `name` is a folder that `save_pretrained` wrote, or a name on the hub. ValueError for an unknown task, for a path
     that does not exist, for a name that cannot be loaded (offline), and when transformers is not installed.
     """
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}; {did_you_mean(task, TASKS)}")
-    return _load(TASKS[task], name, **options).eval()
+    return _automodel(name, task, **options)
 
 
+@register("data", "texts")
 def texts(
+    *,
     path: str,
     tokenizer: str,
     test: str | None = None,
@@ -39,10 +46,10 @@ def texts(
     rows: int | None = 1024,
     keys: Sequence[str] = ("input_ids", "attention_mask"),
 ) -> Data:
-    """Batches of tokens from a text file, one input per line: dicts of (batch, length) tensors.
+    """A text file, one input per line, tokenised as the model expects (needs simprune[hf]).
 
-    Lines are cut or padded to `length` tokens; `rows` limits how many are read. FileNotFoundError for a missing file,
-    ValueError for one without text.
+    Batches are dicts of (batch, length) tensors. Lines are cut or padded to `length` tokens; `rows` limits how many are
+    read. FileNotFoundError for a missing file, ValueError for one without text.
     """
     split = _load("AutoTokenizer", tokenizer)
     if split.pad_token is None:
@@ -58,6 +65,12 @@ def texts(
         return [{key: batch[key] for key in keys if key in batch} for batch in found]
 
     return Data(batches(path), test=None if test is None else batches(test))
+
+
+def _automodel(name: str, task: str, **options: Any) -> nn.Module:
+    if task not in TASKS:
+        raise ValueError(f"no task {task!r}; {did_you_mean(task, TASKS)}")
+    return _load(TASKS[task], name, **options).eval()
 
 
 def _load(kind: str, name: str, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from simprune.cli.recipe.schema import Recipe, device
 from simprune.core.batches import call
 from simprune.core.names import fit, locate
 from simprune.measures import Measure
-from simprune.sources.local import Data, as_data
+from simprune.sources.data import Data, as_data
 from simprune.trace.context import evaluation
 
 

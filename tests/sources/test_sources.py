@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from simprune.sources import local as sources
-from simprune.sources.local import (
+from simprune.sources import (
     Batches,
     Data,
     arrays,
@@ -18,9 +17,11 @@ from simprune.sources.local import (
     data_from,
     digits,
     digits_model,
-    load_weights,
     model_from,
 )
+from simprune.sources.functions import load_weights
+
+sources = sys.modules["simprune.sources.digits"]  # the package has a function of the same name
 
 
 def rows_of(batches):
@@ -128,7 +129,7 @@ def archive(tmp_path):
 
 def test_uint8_images_become_channels_first_floats(archive):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
-    data = arrays(archive(calibration_images=images, calibration_labels=np.arange(5)), test=None)
+    data = arrays(path=archive(calibration_images=images, calibration_labels=np.arange(5)), test=None)
     x, y = next(iter(data.calibration))
     assert np.allclose(x.numpy(), images.transpose(0, 3, 1, 2) / 255)
     assert y.dtype == torch.int64 and data.test is None and data.train is None
@@ -137,18 +138,18 @@ def test_uint8_images_become_channels_first_floats(archive):
 def test_mean_and_std_are_taken_per_channel(archive):
     images = np.full((2, 3, 3, 2), 51, dtype=np.uint8)
     path = archive(calibration_images=images)
-    (x,) = arrays(path, mean=[0.1, 0.2], std=[0.5, 0.1], test=None).calibration
+    (x,) = arrays(path=path, mean=[0.1, 0.2], std=[0.5, 0.1], test=None).calibration
     assert torch.allclose(x[:, 0], torch.tensor(0.2)) and torch.allclose(x[:, 1], torch.tensor(0.0), atol=1e-6)
 
 
 def test_floating_point_is_taken_as_it_is(archive):
     values = np.random.default_rng(0).normal(size=(4, 7))
-    (x,) = arrays(archive(calibration_images=values, test_images=values)).test
+    (x,) = arrays(path=archive(calibration_images=values, test_images=values)).test
     assert x.dtype == torch.float32 and np.allclose(x.numpy(), values)
 
 
 def test_grey_images_without_a_channel_axis_get_one(archive):
-    (x,) = arrays(archive(calibration_images=np.zeros((4, 5, 6), np.uint8)), test=None).calibration
+    (x,) = arrays(path=archive(calibration_images=np.zeros((4, 5, 6), np.uint8)), test=None).calibration
     assert x.shape == (4, 1, 5, 6)
 
 
@@ -165,24 +166,24 @@ def test_grey_images_without_a_channel_axis_get_one(archive):
 )
 def test_other_arrays_are_refused(archive, images, options, message):
     with pytest.raises(ValueError, match=message):
-        arrays(archive(calibration_images=images), **({"test": None} | options))
+        arrays(path=archive(calibration_images=images), **({"test": None} | options))
 
 
 def test_pickled_contents_are_refused(archive):
     path = archive(calibration_images=np.array([{}, {}], dtype=object))
     with pytest.raises(ValueError, match="calibration_images is not a plain array"):
-        arrays(path, test=None)
+        arrays(path=path, test=None)
 
 
 def test_files_that_are_no_archives_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
-        arrays(str(tmp_path / "missing.npz"))
+        arrays(path=str(tmp_path / "missing.npz"))
     (tmp_path / "text.npz").write_text("text")
     with pytest.raises(ValueError, match="plain arrays"):
-        arrays(str(tmp_path / "text.npz"))
+        arrays(path=str(tmp_path / "text.npz"))
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(ValueError, match="holds one array"):
-        arrays(str(tmp_path / "one.npy"))
+        arrays(path=str(tmp_path / "one.npy"))
 
 
 # ---- functions and weights ----
@@ -281,7 +282,7 @@ def test_the_digits_model_is_trained_once_and_kept(small, tmp_path, monkeypatch)
     assert kept.suffix == ".safetensors" and not model.training
     assert accuracy(model, digits().test) > 0.8
 
-    monkeypatch.setattr(sources, "finetune", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(sources, "_train", lambda *args, **kwargs: pytest.fail("trained again"))
     again = digits_model(**small)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
@@ -303,7 +304,7 @@ def test_an_interrupted_training_leaves_no_file(small, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "finetune", interrupted)
+    monkeypatch.setattr(sources, "_train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         digits_model(**small)
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,0 +1,95 @@
+"""What a source of data gives: batches to estimate redundancy with, to train on and to check with."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simprune.core.names import did_you_mean
+
+
+@dataclass(frozen=True)
+class Data:
+    """Iterables of batches: `calibration` to estimate redundancy, `train` to recover, `test` to check.
+
+    Each must be walkable more than once (a list, `Batches`, a DataLoader); ValueError for an iterator or a
+    bare tensor.
+
+    >>> Data(calibration=[torch.zeros(2, 3)]).test is None
+    True
+    """
+
+    calibration: Iterable
+    train: Iterable | None = None
+    test: Iterable | None = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            batches = getattr(self, field.name)
+            if batches is None and field.name != "calibration":
+                continue
+            what = f"{field.name} must be an iterable of batches"
+            if isinstance(batches, Tensor | np.ndarray):
+                raise ValueError(f"{what}; got one {type(batches).__name__}, put it into a list: [batch]")
+            if isinstance(batches, str) or not isinstance(batches, Iterable):
+                raise ValueError(f"{what}; got {type(batches).__name__}")
+            if isinstance(batches, Iterator):
+                got = type(batches).__name__
+                raise ValueError(f"{what} that can be walked again; got a {got}, use list(...)")
+
+
+class Batches:
+    """Tensors of one length cut into batches, in order or, with a `shuffle` seed, reordered on every walk.
+
+    Yields tensors, or tuples when several were given. The n-th walk of two objects with the same seed has the
+    same order. ValueError for no rows, unequal lengths or a batch size below one.
+
+    >>> [tuple(x.shape) for x, y in Batches(torch.zeros(5, 3), torch.arange(5), batch_size=2)]
+    [(2, 3), (2, 3), (1, 3)]
+    """
+
+    def __init__(self, *tensors: Tensor, batch_size: int = 128, shuffle: int | None = None):
+        lengths = [len(tensor) for tensor in tensors]
+        if len(set(lengths)) != 1 or 0 in lengths:
+            raise ValueError(f"expected tensors of one length above zero, got {lengths}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.tensors = list(tensors)
+        self.rows = lengths[0]
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.walks = 0
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.arange(self.rows)
+        if self.shuffle is not None:
+            order = torch.from_numpy(np.random.default_rng([self.shuffle, self.walks]).permutation(self.rows))
+            self.walks += 1
+        for rows in order.split(self.batch_size):
+            batch = [tensor[rows] for tensor in self.tensors]
+            yield tuple(batch) if len(batch) > 1 else batch[0]
+
+
+def as_data(value: Any, what: str) -> Data:
+    """A `Data`, a dict of its fields or calibration batches alone as a `Data`; `what` made it.
+
+    >>> as_data([torch.zeros(2, 3)], "a list").train is None
+    True
+    """
+    if isinstance(value, Data):
+        return value
+    if isinstance(value, Mapping):
+        known = [field.name for field in fields(Data)]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"{what} returned a key {key!r}; {did_you_mean(str(key), known)}")
+        if "calibration" not in value:
+            raise ValueError(f"{what} returned no calibration batches, only {list(value)}")
+        return Data(**value)
+    return Data(calibration=value)
