@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from simprune.trace.attention import attentions
+from simprune.trace.attention import HEAD_COUNTS, HEAD_WIDTHS, KEY_VALUE_COUNTS, attentions
 
-HEADS = ("num_attention_heads", "n_head", "num_heads")
-KEY_VALUE_HEADS = ("num_key_value_heads",)
-HEAD_DIM = ("head_dim",)
 DERIVED = ("n_inner",)  # stands at None while the size follows from another
 
 
@@ -43,12 +40,12 @@ def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
     for state_head_width in (False, True):
         trial = copy.deepcopy(config)
         for fields, counts in (
-            (HEADS, {layout.heads for layout in layouts}),
-            (KEY_VALUE_HEADS, {layout.groups for layout in layouts}),
-            (HEAD_DIM if state_head_width else (), {layout.width for layout in layouts}),
+            (HEAD_COUNTS, {layout.heads for layout in layouts}),
+            (KEY_VALUE_COUNTS, {layout.groups for layout in layouts}),
+            (HEAD_WIDTHS[:1] if state_head_width else (), {layout.width for layout in layouts}),
         ):
             for field in fields:
-                if len(counts) == 1 and (isinstance(vars(trial).get(field), int) or fields == HEAD_DIM):
+                if len(counts) == 1 and (isinstance(vars(trial).get(field), int) or fields == HEAD_WIDTHS[:1]):
                     _set(trial, field, next(iter(counts)))
         yield trial
         trial = copy.deepcopy(trial)

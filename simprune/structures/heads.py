@@ -9,17 +9,9 @@ from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
 from simprune.structures._structure import Refusals, UnitStructure
 from simprune.structures.proof import prove
-from simprune.trace.attention import HEADS, Attention, attentions, open_up
+from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions, open_up
 from simprune.trace.cut import cut
 from simprune.trace.network import Network
-
-COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-
-
-KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-
-
-WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim")
 
 
 @register("structure", "heads")
@@ -70,7 +62,7 @@ def head_group(attention: Attention) -> UnitGroup:
 
 def _looks_like_attention(module: nn.Module) -> bool:
     projects = any(isinstance(child, nn.Linear) for child in module.children())
-    return projects and any(isinstance(getattr(module, name, None), int) for name in HEADS)
+    return projects and any(isinstance(getattr(module, name, None), int) for name in HEAD_COUNTS)
 
 
 def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int]) -> None:
@@ -94,9 +86,9 @@ def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int])
         open_up(module)
     kept = attention.groups - len(groups)
     count = kept * (attention.heads // attention.groups)
-    _update(module, COUNTS, attention.heads, count)
+    _update(module, HEAD_COUNTS, attention.heads, count)
     _update(module, KEY_VALUE_COUNTS, attention.groups, kept)
-    _update(module, WIDTHS, attention.heads * attention.width, count * attention.width)
+    _update(module, JOINT_WIDTHS, attention.heads * attention.width, count * attention.width)
 
 
 def _update(module: nn.Module, names: Sequence[str], old: int, new: int) -> None:

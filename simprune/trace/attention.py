@@ -12,8 +12,11 @@ SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k"
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn")
 OUTPUT = ("o_proj", "out_proj", "c_proj", "proj", "o", "to_out")
 PER_HEAD_NORMS = ("q_norm", "k_norm")  # these work within a head, so they stay when another head goes
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-HEAD_DIM = ("head_dim", "attention_head_size", "dim_head")
+# Names under which modules and configurations state numbers of heads and widths: a new spelling goes here alone.
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head")
+JOINT_WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim")  # of all heads together
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def _by_parts(model: nn.Module, name: str) -> Attention | None:
         return None
     sizes = [_sizes(children[n])[1] for n in projections]
     joint = _sizes(model.get_submodule(out))[0]
-    width = next((value for n in HEAD_DIM if isinstance(value := getattr(module, n, None), int)), None)
-    count = next((value for n in HEADS if isinstance(value := getattr(module, n, None), int)), None)
+    width = next((value for n in HEAD_WIDTHS if isinstance(value := getattr(module, n, None), int)), None)
+    count = next((value for n in HEAD_COUNTS if isinstance(value := getattr(module, n, None), int)), None)
     width = width or (joint // count if count else None)
     if not width or joint % width:
         return None

@@ -74,6 +74,9 @@ def install(model: nn.Module, name: str, module: Bypass) -> None:
     for key, value in vars(_plain(old)).items():
         if key not in vars(module) and not hasattr(module, key):
             module.__dict__[key] = value
+    for key in old._parameters:  # who asks for one of them, as nn.TransformerEncoderLayer does, learns that it is gone
+        if not hasattr(module, key):
+            module.__dict__[key] = None
     module.train(old.training)
     put(model, name, module)
 

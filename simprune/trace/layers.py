@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.moments import Moments
+from simprune.trace.attention import is_conv1d
 
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 
@@ -18,13 +19,8 @@ def can_be_fitted(layer: nn.Module) -> bool:
     (True, False)
     """
     if type(layer).forward not in PLAIN or "weight" not in layer._parameters:
-        return _is_transposed_linear(layer)
+        return is_conv1d(layer)
     return layer.groups == 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else True
-
-
-def _is_transposed_linear(layer: nn.Module) -> bool:
-    """transformers' Conv1D: a linear layer whose weight is (inputs, outputs); told by name, as it is optional."""
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def _is_convolution(layer: nn.Module) -> bool:
@@ -34,13 +30,13 @@ def _is_convolution(layer: nn.Module) -> bool:
 def matrix_of(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     """A layer's weight, or another tensor of its shape, as (outputs, inputs x kernel)."""
     weight = layer.get_parameter("weight").detach() if weight is None else weight
-    return weight.T if _is_transposed_linear(layer) else weight.flatten(1)
+    return weight.T if is_conv1d(layer) else weight.flatten(1)
 
 
 def weight_of(layer: nn.Module, matrix: Tensor) -> Tensor:
     """A matrix in the shape and type of the layer's weight: the inverse of `matrix_of`."""
     weight = layer.get_parameter("weight")
-    return (matrix.T if _is_transposed_linear(layer) else matrix).reshape(weight.shape).to(weight)
+    return (matrix.T if is_conv1d(layer) else matrix).reshape(weight.shape).to(weight)
 
 
 def taps(layer: nn.Module) -> int:
@@ -50,7 +46,7 @@ def taps(layer: nn.Module) -> int:
 
 def output_dim(layer: nn.Module) -> int:
     """Which dimension of the weight counts outputs."""
-    return 1 if _is_transposed_linear(layer) else 0
+    return 1 if is_conv1d(layer) else 0
 
 
 def channel_dim(layer: nn.Module) -> int:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import simprune as sp
 from simprune.api import apply
 from simprune.core.plan import Edit
 from simprune.structures import structure
@@ -98,3 +99,14 @@ def test_a_plan_of_another_model_is_refused():
     model.head = torch.nn.Linear(8, 6)
     with pytest.raises(ValueError, match="made for another model"):
         apply(plan, model)
+
+
+def test_an_encoder_layer_without_its_attention_runs_on_its_own():
+    """torch's layer asks its attention for parameters before it decides against its fused pass."""
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 5, 8)
+    found = sp.analyze(model, [x], structures=("sub_blocks",))
+    small = sp.apply(sp.plan(found, {"macs": 0.8}), model)
+    with torch.no_grad():
+        assert small(x).shape == x.shape

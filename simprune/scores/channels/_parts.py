@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from simprune.core.moments import Moments
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import Score
-from simprune.trace.capture import Layout, Site, run
+from simprune.trace.capture import Layout, Reading, Site, read
 from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
 
@@ -21,32 +21,51 @@ def produced(model: nn.Module, group: UnitGroup) -> list[Tensor]:
     ]
 
 
+class ReaderMoments(Reading):
+    """Moments of every group's units at the input of every module that reads them.
+
+    `values[group][reader]` are moments of the group's entries, unit after unit: memory O(readers x (units x
+    entries)^2). With `apart`, the entries of a unit count as samples of one number: O(readers x units^2).
+    """
+
+    def __init__(self, groups: Sequence[UnitGroup], layout: Layout = "positions", apart: bool = False) -> None:
+        self.layout: Layout = layout
+        self.apart = apart
+        self._readers: dict[str, list[tuple[str, Tensor]]] = {}
+        for group in groups:
+            for part in group.slices:
+                if part.side == "in" and part.tensor.endswith("weight"):
+                    units = torch.tensor(part.inputs or part.indices)  # (units, entries)
+                    self._readers.setdefault(part.module, []).append((group.name, units))
+        self._moments: dict[tuple[str, str, int], Moments] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(name, self.layout, "input") for name in self._readers]
+
+    def see(self, site: Site, value: Tensor) -> None:
+        rows = site.rows(value)
+        for number, (group, units) in enumerate(self._readers[site.module]):
+            units = units.to(rows.device)
+            columns = rows[:, units].movedim(1, -1).flatten(0, 1) if self.apart else rows[:, units.flatten()]
+            key = (group, site.module, 0 if self.apart else number)
+            moments = Moments.of(columns)
+            self._moments[key] = self._moments[key].merge(moments) if key in self._moments else moments
+
+    def of(self, group: UnitGroup) -> list[Moments]:
+        """One entry per reader; ValueError when nothing was read."""
+        if self._readers and not self._moments:
+            raise ValueError("calibration has no batches; give at least one")
+        return [moments for key, moments in self._moments.items() if key[0] == group.name]
+
+
 def reader_moments(
     network: Network, calibration: Iterable, groups: Sequence[UnitGroup], layout: Layout
 ) -> dict[str, list[Moments]]:
-    """Moments of each group's entries, unit after unit, at the input of every module that reads them.
-
-    One forward pass; memory O(readers x (units x entries)^2).
-    """
-    readers: dict[str, list[tuple[str, Tensor]]] = {}
-    for group in groups:
-        for part in group.slices:
-            if part.side == "in" and part.tensor.endswith("weight"):
-                entries = torch.tensor(part.inputs or part.indices).flatten()
-                readers.setdefault(part.module, []).append((group.name, entries))
-    found: dict[tuple[str, str, int], Moments] = {}
-
-    def see(site: Site, value: Tensor) -> None:
-        rows = site.rows(value)
-        for place, (group, entries) in enumerate(readers[site.module]):
-            moments = Moments.of(rows[:, entries.to(rows.device)])
-            key = (group, site.module, place)
-            found[key] = found[key].merge(moments) if key in found else moments
-
-    run(network.model, calibration, [Site(name, layout, "input") for name in readers], see)
-    if readers and not found:
-        raise ValueError("calibration has no batches; give at least one")
-    return {group.name: [moments for key, moments in found.items() if key[0] == group.name] for group in groups}
+    """Moments of each group's entries, unit after unit, by the group's name. One forward pass."""
+    reading = ReaderMoments(groups, layout)
+    read(network.model, calibration, [reading])
+    return {group.name: reading.of(group) for group in groups}
 
 
 def share(values: Tensor) -> Tensor:
