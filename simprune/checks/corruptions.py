@@ -1,12 +1,20 @@
 """Shifted test inputs: corrupted images (as in ImageNet-C, three severities) and attacks by FGSM and PGD.
 
+A corruption is a function of images (N, C, H, W) in [0, 1], a severity of 1, 2 or 3 and a generator, an attack one of
+images, labels (or None), the model and the limits of pixel values:
+
+    @register("corruption", "invert")
+    def invert(images, severity, generator): ...
+
+    @register("corruption", "one_pixel", attack=True)
+    def one_pixel(images, labels, model, limits): ...
+
 Strengths are shares of the range of pixel values, which is that of the first test batch: it may be normalised.
 Hendrycks and Dietterich (2019), arXiv 1903.12261; Goodfellow et al. (2015), 1412.6572; Madry et al. (2018), 1706.06083.
 """
 
 import io
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +23,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import call, device_of, inputs_of, labels_of
 from simprune.core.names import did_you_mean
+from simprune.core.registry import Part, parts, register
 
 CLEAN = "clean"
 SEVERITIES = (1, 2, 3)
@@ -23,11 +32,14 @@ STEPS = 10  # of PGD
 Limits = tuple[float, float]
 
 
-def _noise(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+@register("corruption", "noise")
+def noise(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Gaussian noise."""
     return x + (0.04, 0.08, 0.12)[severity - 1] * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
 
-def _blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+@register("corruption", "blur")
+def blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Gaussian, its width in pixels growing with the image: 0.5, 0.75, 1 at 32 pixels and below."""
     sigma = (0.5, 0.75, 1.0)[severity - 1] * max(1.0, min(x.shape[2:]) / 32)
     reach = min(math.ceil(3 * sigma), min(x.shape[2:]) - 1)
@@ -40,16 +52,22 @@ def _blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     return flat.reshape(count, channels, height, width)
 
 
-def _brightness(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+@register("corruption", "brightness")
+def brightness(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Brighter: a constant is added."""
     return x + (0.1, 0.2, 0.3)[severity - 1]
 
 
-def _contrast(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+@register("corruption", "contrast")
+def contrast(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Pixels move towards the mean of their image."""
     mean = x.mean((1, 2, 3), keepdim=True)
     return mean + (0.75, 0.5, 0.4)[severity - 1] * (x - mean)
 
 
-def _jpeg(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+@register("corruption", "jpeg")
+def jpeg(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """JPEG of low quality."""
     from PIL import Image
 
     if x.shape[1] not in (1, 3):
@@ -65,19 +83,35 @@ def _jpeg(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(np.stack(decoded)).movedim(3, 1).to(x.dtype) / 255
 
 
-CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
-    "noise": _noise, "blur": _blur, "brightness": _brightness, "contrast": _contrast, "jpeg": _jpeg,
-}  # fmt: skip
-ATTACKS = ("fgsm", "pgd")
+@register("corruption", "fgsm", attack=True)
+def fgsm(images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits) -> Tensor:
+    """One step of the gradient's sign within `EPSILON` of the range of pixel values, by the model's own gradient."""
+    return _attack(images, labels, model, limits, steps=1, share=1.0)
+
+
+@register("corruption", "pgd", attack=True)
+def pgd(images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits) -> Tensor:
+    """Ten smaller steps of the gradient's sign, projected to `EPSILON` of the range of pixel values."""
+    return _attack(images, labels, model, limits, steps=STEPS, share=1 / 4)
+
+
+def shifts(kind: str) -> list[str]:
+    """What `inputs` of a gate may be for one corruption: a name for every severity, or an attack's own.
+
+    >>> shifts("blur"), shifts("pgd")
+    (['blur_1', 'blur_2', 'blur_3'], ['pgd'])
+    """
+    part = parts("corruption")[kind]
+    return [kind] if part.facts.get("attack") else [f"{kind}_{severity}" for severity in SEVERITIES]
 
 
 def names() -> list[str]:
     """What `inputs` of a gate may be.
 
     >>> names()[:4]
-    ['clean', 'noise_1', 'noise_2', 'noise_3']
+    ['clean', 'blur_1', 'blur_2', 'blur_3']
     """
-    return [CLEAN, *(f"{kind}_{severity}" for kind in CORRUPTIONS for severity in SEVERITIES), *ATTACKS]
+    return [CLEAN, *(name for kind in parts("corruption") for name in shifts(kind))]
 
 
 def known(name: str) -> str:
@@ -85,6 +119,15 @@ def known(name: str) -> str:
     if name not in names():
         raise ValueError(f"inputs: unknown {name!r}; {did_you_mean(str(name), names())}")
     return name
+
+
+def _part(name: str) -> tuple[Part, int]:
+    """The corruption and its severity, 0 for an attack."""
+    registered = parts("corruption")
+    if name in registered:
+        return registered[name], 0
+    kind, _, severity = name.rpartition("_")
+    return registered[kind], int(severity)
 
 
 def image_of(batch: Any) -> Tensor | None:
@@ -124,12 +167,12 @@ def shifted(name: str, batch: Any, model: nn.Module, limits: Limits, seed: int =
         limits_of(batch)
         raise AssertionError
     low, high = limits
-    if name in ATTACKS:
-        found = _attack(name, images, labels_of(batch), model, limits)
+    part, severity = _part(name)
+    if part.facts.get("attack"):
+        found = part.make(images, labels_of(batch), model, limits)
     else:
-        kind, _, severity = name.rpartition("_")
         x = ((images.detach().cpu() - low) / (high - low)).clamp(0, 1)
-        x = CORRUPTIONS[kind](x, int(severity), torch.Generator().manual_seed(seed)).clamp(0, 1)
+        x = part.make(x, severity, torch.Generator().manual_seed(seed)).clamp(0, 1)
         found = (low + x * (high - low)).to(images.device)
     labels = labels_of(batch)
     _, kwargs = inputs_of(batch)
@@ -137,11 +180,13 @@ def shifted(name: str, batch: Any, model: nn.Module, limits: Limits, seed: int =
     return inputs if labels is None else (inputs, labels)
 
 
-def _attack(name: str, images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits) -> Tensor:
-    """White box, within EPSILON of the range: one step of the gradient's sign, or several smaller projected ones."""
+def _attack(
+    images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits, steps: int, share: float
+) -> Tensor:
+    """White box: steps of a `share` of the reach along the gradient's sign, each projected to the reach."""
     low, high = limits
     reach = EPSILON * (high - low)
-    steps, step = (1, reach) if name == "fgsm" else (STEPS, reach / 4)
+    step = reach * share
     with torch.inference_mode(False), torch.enable_grad():
         start = images.detach().to(device_of(model)).clone()
         x = start.clone()

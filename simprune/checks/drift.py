@@ -1,16 +1,20 @@
 """Layer-wise drift: how far the outputs of the blocks that were kept have moved from the original's."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from simprune import measures
+from simprune.checks.intervals import Interval, bootstrap_mean, narrowed, together
 from simprune.core.batches import call, checked
-from simprune.functional import FunctionalMeasure, Score
+from simprune.functional import Bounds, Gathered, Score
+from simprune.functional._models import ModelMeasure
 from simprune.structures import find_blocks
 from simprune.trace.bypass import Bypass
 from simprune.trace.capture import Site, watching
@@ -19,7 +23,7 @@ from simprune.trace.network import Network
 
 
 @dataclass(frozen=True)
-class BlockDrift(FunctionalMeasure):
+class BlockDrift(ModelMeasure):
     """Largest drift of a kept block, 1 - similarity of its outputs in both models; 0 means all as before.
 
     A block's drift is the mean over groups of `inputs` test inputs, so memory is bounded and groups are the samples of
@@ -30,25 +34,27 @@ class BlockDrift(FunctionalMeasure):
     measure: str = "cka_debiased"
     inputs: int = 64
 
+    id = "block_drift"
     range = (-math.inf, math.inf)
-    kind = "statistic"
-    form = "vectors"
+    gate = True
     source = "Kornblith et al. (2019), arXiv 1905.00414, as a distance"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._declare(id="block_drift")
         chosen = measures.get(self.measure)
         if not chosen.larger_is_more_similar or chosen.range[1] != 1:
             raise ValueError(f"block_drift needs a similarity that is 1 for equal outputs; {self.measure} is none")
         if self.inputs < 8:
             raise ValueError(f"block_drift: groups of at least 8 inputs are needed; got inputs={self.inputs}")
 
-    def _rows(self, outputs: tuple[Any, ...], labels: Tensor | None) -> Tensor:
-        raise ValueError("block_drift reads inside of models: use it with validate, not on outputs")
+    def group(self, models: Sequence[nn.Module], inputs: Any, labels: Any = None) -> Score:
+        """Score of the original and the pruned model on test inputs; labels are not used."""
+        model, small = self._checked(models)
+        return self.reduce(self.gather(model, small, inputs).rows)
 
-    def of(self, model: nn.Module, small: nn.Module, test: Iterable) -> tuple[Tensor, tuple[str, ...]]:
-        """Drift (groups, blocks) and the blocks' names; one pass over `test`. ValueError when no block was kept."""
+    def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> Gathered:
+        """Drift (groups, blocks), one pass over the batches. ValueError when no block was kept, or for few inputs."""
+        model, small, test = model_a, model_b, batches
         blocks = kept_blocks(model, small, next(iter(checked(test, "test"))))
         measure = measures.get(self.measure)
         rows = [
@@ -57,7 +63,30 @@ class BlockDrift(FunctionalMeasure):
         ]
         if not rows:
             raise ValueError(f"block_drift needs at least {self.inputs} test inputs; give more or set options.inputs")
-        return torch.stack(rows), blocks
+        return Gathered(torch.stack(rows), blocks)
+
+    def bounds(self, rows: Tensor, strata: np.ndarray, seed: int) -> tuple[Bounds, str]:
+        """Of the largest block's mean over groups of inputs, by the bootstrap."""
+        single = np.zeros(len(rows), dtype=np.int64)
+
+        def of(values: np.ndarray) -> Bounds:
+            value, same = float(values.mean()), bool(np.ptp(values) < 1e-12)
+            drawn = cache(lambda level: bootstrap_mean(values, single, level, seed))
+
+            def bounds(scale: float, level: float) -> Interval:
+                if len(values) == 1:
+                    return -math.inf, math.inf
+                return (value, value) if same else narrowed(value, drawn(level), scale)
+
+            return bounds
+
+        blocks = [of(column) for column in rows.numpy().T]
+
+        def worst(scale: float, level: float) -> Interval:
+            lower = max(block(scale, together(level, len(blocks)))[0] for block in blocks)
+            return lower, max(block(scale, level)[1] for block in blocks)
+
+        return worst, f"bootstrap over {len(rows)} groups of inputs"
 
     def reduce(self, rows: Tensor) -> Score:
         means = rows.mean(0)

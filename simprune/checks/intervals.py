@@ -119,6 +119,22 @@ def without_spread(value: float, limits: Interval, count: float, confidence: flo
     return towards(limits[0]), towards(limits[1])
 
 
+def narrowed(value: float, interval: Interval, scale: float) -> Interval:
+    """The interval that `scale` times as many samples would give."""
+    root = math.sqrt(scale)
+    return value - (value - interval[0]) / root, value + (interval[1] - value) / root
+
+
+def together(level: float, parts: int) -> float:
+    """Confidence of each of several lower bounds that hold together.
+
+    The largest of several values is bounded from below by the largest of their bounds at this confidence: the step of
+    Holm's that decides whether any of them is above a limit. From above no correction is needed: it is bounded by the
+    largest of their bounds, as the bound of the worst one is among them.
+    """
+    return 1 - (1 - level) / parts
+
+
 def strata_of(labels: Any, shape: tuple[int, int]) -> np.ndarray:
     """Stratum per sample: its class where classes are small (rare ones share stratum 0), else 0 for all."""
     count, classes = shape

@@ -10,22 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simprune.checks.drift import BlockDrift
 from simprune.checks.intervals import (
     DRAWS,
     Interval,
     bootstrap_mean,
     clopper_pearson,
+    narrowed,
     paired_difference,
     percentiles,
     resampled,
+    together,
     without_spread,
 )
 from simprune.checks.verdict import Gate, GateResult, Outcome
-from simprune.functional import FunctionalMeasure, Score
-from simprune.functional.classwise import MaxClassRecallDrop
+from simprune.functional import Bounds, FunctionalMeasure, Score
 
-Bounds = Callable[[float, float], Interval]  # (scale, confidence): scale 2 is twice as many samples like these
 MOST_SAMPLES = 1e9  # beyond this "more data" is no advice
 
 
@@ -52,13 +51,15 @@ class Case:
         rows: Tensor,
         strata: np.ndarray,
         seed: int,
-        names: Sequence[str] = (),
+        columns: Sequence[str] = (),
     ) -> Self:
+        """From the measure's rows; `columns` names the rows' columns where the score is that of the worst one."""
         score = measure.reduce(rows)
         bounds, method = _bounds(measure, rows, strata, seed) if score.defined else (_unknown, "")
-        if names and score.defined:
-            drift = score.details["drift"]
-            method += f"; most in {names[drift.index(max(drift))]}"
+        if columns and score.defined:
+            means = rows.double().mean(0)
+            worst = means.argmin() if measure.larger_is_more_similar else means.argmax()
+            method += f"; {'least' if measure.larger_is_more_similar else 'most'} in {columns[int(worst)]}"
         return cls(gate, score, bounds, method, measure.larger_is_more_similar)
 
     def interval(self, levels: tuple[float, float], scale: float = 1.0) -> Interval:
@@ -143,10 +144,11 @@ def _deciding_scale(decided: Callable[[float], bool], most: float) -> float | No
 
 def _bounds(measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, seed: int) -> tuple[Bounds, str]:
     """One-sided bounds, and the method's name."""
-    if isinstance(measure, MaxClassRecallDrop):
+    own = measure.bounds(rows, strata, seed)
+    if own is not None:
+        return own
+    if measure.kind == "worst_difference":
         return _of_worst_class(measure, rows)
-    if isinstance(measure, BlockDrift):
-        return _of_worst_block(rows, seed)
     values = measure.values(rows).numpy()
     if values.ndim == 1:
         used = ~np.isnan(values)
@@ -179,28 +181,12 @@ def _bounds(measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, seed: 
 
     def bounds(scale: float, level: float) -> Interval:
         lower, upper = drawn(level)
-        return _narrowed(value, (max(lower, low), min(upper, high)), scale)
+        return narrowed(value, (max(lower, low), min(upper, high)), scale)
 
     return bounds, f"bootstrap, {DRAWS} draws{', stratified by class' if strata.any() else ''}"
 
 
-def _narrowed(value: float, interval: Interval, scale: float) -> Interval:
-    """The interval that `scale` times as many samples would give."""
-    root = math.sqrt(scale)
-    return value - (value - interval[0]) / root, value + (interval[1] - value) / root
-
-
-def _together(level: float, parts: int) -> float:
-    """Confidence of each of several lower bounds that hold together.
-
-    The largest of several values is bounded from below by the largest of their bounds at this confidence: the step of
-    Holm's that decides whether any of them is above a limit. From above no correction is needed: it is bounded by the
-    largest of their bounds, as the bound of the worst one is among them.
-    """
-    return 1 - (1 - level) / parts
-
-
-def _of_worst_class(measure: MaxClassRecallDrop, rows: Tensor) -> tuple[Bounds, str]:
+def _of_worst_class(measure: FunctionalMeasure, rows: Tensor) -> tuple[Bounds, str]:
     found = measure.reduce(rows).details
     lost, gained, count = (np.array(found[key], dtype=np.float64) for key in ("lost", "gained", "count"))
     worst = int(np.argmax((lost - gained) / count))
@@ -208,32 +194,8 @@ def _of_worst_class(measure: MaxClassRecallDrop, rows: Tensor) -> tuple[Bounds, 
     method = f"paired, {len(count)} classes (Holm), worst is {which} of {count[worst]:.0f}"
 
     def bounds(scale: float, level: float) -> Interval:
-        lower = paired_difference(lost * scale, gained * scale, count * scale, _together(level, len(count)))[0]
+        lower = paired_difference(lost * scale, gained * scale, count * scale, together(level, len(count)))[0]
         upper = paired_difference(lost * scale, gained * scale, count * scale, level)[1]
         return float(lower.max()), float(upper.max())
 
     return bounds, method
-
-
-def _of_worst_block(rows: Tensor, seed: int) -> tuple[Bounds, str]:
-    """Every block's mean over groups of inputs."""
-    one = np.zeros(len(rows), dtype=np.int64)
-
-    def of(values: np.ndarray) -> Bounds:
-        value, same = float(values.mean()), bool(np.ptp(values) < 1e-12)
-        drawn = cache(lambda level: bootstrap_mean(values, one, level, seed))
-
-        def bounds(scale: float, level: float) -> Interval:
-            if len(values) == 1:
-                return -math.inf, math.inf
-            return (value, value) if same else _narrowed(value, drawn(level), scale)
-
-        return bounds
-
-    parts = [of(column) for column in rows.numpy().T]
-
-    def worst(scale: float, level: float) -> Interval:
-        together = _together(level, len(parts))
-        return max(part(scale, together)[0] for part in parts), max(part(scale, level)[1] for part in parts)
-
-    return worst, f"bootstrap over {len(rows)} groups of inputs"

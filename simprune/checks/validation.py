@@ -1,6 +1,6 @@
 """Run both models, batch by batch, and judge what they give."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from simprune.checks import corruptions
-from simprune.checks.drift import BlockDrift
 from simprune.checks.intervals import strata_of
 from simprune.checks.judging import Case, judge_together
-from simprune.checks.verdict import DEFAULT_GATES, Gate, Verdict
+from simprune.checks.sets import Gates, gates_of
+from simprune.checks.verdict import Verdict
 from simprune.core.batches import call, checked, labels_of
 from simprune.core.names import did_you_mean
-from simprune.functional import FunctionalMeasure, Outputs
+from simprune.functional import FunctionalMeasure, Gathered, Outputs
 from simprune.trace.context import evaluation
 
 Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
@@ -28,7 +28,7 @@ def validate(
     model: nn.Module,
     small: nn.Module,
     test: Iterable,
-    gates: Sequence[Gate] | None = None,
+    gates: Gates | None = None,
     seed: int = 0,
     correction: str = "holm",
     watch: Watch | None = None,
@@ -42,12 +42,12 @@ def validate(
     """
     batches = checked(test, "test")
     tally = _run(model, small, batches, gates, seed, correction, watch)
-    drifts = {i: drift.of(model, small, batches) for i, drift in tally.drifts.items()}
-    return tally.verdict(seed, drifts)
+    gathered = {i: measure.gather(model, small, batches) for i, measure in tally.of_models.items()}
+    return tally.verdict(seed, gathered)
 
 
 def rehearse(
-    model: nn.Module, test: Iterable, gates: Sequence[Gate] | None = None, seed: int = 0, correction: str = "holm"
+    model: nn.Module, test: Iterable, gates: Gates | None = None, seed: int = 0, correction: str = "holm"
 ) -> None:
     """Raise what `validate` would for gates that do not fit the model and its data, from the first batch alone."""
     _run(model, model, islice(checked(test, "test"), 1), gates, seed, correction)
@@ -57,7 +57,7 @@ def _run(
     model: nn.Module,
     small: nn.Module,
     batches: Iterable,
-    gates: Sequence[Gate] | None,
+    gates: Gates | None,
     seed: int,
     correction: str,
     watch: Watch | None = None,
@@ -88,15 +88,16 @@ def check(
     logits_a: Any,
     logits_b: Any,
     labels: Any = None,
-    gates: Sequence[Gate] | None = None,
+    gates: Gates | None = None,
     seed: int = 0,
     correction: str = "holm",
 ) -> Verdict:
-    """Verdict of the gates (`DEFAULT_GATES`) on outputs of a, the original, and b, the pruned model.
+    """Verdict of the gates on outputs of a, the original, and b, the pruned model.
 
-    Logits (N, C), `Outputs`, or what the gates' measures take. `correction`: "holm", so that with the gates'
-    confidence *all* gates that pass do so rightly, and all that fail (Holm 1979, once for either side); or "none",
-    every gate on its own. ValueError for bad outputs or labels, or no gate.
+    Logits (N, C), `Outputs`, or what the gates' measures take. `gates`: a list of gates, the name of a check set, or
+    None for the set "default" (without labels, without the gates that need them). `correction`: "holm", so that with
+    the gates' confidence *all* gates that pass do so rightly, and all that fail (Holm 1979, once for either side); or
+    "none", every gate on its own. KeyError for an unknown check set; ValueError for bad outputs or labels, or no gate.
 
     >>> logits = torch.eye(3).repeat(100, 1)
     >>> check(logits, logits, torch.arange(3).repeat(100)).outcome
@@ -104,7 +105,7 @@ def check(
     """
     tally = _Tally(gates, labels is not None, correction)
     for i, gate in enumerate(tally.gates):
-        if i in tally.drifts or gate.inputs != corruptions.CLEAN:
+        if i in tally.of_models or gate.inputs != corruptions.CLEAN:
             raise ValueError(f"{gate.label} needs the models, not only their outputs; use validate")
     tally.update(logits_a, logits_b, None if labels is None else torch.as_tensor(labels))
     return tally.verdict(seed)
@@ -113,21 +114,18 @@ def check(
 class _Tally:
     """What the gates need of every batch: rows of their measures, and the labels for strata."""
 
-    def __init__(self, gates: Sequence[Gate] | None, labelled: bool, correction: str) -> None:
+    def __init__(self, gates: Gates | None, labelled: bool, correction: str) -> None:
         if correction not in CORRECTIONS:
             raise ValueError(f"correction: unknown {correction!r}; {did_you_mean(str(correction), CORRECTIONS)}")
         self.notes: tuple[str, ...] = ()
+        self.gates, self.correction, self.labelled = gates_of(gates, labelled), correction, labelled
         if gates is None:
-            gates = [gate for gate in DEFAULT_GATES if labelled or not gate.build().needs_labels]
-            left_out = [gate.measure for gate in DEFAULT_GATES if gate not in gates]
+            left_out = [gate.measure for gate in gates_of() if gate not in self.gates]
             self.notes = tuple(f"no labels: {name} was left out" for name in left_out)
-        if not gates:
-            raise ValueError("there is no gate to check; pass at least one, or gates=None for the default ones")
-        self.gates, self.correction, self.labelled = list(gates), correction, labelled
-        self.measures = [gate.build() for gate in gates]
+        self.measures = [gate.build() for gate in self.gates]
         self.streams = [measure.stream() for measure in self.measures]
-        self.drifts = {i: measure for i, measure in enumerate(self.measures) if isinstance(measure, BlockDrift)}
-        shifts = {gate.inputs for gate in gates} - {corruptions.CLEAN}
+        self.of_models = {i: measure for i, measure in enumerate(self.measures) if measure.form == "models"}
+        shifts = {gate.inputs for gate in self.gates} - {corruptions.CLEAN}
         self.inputs = [corruptions.CLEAN, *sorted(shifts)]
         self.labels: list[Tensor] = []
         self.count, self.classes, self.batches = 0, 0, 0
@@ -138,7 +136,7 @@ class _Tally:
             self._count(a, labels)
         class_scores: tuple[Outputs, Outputs] | None = None  # in float64, softmax and all, once for all gates
         for gate, measure, stream in zip(self.gates, self.measures, self.streams, strict=True):
-            if gate.inputs != inputs or isinstance(measure, BlockDrift):
+            if gate.inputs != inputs or measure.form == "models":
                 continue
             self._fits(measure, a)
             if measure.form == "classes":
@@ -172,13 +170,13 @@ class _Tally:
             return np.zeros(self.count, dtype=np.int64)
         return strata_of(labels, (self.count, self.classes))
 
-    def verdict(self, seed: int, drifts: Mapping[int, tuple[Tensor, tuple[str, ...]]] | None = None) -> Verdict:
+    def verdict(self, seed: int, gathered: Mapping[int, Gathered] | None = None) -> Verdict:
+        """From the batches so far, and what measures that read inside of models have gathered."""
         strata, cases = self._strata(), []
         for i, (gate, measure) in enumerate(zip(self.gates, self.measures, strict=True)):
-            if drifts and i in drifts:
-                rows, names = drifts[i]
-                cases.append(Case.of(gate, measure, rows, np.zeros(len(rows), dtype=np.int64), seed, names))
+            if gathered and i in gathered:
+                rows, columns = gathered[i].rows, gathered[i].columns
+                cases.append(Case.of(gate, measure, rows, np.zeros(len(rows), dtype=np.int64), seed, columns))
             else:
-                rows = self.streams[i].rows()
-                cases.append(Case.of(gate, measure, rows, strata, seed))
+                cases.append(Case.of(gate, measure, self.streams[i].rows(), strata, seed))
         return Verdict(tuple(judge_together(cases, self.correction)), self.count, self.notes, seed)

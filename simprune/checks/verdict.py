@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from simprune.checks import corruptions
-from simprune.checks.drift import BlockDrift
-from simprune.core.names import did_you_mean
 from simprune.functional import FunctionalMeasure, get
 
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -23,9 +21,9 @@ class Gate:
     """A limit for one functional measure, to be met by its one-sided bound at `confidence`.
 
     An upper limit, or a lower one for measures where larger is more similar. `options` are the measure's
-    hyperparameters. `inputs`: "clean", or how test images are shifted first, one of `simprune.checks.corruptions.names()`.
-    The measure is a functional one, or "block_drift" (`simprune.checks.drift`). KeyError for an unknown measure, ValueError
-    for a bad limit, confidence, option or inputs.
+    hyperparameters. `inputs`: "clean", or how test images are shifted first, one of
+    `simprune.checks.corruptions.names()`. KeyError for an unknown measure; ValueError for a bad limit, confidence,
+    option or inputs, and for a measure that no verdict on two models can use.
 
     >>> Gate("disagreement", limit=0.05).measure
     'disagreement'
@@ -38,35 +36,32 @@ class Gate:
     inputs: str = corruptions.CLEAN
 
     def __post_init__(self) -> None:
-        self.build()
+        measure = self.build()
+        if not measure.gate:
+            raise ValueError(f"{self.measure} cannot be a gate: {_instead(measure)}")
         corruptions.known(self.inputs)
-        if self.measure == "block_drift" and self.inputs != corruptions.CLEAN:
-            raise ValueError(f"block_drift is measured on clean inputs; got inputs={self.inputs!r}")
+        if measure.form == "models" and self.inputs != corruptions.CLEAN:
+            raise ValueError(f"{self.measure} is measured on clean inputs; got inputs={self.inputs!r}")
         if not isinstance(self.limit, int | float) or not math.isfinite(self.limit):
             raise ValueError(f"the limit of {self.measure} must be a finite number; got {self.limit!r}")
         if not isinstance(self.confidence, int | float) or not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence must lie in [0.5, 1), such as 0.95; got {self.confidence!r}")
 
     def build(self) -> FunctionalMeasure:
-        if self.measure != "block_drift":
-            return get(self.measure, **self.options)
-        for key in self.options:
-            if key not in BlockDrift.__dataclass_fields__:
-                raise ValueError(
-                    f"block_drift does not take {key}; {did_you_mean(key, BlockDrift.__dataclass_fields__)}"
-                )
-        return BlockDrift(**self.options)
+        """The measure with its options."""
+        return get(self.measure, **self.options)
 
     @property
     def label(self) -> str:
         return self.measure if self.inputs == corruptions.CLEAN else f"{self.measure} on {self.inputs}"
 
 
-DEFAULT_GATES = (
-    Gate("accuracy_drop", limit=0.02),
-    Gate("disagreement", limit=0.05),
-    Gate("jensen_shannon_divergence", limit=0.05),
-)
+def _instead(measure: FunctionalMeasure) -> str:
+    """Why a verdict cannot use a measure, and the function to call instead."""
+    name = f"simprune.functional.get({measure.id!r})"
+    if measure.form == "models":
+        return f"it has no confidence bounds; call {name}(model, small, inputs, labels=...)"
+    return f"it takes the outputs of {measure.models[0]} models; call {name}.group([...], labels)"
 
 
 @dataclass(frozen=True)

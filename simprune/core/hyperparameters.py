@@ -31,10 +31,8 @@ class Registered:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if not has_type(value, hint):
+            if not has_type(value, hint) or (isinstance(value, float) and math.isnan(value)):
                 raise ValueError(f"{self.id}: {field.name} must be {type_name(hint)}, got {value!r}")
-            if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"{self.id}: {field.name} must be a number, got {value!r}")
             if isinstance(value, list) and typing.get_origin(hint) is tuple:  # as read from a file
                 self._declare(**{field.name: tuple(value)})
 

@@ -1,20 +1,14 @@
 """Similarity of what networks answer: `get("disagreement")(logits_a, logits_b)`, the original first.
 
-Every module of this package is imported here, so a measure exists as soon as its dataclass does.
+A measure is in the registry (`simprune.core.registry`, kind "functional") as soon as its dataclass exists.
 """
 
-import dataclasses
-import difflib
-import importlib
-import pkgutil
 from typing import Any
 
-from simprune.functional._base import FunctionalMeasure, Outputs, Score, _registry
+from simprune.core import registry
+from simprune.functional._base import Bounds, FunctionalMeasure, Gathered, Outputs, Score
 
-__all__ = ["FunctionalMeasure", "Outputs", "Score", "classes", "get", "names"]
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+__all__ = ["Bounds", "FunctionalMeasure", "Gathered", "Outputs", "Score", "classes", "get", "names"]
 
 
 def classes() -> dict[str, type[FunctionalMeasure]]:
@@ -23,7 +17,7 @@ def classes() -> dict[str, type[FunctionalMeasure]]:
     >>> classes()["disagreement"].__name__
     'Disagreement'
     """
-    return dict(sorted(_registry.items()))
+    return {id: part.make for id, part in registry.parts("functional").items()}  # pyright: ignore[reportReturnType]
 
 
 def names() -> list[str]:
@@ -32,7 +26,7 @@ def names() -> list[str]:
     >>> "disagreement" in names()
     True
     """
-    return list(classes())
+    return list(registry.parts("functional"))
 
 
 def get(id: str, **hyper: Any) -> FunctionalMeasure:
@@ -43,20 +37,6 @@ def get(id: str, **hyper: Any) -> FunctionalMeasure:
     >>> get("jensen_shannon_divergence", base=2)
     JensenShannonDivergence(base=2)
     """
-    if id not in _registry:
-        near = difflib.get_close_matches(str(id), names(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
-        raise KeyError(f"no functional measure is called {id!r}; {hint}")
-    cls = _registry[id]
-    known = {each.name: each for each in dataclasses.fields(cls)}
-    required = [
-        name
-        for name, each in known.items()
-        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-    ]
-    unknown = [name for name in hyper if name not in known]
-    missing = [name for name in required if name not in hyper]
-    if unknown or missing:
-        problem = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        raise ValueError(f"{id} {problem}; its hyperparameters: {', '.join(known) or 'none'}")
-    return cls(**hyper)
+    part = registry.find("functional", id)
+    registry.check_options(part, hyper)
+    return part.make(**hyper)

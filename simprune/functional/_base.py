@@ -1,9 +1,6 @@
 """The protocol of functional measures: rows per sample, batch by batch, then one reduction to a score."""
 
-import dataclasses
 import math
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +9,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Kind = Literal["rate", "mean", "difference", "statistic"]
+from simprune.core.hyperparameters import Registered
+
+Kind = Literal["rate", "mean", "difference", "worst_difference", "statistic"]
 Form = Literal["classes", "tokens", "vectors", "multilabel", "models"]
+Bounds = Callable[[float, float], tuple[float, float]]  # (scale, confidence): scale 2 is twice as many samples
 
 
 class Score(float):
@@ -147,11 +147,8 @@ def integers(labels: Any, shape: tuple[int, ...], classes: int, ignore: int | No
     return labels
 
 
-_registry: dict[str, type["FunctionalMeasure"]] = {}
-
-
 @dataclass(frozen=True)
-class FunctionalMeasure(ABC):
+class FunctionalMeasure(Registered, ABC):
     """Base of all functional measures; subclasses are frozen dataclasses with hyperparameters as fields.
 
     A measure is two steps. `_rows` turns validated outputs into rows, one per sample and small whatever the number
@@ -162,46 +159,30 @@ class FunctionalMeasure(ABC):
     - "rate": (N,) of 0 and 1, the score is their mean;
     - "mean": (N,) of numbers, the score is their mean;
     - "difference": (N,) of -1, 0 and 1, the score is their mean;
+    - "worst_difference": (N, ...), `reduce` is overridden: the largest (lost - gained) / count of several classes,
+      with lists over them in `details`: "classes", "count", "lost" and "gained";
     - "statistic": (N, ...), `reduce` is overridden.
+
+    A measure with other bounds overrides `bounds`. A measure that reads inside of models has the form "models"; it
+    can be a gate if it overrides `gather`. `gate` says whether a verdict on two models can use the measure.
 
     Identical outputs score 0 (or the lower end of `range` above it), or the upper end of `range` where larger is more
     similar. A score that its formula leaves undefined is NaN with a reason. ValueError for a hyperparameter of the
     wrong type.
     """
 
-    id: ClassVar[str]
+    part = "functional"
+
     range: ClassVar[tuple[float, float]]
     larger_is_more_similar: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     kind: ClassVar[Kind]
-    source: ClassVar[str]
+    gate: ClassVar[bool] = True  # False: of more models than two, or of models without `gather`
     models: ClassVar[tuple[int, int | None]] = (2, 2)  # fewest and most models that `group` takes; None: any
     form: ClassVar[Form] = "classes"  # what it takes: class scores (N, C), token logits (N, T, C), ..., or models
     streams: ClassVar[bool] = True  # False: rows depend on all samples, so `per_sample` needs them at once
     skips: ClassVar[str] = "every sample was skipped"  # why no sample is left
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "id" not in cls.__dict__:
-            return
-        known = _registry.get(cls.id, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # not a reload
-            raise ValueError(f"measure id {cls.id!r} is taken by {known.__module__}.{known.__qualname__}")
-        _registry[cls.id] = cls
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters of the wrong type; a subclass adds its own limits after calling this."""
-        hints = typing.get_type_hints(type(self))
-        for each in dataclasses.fields(self):
-            value, hint = getattr(self, each.name), hints[each.name]
-            if not _has_type(value, hint):
-                raise ValueError(f"{self.id}: {each.name} must be {_type_name(hint)}, got {value!r}")
-
-    def _declare(self, **traits: Any) -> None:
-        """Set class attributes for this object only, where they depend on a hyperparameter."""
-        for name, value in traits.items():
-            object.__setattr__(self, name, value)
 
     @abstractmethod
     def _rows(self, outputs: tuple[Any, ...], labels: Tensor | None) -> Tensor:
@@ -226,9 +207,20 @@ class FunctionalMeasure(ABC):
         """Collects batches; see `Stream`."""
         return Stream(self)
 
+    def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> "Gathered":
+        """Rows from two models and test batches, for a measure of the form "models" that is a gate."""
+        raise NotImplementedError(f"{self.id} does not gather rows from models; give it their outputs")
+
+    def bounds(self, rows: Tensor, strata: np.ndarray, seed: int) -> tuple[Bounds, str] | None:
+        """One-sided confidence bounds of the score of these rows and their method's name; None: those of `kind`.
+
+        `strata` (N,) are the groups of samples that a bootstrap resamples separately.
+        """
+        return None
+
     def values(self, rows: Tensor) -> Tensor:
         """The part of the rows that `kind` speaks of: the first column where others are only evidence."""
-        return rows if self.kind == "statistic" or rows.ndim == 1 else rows[:, 0]
+        return rows if self.kind in ("statistic", "worst_difference") or rows.ndim == 1 else rows[:, 0]
 
     def reduce(self, rows: Tensor) -> Score:
         """Score from the rows of all samples: the mean of their values, without the skipped ones."""
@@ -263,6 +255,17 @@ class FunctionalMeasure(ABC):
         if labels is None and self.needs_labels:
             raise ValueError(f"{self.id} needs labels; pass labels=(N,) integer class indices")
         return checked, None if labels is None else self._truth(labels, shapes[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Rows of a measure from two models, one per sample (or group of samples); `columns` names what the columns are.
+
+    With `columns`, the score is that of the worst column, and a verdict says which one that is.
+    """
+
+    rows: Tensor
+    columns: tuple[str, ...] = ()
 
 
 class Stream:
@@ -334,24 +337,3 @@ def rights(outputs: Sequence[Outputs], labels: Tensor | None) -> list[Tensor]:
 def class_columns(outputs: Sequence[Outputs], *more: Tensor) -> Tensor:
     """Predicted classes of every model and further integers (N,) as compact rows (N, m + more)."""
     return torch.stack([*(item.classes for item in outputs), *more], 1).int()
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_has_type(value, each) for each in typing.get_args(hint))
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin is tuple:  # tuple[x, ...]
-        return isinstance(value, tuple) and all(_has_type(each, typing.get_args(hint)[0]) for each in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    if origin is not None:
-        return isinstance(value, origin)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(repr(each) for each in typing.get_args(hint))
-    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)

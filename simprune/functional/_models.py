@@ -105,6 +105,7 @@ class ModelMeasure(FunctionalMeasure):
 
     form = "models"
     kind = "statistic"
+    gate = False  # it has one score, and no rows of which a verdict could tell the bounds
     streams = False
 
     def __call__(self, model_a: nn.Module, model_b: nn.Module, inputs: Any, labels: Any = None) -> Score:

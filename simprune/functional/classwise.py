@@ -76,6 +76,7 @@ class MaxClassRecallDrop(_Classwise):
 
     id = "max_class_recall_drop"
     range = (-1.0, 1.0)
+    kind = "worst_difference"
     source = "max over classes of recall(a) - recall(b)"
 
     def _score(self, rows: Tensor, counts: _Counts, details: dict[str, Any]) -> Score:

@@ -37,8 +37,6 @@ class PrunePotential(FunctionalMeasure):
     source = LOST
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratios, list):  # as YAML has it
-            object.__setattr__(self, "ratios", tuple(self.ratios))
         super().__post_init__()
         if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise ValueError(f"{self.id}: ratios must be shares removed, in [0, 1]; got {self.ratios}")
@@ -75,6 +73,7 @@ class ExcessErrorDifference(FunctionalMeasure):
     range = (-2.0, 2.0)
     needs_labels = True
     kind = "mean"
+    gate = False
     models = (4, 4)
     source = LOST
 

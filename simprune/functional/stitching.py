@@ -62,8 +62,6 @@ class StitchingScore(ModelMeasure):
     source = "Bansal et al. (2021), arXiv 2106.07682; direct matching: Csiszarik et al. (2021), arXiv 2110.14633"
 
     def __post_init__(self) -> None:
-        if isinstance(self.seeds, list):  # as YAML has it
-            object.__setattr__(self, "seeds", tuple(self.seeds))
         super().__post_init__()
         if self.epochs < 1 or not self.seeds or not 0 < self.lr < math.inf:
             raise ValueError(

@@ -1,17 +1,15 @@
 """Similarity of representations: `get(id)`, `names()`, `matrix(id, {name: X})`.
 
-Every module of this package is imported here, so a measure exists as soon as its dataclass does.
+A measure is in the registry (`simprune.core.registry`, kind "measure") as soon as its dataclass exists.
 """
 
 import dataclasses
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from simprune.core import registry
 from simprune.core.similarity import Interval, Null, SimilarityMatrix
-from simprune.measures._base import DegenerateWarning, Measure, Prepared, UndefinedWarning, _registry
+from simprune.measures._base import DegenerateWarning, Measure, Prepared, UndefinedWarning
 from simprune.measures._resampling import Resampling
 from simprune.measures._streaming import Streaming
 
@@ -31,9 +29,6 @@ __all__ = [
     "streaming",
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
 
 def classes() -> dict[str, type[Measure]]:
     """Every measure's dataclass by id, sorted.
@@ -41,7 +36,7 @@ def classes() -> dict[str, type[Measure]]:
     >>> classes()["cka"].__name__
     'CKA'
     """
-    return dict(sorted(_registry.items()))
+    return {id: part.make for id, part in registry.parts("measure").items()}  # pyright: ignore[reportReturnType]
 
 
 def names() -> list[str]:
@@ -50,7 +45,7 @@ def names() -> list[str]:
     >>> "cka_debiased" in names()
     True
     """
-    return list(classes())
+    return list(registry.parts("measure"))
 
 
 def get(id: str, **hyper: Any) -> Measure:
@@ -61,23 +56,9 @@ def get(id: str, **hyper: Any) -> Measure:
     >>> get("cka_rbf", threshold=0.4)
     CKARBF(threshold=0.4, debiased=False)
     """
-    if id not in _registry:
-        near = difflib.get_close_matches(str(id), names(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
-        raise KeyError(f"no measure is called {id!r}; {hint}")
-    cls = _registry[id]
-    known = {each.name: each for each in dataclasses.fields(cls)}
-    required = [
-        name
-        for name, each in known.items()
-        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-    ]
-    unknown = [name for name in hyper if name not in known]
-    missing = [name for name in required if name not in hyper]
-    if unknown or missing:
-        problem = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        raise ValueError(f"{id} {problem}; its hyperparameters: {', '.join(known) or 'none'}")
-    return cls(**hyper)
+    part = registry.find("measure", id)
+    registry.check_options(part, hyper)
+    return part.make(**hyper)
 
 
 def matrix(
@@ -110,7 +91,7 @@ def matrix(
     >>> bool(matrix("cka", {"a": X, "b": 2 * X + 1}, null="permuted", repeats=19).null.p_value[0, 1] == 0.05)
     True
     """
-    source = _registry.get(measure) if isinstance(measure, str) else measure
+    source = classes().get(measure) if isinstance(measure, str) else measure
     common = {name: options.pop(name) for name in (source.extras if source else ()) if name in options}
     own = {each.name for each in dataclasses.fields(source)} if isinstance(measure, str) and source else set()
     if seed is not None and ("seed" in own or not (null or bootstrap)):

@@ -5,9 +5,6 @@ attributes state what a caller may rely on, and it implements `_prepare` and `_c
 everything else (validation, errors, warnings, matrices, registration by `id`) is inherited.
 """
 
-import dataclasses
-import types
-import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.core.hyperparameters import Registered
+
 INVARIANCES = {
     "PT": "permutation of units",
     "OT": "orthogonal transformation",
@@ -25,8 +24,6 @@ INVARIANCES = {
     "TR": "translation",
     "AT": "affine transformation",
 }
-
-_registry: dict[str, type["Measure"]] = {}
 
 
 class UndefinedWarning(UserWarning):
@@ -49,14 +46,15 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(Registered):
     """Similarity of two representations X (N, D) and Y (N, D') whose rows belong to the same N inputs.
 
     A subclass sets the class attributes below (a hyperparameter may change them per object, see `_declare`),
     implements `_prepare` and `_compare`, and is registered by having an `id`.
     """
 
-    id: ClassVar[str]
+    part = "measure"
+
     larger_is_more_similar: ClassVar[bool]
     range: ClassVar[tuple[float, float]]
     symmetric: ClassVar[bool] = True
@@ -64,32 +62,10 @@ class Measure:
     invariant_to: ClassVar[frozenset[str]]  # codes from INVARIANCES
     needs_labels: ClassVar[bool] = False
     minimum_rows: ClassVar[int] = 2
-    source: ClassVar[str]  # paper or formula
     cost: ClassVar[str]  # one sentence: what prepare holds and costs, what a pair costs
     undefined: ClassVar[str]  # when the value is NaN; as a sentence's end: "cka is undefined here: ..."
     extras: ClassVar[tuple[str, ...]] = ()  # further inputs of `prepare`, (N, any) each, such as "gradients"
     keeps_float32: ClassVar[bool] = False  # `_prepare` gets float32 rows as float32; otherwise always float64
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "id" in cls.__dict__:
-            known = _registry.get(cls.id, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # not a reload
-                raise ValueError(f"measure id {cls.id!r} is taken by {known.__module__}.{known.__qualname__}")
-            _registry[cls.id] = cls
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters of the wrong type; a subclass adds its own limits after calling this."""
-        hints = typing.get_type_hints(type(self))
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if not _has_type(value, hints[each.name]):
-                raise ValueError(f"{self.id}: {each.name} must be {_type_name(hints[each.name])}, got {value!r}")
-
-    def _declare(self, **traits: Any) -> None:
-        """Set class attributes for this object only, where they depend on a hyperparameter."""
-        for name, value in traits.items():
-            object.__setattr__(self, name, value)
 
     # ---- what a subclass implements, on validated tensors of one device ----
 
@@ -294,15 +270,3 @@ def _labels(id: str, labels: Any, X: Tensor) -> Tensor:
     if classes.ndim != 1 or len(classes) != len(X) or classes.is_floating_point() or classes.is_complex():
         raise ValueError(f"{id}: labels must be {len(X)} integers, got shape {tuple(classes.shape)} of {classes.dtype}")
     return classes.to(X.device, torch.int64)
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_has_type(value, each) for each in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)

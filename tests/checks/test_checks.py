@@ -14,7 +14,7 @@ import yaml
 from scipy.stats import binomtest, norm
 from torch import nn
 
-from simprune import functional
+from simprune import functional, measures
 from simprune.checks import (
     DEFAULT_GATES,
     Gate,
@@ -24,11 +24,15 @@ from simprune.checks import (
     bootstrap_statistic,
     check,
     clopper_pearson,
+    gates_of,
     judge,
     paired_difference,
+    rehearse,
     validate,
 )
-from simprune.functional import FunctionalMeasure, Outputs, Score
+from simprune.core import registry
+from simprune.core.registry import find, parts, register
+from simprune.functional import FunctionalMeasure, Gathered, Outputs, Score
 from simprune.zoo import ResidualCNN
 
 ONE = np.zeros(10_000, dtype=np.int64)  # a single stratum
@@ -149,7 +153,7 @@ def test_a_model_against_itself_passes_everything(logits, monkeypatch):
     assert all(r.value == 0 and r.outcome == "pass" for r in verdict.results)
     scores[:400] = torch.randn(400, 10, generator=torch.Generator().manual_seed(1))  # now with errors in all classes
     for id, cls in functional.classes().items():
-        if cls.form == "classes" and cls.models[0] <= 2 and id != "prune_potential":  # takes class scores of a pair
+        if cls.form == "classes" and cls.gate and id != "prune_potential":  # takes class scores of a pair
             room = 0.05 if id == "max_class_recall_drop" else 0.02  # a class has 80 samples only
             limit = 0.98 if cls.larger_is_more_similar else max(0.0, cls.range[0]) + room
             assert check(scores, scores, labels, [Gate(id, limit)]).passed, id
@@ -351,12 +355,19 @@ def test_the_worst_classs_bounds_cover(monkeypatch, drops):
         (("block_drift", 0.1, 0.95, {}, "noise_1"), ValueError, "measured on clean inputs"),
         (("block_drift", 0.1, 0.95, {"measur": "cka"}), ValueError, "did you mean 'measure'"),
         (("block_drift", 0.1, 0.95, {"measure": "angular_shape_metric"}), ValueError, "1 for equal outputs"),
-        (("disagrement", 0.1), KeyError, "did you mean disagreement"),
+        (("disagrement", 0.1), KeyError, "did you mean 'disagreement'"),
+        (
+            ("modeldiff", 0.1),
+            ValueError,
+            r"no confidence bounds; call .*modeldiff.*model, small",
+        ),
+        (("stitching_score", 0.1, 0.95, {"layer_a": "1"}), ValueError, "stitching_score cannot be a gate"),
+        (("excess_error_difference", 0.1), ValueError, r"outputs of 4 models; call .*\.group"),
         (("disagreement", math.nan), ValueError, "limit of disagreement must be a finite number"),
         (("disagreement", "0.1"), ValueError, "finite number; got '0.1'"),
         (("disagreement", 0.1, 95), ValueError, "confidence must lie in"),
         (("disagreement", 0.1, 1.0), ValueError, "confidence must lie in"),
-        (("disagreement", 0.1, 0.95, {"base": 2}), ValueError, "does not take base"),
+        (("disagreement", 0.1, 0.95, {"base": 2}), ValueError, "takes no option 'base'"),
     ],
 )
 def test_bad_gates_are_refused_when_made(arguments, error, message):
@@ -524,14 +535,167 @@ def test_outputs_that_are_not_class_scores_are_refused():
 # ---- other forms of outputs, shifted inputs, inner layers ----
 
 
-def built_in(name):
+def of_yaml(name):
     content = yaml.safe_load((Path(__file__).parents[2] / "conf" / "check" / f"{name}.yaml").read_text())
     return [Gate(**gate) for gate in content["gates"]]
 
 
-@pytest.mark.parametrize("name", ["default", "strict", "embedding", "language_model", "robustness", "representation"])
+SETS = ("default", "strict", "embedding", "language_model", "robustness", "representation", "unlabelled")
+YAML = Path(__file__).parents[2] / "conf" / "check"
+
+
+def test_check_sets_are_parts():
+    assert set(SETS) <= set(parts("check"))
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_built_in_sets_are_gates(name):
-    assert len(built_in(name)) == len(set(map(str, built_in(name))))
+    gates = gates_of(name)
+    assert len(gates) == len(set(map(str, gates)))
+    assert find("check", name).summary
+
+
+@pytest.mark.skipif(not YAML.exists(), reason="the sets are in the registry alone")
+@pytest.mark.parametrize("name", SETS)
+def test_files_of_check_sets_say_the_same(name):
+    assert gates_of(name) == of_yaml(name)
+    comment = (YAML / f"{name}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+    assert find("check", name).summary == comment
+
+
+def test_a_check_set_is_named_like_any_part(logits):
+    scores, labels = logits
+    assert check(scores, scores, labels, "strict") == check(scores, scores, labels, gates_of("strict"))
+    assert check(scores, scores, labels, {"name": "default"}) == check(scores, scores, labels)
+    assert tuple(gates_of("default")) == DEFAULT_GATES
+
+
+@pytest.mark.parametrize(
+    ("gates", "error", "message"),
+    [
+        (Gate("disagreement", 0.1), ValueError, r"put it into a list, \[Gate\(...\)\]"),
+        ("strikt", KeyError, "no check set named 'strikt'; did you mean 'strict'"),
+        ({"name": "strict", "limit": 0.1}, ValueError, "takes no option 'limit'"),
+        (["disagreement"], ValueError, r"list of Gate\(measure, limit=...\); got 'disagreement'"),
+        (3, ValueError, "got 3: pass a list"),
+    ],
+)
+def test_wrong_gates_are_one_line(logits, gates, error, message):
+    for call in (lambda: check(logits[0], logits[0], None, gates), lambda: rehearse(nn.Identity(), [logits[0]], gates)):
+        with pytest.raises(error, match=message) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+# ---- parts of other packages ----
+
+
+@pytest.fixture
+def own_parts(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_parts", {kind: dict(known) for kind, known in registry._parts.items()})
+
+
+def test_a_check_with_bounds_of_its_own_is_one_dataclass(own_parts, logits):
+    @dataclass(frozen=True)
+    class Furthest(FunctionalMeasure):
+        """Largest change of any class score; its bounds are the value itself and twice that."""
+
+        id = "furthest"
+        range = (0.0, math.inf)
+        kind = "statistic"
+        source = "test"
+
+        def _rows(self, outputs, labels):
+            return (outputs[0].scores - outputs[1].scores).abs().amax(1)
+
+        def reduce(self, rows):
+            return Score(rows.max().item(), count=len(rows))
+
+        def bounds(self, rows, strata, seed):
+            largest = rows.max().item()
+            return lambda scale, confidence: (largest, 2 * largest), "twice"
+
+    scores, _ = logits
+    result = check(scores, scores + 0.25, None, [Gate("furthest", 0.6)]).results[0]
+    assert (result.value, result.lower, result.upper) == pytest.approx((0.25, 0.25, 0.5), abs=1e-5)
+    assert result.outcome == "pass" and result.detail == "twice"
+
+
+def test_a_check_that_reads_inside_of_models_is_one_dataclass(own_parts, model):
+    @dataclass(frozen=True)
+    class WeightDrift(FunctionalMeasure):
+        """Largest distance of a parameter of both models, relative; as many samples as there are batches."""
+
+        id = "weight_drift"
+        range = (0.0, math.inf)
+        kind = "statistic"
+        form = "models"
+        source = "test"
+
+        def _rows(self, outputs, labels):
+            raise ValueError("weight_drift reads models")
+
+        def gather(self, model_a, model_b, batches):
+            pairs = {k: v.double() for k, v in model_a.state_dict().items()}
+            row = [float((pairs[k] - v).norm() / (pairs[k].norm() + 1e-9)) for k, v in model_b.state_dict().items()]
+            return Gathered(torch.tensor([row for _ in batches]).double(), tuple(pairs))
+
+        def reduce(self, rows):
+            return Score(rows.mean(0).max().item(), count=len(rows))
+
+    small = copy.deepcopy(model)
+    small[4].weight.data.mul_(1.5)
+    result = validate(model, small, batches(model), [Gate("weight_drift", 0.2)]).results[0]
+    assert result.outcome == "fail" and result.value == pytest.approx(0.5)
+    assert "most in 4.weight" in result.detail
+    with pytest.raises(ValueError, match="needs the models"):
+        check(torch.eye(2), torch.eye(2), None, [Gate("weight_drift", 0.2)])
+
+
+def test_a_corruption_of_another_package_is_an_input_of_gates(own_parts):
+    @register("corruption", "invert")
+    def invert(images, severity, generator):
+        return 1 - images
+
+    @register("corruption", "against", attack=True)
+    def against(images, labels, model, limits):
+        return images.flip(0)
+
+    net, seen = small_network(), []
+
+    class Sees(nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            return net(x)
+
+    test = images(net, count=1)
+    validate(net, Sees(), test, [Gate("disagreement", 1.0, inputs=name) for name in ("invert_2", "against")])
+    clean, flipped_, inverted = seen
+    low, high = clean.min(), clean.max()
+    torch.testing.assert_close(inverted, low + high - clean)
+    torch.testing.assert_close(flipped_, clean.flip(0))
+
+
+def test_a_check_set_of_another_package_takes_options(own_parts, logits):
+    @register("check", "changed")
+    def changed(*, share: float = 0.1):
+        return [Gate("disagreement", share)]
+
+    scores, _ = logits
+    assert check(scores, scores, None, {"name": "changed", "share": 0.2}).results[0].gate.limit == 0.2
+
+
+def test_every_gate_is_usable_by_a_verdict(monkeypatch):
+    """What says of itself that it can be a gate gives a result; see the other forms above."""
+    monkeypatch.setattr("simprune.checks.intervals.DRAWS", 20)
+    a = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    labels = a.argmax(1)
+    options = {"prune_potential": {"ratios": [0.5]}, "representational_similarity": {"measure": measures.get("cka")}}
+    for id, cls in functional.classes().items():
+        if cls.gate and cls.form in ("classes", "vectors"):
+            gate = Gate(id, 0.5, options=options.get(id, {}))
+            assert check(a, a + 0.1, labels, [gate]).results[0].outcome in ("pass", "fail", "inconclusive")
 
 
 class Scaled(nn.Module):
@@ -548,7 +712,7 @@ class Scaled(nn.Module):
 def test_embeddings(monkeypatch):
     monkeypatch.setattr("simprune.checks.intervals.DRAWS", 200)
     test = [torch.randn(50, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    gates = built_in("embedding")
+    gates = gates_of("embedding")
     assert validate(Scaled(), Scaled(), test, gates).passed
     assert validate(Scaled(), Scaled(2.0), test, gates).outcome == "fail"
 
@@ -557,7 +721,7 @@ def test_tokens(monkeypatch):
     monkeypatch.setattr("simprune.checks.intervals.DRAWS", 200)
     random = torch.Generator().manual_seed(0)
     test = [(torch.randn(20, 6, 5, generator=random), torch.randint(5, (20, 6), generator=random)) for _ in range(5)]
-    gates = built_in("language_model")
+    gates = gates_of("language_model")
     assert validate(Scaled(), Scaled(), test, gates).passed
     assert validate(Scaled(), Scaled(3.0), test, gates).outcome == "fail"
     whole = check(torch.cat([x for x, _ in test]), Scaled(3.0)(torch.cat([x for x, _ in test])),
@@ -598,7 +762,7 @@ def images(model, count=2, size=64):
 
 def test_robustness_of_a_model_against_itself():
     net = small_network()
-    verdict = validate(net, net, images(net), built_in("robustness"))
+    verdict = validate(net, net, images(net), gates_of("robustness"))
     assert verdict.passed and len(verdict.results) == 17
     assert "accuracy_drop on pgd" in verdict.table()
 
@@ -621,7 +785,7 @@ def test_robustness_is_measured_on_the_corrupted_images():
 
 def test_corruptions_of_other_inputs_are_refused(model):
     with pytest.raises(ValueError, match="need images"):
-        validate(model, model, batches(model), built_in("robustness"))
+        validate(model, model, batches(model), gates_of("robustness"))
 
 
 def test_shifted_gates_need_the_models(logits):
@@ -629,11 +793,20 @@ def test_shifted_gates_need_the_models(logits):
         check(logits[0], logits[0], None, [Gate("disagreement", 0.1, inputs="noise_1")])
 
 
+def test_block_drift_is_a_functional_measure():
+    net = small_network()
+    assert functional.classes()["block_drift"].gate
+    small, f = copy.deepcopy(net), functional.get("block_drift")
+    assert f(net, small, images(net, count=2)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="runs the models"):
+        f.per_sample([torch.zeros(2, 3)] * 2)
+
+
 def test_drift_of_kept_blocks():
     net = small_network()
     test = images(net, count=3, size=80)
     small = copy.deepcopy(net)
-    gates = built_in("representation")
+    gates = gates_of("representation")
     verdict = validate(net, small, test, gates)
     assert verdict.passed and verdict.results[0].value == pytest.approx(0, abs=1e-9)
     assert verdict.results[0].count == 3, "three whole groups of 64 among 240 inputs"

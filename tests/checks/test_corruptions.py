@@ -27,7 +27,7 @@ def test_pixels_stay_within_the_limits_and_labels_stay(images, name):
     assert torch.equal(found, images) == (name == "clean")
 
 
-@pytest.mark.parametrize("kind", corruptions.CORRUPTIONS)
+@pytest.mark.parametrize("kind", ["noise", "blur", "brightness", "contrast", "jpeg"])
 def test_severities_grow(images, kind):
     smooth = images.mean((2, 3), keepdim=True) + 0.2 * (images - images.mean((2, 3), keepdim=True))
     away = [(shifted(f"{kind}_{k}", smooth, nn.Identity(), LIMITS) - smooth).square().mean() for k in (1, 2, 3)]
@@ -45,7 +45,7 @@ def test_blur_keeps_a_constant_image():
     torch.testing.assert_close(shifted("blur_3", x, nn.Identity(), (0.0, 1.0)), x)
 
 
-@pytest.mark.parametrize("name", corruptions.ATTACKS)
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
 def test_attacks_stay_near_and_raise_the_loss(images, name):
     torch.manual_seed(0)
     model, labels = nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), torch.tensor([0, 1, 2, 3, 0, 1])

@@ -86,7 +86,7 @@ def test_declares_what_callers_rely_on(case):
         assert low < high
         assert isinstance(owner.symmetric, bool)
         assert isinstance(owner.larger_is_more_similar, bool)
-    assert measure.kind in ("rate", "mean", "difference", "statistic")
+    assert measure.kind in ("rate", "mean", "difference", "worst_difference", "statistic")
     assert measure.source
     assert ">>>" in (type(measure).__doc__ or "")
     assert functional.classes()[measure.id] is type(measure)

@@ -330,14 +330,14 @@ def test_skipped_samples_are_counted_and_none_left_is_undefined():
 
 
 def test_unknown_id_names_the_nearest():
-    with pytest.raises(KeyError, match="did you mean disagreement"):
+    with pytest.raises(KeyError, match="did you mean 'disagreement'"):
         functional.get("disagrement")
     with pytest.raises(KeyError, match="known: accuracy_drop"):
         functional.get("zzz")
 
 
 def test_unknown_hyperparameter_names_the_known_ones():
-    with pytest.raises(ValueError, match="does not take bass; its hyperparameters: base"):
+    with pytest.raises(ValueError, match="takes no option 'bass'; did you mean 'base'"):
         functional.get("jensen_shannon_divergence", bass=2)
     with pytest.raises(ValueError, match="its hyperparameters: none"):
         functional.get("disagreement", base=2)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from simprune import measures
-from simprune.measures import _base, _products
+from simprune.core import registry
+from simprune.measures import _products
 from simprune.measures._base import Measure, Statistic
 from simprune.measures._products import InnerProduct, Vector, centred
 
@@ -74,7 +75,7 @@ def test_toys_are_not_registered():
 
 
 def test_unknown_id_names_the_nearest():
-    with pytest.raises(KeyError, match="did you mean cka_debiased"):
+    with pytest.raises(KeyError, match="did you mean 'cka_debiased"):
         measures.get("cka_debiasd")
     with pytest.raises(KeyError, match="cka_rbf"):
         measures.matrix("xyz", {"a": X(2)})
@@ -83,11 +84,11 @@ def test_unknown_id_names_the_nearest():
 @pytest.mark.parametrize(
     "hyper, message",
     [
-        ({"treshold": 1.0}, "does not take treshold; its hyperparameters: threshold, debiased"),
+        ({"treshold": 1.0}, "takes no option 'treshold'; did you mean 'threshold'"),
         ({"threshold": "1"}, "threshold must be float, got '1'"),
         ({"threshold": True}, "threshold must be float, got True"),
         ({"threshold": 0.0}, "must be positive"),
-        ({"threshold": float("nan")}, "must be positive"),
+        ({"threshold": float("nan")}, "threshold must be float, got nan"),
         ({"debiased": 1}, "debiased must be bool, got 1"),
     ],
 )
@@ -96,14 +97,24 @@ def test_bad_hyperparameters_are_refused(hyper, message):
         measures.get("cka_rbf", **hyper)
 
 
-def test_missing_hyperparameter_is_named(monkeypatch):
+def test_a_measure_is_listed_as_soon_as_its_dataclass_exists(monkeypatch):
+    """Also one of another package; its hyperparameters are read when asked for, not when the class is registered."""
+    monkeypatch.setattr(registry, "_parts", {kind: dict(known) for kind, known in registry._parts.items()})
+
     @dataclass(frozen=True)
     class Needy(Measure):
-        epsilon: float
+        """Needs a number."""
 
-    monkeypatch.setitem(_base._registry, "needy", Needy)
+        epsilon: float
+        id = "needy"
+        source = "nobody"
+
+    assert "needy" in measures.names() and measures.classes()["needy"] is Needy
+    part = registry.find("measure", "needy")
+    assert (part.summary, part.source, list(part.options)) == ("Needs a number.", "nobody", ["epsilon"])
     with pytest.raises(ValueError, match="needy needs epsilon"):
         measures.get("needy")
+    assert measures.get("needy", epsilon=1).epsilon == 1
 
 
 def test_an_id_belongs_to_one_class():
