@@ -646,7 +646,7 @@ def test_a_check_that_reads_inside_of_models_is_one_dataclass(own_parts, model):
 
     small = copy.deepcopy(model)
     small[4].weight.data.mul_(1.5)
-    result = validate(model, small, batches(model), [Gate("weight_drift", 0.2)]).results[0]
+    result = validate(model, small, batches(model), [Gate("weight_drift", 0.1)]).results[0]
     assert result.outcome == "fail" and result.value == pytest.approx(0.5)
     assert "most in 4.weight" in result.detail
     with pytest.raises(ValueError, match="needs the models"):
