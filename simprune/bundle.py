@@ -23,13 +23,16 @@ from safetensors.torch import save_model
 from torch import nn
 
 from simprune.checks import Verdict
+from simprune.core.batches import device_of
+from simprune.core.example import from_description
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
-from simprune.core.store import finite
+from simprune.core.store import finite, flush
 from simprune.core.weights import AGAIN, load_weights
 from simprune.edit.apply import apply
 from simprune.repair.absorb import absorbed, empty
 from simprune.report import render
+from simprune.trace.network import Network
 
 HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
 FILES = (*HASHED, "report.json")
@@ -81,7 +84,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Modu
         raise ValueError(
             f"model= must be a torch module or a function that builds one; got a {type(original).__name__}"
         )
-    small = apply(plan, original)
+    small = apply(plan, Network(original, from_description(plan.inputs, device_of(original))))
     empty(small, json.loads((folder / "report.json").read_bytes()).get("folded", {}))
     load_weights(small, folder / "model.safetensors")
     return small.eval()
@@ -103,7 +106,7 @@ def _write(folder: Path, result: Result, recipe: dict | None) -> None:
     files = {name: _sha256(folder / name) for name in HASHED} | {"report.json": _digest(report)}
     (folder / "report.json").write_bytes(_json(report | {"files": files}))
     for path in (*folder.iterdir(), folder):
-        _sync(path)
+        flush(path)
 
 
 def _swap(partial: Path, folder: Path) -> None:
@@ -117,7 +120,7 @@ def _swap(partial: Path, folder: Path) -> None:
         if earlier.exists():
             os.rename(earlier, folder)
         raise
-    _sync(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(earlier, ignore_errors=True)
 
 
@@ -180,14 +183,3 @@ def _digest(report: dict) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no sync of it
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from simprune import bundle
+from simprune.api import apply
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.edit.apply import apply
 
 MODULE = """
 import torch
@@ -243,7 +243,7 @@ def test_a_file_is_not_replaced(result, tmp_path):
         bundle.save(tmp_path / "kept", result)
 
 
-@pytest.mark.parametrize("step", ["render", "save_model", "_sync"])
+@pytest.mark.parametrize("step", ["render", "save_model", "flush"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_save_that_fails_changes_nothing(folder, result, monkeypatch, step, error):
     before = everything_below(folder.parent)

@@ -12,6 +12,7 @@ from torch import nn
 
 from simprune.core.names import did_you_mean
 from simprune.core.registry import parts
+from simprune.core.store import write_whole
 
 FORMAT = 1
 Replacement = Literal["identity", "zero", "linear", "mean"]
@@ -199,11 +200,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write plan.yaml: whole, or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(self.to_yaml(), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(Path(path), self.to_yaml())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":

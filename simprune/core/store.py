@@ -37,14 +37,8 @@ class Kept:
         self.context = json.loads(json.dumps(self.context, sort_keys=True, default=str))
         if not self.started:
             return
-        there = dict(settings(json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))))
-        here = dict(settings(self.context))
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                raise ValueError(
-                    f"{self.folder} was made with other settings ({key}: {there.get(key)} there, {here.get(key)} now); "
-                    "go on with the same ones, or start in a new folder"
-                )
+        there = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        refuse_other_settings(self.folder, there, self.context)
 
     @property
     def started(self) -> bool:
@@ -59,9 +53,9 @@ class Kept:
         """Keep a stage, in place of what was kept of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.started:
-            self._write(SETTINGS, lambda path: path.write_text(json.dumps(self.context, indent=1), encoding="utf-8"))
+            write_whole(self.folder / SETTINGS, json.dumps(self.context, indent=1))
         apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        self._write(f"{stage}.safetensors", lambda path: save_file(apart, path))
+        write_whole(self.folder / f"{stage}.safetensors", lambda path: save_file(apart, path))
         self.saved = time.monotonic()
 
     def save_now_and_then(self, stage: str, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -73,10 +67,58 @@ class Kept:
         """The work is done: nothing is kept any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        partial = self.folder / f".{name}.partial"
-        write(partial)
-        os.replace(partial, self.folder / name)
+
+def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file aside, flush it to disk and rename it: at any moment it is whole, the earlier or the new one.
+
+    Args:
+        path: of the file; its folder is made if it is missing.
+        content: a text, or a function that writes to the path that it is called with, such as that of safetensors.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(Path(folder, "a", "plan.yaml"), "edits: []")
+    ...     Path(folder, "a", "plan.yaml").read_text()
+    'edits: []'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes do not write into one file
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        if isinstance(content, str):
+            partial.write_text(content, encoding="utf-8")
+        else:
+            content(partial)
+        partial.chmod(mode)  # safetensors makes its files private
+        flush(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # already renamed, unless something went wrong
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no flush of it
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refuse_other_settings(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ValueError with the first setting that differs between the work in a folder and the work that goes on."""
+    known, wanted = dict(settings(there)), dict(settings(here))
+    # what a user set comes first: differences of the original's figures only follow from it
+    for key in sorted(known.keys() | wanted.keys(), key=lambda key: (key.startswith("original"), key)):
+        if known.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{folder} was made with other settings ({key}: {known.get(key)} there, {wanted.get(key)} now); "
+                "go on with the same ones, or start in a new folder"
+            )
 
 
 def finite(value: Any) -> Any:

@@ -5,35 +5,65 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file
 from torch import nn
 
 AGAIN = "copy the whole folder again or make it anew"
+FIT = "the model is not the one the bundle was made from"
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Strict in names, shapes and dtypes: nothing is left at its initial value, nothing is converted."""
-    fit = "the model is not the one the bundle was made from"
+def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> None:
+    """Load a .safetensors file into a model; nothing that the file should hold stays at its initial value.
+
+    Args:
+        model: whose parameters and buffers are overwritten; unchanged when an error is raised.
+        path: of the file. A tensor that is tied in the model needs to be there under one of its names.
+        strict: as for a bundle, dtypes have to be the model's. Otherwise, as for a file of the user's, values are
+            converted, and `num_batches_tracked` of BatchNorm may be missing.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for a file of another format, and for other names, shapes or, if strict, dtypes.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
     try:
         stored = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); {AGAIN}") from None
-    expected = model.state_dict()
-    for name in sorted(stored.keys() & expected.keys()):
-        here, there = expected[name], stored[name]
-        if there.shape != here.shape:
-            shapes = f"{list(there.shape)}, the model needs {list(here.shape)}"
-            raise ValueError(f"{path}: {name} is {shapes}; {fit}")
-        if there.dtype != here.dtype:
-            raise ValueError(f"{path}: {name} is {there.dtype}, the model has {here.dtype}; build it in the former")
-    try:
-        load_model(model, path)
-    except RuntimeError:  # names; tied tensors are stored once, under one of their names
-        there = {expected[name].data_ptr() for name in stored.keys() & expected.keys()}
-        missing = [name for name, tensor in expected.items() if tensor.data_ptr() not in there]
-        extra = [*sorted(stored.keys() - expected.keys()), "a tied tensor"]
-        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
-        raise ValueError(f"{path}: {what}; {fit}") from None
+        if strict:
+            raise ValueError(f"{path} is no readable safetensors file ({error}); {AGAIN}") from None
+        raise ValueError(f"{path} is not a .safetensors file: {error}") from None
+    own = model.state_dict()
+    both = [name for name in own if name in stored]
+    there = {own[name].data_ptr() for name in both} - {0}  # of empty tensors, which have no memory
+    missing = [name for name, tensor in own.items() if name not in stored and not _tied(tensor, there)]
+    surplus = [name for name in stored if name not in own]
+    reshaped = [name for name in both if stored[name].shape != own[name].shape]
+    if strict:
+        for name in sorted(both):
+            here, other = own[name], stored[name]
+            if other.shape != here.shape:
+                shapes = f"{list(other.shape)}, the model needs {list(here.shape)}"
+                raise ValueError(f"{path}: {name} is {shapes}; {FIT}")
+            if other.dtype != here.dtype:
+                dtypes = f"{other.dtype}, the model has {here.dtype}"
+                raise ValueError(f"{path}: {name} is {dtypes}; build it in the former")
+        if missing or surplus:
+            what = f"{missing[0]} is missing" if missing else f"{min(surplus)} is not in the model"
+            raise ValueError(f"{path}: {what}; {FIT}")
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    problems = {"lacks": missing, "has, unlike the model,": surplus, "has another shape for": reshaped}
+    for problem, names in problems.items():
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{path} does not fit {type(model).__name__}: it {problem} {names[0]!r}{more}")
+    model.load_state_dict(stored, strict=False)
+
+
+def _tied(value: object, there: set[int]) -> bool:
+    """Whether a tensor shares its memory with one that is there."""
+    return isinstance(value, torch.Tensor) and value.data_ptr() in there
 
 
 def digest(model: nn.Module) -> str:

@@ -17,8 +17,9 @@ from torch import nn
 
 from simprune.core.progress import progress
 from simprune.core.registry import register
+from simprune.core.store import write_whole
+from simprune.core.weights import load_weights
 from simprune.sources.data import Batches, Data
-from simprune.sources.functions import load_weights
 from simprune.zoo.residual import ResidualCNN
 
 
@@ -69,10 +70,7 @@ def digits_model(
         screen = Console(stderr=True)
         screen.print(f"training the digits model, once; it is kept in {path.parent}", soft_wrap=True)
         _train(model, digits(batch_size=32, seed=seed).train or (), **training)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        save_file(model.state_dict(), partial)
-        partial.replace(path)  # a killed run leaves no half file under the name
+        write_whole(path, lambda partial: save_file(model.state_dict(), partial))
     load_weights(model, path)
     return model.eval()
 

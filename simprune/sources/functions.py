@@ -1,14 +1,12 @@
 """The user's own models and data: what `package.module:function` returns, and weights from a file."""
 
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from simprune.core import names
 from simprune.core.registry import register
+from simprune.core.weights import load_weights
 from simprune.sources.data import Data, as_data
 
 
@@ -37,7 +35,7 @@ def model_from(function: str, weights: str | None = None, **options: Any) -> nn.
     if not isinstance(model, nn.Module):
         raise ValueError(f"{function} must return a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, strict=False)
     return model.eval()
 
 
@@ -53,27 +51,3 @@ def _call(function: str, options: dict[str, Any]) -> Any:
     found = names.resolve(function)
     names.fit(found, options, function)
     return found(**options)
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a `.safetensors` file into a model; only BatchNorm's `num_batches_tracked` may be missing.
-
-    FileNotFoundError for a missing file; ValueError for another format, other names or other shapes.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a .safetensors file: {error}") from None
-    own = model.state_dict()
-    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
-    surplus = [key for key in tensors if key not in own]
-    other = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
-    problems = {"lacks": missing, "has, unlike the model,": surplus, "has another shape for": other}
-    for problem, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"{path} does not fit {type(model).__name__}: it {problem} {keys[0]!r}{more}")
-    model.load_state_dict(tensors, strict=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simprune import api as pipeline
-from simprune.core.store import Kept
+from simprune.core.store import Kept, write_whole
 from tests.networks import build
 
 MEASURES = ("cka", "gbs")
@@ -70,3 +70,27 @@ def test_other_settings_are_refused_and_named(tmp_path):
     Kept(tmp_path, {"seed": 1, "model": {"depth": 2}}).save("a", {"x": torch.ones(1)})
     with pytest.raises(ValueError, match=r"made with other settings \(model.depth: 2 there, 3 now\)"):
         Kept(tmp_path, {"seed": 1, "model": {"depth": 3}})
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, error):
+    def fail(path):
+        path.write_text("half")
+        raise error
+
+    path = tmp_path / "new" / "a.txt"
+    for before in ([], [path]):
+        with pytest.raises(type(error)):
+            write_whole(path, fail)
+        assert [*path.parent.iterdir()] == before
+        write_whole(path, "whole")
+    assert path.read_text() == "whole"
+
+
+def test_a_file_written_whole_has_the_rights_of_a_new_file_and_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("simprune.core.store.flush", lambda path: flushed.append(path.name.startswith(".a.txt")))
+    (tmp_path / "new").touch()
+    write_whole(tmp_path / "a.txt", lambda path: (path.write_text("x"), path.chmod(0o600)))
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert flushed == [True, False]  # what was written before the rename, the folder after it

@@ -373,7 +373,7 @@ def test_another_search_is_refused_in_one_line(trained, whole, tmp_path):
         ({"gates": [Gate("disagreement", limit=0.09)]}, "gates"),
         ({"planner": "uniform"}, "planner"),
     ]:
-        with pytest.raises(ValueError, match=f"holds a search with other settings \\(.*{name}") as caught:
+        with pytest.raises(ValueError, match=f"was made with other settings \\(.*{name}") as caught:
             compress(trained, whole[1], **options)
         assert "\n" not in str(caught.value)
     other = Residual(width=8, blocks=3).eval()

@@ -1,7 +1,6 @@
 """Sweeps: what every job leaves behind, and the summary of all of them. By files, so that any launcher will do."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 
 from simprune.cli.recipe.schema import Recipe
 from simprune.core.names import did_you_mean
-from simprune.core.store import finite
+from simprune.core.store import finite, write_whole
 
 JOB, SWEEP, OPTUNA = "job.json", "sweep.json", "optimization_results.yaml"
 OBJECTIVES = {
@@ -80,6 +79,4 @@ class Summary(Callback):
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
