@@ -85,7 +85,7 @@ def register(kind: str, name: str, *, source: str = "", **facts: Any) -> Callabl
     """A decorator that adds a function or class as the part `name` of a kind, and returns it unchanged.
 
     Args:
-        kind: one of `FOLDERS`.
+        kind: one of `FOLDERS`; "source" with `gives="model"` or `gives="data"` for these two.
         name: how recipes and arguments call it; unique within its kind.
         source: the paper or formula.
         facts: whatever else the kind's users ask for.
@@ -93,6 +93,10 @@ def register(kind: str, name: str, *, source: str = "", **facts: Any) -> Callabl
     Raises:
         ValueError: for an unknown kind, or a name that something else has taken.
     """
+    if kind == "source":
+        if facts.get("gives") not in ("model", "data"):
+            raise ValueError(f"source {name}: expected gives='model' or gives='data'; got {facts.get('gives')!r}")
+        kind = str(facts.pop("gives"))
     if kind not in _parts:
         raise ValueError(f"no kind of part {kind!r}; {did_you_mean(kind, _parts)}")
 
