@@ -224,8 +224,17 @@ def check_source(part: Part, options: dict[str, Any]) -> None:
 
 
 def check_corruption(part: Part, options: dict[str, Any]) -> None:
-    """A corruption is a function whose seed decides what it draws; checks of images are in `simprune.checks`."""
-    assert callable(part.make), f"corruption {part.name} must be a function"
+    """A corruption keeps the shape of images, gives the same for the same seed, and leaves its input alone."""
+    if part.facts.get("attack"):
+        return  # it needs a model that was trained on its images
+    who = f"corruption {part.name}"
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    kept = images.clone()
+    for severity in (1, 2, 3):
+        first, again = (part.make(images, severity, torch.Generator().manual_seed(1)) for _ in range(2))
+        assert torch.equal(images, kept), f"{who} changes its input"
+        assert first.shape == images.shape, f"{who} changes the shape of images"
+        assert torch.equal(first, again), f"{who}: the same seed gives other images"
 
 
 def check_set(part: Part, options: dict[str, Any]) -> None:
