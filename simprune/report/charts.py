@@ -41,7 +41,9 @@ STYLE: dict[Any, Any] = {
 COLUMN, PAGE = 245.0, 490.0  # widths in points
 MAGNIFIED = 1.7  # pixels of a page per point, so that text of 8 points is read without effort
 NAMED_FROM, PRINTED_FROM = 6.5, 17.0  # points that a cell of a map needs to show its layer's name, its number
-LEGEND: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+LEGEND: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "columnspacing": 0.9, "handlelength": 1.6,
+}  # fmt: skip
 
 
 @dataclass
@@ -102,10 +104,15 @@ def inline(chart: Chart, name: str, group: str = "") -> Markup:
             height=side)
         for i, j, said in (() if group else chart.titles)
     )  # fmt: skip
+    kinds = [
+        "chart",
+        *(["linked"] if group else []),
+        *(["wide"] if chart.figure.get_figwidth() > COLUMN / 72 + 0.1 else []),
+    ]
     linked = {"tabindex": 0, "data_group": group, "data_cell": f"{side:.6g}", "data_left": f"{chart.left:g}"}
     width, height = (72 * inches for inches in chart.figure.get_size_inches())
     return tag(
-        "svg", Markup(drawn), *cells, class_="chart linked" if group else "chart", viewBox=f"0 0 {width:g} {height:g}",
+        "svg", Markup(drawn), *cells, class_=" ".join(kinds), viewBox=f"0 0 {width:g} {height:g}",
         width=f"{MAGNIFIED * width:.0f}", role="img", aria_label=chart.label,
         **(linked | {"data_top": f"{chart.top:g}"} if group else {}),
     )  # fmt: skip
