@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simprune.core.plan import Edit, Plan
-from simprune.report import FOLLOWS
+from simprune.report import FOLLOWS, units
 
 
 def console() -> Console:
@@ -67,7 +67,7 @@ def search(history: Mapping[str, Any]) -> Table:
             for gate in step["decided_by"]
         )
         why = ": ".join(part for part in (step["reason"], gates) if part)
-        shares = ["-" if step[key] is None else f"{step[key]:.2%}" for key in ("kept", "accuracy", "agreement")]
+        shares = [units.percent(step[key], 2) for key in ("kept", "accuracy", "agreement")]
         asked = "original" if place == 0 else f"{history['kind']} {step['budget']:.3f}"
         rows.append([mark, asked, *shares, step["outcome"], why])
     return table("Search", columns, rows, right=columns[1:5])
@@ -79,7 +79,7 @@ def frontier(data: Mapping[str, Any]) -> Table:
     columns = ["curve", "budget", *dict.fromkeys(("macs", "params", kind, "latency")), "accuracy", "agreement"]
     rows = []
     for point in data["points"]:
-        shares = ["-" if point[key] is None else f"{point[key]:.1%}" for key in columns[2:]]
+        shares = [units.percent(point[key]) for key in columns[2:]]
         rows.append(
             [point["curve"], f"{kind} {point['budget']:.0%}", *(shares if point["reachable"] else ["unreachable"])]
         )
