@@ -117,7 +117,7 @@ PARTS = {
         @register("check", "my_check")
         def mine():
             """My check set."""
-            return [Gate("my_functional", limit=1.0), Gate("my_functional", limit=1.0, inputs="my_corruption-1")]
+            return [Gate("my_functional", limit=1.0), Gate("my_functional", limit=1.0, inputs="my_corruption_1")]
         ''',
 }  # fmt: skip
 KINDS = {
@@ -183,7 +183,7 @@ def test_every_part_works_in_one_run_of_the_command_line(run, tmp_path):
     assert report["plan"]["planner"]["name"] == "my_planner"
     assert {edit["remove"] for edit in report["plan"]["edits"]} <= {"my_structure", "block"}
     assert [stage["name"] for stage in report["stages"]][1:3] == ["pruned", "mended"]
-    assert [gate["inputs"] for gate in report["verdict"]["gates"]] == ["clean", "my_corruption-1"]
+    assert [gate["inputs"] for gate in report["verdict"]["gates"]] == ["clean", "my_corruption_1"]
     assert all(gate["measure"] == "my_functional" for gate in report["verdict"]["gates"])
 
 
