@@ -25,9 +25,10 @@ from torch import nn
 from simprune.checks import Verdict
 from simprune.core.batches import device_of
 from simprune.core.example import from_description
+from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
-from simprune.core.store import finite, flush
+from simprune.core.store import flush
 from simprune.core.weights import AGAIN, load_weights
 from simprune.edit.apply import apply
 from simprune.repair.absorb import absorbed, empty

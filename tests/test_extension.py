@@ -32,13 +32,13 @@ PARTS = {
         ''',
     "my_score": '''
         from simprune.core.registry import register
-        from simprune.scores.channels import Score
+        from simprune.scores.channels import ChannelScore
 
         @register("score", "my_score")
         def mine(network, calibration, groups, *, step: float = 1.0):
             """My score of channels."""
             return {
-                group.name: Score(tuple(range(group.size)), (0.5,) * group.size, (step / group.size,) * group.size)
+                group.name: ChannelScore(tuple(range(group.size)), (0.5,) * group.size, (step / group.size,) * group.size)
                 for group in groups
             }
         ''',

@@ -38,9 +38,9 @@ def part(monkeypatch):
 def test_a_score_that_forgets_a_channel_or_changes_the_model_is_caught(part):
     def forgetful(network, calibration, groups):
         """Forgets a channel."""
-        from simprune.scores.channels import Score
+        from simprune.scores.channels import ChannelScore
 
-        return {g.name: Score(tuple(range(g.size - 1)), (0.0,) * g.size, (0.0,) * g.size) for g in groups}
+        return {g.name: ChannelScore(tuple(range(g.size - 1)), (0.0,) * g.size, (0.0,) * g.size) for g in groups}
 
     def careless(network, calibration, groups):
         """Changes the model."""

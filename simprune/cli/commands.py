@@ -17,11 +17,12 @@ from simprune.checks.evidence import Evidence
 from simprune.cli.console import console, costs, damage, edits, finalists, search, stages
 from simprune.cli.console import frontier as console_frontier
 from simprune.cli.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings, several
+from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
 from simprune.core.peekable import Peekable
+from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
-from simprune.core.store import Kept, finite
 from simprune.core.weights import digest
 from simprune.measures import Measure
 from simprune.report import render
@@ -77,11 +78,12 @@ class Job:
 
 def analyze(job: Job) -> int:
     """Write redundancy.json, analysis.json, .html and .csv, and figures; print the table."""
-    kept = Kept(job.out / UNFINISHED, {"recipe": _what_is_analyzed(job.resolved), "model": digest(job.model)})
+    context = {"recipe": _what_is_analyzed(job.resolved), "model": digest(job.model)}
+    checkpoint = Checkpoint(job.out / UNFINISHED, context)
     try:
-        found, analysis = _analysis(job, kept)
+        found, analysis = _analysis(job, checkpoint)
     except KeyboardInterrupt:
-        if kept.started:
+        if checkpoint.started:
             print(f"simprune: to go on, add {quote(f'resume={job.out}')} to the same command", file=sys.stderr)
         raise
     job.write("redundancy.json", json.dumps(found.to_dict(), indent=1))
@@ -94,11 +96,11 @@ def analyze(job: Job) -> int:
     screen = console()
     screen.print(found.table(screen.width), f"page: {page}", sep="", markup=False, soft_wrap=True)
     screen.print(f"data: {job.out / 'redundancy.json'}, {job.out / 'analysis.json'}", markup=False, soft_wrap=True)
-    kept.clear()
+    checkpoint.clear()
     return 0
 
 
-def _analysis(job: Job, kept: Kept) -> tuple[Redundancy, dict[str, Any]]:
+def _analysis(job: Job, checkpoint: Checkpoint) -> tuple[Redundancy, dict[str, Any]]:
     recipe, wanted = job.recipe, job.recipe.analysis
     calibration = Peekable(job.data.calibration, "calibration")
     network = Network.trace(job.model, calibration.first)
@@ -110,13 +112,13 @@ def _analysis(job: Job, kept: Kept) -> tuple[Redundancy, dict[str, Any]]:
         recipe.score,
         recipe.block_score,
         damage=False,
-        kept=kept,
+        checkpoint=checkpoint,
         seed=recipe.seed,
     )
     compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
     other = None if job.recipe.other is None else _other(job)
     repeats = (wanted.chance, wanted.bootstrap, job.recipe.seed)
-    analysis = pipeline.examine(calibration, estimated, network, compared, *repeats, other, wanted.inputs, kept)
+    analysis = pipeline.examine(calibration, estimated, network, compared, *repeats, other, wanted.inputs, checkpoint)
     return estimated.redundancy, analysis
 
 

@@ -17,8 +17,8 @@ from simprune.cli.commands import COMMANDS, UNFINISHED, Job
 from simprune.cli.console import show_sweep
 from simprune.cli.listing import show
 from simprune.cli.recipe import sweep
+from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import did_you_mean, importable
-from simprune.core.store import SETTINGS
 from simprune.tune.frontier import BUDGETS
 
 HELP = """\

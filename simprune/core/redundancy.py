@@ -110,7 +110,7 @@ class Interactions:
     def among(self, keys: Sequence[tuple[str, str]]) -> np.ndarray:
         """(keys, keys); structures that are not known do not interact."""
         found = np.eye(len(keys))
-        known = [(row, self.places[key]) for row, key in enumerate(keys) if key in self.places]
+        known = [(row, self.rows[key]) for row, key in enumerate(keys) if key in self.places]
         rows, places = [row for row, _ in known], [place for _, place in known]
         found[np.ix_(rows, rows)] = self.values[np.ix_(places, places)]
         return found

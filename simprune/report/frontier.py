@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from simprune.core.store import finite
+from simprune.core.plain import finite
 
 from . import charts, units
 from .template import fill

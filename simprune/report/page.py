@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from simprune.core.store import finite
+from simprune.core.plain import finite
 
 from . import charts, units
 from .marks import ticks

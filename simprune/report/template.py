@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from simprune.core.store import settings
+from simprune.core.plain import settings
 
 from . import marks, units
 

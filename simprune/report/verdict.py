@@ -3,7 +3,7 @@
 from typing import Any
 from xml.etree import ElementTree
 
-from simprune.core.store import finite
+from simprune.core.plain import finite
 
 from . import charts
 from .template import OUTCOMES, fill, verdict_sentence

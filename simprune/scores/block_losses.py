@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simprune.core.moments import Moments
-from simprune.scores.output_changes import Loss
+from simprune.scores.output_changes import OutputLoss
 from simprune.trace.capture import Reading, Site
 from simprune.trace.layers import joint_moments
 
@@ -37,12 +37,12 @@ class BlockLosses(Reading):
         known = self._moments.get(site.module)
         self._moments[site.module] = moments if known is None else known.merge(moments)
 
-    def losses(self) -> dict[str, Loss]:
+    def losses(self) -> dict[str, OutputLoss]:
         """The error at the output of every block, by name."""
         return {name: _loss(name, moments) for name, moments in self._moments.items()}
 
 
-def _loss(name: str, moments: Moments) -> Loss:
+def _loss(name: str, moments: Moments) -> OutputLoss:
     covariance, mean = moments.covariance, moments.mean
     width = len(covariance) // 2
     inputs, cross = covariance[:width, :width], covariance[:width, width:]
@@ -56,7 +56,7 @@ def _loss(name: str, moments: Moments) -> Loss:
         left = _columns(made) - x - weight.to(x) @ x - constant.to(x)[:, None]
         return left.reshape(made.shape) if made.ndim >= 4 else left[0].T.reshape(made.shape)
 
-    return Loss(name, error)
+    return OutputLoss(name, error)
 
 
 def _columns(value: Tensor) -> Tensor:

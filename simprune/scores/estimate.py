@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from simprune.core import registry
+from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import CostModel
 from simprune.core.example import describe
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Interactions, Redundancy
 from simprune.core.registry import Choice
-from simprune.core.store import Kept
 from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
 from simprune.scores.block_losses import BlockLosses
 from simprune.scores.blocks import BlockContext, observe
-from simprune.scores.channels import Correlations, Score, score_channels
+from simprune.scores.channels import ChannelScore, Correlations, score_channels
 from simprune.scores.output_changes import output_changes
 from simprune.structures import check_structures, structure
 from simprune.trace.capture import Reading, read
@@ -38,7 +38,7 @@ def estimate(
     score: Choice = "second_order",
     block_score: Choice = "similarity",
     damage: bool = True,
-    kept: Kept | None = None,
+    checkpoint: Checkpoint | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Find the structures of a network and score them on calibration batches.
@@ -55,7 +55,7 @@ def estimate(
         score: of channels and other units, by name or as a mapping with `name` and options.
         block_score: of blocks, in the same way.
         damage: whether damages of blocks are changes of the output, which only planners need and costs a backward pass.
-        kept: where finished stages of the blocks are written, and looked up.
+        checkpoint: where finished stages of the blocks are written, and looked up.
         seed: of scores that draw at random.
 
     Raises:
@@ -76,7 +76,7 @@ def estimate(
     weighed = damage and _name(score) == "second_order"
     correlations, losses = Correlations(groups), BlockLosses(names if weighed else [])
     scored, context = _score_blocks(
-        network, calibration, measure, blocks, block_score, kept, [correlations, losses], seed
+        network, calibration, measure, blocks, block_score, checkpoint, [correlations, losses], seed
     )
     scores = score_channels(network, calibration, groups, score, seed, correlations.values()) if groups else {}
     interactions = None
@@ -107,7 +107,7 @@ def _score_blocks(
     measure: Measure,
     blocks: Sequence[Block],
     score: Choice,
-    kept: Kept | None,
+    checkpoint: Checkpoint | None,
     beside: Sequence[Reading],
     seed: int,
 ) -> tuple[tuple[BlockRedundancy, ...], BlockContext | None]:
@@ -116,16 +116,16 @@ def _score_blocks(
         if any(each.sites for each in beside):
             read(network.model, calibration, beside)
         return (), None
-    stream = observe(network, calibration, blocks, kept, [each for each in beside if each.sites])
-    context = BlockContext(network, calibration, stream, measure, kept)
+    stream = observe(network, calibration, blocks, checkpoint, [each for each in beside if each.sites])
+    context = BlockContext(network, calibration, stream, measure, checkpoint)
     names = tuple(block.name for block in blocks)
-    known = None if kept is None else kept.load("scores")
+    known = None if checkpoint is None else checkpoint.load("scores")
     if known is not None:
         scores = dict(zip(names, known["scores"].tolist(), strict=True))
     else:
         scores = registry.bound("block_score", score, seed=seed)(context)
-        if kept is not None:
-            kept.save("scores", {"scores": torch.tensor([scores[name] for name in names], dtype=torch.float64)})
+        if checkpoint is not None:
+            checkpoint.save("scores", {"scores": torch.tensor([scores[name] for name in names], dtype=torch.float64)})
     total = network.costs.total().macs
     scored = tuple(
         BlockRedundancy(
@@ -145,10 +145,10 @@ def _weigh(
     calibration: Iterable,
     blocks: tuple[BlockRedundancy, ...],
     groups: Sequence[UnitGroup],
-    scores: Mapping[str, Score],
+    scores: Mapping[str, ChannelScore],
     block_losses: BlockLosses,
     seed: int,
-) -> tuple[tuple[BlockRedundancy, ...], dict[str, Score], Interactions]:
+) -> tuple[tuple[BlockRedundancy, ...], dict[str, ChannelScore], Interactions]:
     """Damages of blocks and channels as changes of the output, and how these add up.
 
     For channels the damage of half of a group sets the scale; within the group the score's own damages hold. Blocks
@@ -165,7 +165,7 @@ def _weigh(
     if any(entry.score != "similarity" for entry in blocks):
         ranked = sorted(blocks, key=lambda entry: entry.damage)
         own = {entry.name: damage for entry, damage in zip(ranked, sorted(own.values()), strict=True)}
-        places = {key: row for key, row in interactions.places.items() if key[0] != "block"}
+        places = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
         interactions = replace(interactions, places=places)
     weighed = tuple(replace(entry, damage=own[entry.name]) for entry in blocks)
     scaled = {}
@@ -179,7 +179,7 @@ def _weigh(
 def _describe_groups(
     groups: Sequence[UnitGroup],
     costs: CostModel,
-    scores: Mapping[str, Score],
+    scores: Mapping[str, ChannelScore],
     correlations: Correlations,
     score: str,
 ) -> tuple[ChannelRedundancy, ...]:

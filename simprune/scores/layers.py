@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from simprune import measures
+from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import CostModel
-from simprune.core.store import Kept, finite
+from simprune.core.plain import finite
 from simprune.core.structures import Block
 from simprune.measures import Interval, Measure, Null, SimilarityMatrix
 from simprune.measures._resampling import Resampling
@@ -121,15 +122,15 @@ def similarity(
     inputs: int = 384,
     seed: int = 0,
     known: SimilarityMatrix | None = None,
-    kept: Kept | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SimilarityMatrix:
     """All layers by one measure; ValueError when it needs labels that the batches do not have.
 
     `null`, `bootstrap`: repetitions, 0 for none, drawn from `inputs` of the rows. `known`: the values, if they are.
-    `kept`: where the result is looked up and kept.
+    `checkpoint`: where the result is saved, and looked up.
     """
     stage = f"similarity-{measure.id}"
-    there = None if kept is None else kept.load(stage)
+    there = None if checkpoint is None else checkpoint.load(stage)
     if there is not None:
         return _from_tensors(there, tuple(layers.rows), measure.id)
     labels = layers.stream.labels if measure.needs_labels else None
@@ -142,8 +143,8 @@ def similarity(
             null=sample.null("permuted", null, known.values) if null else None,
             interval=sample.interval(bootstrap, known.values) if bootstrap else None,
         )
-    if kept is not None:
-        kept.save(stage, _to_tensors(known))
+    if checkpoint is not None:
+        checkpoint.save(stage, _to_tensors(known))
     return known
 
 

@@ -21,7 +21,7 @@ Error = Callable[[Tensor, Tensor], Tensor]  # (a module's input, its output) -> 
 
 
 @dataclass(frozen=True)
-class Loss:
+class OutputLoss:
     """What one module's output loses when a structure goes and the layers behind it are refitted."""
 
     module: str
@@ -29,7 +29,7 @@ class Loss:
 
 
 def output_changes(
-    model: nn.Module, calibration: Iterable, losses: Mapping[tuple[str, str], Sequence[Loss]], seed: int = 0
+    model: nn.Module, calibration: Iterable, losses: Mapping[tuple[str, str], Sequence[OutputLoss]], seed: int = 0
 ) -> tuple[dict[tuple[str, str], float], Interactions]:
     """Expected squared change of the output by every structure, as a share of its variance, and their interactions.
 

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 
 from simprune.cli.recipe.schema import Recipe
 from simprune.core.names import did_you_mean
-from simprune.core.store import finite, write_whole
+from simprune.core.plain import finite
+from simprune.core.store import write_whole
 
 JOB, SWEEP, OPTUNA = "job.json", "sweep.json", "optimization_results.yaml"
 OBJECTIVES = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from simprune import measures
+from simprune.core.checkpoint import Checkpoint
 from simprune.core.redundancy import Points
-from simprune.core.store import Kept
 from simprune.measures import Measure, SimilarityMatrix
 from simprune.scores.blocks.stream import Stream
 from simprune.trace.network import Network
@@ -20,24 +20,24 @@ from simprune.trace.network import Network
 class BlockContext:
     """The network, its calibration batches, what runs through its blocks, and the measure for similarities.
 
-    `kept`: where the matrix of similarities is kept once it is known.
+    `checkpoint`: where the matrix of similarities is saved once it is known.
     """
 
     network: Network
     calibration: Iterable
     stream: Stream
     measure: Measure
-    kept: Kept | None = None
+    checkpoint: Checkpoint | None = None
 
     @cached_property
     def whole(self) -> SimilarityMatrix:
         """The measure's own values for all points, in the order of `stream.rows`; computed once."""
-        known = None if self.kept is None else self.kept.load("similarity")
+        known = None if self.checkpoint is None else self.checkpoint.load("similarity")
         if known is not None:
             return SimilarityMatrix(tuple(self.stream.rows), known["values"].numpy(), self.measure.id)
         found = measures.matrix(self.measure, self.stream.rows, self._labels())
-        if self.kept is not None:
-            self.kept.save("similarity", {"values": torch.from_numpy(found.values.copy())})
+        if self.checkpoint is not None:
+            self.checkpoint.save("similarity", {"values": torch.from_numpy(found.values.copy())})
         return found
 
     def similarity(self, first: str, second: str) -> float:

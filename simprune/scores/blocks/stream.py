@@ -1,6 +1,6 @@
 """What runs through a network's blocks, read in one forward pass over the calibration batches.
 
-Points of the stream stand before and after blocks; blocks of one chain share theirs. Two things are kept of each:
+Points of the stream stand before and after blocks; blocks of one chain share theirs. Two things are stored of each:
 rows pooled over positions (for similarity measures), and the mean cosine and angle of every two points of a chain,
 position by position (for block influence and windows), summed as the batches go by.
 """
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_of
+from simprune.core.checkpoint import Checkpoint
 from simprune.core.progress import progress
 from simprune.core.rows import Rows
-from simprune.core.store import Kept
 from simprune.core.structures import Block
 from simprune.trace.capture import Reading, Site, read, reading
 from simprune.trace.context import evaluation, uncached
@@ -65,7 +65,7 @@ def observe(
     network: Network,
     calibration: Iterable,
     blocks: Sequence[Block],
-    kept: Kept | None = None,
+    checkpoint: Checkpoint | None = None,
     beside: Sequence[Reading] = (),
 ) -> Stream:
     """Run the model once and read the stream around `blocks` (in order of execution).
@@ -73,7 +73,7 @@ def observe(
     `beside`: what else reads in the same walk.
 
     Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
-    `kept` has seen are not run again. Raises ValueError when there are no batches.
+    `checkpoint` has seen are not run again. Raises ValueError when there are no batches.
     """
     chains: dict[int, list[Block]] = {}
     for block in blocks:
@@ -82,7 +82,7 @@ def observe(
     model, mask = network.model, None
     reader = _Reader(network, chains, points)
     labels = []
-    done = reader.go_on(None if kept is None else kept.load("stream"))
+    done = reader.go_on(None if checkpoint is None else checkpoint.load("stream"))
     if done and beside:  # they have to see the batches that are not run again as well
         read(model, calibration, beside)
         beside = ()
@@ -94,12 +94,12 @@ def observe(
             reader.mask = mask = mask_of(batch)
             call(model, batch)
             reader.close_batch()
-            if kept is not None:
-                kept.save_now_and_then("stream", lambda done=number: reader.state(done))
+            if checkpoint is not None:
+                checkpoint.save_now_and_then("stream", lambda done=number: reader.state(done))
     if not labels:
         raise ValueError("calibration has no batches; give at least one")
-    if kept is not None and done < len(labels):
-        kept.save("stream", reader.state(len(labels)))
+    if checkpoint is not None and done < len(labels):
+        checkpoint.save("stream", reader.state(len(labels)))
     found = [label for label in labels if label is not None and label.ndim == 1]
     return Stream(
         tuple(Chain(tuple(chain), points[number], *reader.means(number)) for number, chain in chains.items()),

@@ -1,6 +1,6 @@
 """How dispensable every channel of a group is: one way to score per file.
 
-A score is a registered function (network, calibration, groups, *, options) -> {name of the group: Score}.
+A score is a registered function (network, calibration, groups, *, options) -> {name of the group: ChannelScore}.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +10,11 @@ from torch import Tensor
 from simprune.core.registry import Choice, bound
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._correlations import Correlations
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.scores.channels.predictability import from_correlations
 from simprune.trace.network import Network
 
-__all__ = ["Correlations", "Score", "score_channels"]
+__all__ = ["Correlations", "ChannelScore", "score_channels"]
 
 
 def score_channels(
@@ -24,7 +24,7 @@ def score_channels(
     score: Choice,
     seed: int,
     correlations: Mapping[str, Tensor],
-) -> dict[str, Score]:
+) -> dict[str, ChannelScore]:
     """Scores of all groups; a group that the score says nothing of is scored by its predictability.
 
     Args:

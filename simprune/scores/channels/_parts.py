@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from simprune.core.moments import Moments
 from simprune.core.structures import UnitGroup
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.capture import Layout, Reading, Site, read
 from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
@@ -74,18 +74,18 @@ def share(values: Tensor) -> Tensor:
     return values / total if total > 0 else torch.full_like(values, 1 / len(values))
 
 
-def by_damage(damage: Tensor) -> Score:
+def by_damage(damage: Tensor) -> ChannelScore:
     """Least damage first; redundancy is how far below the group's greatest damage a unit lies.
 
     >>> by_damage(torch.tensor([0.5, 0.0, 0.25]))
-    Score(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
+    ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
     """
     damage = damage.clamp(min=0)
     redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
-    return Score(tuple(damage.argsort(stable=True).tolist()), tuple(redundancy.tolist()), tuple(damage.tolist()))
+    return ChannelScore(tuple(damage.argsort(stable=True).tolist()), tuple(redundancy.tolist()), tuple(damage.tolist()))
 
 
-def by_similarity(similarity: Tensor) -> Score:
+def by_similarity(similarity: Tensor) -> ChannelScore:
     """Remove again and again the unit that one still there resembles most; damage is 1 - similarity^2, over all units.
 
     `similarity[i, j]` in [0, 1]: how well j stands for i. Of several equally similar units the one goes that resembles
@@ -110,4 +110,4 @@ def by_similarity(similarity: Tensor) -> Score:
         order.append(unit)
     order.append(int(remaining.nonzero()[0, 0]))
     unexplained = (1 - closest.square()).clamp(0, 1)
-    return Score(tuple(order), tuple((1 - unexplained).tolist()), tuple((unexplained / size).tolist()))
+    return ChannelScore(tuple(order), tuple((1 - unexplained).tolist()), tuple((unexplained / size).tolist()))

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from simprune.core.structures import UnitGroup
-from simprune.scores.output_changes import Loss
+from simprune.scores.output_changes import OutputLoss
 
 
 @dataclass(frozen=True)
-class Score:
+class ChannelScore:
     """Channels in the order in which they would go, with what each loss costs at its turn.
 
     `redundancy[c]` in [0, 1]: the share of channel c that those still there make up for; 1 is wholly redundant.
@@ -21,15 +21,15 @@ class Score:
     order: tuple[int, ...]
     redundancy: tuple[float, ...]
     damage: tuple[float, ...]
-    losses: tuple[Loss, ...] = field(default=(), compare=False, repr=False)
+    losses: tuple[OutputLoss, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def half(self) -> int:
         return max(len(self.order) // 2, 1)
 
-    def scaled(self, factor: float) -> "Score":
+    def scaled(self, factor: float) -> "ChannelScore":
         """The same with all damages multiplied."""
         return replace(self, damage=tuple(each * factor for each in self.damage))
 
 
-Scorer = Callable[[nn.Module, Iterable, Sequence[UnitGroup]], Mapping[str, Score]]
+Scorer = Callable[[nn.Module, Iterable, Sequence[UnitGroup]], Mapping[str, ChannelScore]]

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage, share
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 from simprune.trace.units import unit_rows
 
 
 @register("score", "bn_scale", source="arXiv:1708.06519")
-def bn_scale(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def bn_scale(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: a channel's share of the absolute BatchNorm scales of its group (mean over BatchNorms).
 
     Source: Liu et al., 2017, arXiv:1708.06519. Without an affine BatchNorm every scale is 1, so channels go in their

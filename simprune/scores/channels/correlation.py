@@ -8,12 +8,12 @@ from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._correlations import reader_correlations
 from simprune.scores.channels._parts import by_similarity
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 
 @register("score", "correlation")
-def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: (1 - r^2) / channels, r the strongest |correlation| to a channel still there; the unit of predictability.
 
     The pairwise limit of `predictability`: one channel stands in, not a combination. r is the mean over the readers'

@@ -7,12 +7,12 @@ import torch
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage, produced, share
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 
 @register("score", "geometric_median", source="arXiv:1811.00250")
-def geometric_median(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def geometric_median(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: the share of all distances between the producers' filters that a channel's own sum of distances makes up.
 
     Sum over j of |w_c - w_j|, each producer with equal weight. Data-free: `calibration` is not read. Time and memory

@@ -12,12 +12,12 @@ from torch import Tensor
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage, reader_moments
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 
 @register("score", "independence", source="arXiv:2110.13981")
-def independence(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def independence(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: the share of the nuclear norm that goes with a channel, in [0, 1]; mean over the readers' inputs.
 
     Rows are pooled over positions, one per input, and not centred. Every channel is judged beside all others, so both

@@ -12,12 +12,12 @@ from torch import Tensor
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import reader_moments
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 
 @register("score", "leave_one_out_cka", source="arXiv:1905.00414")
-def leave_one_out_cka(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def leave_one_out_cka(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: the CKA that is lost with a channel's turn, in [0, 1]; greedy, mean over the readers' inputs.
 
     CKA weighs directions by their variance: a channel of small variance costs little, and the second of two duplicates
@@ -40,7 +40,7 @@ def _blocks(covariance: Tensor, units: int) -> Tensor:
     return squares / squares.sum().clamp(min=1e-300)
 
 
-def eliminate(squares: Tensor) -> Score:
+def eliminate(squares: Tensor) -> ChannelScore:
     """Greedy removal of the channel whose loss leaves the greatest CKA, from (readers, C, C) squared covariances.
 
     >>> eliminate(torch.eye(3).square()[None] * torch.tensor([3.0, 1.0, 2.0])).order
@@ -69,4 +69,4 @@ def eliminate(squares: Tensor) -> Score:
         remaining[channel] = False
         order.append(channel)
     redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
-    return Score(tuple(order), tuple(redundancy.tolist()), tuple(damage.tolist()))
+    return ChannelScore(tuple(order), tuple(redundancy.tolist()), tuple(damage.tolist()))

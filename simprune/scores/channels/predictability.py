@@ -8,14 +8,14 @@ from torch import Tensor
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._correlations import reader_correlations
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
 
 
 @register("score", "predictability")
-def predictability(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def predictability(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Backward elimination on the correlations at the readers' inputs; damage is the unexplained share / channels.
 
     One forward pass; memory O(readers x channels^2); O(readers x channels^3) per group.
@@ -24,10 +24,10 @@ def predictability(network: Network, calibration: Iterable, groups: Sequence[Uni
     return {name: from_correlations(values) for name, values in correlations.items()}
 
 
-def from_correlations(correlations: Tensor) -> Score:
+def from_correlations(correlations: Tensor) -> ChannelScore:
     """The score of one group from its (readers, C, C) correlations."""
     order, unexplained = eliminate(correlations)
-    return Score(
+    return ChannelScore(
         order=tuple(order),
         redundancy=tuple((1 - unexplained).clamp(0, 1).tolist()),
         damage=tuple((unexplained.clamp(0, 1) / len(order)).tolist()),

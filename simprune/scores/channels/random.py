@@ -7,12 +7,14 @@ import torch
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 
 @register("score", "random")
-def random(network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0) -> dict[str, Score]:
+def random(
+    network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0
+) -> dict[str, ChannelScore]:
     """Damage: uniform in [0, 1) over the number of channels, from `seed`; the same for the same groups.
 
     `calibration` is not read.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._inputs import Gathered
-from simprune.scores.channels._score import Score
-from simprune.scores.output_changes import Loss
+from simprune.scores.channels._score import ChannelScore
+from simprune.scores.output_changes import OutputLoss
 from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, taps, weight_of
 from simprune.trace.network import Network
 from simprune.trace.sensitivity import backpropagate
@@ -30,7 +30,7 @@ RANK = 1e-12  # of the largest: directions of an output whose gradients are smal
 @register("score", "second_order", source="Hassibi and Stork 1993, for structures")
 def second_order(
     network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0
-) -> dict[str, Score]:
+) -> dict[str, ChannelScore]:
     """Damage: expected squared change of the output when a channel goes, as a share of the output's variance.
 
     Greedy elimination, the refit updated after every step. One forward and one backward pass; with width = inputs x
@@ -74,7 +74,7 @@ class _Reader:
         self.gradients = product if self.gradients is None else self.gradients + product
 
 
-def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> Score:
+def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     remaining = list(range(size))
     order: list[int] = []
     damage = torch.zeros(size, dtype=torch.float64)
@@ -88,7 +88,7 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> Score:
             reader.remove(channel)
     damage[remaining[0]] = alone[remaining[0]]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
-    score = Score((*order, remaining[0]), tuple((1 - lost).tolist()), tuple(damage.tolist()))
+    score = ChannelScore((*order, remaining[0]), tuple((1 - lost).tolist()), tuple(damage.tolist()))
     return replace(score, losses=tuple(reader.loss(score.order[: score.half]) for reader in readers))
 
 
@@ -129,7 +129,7 @@ class _Surgeon:
         own = self.weight[:, columns]
         self.weight.addmm_(own, self.inputs.remove(columns), alpha=-1)
 
-    def loss(self, gone: Sequence[int]) -> Loss:
+    def loss(self, gone: Sequence[int]) -> OutputLoss:
         """What the layer no longer gives without these channels, the rest refitted: a layer of its kind."""
         matrix = matrix_of(self.layer).double().cpu()
         kept = torch.ones(matrix.shape[1], dtype=torch.bool)
@@ -142,4 +142,4 @@ class _Surgeon:
         with torch.no_grad():
             weight.copy_(weight_of(layer, lost))
         layer.bias = nn.Parameter((-lost @ self.inputs.mean).to(weight))
-        return Loss(self.name, lambda given, _: layer(given))
+        return OutputLoss(self.name, lambda given, _: layer(given))

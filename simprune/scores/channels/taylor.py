@@ -13,7 +13,7 @@ from simprune.core.batches import call, checked, labels_of
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_damage
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.gradients import soft_log_likelihood
@@ -22,7 +22,7 @@ from simprune.trace.units import unit_rows, weight_slices
 
 
 @register("score", "taylor", source="arXiv:1906.10771")
-def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: squared first-order change of the mean loss without the channel's producers' weights (all of them).
 
     The loss is cross-entropy where batches have class labels for logits (N, C), else the soft log-likelihood of

@@ -11,12 +11,12 @@ from torch import Tensor
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._parts import by_similarity, produced
-from simprune.scores.channels._score import Score
+from simprune.scores.channels._score import ChannelScore
 from simprune.trace.network import Network
 
 
 @register("score", "weight_cosine", source="arXiv:1507.06149")
-def weight_cosine(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Score]:
+def weight_cosine(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: (1 - cos^2) / channels, cos the greatest cosine to a channel still there; negative ones count as 0.
 
     The weights of all producers side by side, each scaled to the same total; biases and normalisations are left out.

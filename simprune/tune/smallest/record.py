@@ -13,8 +13,9 @@ from typing import Any
 from safetensors.torch import save_model
 from torch import nn
 
+from simprune.core.checkpoint import refuse_other_settings
 from simprune.core.plan import Plan
-from simprune.core.store import refuse_other_settings, write_whole
+from simprune.core.store import write_whole
 from simprune.core.weights import load_weights
 from simprune.edit.apply import apply
 from simprune.trace.network import Network

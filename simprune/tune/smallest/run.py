@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from simprune.checks import Verdict
+from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.progress import say
-from simprune.core.store import finite
 from simprune.core.weights import digest
 from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable

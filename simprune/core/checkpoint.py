@@ -1,0 +1,99 @@
+"""Finished stages of long work, in a folder, so that the work can go on after an interruption."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from simprune.core.plain import settings
+from simprune.core.store import write_whole
+
+SETTINGS = "settings.json"
+SECONDS = 60.0  # between two savings of a stage that is still running
+
+
+@dataclass
+class Checkpoint:
+    """A folder with one file of tensors per finished stage, and the settings that the work was started with.
+
+    The folder holds data only, no pickle. Every file is written whole, so at any moment the folder is that of some
+    finished stages.
+
+    Args:
+        folder: created when the first stage is saved.
+        context: settings that have to be the same for the work to go on; whatever JSON can hold.
+        seconds: how long `save_now_and_then` waits between two savings.
+
+    Raises:
+        ValueError: when the folder's stages were computed with another context.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Checkpoint(Path(folder), {"seed": 1}).save("scores", {"values": torch.ones(2)})
+    ...     Checkpoint(Path(folder), {"seed": 1}).load("scores")
+    {'values': tensor([1., 1.])}
+    """
+
+    folder: Path
+    context: Mapping[str, Any]
+    seconds: float = SECONDS
+    saved: float = field(default_factory=time.monotonic, repr=False)
+
+    def __post_init__(self) -> None:
+        self.context = json.loads(json.dumps(self.context, sort_keys=True, default=str))
+        if self.started:
+            stored = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+            refuse_other_settings(self.folder, stored, self.context)
+
+    @property
+    def started(self) -> bool:
+        """Whether the folder holds stages."""
+        return (self.folder / SETTINGS).is_file()
+
+    def load(self, stage: str) -> dict[str, Tensor] | None:
+        """Tensors of a stage, by name; None when the stage was not saved."""
+        path = self.folder / f"{stage}.safetensors"
+        return load_file(path) if self.started and path.is_file() else None
+
+    def save(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of a stage, and replace what was saved of it before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.started:
+            write_whole(self.folder / SETTINGS, json.dumps(self.context, indent=1))
+        # safetensors refuses tensors that share their memory
+        unshared = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        write_whole(self.folder / f"{stage}.safetensors", lambda path: save_file(unshared, path))
+        self.saved = time.monotonic()
+
+    def save_now_and_then(self, stage: str, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Save a stage that is still running, if the last saving is at least `seconds` ago."""
+        if time.monotonic() - self.saved >= self.seconds:
+            self.save(stage, tensors())
+
+    def clear(self) -> None:
+        """Remove the folder, when the work is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def refuse_other_settings(folder: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise ValueError with the first setting that differs between the work in a folder and the work that goes on.
+
+    Args:
+        folder: named in the message.
+        stored: nested settings of the work in the folder.
+        current: nested settings of the work that wants to go on.
+    """
+    known, wanted = dict(settings(stored)), dict(settings(current))
+    # what a user set comes first: differences of the original's figures only follow from it
+    for key in sorted(known.keys() | wanted.keys(), key=lambda key: (key.startswith("original"), key)):
+        if known.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{folder} was made with other settings ({key}: {known.get(key)} there, {wanted.get(key)} now); "
+                "go on with the same ones, or start in a new folder"
+            )
