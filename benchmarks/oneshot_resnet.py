@@ -23,7 +23,7 @@ from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_
 from simprune.sources import Batches
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
-from simprune.trace.timing import side_by_side
+from simprune.trace.timing import time_both
 from simprune.tune.trials import calibrate
 
 BATCH = 64  # images, for latency
@@ -89,7 +89,7 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
             more = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
             more |= {"finalists": plan.planner.get("finalists", [])}
             if options.latency:
-                more["latency"] = side_by_side(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
+                more["latency"] = time_both(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
             rows.append(row(name, 1 / share, seed, model, small, test, seconds) | more)
             print(rows[-1], flush=True)
     return rows

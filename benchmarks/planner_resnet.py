@@ -21,7 +21,7 @@ from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_
 from benchmarks.oneshot_resnet import BATCH, ours
 from simprune.core.redundancy import Redundancy
 from simprune.core.registry import parts
-from simprune.trace.timing import side_by_side
+from simprune.trace.timing import time_both
 
 STRUCTURES = ["channels+blocks", "channels", "blocks"]
 
@@ -90,7 +90,7 @@ def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6
     plan = sp.plan(found, {"latency": share}, model=model, batch_size=batch)
     small = sp.apply(plan, model)
     seconds = time.perf_counter() - start
-    before, after, ratio = side_by_side(model, small, ((torch.zeros(batch, 3, 32, 32),), {}))
+    before, after, ratio = time_both(model, small, ((torch.zeros(batch, 3, 32, 32),), {}))
     macs = plan.expected["macs"] / plan.original["macs"]
     return (
         f"latency budget {share:.0%}: {1e3 * before:.1f} ms -> {1e3 * after:.1f} ms, {ratio:.1%} when timed again "

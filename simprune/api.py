@@ -37,10 +37,10 @@ from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import Estimate, estimate
 from simprune.scores.layers import Layers, compare_models, describe_depth, read_counterpart, read_layers, similarity
 from simprune.trace.network import Network
-from simprune.trace.timing import latency, side_by_side
+from simprune.trace.timing import latency, time_both
 from simprune.tune.plan import CONSTRAINTS
 from simprune.tune.plan import plan as make_plan
-from simprune.tune.smallest import NothingPassed, Record, Search, Trial, history, smallest
+from simprune.tune.smallest import NothingPassed, Record, SearchSettings, Procedure, history, smallest
 from simprune.tune.trials import calibrate
 
 SMALLEST = "smallest"
@@ -147,7 +147,7 @@ def compress(
     """The whole path: analyze, plan, apply, repair, fine-tune, check. `model` is not changed.
 
     `budget`: what to keep (`simprune.planners.budget`), macs 0.5 when not given; or "smallest": the smallest model that
-    passes the gates, found as `search` says (`simprune.tune.smallest.Search`; needs `test`). With a `folder` every step of the
+    passes the gates, found as `search` says (`simprune.tune.smallest.SearchSettings`; needs `test`). With a `folder` every step of the
     search is kept there, and the same call goes on from what it finds there. `planner`: a name, or a mapping with
     `name`, constraints and options. `plan`: apply this (edited) plan and make none.
     `reconstruct`: as `simprune.reconstruct` takes its method, or "bn", which re-estimates BatchNorm. `finetune`: None,
@@ -169,7 +169,7 @@ def compress(
         rehearse(model, test, gates, seed, correction)  # gates that do not fit are an error before all the work
     name, options = _planner(planner)
     kept = {key: value for key, value in options.items() if key in CONSTRAINTS}
-    how = Search(**(search or {}))
+    how = SearchSettings(**(search or {}))
     calibration = Peekable(calibration, "calibration")
     network = Network.trace(model, calibration.first)
     chosen = _measure(measure)
@@ -205,7 +205,7 @@ def compress(
     verdict = None
     if searching:
         gates = gates_of(gates, labelled=not unlabelled)
-        trial = Trial(
+        trial = Procedure(
             network,
             choose=lambda share: _plan(redundancy, {how.kind: share}, name, tools | options),
             recovery=recovery,
@@ -240,7 +240,7 @@ def compress(
         stages.add("maps folded", followed.model)
     if not searching and test is not None:  # validate takes gates that run the models as well
         verdict = validate(model, followed.model, test, gates, seed, correction)
-    before, after, _ = side_by_side(model, followed.model, stages.batch)
+    before, after, _ = time_both(model, followed.model, stages.batch)
     stages.rows[0]["latency_ms"], stages.rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
     outcome = stages.rows[-1]["damage"]
     if control:

@@ -190,9 +190,9 @@ def check_planner(part: Part, options: dict[str, Any]) -> None:
     redundancy = estimate(Network.trace(model, batches[0]), batches, measure, score="magnitude").redundancy
     whole = redundancy.costs.total().macs
     search = Search(Space.of(redundancy, Constraints()), {"macs": 0.7 * whole})
-    space, choice = part.make(search, **options)
-    exact = space.exact(choice)
-    assert space.cost(choice).tolist() == [exact.macs, exact.params, exact.bytes], f"{who}: costs are not exact"
+    space, selection = part.make(search, **options)
+    exact = space.exact(selection)
+    assert space.cost(selection).tolist() == [exact.macs, exact.params, exact.bytes], f"{who}: costs are not exact"
     if options:
         return  # an option such as a threshold may say by itself how much goes
     assert exact.macs <= 0.7 * whole, f"{who} keeps {exact.macs / whole:.1%} of the macs where 70 % are allowed"

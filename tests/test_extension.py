@@ -66,12 +66,12 @@ PARTS = {
         ''',
     "my_planner": '''
         from simprune.core.registry import register
-        from simprune.planners.search import greedy_choice
+        from simprune.planners.search import greedy_selection
 
         @register("planner", "my_planner")
         def mine(search, *, patience: int = 1):
             """My way of choosing."""
-            return search.space, greedy_choice(search)
+            return search.space, greedy_selection(search)
         ''',
     "my_repair": '''
         from simprune.core.registry import register

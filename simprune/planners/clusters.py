@@ -7,11 +7,11 @@ import numpy as np
 from simprune.core.redundancy import ChannelRedundancy, Redundancy
 from simprune.core.registry import register
 from simprune.planners.search import Search, along, ranked
-from simprune.planners.space import Choice, Space, Step
+from simprune.planners.space import Selection, Space, Step
 
 
 @register("planner", "clusters", source="MPruner 2024")
-def clusters(search: Search) -> tuple[Space, Choice]:
+def clusters(search: Search) -> tuple[Space, Selection]:
     """One representative of every cluster of similar structures, clusters being joined until the budget is met.
 
     A channel joins the cluster of the one it correlates with most, the most redundant first; of two clusters that join,

@@ -1,4 +1,4 @@
-"""Constraints: what a plan must leave alone. They hold for every chooser, because choosers only see what is allowed."""
+"""Constraints: what a plan must leave alone. They hold for every planner, because planners only see what is allowed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

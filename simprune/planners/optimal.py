@@ -1,10 +1,10 @@
 """The least expected damage for a budget: dynamic programming over what every structure saves.
 
 Where damage and savings add up over structures (no interactions, no weight between two groups, one kind of cost is
-limited), the choice is optimal up to the resolution of the table. Elsewhere a channel saves less when its neighbours
+limited), the selection is optimal up to the resolution of the table. Elsewhere a channel saves less when its neighbours
 have gone, and damages more: both are then taken at fixed points on the way from nothing removed to everything removed,
-improved in rounds, and of all choices found the best by exact cost and damage is taken. None of that depends on the
-size of the budget, so that a larger one never damages more; greedy's and uniform's choices are among the candidates.
+improved in rounds, and of all selections found the best by exact cost and damage is taken. None of that depends on the
+size of the budget, so that a larger one never damages more; greedy's and uniform's selections are among the candidates.
 Where the number of blocks is given, greedy says which these are.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, best, everything, greedy_choice, savings, uniform_choice
-from simprune.planners.space import Choice, Floats, Space
+from simprune.planners.search import Search, best, everything, greedy_selection, savings, uniform_selection
+from simprune.planners.space import Selection, Floats, Space
 
 RESOLUTION = 4096  # cells of the table, unless all savings are multiples of something larger
 POINTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what can be saved: where savings are measured
@@ -25,10 +25,10 @@ Rows = tuple[NDArray[np.intp], NDArray[np.bool_]]  # levels (N, groups), blocks 
 
 
 @register("planner", "optimal")
-def optimal(search: Search) -> tuple[Space, Choice]:
+def optimal(search: Search) -> tuple[Space, Selection]:
     """Least expected damage: dynamic programming over channels and blocks, never worse than greedy or uniform."""
     space = search.space
-    found = [greedy_choice(search), uniform_choice(search)]
+    found = [greedy_selection(search), uniform_selection(search)]
     fixed = None if search.blocks is None else found[0].blocks
     kinds = tuple(search.ceilings)
     mixes = dict.fromkeys([kinds, *((kind,) for kind in kinds)])
@@ -37,22 +37,22 @@ def optimal(search: Search) -> tuple[Space, Choice]:
     return space, best(search, np.stack([each.levels for each in found]), np.stack([each.blocks for each in found]))
 
 
-def _family(search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[np.bool_] | None) -> list[Choice]:
-    """The best choice of every table made with savings of these kinds."""
+def _family(search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[np.bool_] | None) -> list[Selection]:
+    """The best selection of every table made with savings of these kinds."""
     space = search.space
     first = _savings(search, space.nothing, kinds)
     last = _savings(search, everything(space), kinds)
     additive = all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(first, last, strict=True))
     if additive and not space.interacting:
-        return [best(search, *frontier(space, first, fixed=fixed))]
+        return [best(search, *pareto_selections(space, first, fixed=fixed))]
     whole, least = space.cost(space.nothing), space.cost(everything(space))
     found = []
     for point in POINTS:
         limits = {kind: whole[at] - point * (whole[at] - least[at]) for at, kind in enumerate(space.kinds)}
         nearby = Search(space, {kind: limits[kind] for kind in kinds})
-        state = greedy_choice(nearby)
+        state = greedy_selection(nearby)
         for _ in range(rounds):
-            rows = frontier(space, _savings(search, state, kinds), state, fixed)
+            rows = pareto_selections(space, _savings(search, state, kinds), state, fixed)
             found.append(best(search, *rows))
             before, state = state, best(nearby, *rows)
             if (before.levels == state.levels).all() and (before.blocks == state.blocks).all():
@@ -60,7 +60,7 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[
     return found
 
 
-def _savings(search: Search, state: Choice, kinds: Sequence[str]) -> list[Floats]:
+def _savings(search: Search, state: Selection, kinds: Sequence[str]) -> list[Floats]:
     """What every level of every group saves, and, as (0, saving), every block whose channels are all there."""
     space = search.space
     blocks = np.repeat(state.blocks[None], 2 * len(space.blocks), 0)
@@ -73,10 +73,10 @@ def _savings(search: Search, state: Choice, kinds: Sequence[str]) -> list[Floats
     return [*savings(search, state, kinds), *(np.array([0, a - b]) for a, b in kept.reshape(-1, 2))]
 
 
-def frontier(
-    space: Space, saved: Sequence[Floats], state: Choice | None = None, fixed: NDArray[np.bool_] | None = None
+def pareto_selections(
+    space: Space, saved: Sequence[Floats], state: Selection | None = None, fixed: NDArray[np.bool_] | None = None
 ) -> Rows:
-    """For every amount saved the choice of least damage, by dynamic programming; dominated choices left out.
+    """For every amount saved the selection of least damage, by dynamic programming; dominated selections left out.
 
     `saved`: per group one saving per level, then per block (0, saving). A block either goes, or stays and its channels
     are chosen; `fixed`: which go. Damages interact with those of `state`. Time O(levels x cells), memory

@@ -6,12 +6,12 @@ import numpy as np
 
 from simprune.core.registry import register
 from simprune.planners.search import Search, along
-from simprune.planners.space import Choice, Space, Step
+from simprune.planners.space import Selection, Space, Step
 
 
 @register("planner", "random")
-def random(search: Search) -> tuple[Space, Choice]:
-    """Blocks and channels in a seeded random order: the control that every other chooser has to beat."""
+def random(search: Search) -> tuple[Space, Selection]:
+    """Blocks and channels in a seeded random order: the control that every other planner has to beat."""
     generator = np.random.default_rng(search.seed)
     orders = {menu.entry.name: generator.permutation(menu.entry.group.size).tolist() for menu in search.space.menus}
     space = search.space.ordered(orders, search.constraints)

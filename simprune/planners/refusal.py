@@ -40,7 +40,7 @@ def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str
 
 
 def _held(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[float, str, str]]:
-    """(share of the cost, structure, reason) of everything that no choice removes."""
+    """(share of the cost, structure, reason) of everything that no selection removes."""
     total = getattr(redundancy.costs.total(), kind)
     free = {menu.entry.name for menu in space.menus} | {entry.name for entry in space.blocks}
     reasons = dict(redundancy.unprunable)

@@ -1,4 +1,4 @@
-"""The search that choosers share: ceilings for the cost, and the walk along a sequence of steps until they hold."""
+"""The search that planners share: ceilings for the cost, and the walk along a sequence of steps until they hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from simprune.planners.constraints import Constraints
-from simprune.planners.space import Choice, Floats, Space, Step
+from simprune.planners.space import Selection, Floats, Space, Step
 
 
 @dataclass(frozen=True)
 class Search:
-    """A space, the largest cost allowed of each limited kind, and what random choosers draw from.
+    """A space, the largest cost allowed of each limited kind, and what random planners draw from.
 
     `blocks`: how many have to go, exactly; None if that is free.
     """
@@ -41,12 +41,12 @@ class Search:
         return (costs[:, columns] / np.maximum(whole, 1e-300)).mean(1)
 
 
-def everything(space: Space) -> Choice:
+def everything(space: Space) -> Selection:
     """Remove all that may go."""
-    return Choice(np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool))
+    return Selection(np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool))
 
 
-def along(search: Search, steps: Sequence[Step]) -> Choice:
+def along(search: Search, steps: Sequence[Step]) -> Selection:
     """After which of these steps, one after another, is the damage least among those that meet the budget?
 
     That is mostly the first that meets it; a later one where a block goes whose channels had gone before. The last when
@@ -55,8 +55,8 @@ def along(search: Search, steps: Sequence[Step]) -> Choice:
     return best(search, *search.space.along(steps))
 
 
-def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Choice:
-    """Of the choices in these rows, the first of least damage that meets the budget; if none, of least cost.
+def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Selection:
+    """Of the selections in these rows, the first of least damage that meets the budget; if none, of least cost.
 
     Rows with another number of blocks than the search asks for are left out, as long as others are there.
     """
@@ -70,10 +70,10 @@ def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) ->
         row = int(np.where(met, search.space.damage(levels, blocks), np.inf).argmin())
     else:
         row = int(search.scalar(costs).argmin())
-    return Choice(levels[row], blocks[row])
+    return Selection(levels[row], blocks[row])
 
 
-def greedy_choice(search: Search) -> Choice:
+def greedy_selection(search: Search) -> Selection:
     """Least damage per cost saved: of the queue's first j blocks and shortest beginning of channels, the best j.
 
     For a given j a larger budget keeps more channels of the same queue, and so does not damage more; neither then does
@@ -98,7 +98,7 @@ def greedy_choice(search: Search) -> Choice:
     return best(search, np.array(candidates_levels), np.array(candidates_blocks))
 
 
-def uniform_choice(search: Search) -> Choice:
+def uniform_selection(search: Search) -> Selection:
     """The same share of every channel group, the most redundant channels of each first; no blocks."""
     queue = [
         (count / menu.entry.group.size, Step(item, level))
@@ -145,7 +145,7 @@ def _channel_steps(search: Search) -> list[Step]:
     return ranked(queue)
 
 
-def savings(search: Search, state: Choice, kinds: Sequence[str] | None = None) -> list[Floats]:
+def savings(search: Search, state: Selection, kinds: Sequence[str] | None = None) -> list[Floats]:
     """For every group, how much cost each of its levels saves, all else being as in `state` and its blocks there."""
     space = search.space
     sizes = [len(menu.counts) for menu in space.menus]

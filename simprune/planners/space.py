@@ -1,4 +1,4 @@
-"""All that may be chosen, and what any choice costs and damages: exactly, and many choices at once."""
+"""All that may be chosen, and what any selection costs and damages: exactly, and many selections at once."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +14,7 @@ from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Redunda
 from simprune.planners.constraints import Constraints
 
 Floats = NDArray[np.float64]
-ROWS = 512  # choices evaluated at once, which bounds the memory
+ROWS = 512  # selections evaluated at once, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Menu:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """For every group the level of its menu, and for every block whether it goes."""
 
     levels: NDArray[np.intp]
@@ -99,19 +99,19 @@ class Space:
         return (*KINDS, *self.extra)
 
     @property
-    def nothing(self) -> Choice:
+    def nothing(self) -> Selection:
         """Keep all."""
-        return Choice(np.zeros(len(self.menus), np.intp), np.zeros(len(self.blocks), bool))
+        return Selection(np.zeros(len(self.menus), np.intp), np.zeros(len(self.blocks), bool))
 
-    def chosen(self, steps: Sequence[Step]) -> Choice:
-        """The choice that a sequence of steps leads to."""
-        choice = self.nothing
+    def chosen(self, steps: Sequence[Step]) -> Selection:
+        """The selection that a sequence of steps leads to."""
+        selection = self.nothing
         for step in steps:
             if step.item < len(self.menus):
-                choice.levels[step.item] = max(choice.levels[step.item], step.level)
+                selection.levels[step.item] = max(selection.levels[step.item], step.level)
             else:
-                choice.blocks[step.item - len(self.menus)] = True
-        return choice
+                selection.blocks[step.item - len(self.menus)] = True
+        return selection
 
     def along(self, steps: Sequence[Step]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """(levels, blocks) after 0, 1, ... all of the steps, one row each."""
@@ -124,17 +124,17 @@ class Space:
                 blocks[row, step.item - len(self.menus)] = True
         return np.maximum.accumulate(levels, 0), np.logical_or.accumulate(blocks, 0)
 
-    def cost(self, choice: Choice) -> Floats:
-        """Cost of one choice, one number per kind."""
-        return self.costs(choice.levels[None], choice.blocks[None])[0]
+    def cost(self, selection: Selection) -> Floats:
+        """Cost of one selection, one number per kind."""
+        return self.costs(selection.levels[None], selection.blocks[None])[0]
 
     def costs(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        """Costs of many choices: levels (N, groups), blocks (N, blocks) -> (N, kinds)."""
+        """Costs of many selections: levels (N, groups), blocks (N, blocks) -> (N, kinds)."""
         parts = [self._costs(levels[at : at + ROWS], blocks[at : at + ROWS]) for at in range(0, len(levels), ROWS)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.kinds)))
 
     def damage(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        """Expected damage of many choices: of all that goes, without what lies inside a block that goes.
+        """Expected damage of many selections: of all that goes, without what lies inside a block that goes.
 
         The squared length of the sum of the changes of the output, whose squared lengths are the damages: more than
         the sum of the damages where changes point the same way (see `simprune.scores.output_changes`).
@@ -142,7 +142,7 @@ class Space:
         length = self._lengths(levels, blocks)
         return (length**2).sum(1) + ((length @ self._interactions) * length).sum(1)
 
-    def damages(self, state: Choice) -> list[Floats]:
+    def damages(self, state: Selection) -> list[Floats]:
         """Damage of every level of every group, then (0, damage) of every block, with all else as in `state`.
 
         What a structure shares with the others counts in full: a step from `state` sees the whole of what it adds.
@@ -157,9 +157,9 @@ class Space:
         """Whether damages do more than add up."""
         return bool(self._interactions.any())
 
-    def exact(self, choice: Choice) -> Cost:
+    def exact(self, selection: Selection) -> Cost:
         """Cost by the cost model itself."""
-        gone, levels = self.removed(choice)
+        gone, levels = self.removed(selection)
         cut: dict[tuple[str, int], int] = {}
         for menu, level in levels:
             for key, count in menu.entry.group.cut(menu.gone(level)).items():
@@ -167,9 +167,9 @@ class Space:
         stand_ins = {entry.name: entry.block.replace for entry in gone}
         return self.redundancy.costs.after(cut, list(stand_ins), stand_ins)
 
-    def removed(self, choice: Choice) -> tuple[list[BlockRedundancy], list[tuple[Menu, int]]]:
+    def removed(self, selection: Selection) -> tuple[list[BlockRedundancy], list[tuple[Menu, int]]]:
         """Blocks that go, and groups that lose units with their levels; not what is inside a block that goes."""
-        outer, live = self._effective(choice.levels[None], choice.blocks[None])
+        outer, live = self._effective(selection.levels[None], selection.blocks[None])
         gone = [entry for entry, out in zip(self.blocks, outer[0], strict=True) if out]
         return gone, [(menu, int(level)) for menu, level in zip(self.menus, live[0], strict=True) if level]
 
@@ -200,7 +200,7 @@ class Space:
         """(N, blocks): those that go and are in no other that goes."""
         return blocks & ~(blocks @ self._block_inside)
 
-    # ---- the arithmetic, vectorised over choices ----
+    # ---- the arithmetic, vectorised over selections ----
 
     def _lengths(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
         """(N, structures), blocks first: root of the damage of what goes of each."""
@@ -257,7 +257,7 @@ class Additive:
         return replace(self, groups=tuple(each[list(some)] for each, some in zip(self.groups, levels, strict=True)))
 
     def costs(self, levels: NDArray[np.intp], outer: NDArray[np.bool_]) -> Floats:
-        """Costs of many choices."""
+        """Costs of many selections."""
         saved = outer @ self.blocks
         for place, table in enumerate(self.groups):
             saved = saved + table[levels[:, place]]

@@ -4,11 +4,11 @@ import numpy as np
 
 from simprune.core.registry import register
 from simprune.planners.search import Search, along, ranked
-from simprune.planners.space import Choice, Space, Step
+from simprune.planners.space import Selection, Space, Step
 
 
 @register("planner", "threshold")
-def threshold(search: Search, *, threshold: float | None = None) -> tuple[Space, Choice]:
+def threshold(search: Search, *, threshold: float | None = None) -> tuple[Space, Selection]:
     """Everything whose redundancy reaches a threshold: the highest that meets the budget; without one, `threshold`."""
     space = search.space
     queue = [(-entry.redundancy, Step(len(space.menus) + place)) for place, entry in enumerate(space.blocks)]

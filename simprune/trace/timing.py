@@ -56,7 +56,7 @@ def batch_of(example: Example, size: int | None) -> Example:
     return tuple(map(resized, args)), {key: resized(value) for key, value in kwargs.items()}
 
 
-def in_turns(
+def alternate(
     model: nn.Module, small: nn.Module, example: Example, timer: Timer = clock
 ) -> Iterator[tuple[float, float]]:
     """Seconds of `model` and of `small`, over and over: a machine that slows down in the meantime slows both."""
@@ -67,8 +67,8 @@ def in_turns(
 ROUNDS = 15  # of timing two models in turns
 
 
-def side_by_side(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
+def time_both(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
     """Median seconds of `model` and of `small`, and the median ratio of second to first, in short turns."""
-    times = islice(in_turns(model, small, example), ROUNDS)
+    times = islice(alternate(model, small, example), ROUNDS)
     before, after = zip(*times, strict=True)
     return median(before), median(after), median(second / first for first, second in zip(before, after, strict=True))

@@ -17,7 +17,7 @@ from simprune.core.redundancy import Redundancy
 Make = Callable[[Redundancy, int | None], Plan]  # with exactly so many blocks; ValueError: no plan meets the budget
 
 
-def contest(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tensor], count: int) -> Plan:
+def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tensor], count: int) -> Plan:
     """The plan that costs least of up to `count`, evenly spread over the number of blocks; all are in its `planner`.
 
     The plan that damages alone would choose is among them; from a count of 3 on those without blocks and of blocks

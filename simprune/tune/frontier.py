@@ -22,7 +22,7 @@ from simprune.repair.recovery import Recovery, training
 from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import estimate
 from simprune.trace.network import Network
-from simprune.trace.timing import side_by_side
+from simprune.trace.timing import time_both
 from simprune.tune.plan import CONSTRAINTS, plan
 from simprune.tune.trials import calibrate
 
@@ -191,7 +191,7 @@ class _Points:
         stages = self.stages.untimed()
         small = self.recovery.follow(chosen, self.network, stages.add).model
         original, last = self.stages.rows[0], stages.rows[-1]
-        _, after, ratio = side_by_side(self.network.model, small, self.stages.batch)
+        _, after, ratio = time_both(self.network.model, small, self.stages.batch)
         return {
             **{kind: last[kind] / max(original[kind], 1) for kind in KINDS},
             "accuracy": last["accuracy"],

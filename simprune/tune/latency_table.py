@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from simprune.core.batches import copied
 from simprune.core.cost import Example
 from simprune.planners.search import Search, savings
-from simprune.planners.space import Additive, Choice, Floats, Menu, Space
+from simprune.planners.space import Additive, Selection, Floats, Menu, Space
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.timing import Timer, clock
 
-Edit = Callable[[Choice], nn.Module]  # the network with a choice removed
+Edit = Callable[[Selection], nn.Module]  # the network with a selection removed
 WIDTHS = 16  # per group that are timed at most
 WORTH = 0.03  # share of what a group's modules take that a width has to save beyond the wider ones to be worth having
 READINGS = 3  # of every shape, of which the median counts
@@ -56,14 +56,14 @@ def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, 
     measured: list[dict[int, float]] = [{0: 0.0} for _ in space.menus]
     for together in _apart(modules):
         for turn in range(max(len(timed[item]) for item in together)):
-            choice = space.nothing
+            selection = space.nothing
             cut = [item for item in together if turn < len(timed[item])]
             for item in cut:
-                choice.levels[item] = timed[item][turn]
-            times = _times(edit(choice), example, {name for item in cut for name in modules[item]}, timer, known)
+                selection.levels[item] = timed[item][turn]
+            times = _times(edit(selection), example, {name for item in cut for name in modules[item]}, timer, known)
             for item in cut:
                 saved = sum(original[name] - times[name] for name in modules[item] if name in times)
-                measured[item][int(choice.levels[item])] = saved
+                measured[item][int(selection.levels[item])] = saved
     whole = median(timer(model, *example) for _ in range(READINGS))
     needed = [WORTH * sum(original.get(name, 0.0) for name in each) for each in modules]
     worth = tuple(_worth(found, least) for found, least in zip(measured, needed, strict=True))

@@ -14,14 +14,14 @@ from simprune.core.plan import Plan
 from simprune.edit.apply import apply
 from simprune.planners.budget import Budget
 from simprune.planners.search import Search, best, everything, ranked
-from simprune.planners.space import Choice, Space, Step
+from simprune.planners.space import Selection, Space, Step
 from simprune.trace.memory import peak_memory
 from simprune.trace.network import Network
-from simprune.trace.timing import Timer, batch_of, in_turns
+from simprune.trace.timing import Timer, batch_of, alternate
 from simprune.tune.latency_table import Timing, latency_table
 
 ROUNDS = 10  # networks that are measured at most; half as many each time that channels are given back
-LOOKS = 3  # ceilings that are tried at most for each of these: different ones may lead to the same choice
+LOOKS = 3  # ceilings that are tried at most for each of these: different ones may lead to the same selection
 CLOSE = 0.95  # of the budget: near enough
 AIM = (1 + CLOSE) / 2
 INSIDE = 0.1  # of what is left between two ceilings: how near to either the next one may lie
@@ -29,10 +29,10 @@ FINE = 2e-3  # share of the cost that no longer matters
 PARTS = 512  # of the channels found, that may be given back
 TURNS = 5, 31  # of timing original and candidate: that many at least, and at most where the answer is near a limit
 
-Choose = Callable[[Search], tuple[Space, Choice]]
-Draft = Callable[[Space, Choice], Plan]
+Choose = Callable[[Search], tuple[Space, Selection]]
+Draft = Callable[[Space, Selection], Plan]
 Timings = dict[tuple[str, ...], Timing]  # by the names of the structures
-Found = tuple[Space, Choice, dict[str, float]]  # a choice, and what was measured on the network without it
+Found = tuple[Space, Selection, dict[str, float]]  # a selection, and what was measured on the network without it
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Bench:
         names = tuple(entry.name for entry in (*space.blocks, *(menu.entry for menu in space.menus)))
         if names not in self.timings:
             self.timings[names] = latency_table(
-                space, self.network.model, self.example, lambda choice: self.edited(space, choice), self.timer
+                space, self.network.model, self.example, lambda selection: self.edited(space, selection), self.timer
             )
         return self.timings[names]
 
-    def edited(self, space: Space, choice: Choice) -> nn.Module:
-        return apply(self.draft(space, choice), self.network)
+    def edited(self, space: Space, selection: Selection) -> nn.Module:
+        return apply(self.draft(space, selection), self.network)
 
     def original(self, kind: str) -> float:
         """Seconds of the original, or peak bytes per input."""
@@ -78,11 +78,11 @@ class Bench:
             self.whole[kind] = peak_memory(model, example) if kind == "memory" else self.timer(model, *example)
         return self.whole[kind]
 
-    def measure(self, space: Space, choice: Choice, limits: Mapping[str, float]) -> dict[str, float]:
+    def measure(self, space: Space, selection: Selection, limits: Mapping[str, float]) -> dict[str, float]:
         """The limited kinds of cost of the network without what is chosen."""
-        if not choice.levels.any() and not choice.blocks.any():
+        if not selection.levels.any() and not selection.blocks.any():
             return {kind: self.original(kind) for kind in limits}
-        small, found = self.edited(space, choice), {}
+        small, found = self.edited(space, selection), {}
         if "memory" in limits:
             found["memory"] = peak_memory(small, self.example)
         if "latency" in limits:
@@ -93,7 +93,7 @@ class Bench:
         """By the median of the ratios to the original; more turns as long as it is not clear on which side it lies."""
         whole, ratios = self.original("latency"), []
         least, most = TURNS
-        for before, after in islice(in_turns(self.network.model, small, self.example, self.timer), most):
+        for before, after in islice(alternate(self.network.model, small, self.example, self.timer), most):
             ratios = sorted([*ratios, whole * after / before])
             outside = max(int((len(ratios) - 2 * len(ratios) ** 0.5) / 2), 0)
             low, high = ratios[outside], ratios[-1 - outside]  # 95 % interval of the median, by order statistics
@@ -103,9 +103,9 @@ class Bench:
 
 
 def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
-    """A choice whose network, measured, meets the budget; the furthest that one can go when none does.
+    """A selection whose network, measured, meets the budget; the furthest that one can go when none does.
 
-    A limit on latency: the chooser sees a table of what each structure saves, at widths that are worth having; the
+    A limit on latency: the planner sees a table of what each structure saves, at widths that are worth having; the
     limit it gets is corrected by what is measured, until that is at most 5 % below the budget; what is left goes to
     channels, first at these widths, then at all. A limit on memory: the largest share of the macs is searched whose
     network meets it, because the peak of the whole is no sum over structures.
@@ -135,18 +135,18 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
 
 
 def _widened(search: Search, found: Found) -> Found:
-    """The same choice where all levels of the search are there."""
-    few, choice, costs = found
+    """The same selection where all levels of the search are there."""
+    few, selection, costs = found
     space = search.space.ordered({menu.entry.name: menu.order for menu in few.menus}, search.constraints)
-    counts = [menu.counts[level] for menu, level in zip(few.menus, choice.levels, strict=True)]
+    counts = [menu.counts[level] for menu, level in zip(few.menus, selection.levels, strict=True)]
     levels = [menu.counts.index(count) for menu, count in zip(space.menus, counts, strict=True)]
-    return space, Choice(np.array(levels, np.intp), choice.blocks), costs
+    return space, Selection(np.array(levels, np.intp), selection.blocks), costs
 
 
-def _giving_back(space: Space, found: Choice, search: Search) -> tuple[Space, Choice]:
+def _giving_back(space: Space, found: Selection, search: Search) -> tuple[Space, Selection]:
     """The same blocks, and of every group the same share of the levels found, as large as the ceilings ask for.
 
-    From one ceiling to the next a chooser may put a block, or a step of many channels, in the place of a few channels;
+    From one ceiling to the next a planner may put a block, or a step of many channels, in the place of a few channels;
     what that leaves of the budget goes to the channels.
     """
     queue = [
@@ -168,7 +168,7 @@ def _corrected(
 ) -> Found:
     """Move the ceiling of one kind of cost until what is measured is met from below, and nearly.
 
-    `rounds`: networks that are measured at most. `start`: a choice that meets the limits, to begin with.
+    `rounds`: networks that are measured at most. `start`: a selection that meets the limits, to begin with.
     """
     column = search.space.kinds.index(kind)
     whole, least = (float(search.space.cost(each)[column]) for each in (search.space.nothing, everything(search.space)))
@@ -182,12 +182,12 @@ def _corrected(
         under = Point(float(start[0].cost(start[1])[column]), _worst(start[2], limits))
         ceiling = _next(over, under, least, halve=False)
     for look in range(LOOKS * rounds):
-        space, choice = choose(replace(search, ceilings=search.ceilings | {kind: ceiling}))
-        key = _key(choice)
+        space, selection = choose(replace(search, ceilings=search.ceilings | {kind: ceiling}))
+        key = _key(selection)
         if key not in seen and len(seen) == rounds + (start is not None):
             break
-        seen[key] = seen.get(key) or (space, choice, bench.measure(space, choice, limits))
-        used, reached = _worst(seen[key][2], limits), float(space.cost(choice)[column])
+        seen[key] = seen.get(key) or (space, selection, bench.measure(space, selection, limits))
+        used, reached = _worst(seen[key][2], limits), float(space.cost(selection)[column])
         if CLOSE <= used <= 1 or (used <= 1 and ceiling >= top):
             break  # near enough, or nothing has to go
         if used <= 1:
@@ -202,8 +202,8 @@ def _corrected(
     return min(seen.values(), key=lambda found: _miss(_worst(found[2], limits)))
 
 
-def _key(choice: Choice) -> bytes:
-    return choice.levels.tobytes() + choice.blocks.tobytes()
+def _key(selection: Selection) -> bytes:
+    return selection.levels.tobytes() + selection.blocks.tobytes()
 
 
 def _next(over: Sequence[Point], under: Point | None, least: float, halve: bool) -> float:

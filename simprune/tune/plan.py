@@ -11,11 +11,11 @@ from simprune.planners.budget import Amount, Budget
 from simprune.planners.constraints import Constraints
 from simprune.planners.refusal import not_measured, unreachable
 from simprune.planners.search import Search
-from simprune.planners.space import Choice, Space
+from simprune.planners.space import Selection, Space
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, clock
-from simprune.tune.finalists import contest
-from simprune.tune.held_out import HeldOut
+from simprune.tune.finalists import try_plans
+from simprune.tune.holdout_trial import HoldoutTrial
 from simprune.tune.measured import Bench, Choose, Timings, meet
 
 CONSTRAINTS = {"protect": [], "round_to": 1, "min_width": 1, "max_share": 1.0}  # what holds for every planner
@@ -61,8 +61,8 @@ def plan(
         return request.plan(redundancy, blocks)
     if network is None or calibration is None:
         raise ValueError("finalists are tried on the network: give model=... and calibration=...")
-    held_out = HeldOut.of(network, calibration, repair)
-    return contest(redundancy, request.plan, held_out.errors, finalists)
+    holdout = HoldoutTrial.of(network, calibration, repair)
+    return try_plans(redundancy, request.plan, holdout.errors, finalists)
 
 
 def check_numbers(blocks: int | None, finalists: int) -> None:
@@ -96,35 +96,35 @@ class _Request:
         ceilings = {kind: limit.of(getattr(whole, kind)) for kind, limit in counted.items()}
         search = Search(Space.of(redundancy, self.constraints), ceilings, self.constraints, self.seed, blocks)
 
-        def draft(space: Space, choice: Choice) -> Plan:
-            damage = float(space.damage(choice.levels[None], choice.blocks[None])[0])
+        def draft(space: Space, selection: Selection) -> Plan:
+            damage = float(space.damage(selection.levels[None], selection.blocks[None])[0])
             return Plan(
-                edits=_edits(space, choice),
+                edits=_edits(space, selection),
                 fingerprint=redundancy.fingerprint,
                 inputs=redundancy.inputs,
                 budget={} if limits is None else limits.to_dict(),
                 planner=self._said(redundancy.measure, blocks),
                 original=whole.to_dict(),
-                expected={**space.exact(choice).to_dict(), "damage": _short(damage)},
+                expected={**space.exact(selection).to_dict(), "damage": _short(damage)},
             )
 
         if limits is None or not limits.measured.limits:
-            space, choice = self.choose(search)
+            space, selection = self.choose(search)
             before, after = {}, {}
         else:
             if self.network is None:
                 raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
             bench = Bench.of(self.network, self.batch_size, self.timer, draft, self.timings)
-            space, choice, after = meet(search, limits, self.choose, bench)
+            space, selection, after = meet(search, limits, self.choose, bench)
             before = {kind: bench.original(kind) for kind in after}
             if any(after[kind] > limit.of(before[kind]) for kind, limit in limits.measured.limits.items()):
                 raise not_measured(limits, before, after)
-        expected = space.exact(choice)
-        if blocks is not None and len(space.removed(choice)[0]) != blocks:
+        expected = space.exact(selection)
+        if blocks is not None and len(space.removed(selection)[0]) != blocks:
             raise ValueError(f"planner: {self.planner} found no plan that removes {blocks} blocks and meets the budget")
         if limits is not None and not limits.met(expected, whole):
             raise unreachable(redundancy, limits, expected, space, self.planner)
-        made = draft(space, choice)
+        made = draft(space, selection)
         return replace(
             made, original={**made.original, **_figures(before)}, expected={**made.expected, **_figures(after)}
         )
@@ -153,8 +153,8 @@ def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget | Non
     return None
 
 
-def _edits(space: Space, choice: Choice) -> tuple[Edit, ...]:
-    blocks, groups = space.removed(choice)
+def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
+    blocks, groups = space.removed(selection)
     edits = [
         Edit(
             "block",

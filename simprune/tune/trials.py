@@ -18,7 +18,7 @@ from simprune.planners.constraints import Constraints
 from simprune.planners.search import everything
 from simprune.planners.space import Space
 from simprune.trace.network import Network
-from simprune.tune.held_out import HeldOut
+from simprune.tune.holdout_trial import HoldoutTrial
 from simprune.tune.plan import plan
 
 TINY = 1e-12  # damage below which there is nothing to compare
@@ -35,7 +35,7 @@ def calibrate(
     """The same redundancy with damages as they were measured, and the trials behind that.
 
     `shares`: which part of all macs that structures of a kind could save in a third of the depth a trial removes, each
-    in (0, 1). Trials are repaired by `method` (see `simprune.tune.held_out`). Damages are multiplied by measured over
+    in (0, 1). Trials are repaired by `method` (see `simprune.tune.holdout_trial`). Damages are multiplied by measured over
     expected: the geometric mean over shares, interpolated over the order of execution. Cost: per kind, third and share
     one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two batches.
     """
@@ -44,13 +44,13 @@ def calibrate(
             raise ValueError(f"trials: shares must lie between 0 and 1; got {share!r}")
     if not shares:
         return replace(redundancy, trials=())
-    held_out = HeldOut.of(network, calibration, method)
+    holdout = HoldoutTrial.of(network, calibration, method)
     trials: list[TrialRemoval] = []
     factors: dict[tuple[str, str], float] = {}
     for kind, names in _kinds(redundancy).items():
         places, logs = [], []
         for part in filter(len, np.array_split(np.arange(len(names)), PARTS)):
-            made = [_trial(redundancy, kind, [names[place] for place in part], share, held_out) for share in shares]
+            made = [_trial(redundancy, kind, [names[place] for place in part], share, holdout) for share in shares]
             tried = [trial for trial in made if trial is not None]
             trials += tried
             ratios = [log(each.measured / each.expected) for each in tried if min(each.measured, each.expected) > TINY]
@@ -64,7 +64,7 @@ def calibrate(
 
 
 def _trial(
-    redundancy: Redundancy, kind: str, names: Sequence[str], share: float, held_out: HeldOut
+    redundancy: Redundancy, kind: str, names: Sequence[str], share: float, holdout: HoldoutTrial
 ) -> TrialRemoval | None:
     """None where nothing can go."""
     only = _only(redundancy, kind, names)
@@ -72,7 +72,7 @@ def _trial(
     if not made.edits:
         return None
     macs = made.expected["macs"] / max(made.original["macs"], 1)
-    return TrialRemoval(kind, names[0], names[-1], macs, made.expected["damage"], held_out.error(made))
+    return TrialRemoval(kind, names[0], names[-1], macs, made.expected["damage"], holdout.error(made))
 
 
 def _kinds(redundancy: Redundancy) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What every chooser promises, and what the plan made from it promises."""
+"""What every planner promises, and what the plan made from it promises."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -114,11 +114,11 @@ def test_no_layer_is_emptied_and_damage_adds_up_over_the_edits(name, blocks):
 def test_fast_costs_are_the_cost_models(found, name):
     for redundancy in [each[2] for each in found.values()] + [chain(4, 7, blocks=True)]:
         original = redundancy.costs.total().macs
-        space, choice = parts("planner")[name].make(
+        space, selection = parts("planner")[name].make(
             Search(Space.of(redundancy, Constraints()), {"macs": 0.85 * original})
         )
-        exact = space.exact(choice)
-        assert space.cost(choice).tolist() == [exact.macs, exact.params, exact.bytes]
+        exact = space.exact(selection)
+        assert space.cost(selection).tolist() == [exact.macs, exact.params, exact.bytes]
 
 
 @pytest.mark.parametrize("name", sorted(set(parts("planner")) - {"random", "uniform"}))

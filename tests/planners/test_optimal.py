@@ -1,4 +1,4 @@
-"""`optimal` against brute force, and against every other chooser."""
+"""`optimal` against brute force, and against every other planner."""
 
 import itertools
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from simprune.planners.constraints import Constraints
-from simprune.planners.optimal import frontier
+from simprune.planners.optimal import pareto_selections
 from simprune.planners.search import Search, savings
-from simprune.planners.space import Choice, Space
+from simprune.planners.space import Selection, Space
 from simprune.tune.plan import plan
 from tests.planners.synthetic import chain
 
@@ -16,16 +16,16 @@ KEEPS = (0.95, 0.8, 0.6, 0.45, 0.3)
 
 
 def brute_force(redundancy, budget):
-    """Least damage over every choice, by the cost model itself."""
+    """Least damage over every selection, by the cost model itself."""
     space = Space.of(redundancy, Constraints())
     original = redundancy.costs.total()
     least = np.inf
     for levels in itertools.product(*(range(len(menu.counts)) for menu in space.menus)):
         for blocks in itertools.product((False, True), repeat=len(space.blocks)):
-            choice = Choice(np.array(levels, np.intp), np.array(blocks, bool))
-            share = space.exact(choice).share_of(original)
+            selection = Selection(np.array(levels, np.intp), np.array(blocks, bool))
+            share = space.exact(selection).share_of(original)
             if all(share[kind] <= limit for kind, limit in budget.items()):
-                least = min(least, float(space.damage(choice.levels[None], choice.blocks[None])[0]))
+                least = min(least, float(space.damage(selection.levels[None], selection.blocks[None])[0]))
     return least
 
 
@@ -69,10 +69,10 @@ def test_the_table_knows_the_damage_of_what_it_returns_and_holds_no_dominated_ch
     redundancy = chain(4, 8, coupled=False, blocks=blocks, seed=1, scale=5)
     space = Space.of(redundancy, Constraints())
     search = Search(space, {"macs": 1.0})
-    alone = [Choice(space.nothing.levels, blocks > -1) for blocks in np.eye(len(space.blocks), dtype=int) - 1]
+    alone = [Selection(space.nothing.levels, blocks > -1) for blocks in np.eye(len(space.blocks), dtype=int) - 1]
     whole = search.scalar(space.cost(space.nothing)[None])[0]
-    gone = [np.array([0, whole - search.scalar(space.cost(choice)[None])[0]]) for choice in alone]
-    levels, kept = frontier(space, [*savings(search, space.nothing), *gone])
+    gone = [np.array([0, whole - search.scalar(space.cost(selection)[None])[0]]) for selection in alone]
+    levels, kept = pareto_selections(space, [*savings(search, space.nothing), *gone])
     cost, damage = space.costs(levels, kept)[:, 0], space.damage(levels, kept)
     assert (np.diff(cost) < 0).all()
     assert (np.diff(damage) >= 0).all()

@@ -1,11 +1,11 @@
-"""The walk that choosers share."""
+"""The walk that planners share."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from simprune.planners.constraints import Constraints
-from simprune.planners.search import Search, greedy_choice
+from simprune.planners.search import Search, greedy_selection
 from simprune.planners.space import Additive, Space
 from tests.planners.synthetic import chain
 
@@ -19,6 +19,6 @@ def test_levels_that_pay_only_together_are_weighed_together():
     space = Space.of(replace(redundancy, channels=tuple(channels)), Constraints())
     table = Additive(10.0, (np.array([0.0, 0.0, 0.0, 0.0, 4.0]), np.arange(5.0)), np.zeros(0))
     search = Search(replace(space, extra={"latency": table}), {"latency": 6.0})
-    assert greedy_choice(search).levels.tolist() == [4, 0]
+    assert greedy_selection(search).levels.tolist() == [4, 0]
     fewer = replace(search, ceilings={"latency": 4.0})
-    assert greedy_choice(fewer).levels.tolist() == [4, 2]
+    assert greedy_selection(fewer).levels.tolist() == [4, 2]

@@ -7,7 +7,7 @@ import simprune as sp
 from simprune.core.plan import Plan
 from simprune.core.registry import parts
 from simprune.trace.answers import answer, relative_error
-from simprune.tune.finalists import contest
+from simprune.tune.finalists import try_plans
 from simprune.zoo.residual import ResidualCNN
 from tests.planners.synthetic import chain
 
@@ -35,7 +35,7 @@ def test_the_finalist_with_the_least_error_wins(wanted):
     def make(part, blocks):
         return sp.plan(part, {"macs": 0.4}, blocks=blocks)
 
-    made = contest(redundancy, make, lambda plan: torch.full((8,), 0.1 + abs(len(plan.blocks) - wanted)), 9)
+    made = try_plans(redundancy, make, lambda plan: torch.full((8,), 0.1 + abs(len(plan.blocks) - wanted)), 9)
     tried = {row["blocks"]: row["measured"] for row in made.planner["finalists"]}
     assert list(tried) == sorted(tried)
     assert set(tried) >= {0, len(make(redundancy, None).blocks), wanted}
@@ -51,7 +51,7 @@ def test_no_more_are_tried_than_asked_for_and_what_damages_choose_is_among_them(
         tried.append(plan)
         return torch.full((8,), float(len(tried)))
 
-    made = contest(redundancy, lambda part, blocks: sp.plan(part, {"macs": 0.5}, blocks=blocks), errors, count)
+    made = try_plans(redundancy, lambda part, blocks: sp.plan(part, {"macs": 0.5}, blocks=blocks), errors, count)
     assert tried[0] == sp.plan(redundancy, {"macs": 0.5})
     assert len(tried) == len(made.planner["finalists"]) <= count
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_told_apart_is_left_to_the_damages():
                 noise - better * noise.std(correction=0) / 10
             )
 
-        return contest(redundancy, lambda part, blocks: sp.plan(part, {"macs": 0.5}, blocks=blocks), errors, 2)
+        return try_plans(redundancy, lambda part, blocks: sp.plan(part, {"macs": 0.5}, blocks=blocks), errors, 2)
 
     assert chosen(0.9).edits == free.edits
     assert chosen(1.1).edits != free.edits

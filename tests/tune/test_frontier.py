@@ -142,7 +142,7 @@ def test_latency_is_of_the_planners_batch_size(trained, monkeypatch):
     model, data = trained
     sizes = set()
     monkeypatch.setattr(
-        timing, "in_turns", lambda model, small, example: sizes.add(len(example[0][0])) or repeat((1, 1))
+        timing, "alternate", lambda model, small, example: sizes.add(len(example[0][0])) or repeat((1, 1))
     )
     planner = {"name": "greedy", "batch_size": 7}
     sp.frontier(model, calibration=data, budgets=(0.7,), structures=["channels"], control=1, planner=planner)

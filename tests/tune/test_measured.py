@@ -120,13 +120,13 @@ def test_what_a_jump_leaves_of_the_budget_goes_back_to_the_channels(fine):
         met = search.met(search.space.cost(mild)[None])[0]
         return search.space, mild if met else hard
 
-    def draft(space, choice):
-        return Plan(_edits(space, choice), redundancy.fingerprint, redundancy.inputs)
+    def draft(space, selection):
+        return Plan(_edits(space, selection), redundancy.fingerprint, redundancy.inputs)
 
     bench = Bench(model, ((x,), {}), clock, draft)
-    full, choice, costs = meet(Search(space, {}), Budget.of({"latency": 0.6}), jumpy, bench)
+    full, selection, costs = meet(Search(space, {}), Budget.of({"latency": 0.6}), jumpy, bench)
     assert 0.95 <= costs["latency"] / (0.6 * bench.original("latency")) <= 1
-    gone = np.array([menu.counts[level] for menu, level in zip(full.menus, choice.levels, strict=True)])
+    gone = np.array([menu.counts[level] for menu, level in zip(full.menus, selection.levels, strict=True)])
     hard = np.array([menu.entry.group.size for menu in full.menus]) * 6 / 8
     assert (gone <= hard).all() and (gone < 0.9 * hard).any()
 
@@ -206,7 +206,7 @@ def test_where_nothing_has_to_go_no_structure_is_timed(fine):
 
 
 def _editor(space, redundancy, model):
-    return lambda choice: apply(Plan(_edits(space, choice), redundancy.fingerprint, redundancy.inputs), model)
+    return lambda selection: apply(Plan(_edits(space, selection), redundancy.fingerprint, redundancy.inputs), model)
 
 
 def test_where_time_is_macs_the_table_is_the_cost_model(found):

@@ -15,7 +15,7 @@ from simprune import api as pipeline
 from simprune.checks import Gate, GateResult, Verdict
 from simprune.core.plan import Edit, Plan
 from simprune.repair.recovery import Recovered
-from simprune.tune.smallest import NothingPassed, Record, Search, Step, Trial, most_checks, next_budget, smallest
+from simprune.tune.smallest import NothingPassed, Record, SearchSettings, Attempt, Procedure, most_checks, next_budget, smallest
 from tests.networks import Residual
 from tests.test_api import task
 
@@ -27,11 +27,11 @@ MACS = 10**6
 
 def searched(passes, tolerance=0.02, keeps=lambda budget: budget):
     """Steps of a search in which `passes` says of a share kept whether the model passes."""
-    steps: list[Step] = []
+    steps: list[Attempt] = []
     while (budget := next_budget(steps, tolerance)) is not None:
         kept = 1.0 if not steps else keeps(budget)
         passed = passes(kept)
-        steps.append(Step(budget, kept, "pass" if passed else "fail", passed))
+        steps.append(Attempt(budget, kept, "pass" if passed else "fail", passed))
     return steps
 
 
@@ -134,7 +134,7 @@ def trial(outcome_of, choose=plan_of, **options):
     def judge(model):
         return verdict(outcome_of(model.share.item()))
 
-    return Trial(Weight(1), choose, Follow(), judge, StagesOf(), Search(**options))
+    return Procedure(Weight(1), choose, Follow(), judge, StagesOf(), SearchSettings(**options))
 
 
 def falls_at(threshold):
@@ -246,14 +246,14 @@ def test_when_nothing_passes_the_mildest_budget_and_its_check_are_named(outcome)
 )
 def test_wrong_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        Search(**options)
+        SearchSettings(**options)
 
 
 def test_bonferroni_divides_the_risk_among_all_checks_that_can_be_made():
     gates = [Gate("disagreement", limit=0.1), Gate("accuracy_drop", limit=0.1, confidence=0.9)]
-    strict = Search(tolerance=0.02, correction="bonferroni").gates(gates)
+    strict = SearchSettings(tolerance=0.02, correction="bonferroni").gates(gates)
     assert [1 - gate.confidence for gate in strict] == pytest.approx([0.05 / 6, 0.1 / 6])
-    assert Search().gates(gates) == gates
+    assert SearchSettings().gates(gates) == gates
 
 
 # ---- the real thing, and its folder ----

@@ -2,16 +2,16 @@
 
 from simprune.tune.smallest.history import history
 from simprune.tune.smallest.record import Record
-from simprune.tune.smallest.run import Found, NothingPassed, Trial, smallest
-from simprune.tune.smallest.steps import Search, Step, most_checks, next_budget
+from simprune.tune.smallest.run import Smallest, NothingPassed, Procedure, smallest
+from simprune.tune.smallest.steps import SearchSettings, Attempt, most_checks, next_budget
 
 __all__ = [
-    "Found",
+    "Smallest",
     "NothingPassed",
     "Record",
-    "Search",
-    "Step",
-    "Trial",
+    "SearchSettings",
+    "Attempt",
+    "Procedure",
     "history",
     "most_checks",
     "next_budget",

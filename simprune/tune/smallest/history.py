@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from simprune.checks import Gate
-from simprune.tune.smallest.steps import Search, Step
+from simprune.tune.smallest.steps import SearchSettings, Attempt
 
 
-def history(search: Search, steps: Sequence[Step], gates: Sequence[Gate]) -> dict[str, Any]:
+def history(search: SearchSettings, steps: Sequence[Attempt], gates: Sequence[Gate]) -> dict[str, Any]:
     """Every budget tried with its outcome and the gates that decided; which step was chosen and which failed first.
 
     `failed` is the mildest step below the chosen one that did not pass: the search went back from it.
@@ -28,7 +28,7 @@ def history(search: Search, steps: Sequence[Step], gates: Sequence[Gate]) -> dic
     }
 
 
-def _row(step: Step) -> dict[str, Any]:
+def _row(step: Attempt) -> dict[str, Any]:
     last = step.rows[-1] if step.rows else {}
     keys = ("measure", "inputs", "value", "lower", "upper", "limit", "outcome")
     return {
@@ -44,7 +44,7 @@ def _row(step: Step) -> dict[str, Any]:
     }
 
 
-def _note(search: Search, gates: Sequence[Gate]) -> str:
+def _note(search: SearchSettings, gates: Sequence[Gate]) -> str:
     """What choosing by checks on one test set means for the confidence of the chosen model's verdict."""
     level = min(gate.confidence for gate in gates)
     most = search.checks

@@ -19,7 +19,7 @@ from simprune.core.store import write_whole
 from simprune.core.weights import load_weights
 from simprune.edit.apply import apply
 from simprune.trace.network import Network
-from simprune.tune.smallest.steps import Step
+from simprune.tune.smallest.steps import Attempt
 
 FORMAT = 1
 STATE = "state.json"
@@ -36,7 +36,7 @@ class Record:
     def started(self) -> bool:
         return (self.folder / STATE).is_file()
 
-    def load(self, settings: Mapping[str, Any]) -> list[Step]:
+    def load(self, settings: Mapping[str, Any]) -> list[Attempt]:
         """The finished steps, none for a new folder; ValueError when they are of a search with other settings."""
         path = self.folder / STATE
         if not self.started:
@@ -45,7 +45,7 @@ class Record:
             return []
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            there, steps = dict(state["settings"]), [Step.from_dict(step) for step in state["steps"]]
+            there, steps = dict(state["settings"]), [Attempt.from_dict(step) for step in state["steps"]]
             if state["simprune_search"] != FORMAT:
                 raise ValueError(f"format {state['simprune_search']}")
         except (ValueError, KeyError, TypeError) as error:
@@ -53,7 +53,7 @@ class Record:
         refuse_other_settings(self.folder, there, self._settings(settings))
         return steps
 
-    def save(self, settings: Mapping[str, Any], steps: Sequence[Step], best: int | None, model: nn.Module) -> None:
+    def save(self, settings: Mapping[str, Any], steps: Sequence[Attempt], best: int | None, model: nn.Module) -> None:
         """Keep the steps; when the last one is the best also the weights of its `model`, and no others any more."""
         name = f"step-{best}.safetensors" if best else None
         content = {

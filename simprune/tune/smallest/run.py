@@ -15,17 +15,17 @@ from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable
 from simprune.trace.network import Network
 from simprune.tune.smallest.record import Record
-from simprune.tune.smallest.steps import Search, Step, next_budget
+from simprune.tune.smallest.steps import SearchSettings, Attempt, next_budget
 
 
 @dataclass(frozen=True)
-class Found:
+class Smallest:
     """The smallest model that passed, as `Recovery.follow` left it, and how it was found."""
 
     followed: Recovered
     plan: Plan
     verdict: Verdict
-    steps: tuple[Step, ...]
+    steps: tuple[Attempt, ...]
     best: int
 
     @property
@@ -36,14 +36,14 @@ class Found:
 class NothingPassed(Exception):
     """No model passed, not the mildest and perhaps not the original; `steps` and the last `verdict` say why."""
 
-    def __init__(self, message: str, steps: Sequence[Step], verdict: Verdict) -> None:
+    def __init__(self, message: str, steps: Sequence[Attempt], verdict: Verdict) -> None:
         super().__init__(message)
         self.steps, self.verdict = tuple(steps), verdict
         self.report: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Trial:
+class Procedure:
     """Everything that is the same for all budgets.
 
     `choose` makes the plan for a share of the cost, ValueError when it cannot be reached; `judge` checks a model.
@@ -54,20 +54,20 @@ class Trial:
     recovery: Recovery
     judge: Callable[[nn.Module], Verdict]
     stages: StageTable
-    search: Search
+    search: SearchSettings
 
-    def of(self, budget: float, steps: Sequence[Step]) -> tuple[Step, nn.Module]:
+    def of(self, budget: float, steps: Sequence[Attempt]) -> tuple[Attempt, nn.Module]:
         """One step; the models of the steps before are not needed."""
         if not steps:
             self.choose(1.0)  # what is wrong with anything but the budget is said here
             verdict = self.judge(self.network.model)
             passed = self.search.passes(verdict.outcome)
             rows = [row | {"latency_ms": None} for row in self.stages.rows[:1]]
-            return Step(1.0, 1.0, verdict.outcome, passed, verdict=verdict.to_dict(), rows=rows), self.network.model
+            return Attempt(1.0, 1.0, verdict.outcome, passed, verdict=verdict.to_dict(), rows=rows), self.network.model
         try:
             plan = self.choose(budget)
         except ValueError as error:
-            return Step(budget, budget, "unreachable", False, str(error)), self.network.model
+            return Attempt(budget, budget, "unreachable", False, str(error)), self.network.model
         figure = "latency_ms" if self.search.kind == "latency" else self.search.kind
         kept = plan.expected[figure] / (plan.original[figure] or 1)
         content = plan.to_dict()
@@ -79,14 +79,14 @@ class Trial:
         followed = self.recovery.follow(plan, self.network, stages.add)
         verdict = self.judge(followed.model)
         passed = self.search.passes(verdict.outcome)
-        step = Step(
+        step = Attempt(
             budget, kept, verdict.outcome, passed, "", None, content, verdict.to_dict(),
             stages.rows, finite(followed.repairs), finite(followed.epochs),
         )  # fmt: skip
         return step, followed.model
 
 
-def smallest(trial: Trial, settings: Mapping[str, Any], record: Record | None = None) -> Found:
+def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | None = None) -> Smallest:
     """The smallest model that passes, by bracketing and bisection over the share of the cost.
 
     Passing is taken to be monotone: what is smaller than a model that failed is not tried. With a `record` every
@@ -117,7 +117,7 @@ def smallest(trial: Trial, settings: Mapping[str, Any], record: Record | None = 
         assert record is not None
         model = record.model(best, plan, trial.network)
     followed = Recovered(model, chosen.repairs, chosen.epochs)
-    return Found(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(steps), best)
+    return Smallest(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(steps), best)
 
 
 def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -125,13 +125,13 @@ def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{key: value for key, value in edit.items() if key != "reason"} for edit in plan["edits"]]
 
 
-def describe(step: Step, kind: str) -> str:
+def describe(step: Attempt, kind: str) -> str:
     """A step in one line: what was asked for, what is kept, and what decided."""
     kept = "" if step.outcome == "unreachable" else f", keeps {step.kept:.1%}"
     return f"{kind} {step.budget:.3f}{kept}: {step.outcome}{decided(step)}"
 
 
-def decided(step: Step) -> str:
+def decided(step: Attempt) -> str:
     """By which checks, in words."""
     if step.outcome == "unreachable":
         return f" ({step.reason})"
@@ -143,7 +143,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
-def _why_nothing(steps: Sequence[Step], kind: str) -> str:
+def _why_nothing(steps: Sequence[Attempt], kind: str) -> str:
     if len(steps) == 1:
         (detail, *_) = [gate["detail"] for gate in steps[0].deciding] or [""]
         return (

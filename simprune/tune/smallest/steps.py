@@ -15,7 +15,7 @@ CORRECTIONS = ("none", "bonferroni")
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """How the smallest model that passes is searched.
 
     `kind`: the cost that is made smaller; latency is measured for every plan, which takes longer. `tolerance`: the
@@ -60,7 +60,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Step:
+class Attempt:
     """One budget that was tried, the original itself being the first.
 
     `budget` and `kept`: shares of the original's cost, asked for and kept by the plan. `same_as`: the earlier step with
@@ -93,13 +93,13 @@ class Step:
         return cls(**data)
 
 
-def next_budget(steps: Sequence[Step], tolerance: float) -> float | None:
+def next_budget(steps: Sequence[Attempt], tolerance: float) -> float | None:
     """The share to try after these steps; None when the search is over.
 
     The original first: where it does not pass, nothing will. Then half of what passed, as long as that passes; then the
     middle between the smallest share that passed and the largest that failed.
 
-    >>> next_budget([Step(1, 1, "pass", True), Step(0.5, 0.49, "fail", False)], 0.02)
+    >>> next_budget([Attempt(1, 1, "pass", True), Attempt(0.5, 0.49, "fail", False)], 0.02)
     0.75
     """
     if not steps:

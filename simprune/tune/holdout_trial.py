@@ -18,7 +18,7 @@ SHARE = 4  # one batch in so many is held out
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HoldoutTrial:
     """The first `INPUTS` calibration inputs: some batches to measure on, the rest to repair with by `method`."""
 
     network: Network
@@ -28,7 +28,7 @@ class HeldOut:
     method: Method
 
     @classmethod
-    def of(cls, network: Network, calibration: Iterable, method: Method) -> "HeldOut":
+    def of(cls, network: Network, calibration: Iterable, method: Method) -> "HoldoutTrial":
         """Raises ValueError for fewer than two batches."""
         batches = _first(checked(calibration, "calibration"))
         if len(batches) < 2:
