@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simprune.core.registry import register
 from simprune.planners.search import Search, best, everything, greedy_selection, savings, uniform_selection
-from simprune.planners.space import Selection, Floats, Space
+from simprune.planners.space import Floats, Selection, Space
 
 RESOLUTION = 4096  # cells of the table, unless all savings are multiples of something larger
 POINTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what can be saved: where savings are measured

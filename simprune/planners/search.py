@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from simprune.planners.constraints import Constraints
-from simprune.planners.space import Selection, Floats, Space, Step
+from simprune.planners.space import Floats, Selection, Space, Step
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Search:
 
 def everything(space: Space) -> Selection:
     """Remove all that may go."""
-    return Selection(np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool))
+    return Selection(
+        np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool)
+    )
 
 
 def along(search: Search, steps: Sequence[Step]) -> Selection:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simprune.core.batches import copied
 from simprune.core.cost import Example
 from simprune.planners.search import Search, savings
-from simprune.planners.space import Additive, Selection, Floats, Menu, Space
+from simprune.planners.space import Additive, Floats, Menu, Selection, Space
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.timing import Timer, clock

@@ -17,7 +17,7 @@ from simprune.planners.search import Search, best, everything, ranked
 from simprune.planners.space import Selection, Space, Step
 from simprune.trace.memory import peak_memory
 from simprune.trace.network import Network
-from simprune.trace.timing import Timer, batch_of, alternate
+from simprune.trace.timing import Timer, alternate, batch_of
 from simprune.tune.latency_table import Timing, latency_table
 
 ROUNDS = 10  # networks that are measured at most; half as many each time that channels are given back

@@ -2,16 +2,16 @@
 
 from simprune.tune.smallest.history import history
 from simprune.tune.smallest.record import Record
-from simprune.tune.smallest.run import Smallest, NothingPassed, Procedure, smallest
-from simprune.tune.smallest.steps import SearchSettings, Attempt, most_checks, next_budget
+from simprune.tune.smallest.run import NothingPassed, Procedure, Smallest, smallest
+from simprune.tune.smallest.steps import Attempt, SearchSettings, most_checks, next_budget
 
 __all__ = [
-    "Smallest",
+    "Attempt",
     "NothingPassed",
+    "Procedure",
     "Record",
     "SearchSettings",
-    "Attempt",
-    "Procedure",
+    "Smallest",
     "history",
     "most_checks",
     "next_budget",

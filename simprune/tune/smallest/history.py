@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from simprune.checks import Gate
-from simprune.tune.smallest.steps import SearchSettings, Attempt
+from simprune.tune.smallest.steps import Attempt, SearchSettings
 
 
 def history(search: SearchSettings, steps: Sequence[Attempt], gates: Sequence[Gate]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable
 from simprune.trace.network import Network
 from simprune.tune.smallest.record import Record
-from simprune.tune.smallest.steps import SearchSettings, Attempt, next_budget
+from simprune.tune.smallest.steps import Attempt, SearchSettings, next_budget
 
 
 @dataclass(frozen=True)
