@@ -8,7 +8,7 @@ from torch import nn
 
 import simprune as sp
 from simprune.structures import structure
-from simprune.trace.network import Network
+from simprune.trace.network import Network as Traced
 
 WIDTH = 12
 
@@ -118,7 +118,7 @@ def test_the_whole_path_works_and_the_original_stays_as_it_was(middle):
 
 def test_blocks_of_parts_of_inputs_stay_where_others_get_whole_inputs():
     model = Network(Parts).eval()
-    blocks, refused = structure("blocks").find(Network(model, ((torch.randn(2, 4, 6),), {})))
+    blocks, refused = structure("blocks").find(Traced(model, ((torch.randn(2, 4, 6),), {})))
     assert [block.name for block in blocks] == ["blocks.0", "blocks.2"]
     reasons = dict(refused)
     assert set(reasons) == {"blocks.1.inner.0", "blocks.1.inner.1"}

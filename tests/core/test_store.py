@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from simprune import api as pipeline
-from simprune.core.store import Kept, write_whole
+from simprune import measures
+from simprune.core.checkpoint import Checkpoint
+from simprune.core.peekable import Peekable
+from simprune.core.store import write_whole
+from simprune.scores.estimate import estimate
+from simprune.trace.network import Network
 from tests.networks import build
 
 MEASURES = ("cka", "gbs")
@@ -16,9 +21,12 @@ class Interrupted(BaseException):
     pass
 
 
-def analysis(model, batches, kept=None):
-    found = pipeline.analyze(model, batches, "cka", ("blocks",), "leave_one_out", damage=False, kept=kept)
-    return pipeline.examine(model, batches, found, MEASURES, 3, 4, kept=kept)
+def analysis(model, batches, checkpoint=None):
+    batches = Peekable(batches, "calibration")
+    network = Network.trace(model, batches.first)
+    options = {"structures": ("blocks",), "block_score": "leave_one_out", "damage": False, "checkpoint": checkpoint}
+    found = estimate(network, batches, measures.get("cka"), **options)
+    return pipeline.examine(batches, found, network, MEASURES, 3, 4, checkpoint=checkpoint)
 
 
 class Batches:
@@ -35,18 +43,18 @@ class Batches:
             yield batch
 
 
-@pytest.mark.parametrize("walk", [2, 3])  # the first looks for an example, the second reads, the third scores
+@pytest.mark.parametrize("walk", [1, 2])  # the first gives an example and reads, the second scores
 def test_interrupted_and_resumed_is_the_same(walk, tmp_path):
     model, x = build("Residual")
     batches = [*x.split(4)]
     whole = analysis(model, batches)
-    kept = Kept(tmp_path / "kept", {"a": 1}, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "kept", {"a": 1}, seconds=0)
     with pytest.raises(Interrupted):
-        analysis(model, Batches(batches, walk, 2), kept)
-    assert kept.started
+        analysis(model, Batches(batches, walk, 2), checkpoint)
+    assert checkpoint.started
     calls = []
     handle = model.stem.register_forward_hook(lambda *_: calls.append(1))
-    again = analysis(model, batches, Kept(tmp_path / "kept", {"a": 1}, seconds=0))
+    again = analysis(model, batches, Checkpoint(tmp_path / "kept", {"a": 1}, seconds=0))
     resumed = len(calls)
     calls.clear()
     analysis(model, batches)
@@ -57,19 +65,19 @@ def test_interrupted_and_resumed_is_the_same(walk, tmp_path):
 
 def test_what_is_complete_is_only_read(tmp_path, monkeypatch):
     model, x = build("Residual")
-    first = analysis(model, [x], Kept(tmp_path / "kept", {}))
-    monkeypatch.setattr("simprune.scores.blocks._view.measures.matrix", None)
-    assert analysis(model, [x], Kept(tmp_path / "kept", {})) == first
-    kept = Kept(tmp_path / "kept", {})
-    assert not [*kept.folder.glob(".*")]
-    kept.clear()
-    assert not kept.folder.exists()
+    first = analysis(model, [x], Checkpoint(tmp_path / "kept", {}))
+    monkeypatch.setattr("simprune.scores.blocks._context.measures.matrix", None)
+    assert analysis(model, [x], Checkpoint(tmp_path / "kept", {})) == first
+    checkpoint = Checkpoint(tmp_path / "kept", {})
+    assert not [*checkpoint.folder.glob(".*")]
+    checkpoint.clear()
+    assert not checkpoint.folder.exists()
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
-    Kept(tmp_path, {"seed": 1, "model": {"depth": 2}}).save("a", {"x": torch.ones(1)})
+    Checkpoint(tmp_path, {"seed": 1, "model": {"depth": 2}}).save("a", {"x": torch.ones(1)})
     with pytest.raises(ValueError, match=r"made with other settings \(model.depth: 2 there, 3 now\)"):
-        Kept(tmp_path, {"seed": 1, "model": {"depth": 3}})
+        Checkpoint(tmp_path, {"seed": 1, "model": {"depth": 3}})
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

@@ -1,7 +1,6 @@
 """What every planner promises, and what the plan made from it promises."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from torch import nn
 from simprune import measures
 from simprune.api import apply
 from simprune.core.plan import Plan
+from simprune.core.redundancy import Points
 from simprune.core.registry import parts
 from simprune.planners.constraints import Constraints
 from simprune.planners.search import Search
@@ -185,13 +185,9 @@ def test_clusters_of_blocks_are_runs_that_are_like_their_first():
     names = [entry.name for entry in found.blocks]
     alike = np.array([[1, 0.99, 0.9, 0.7], [0.99, 1, 0.985, 0.9], [0.9, 0.985, 1, 0.98], [0.7, 0.9, 0.98, 1]])
     points = ("input", *names)
-    seen = SimpleNamespace(
-        similarities=lambda: alike,
-        whole=SimpleNamespace(names=points),
-        stream=SimpleNamespace(chains=[SimpleNamespace(points=points, blocks=[entry.block for entry in found.blocks])]),
-    )
+    seen = Points(points, alike, ((points, tuple(names)),))
     blocks = tuple(replace(entry, redundancy=0.985) for entry in found.blocks)
-    found = replace(found, blocks=blocks, channels=(), view=seen)
+    found = replace(found, blocks=blocks, channels=(), points=seen)
     least = 1 - sum(entry.share for entry in blocks) + 1e-6
     gone = dict.fromkeys(plan(found, {"macs": keep}, "clusters").blocks for keep in np.linspace(1, least, 50))
     a, b, c = names

@@ -13,16 +13,15 @@ from simprune.api import apply
 from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.core.registry import bound
+from simprune.core.registry import bound, parts, read
 from simprune.measures import SimilarityMatrix
-from simprune.scores.blocks import BLOCK_SCORES, BlockContext, block_scorer, observe
+from simprune.scores.blocks import BlockContext, observe
 from simprune.scores.blocks.segments import fisher_partition, within
-from simprune.structures import structure
-from simprune.structures.blocks import find_blocks, find_sub_blocks
+from simprune.structures import find_blocks, structure
 from simprune.trace.network import Network
 from tests.structures.architectures import BLOCKS, build
 
-SCORES = [*BLOCK_SCORES]
+SCORES = list(parts("block_score"))
 
 
 def silence(module: nn.Module) -> None:
@@ -33,17 +32,18 @@ def silence(module: nn.Module) -> None:
             nn.init.constant_(parameter, 1.0 if norm and own == "weight" else 0.0)
 
 
+def context_of(model, *batches):
+    network = Network.trace(model, batches[0])
+    stream = observe(network, batches, find_blocks(network))
+    return BlockContext(network, batches, stream, measures.get("cka"))
+
+
 def view_of(model, batch, sub=False):
-    example = example_of(batch)
-    blocks, _ = (find_sub_blocks if sub else find_blocks)(model, example)
+    network = Network(model, example_of(batch))
+    blocks, _ = structure("sub_blocks" if sub else "blocks").find(network)
     labels = torch.arange(6) % 2
     batches = [{**batch, "labels": labels}] if isinstance(batch, dict) else [(batch, labels)]
-    return BlockContext(
-        Network.trace(model, batches[0]),
-        batches,
-        observe(Network(model, example), batches, blocks),
-        measures.get("cka"),
-    )
+    return BlockContext(network, batches, observe(network, batches, blocks), measures.get("cka"))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -110,13 +110,7 @@ def test_a_duplicated_block_goes_first(score, duplicate):
     torch.manual_seed(0)
     model = Projections(duplicate).eval()
     batch = torch.randn(40, 12)
-    blocks, _ = structure("blocks").find(Network(model, example_of(batch)))
-    view = BlockContext(
-        Network.trace(model, [batch][0]),
-        [batch],
-        observe(Network(model, example_of(batch)), [batch], blocks),
-        measures.get("cka"),
-    )
+    view = context_of(model, batch)
     found = bound("block_score", score)(view)
     assert max(found, key=found.get) in (f"blocks.{duplicate}", f"blocks.{duplicate + 1}")
 
@@ -125,13 +119,7 @@ def test_greedy_sees_that_the_second_of_two_duplicates_is_needed_where_nothing_i
     torch.manual_seed(0)
     model = Projections(1)
     batch = torch.randn(120, 12)
-    blocks, _ = structure("blocks").find(Network(model, example_of(batch)))
-    view = BlockContext(
-        Network.trace(model, [batch][0]),
-        [batch],
-        observe(Network(model, example_of(batch)), [batch], blocks),
-        measures.get("cka"),
-    )
+    view = context_of(model, batch)
     alone = bound("block_score", "leave_one_out")(view)
     assert alone["blocks.1"] == pytest.approx(1)
     assert alone["blocks.2"] == pytest.approx(1)
@@ -147,9 +135,7 @@ def test_greedy_without_repair_is_the_error_of_the_network_without_the_block():
     model, x = build("pre-norm")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     blocks, _ = structure("blocks").find(Network(model, example_of(x)))
-    view = BlockContext(
-        Network.trace(model, [x][0]), [x], observe(Network(model, example_of(x)), [x], blocks), measures.get("cka")
-    )
+    view = context_of(model, x)
     found = bound("block_score", {"name": "greedy_leave_one_out", "repair": False, "steps": 1})(view)
     held = x[len(x) // 2 :]
     with torch.no_grad():
@@ -171,17 +157,7 @@ def test_padding_changes_no_score(name):
         "input_ids": torch.cat([ids, torch.ones_like(ids[:, :2])], 1),
         "attention_mask": torch.cat([torch.ones_like(ids), torch.zeros_like(ids[:, :2])], 1),
     }
-    views = []
-    for given in (batch, padded):
-        blocks, _ = structure("blocks").find(Network(model, example_of(given)))
-        views.append(
-            BlockContext(
-                Network.trace(model, [given][0]),
-                [given],
-                observe(Network(model, example_of(given)), [given], blocks),
-                measures.get("cka"),
-            )
-        )
+    views = [context_of(model, given) for given in (batch, padded)]
     for score in ("similarity", "block_influence", "leave_one_out", "greedy_leave_one_out"):
         plain, other = (bound("block_score", score)(view) for view in views)
         assert other == pytest.approx(plain, abs=1e-4), score
@@ -190,7 +166,8 @@ def test_padding_changes_no_score(name):
 def test_influence_and_angles_equal_the_formulas_over_all_positions_and_batches():
     model, x = build("pre-norm")
     batches = [x[:4], x[4:]]
-    stream = observe(Network(model, example_of(x)), batches, structure("blocks").find(Network(model, example_of(x)))[0])
+    view = context_of(model, *batches)
+    stream = view.stream
     with torch.no_grad():
         points = [model.embed(x)]
         for layer in model.encoder.layers:
@@ -200,7 +177,6 @@ def test_influence_and_angles_equal_the_formulas_over_all_positions_and_batches(
         cosine = torch.cosine_similarity(rows[i], rows[j])
         assert stream.chains[0].cosine[i, j] == pytest.approx(float(cosine.mean()), abs=1e-5)
         assert stream.chains[0].angle[i, j] == pytest.approx(float((cosine.arccos() / np.pi).mean()), abs=1e-5)
-    view = BlockContext(Network.trace(model, batches[0]), batches, stream, measures.get("cka"))
     found = bound("block_score", "block_influence")(view)
     assert found["encoder.layers.1"] == pytest.approx(stream.chains[0].cosine[1, 2])
     single = bound("block_score", {"name": "windows", "n": 1})(view)
@@ -234,7 +210,7 @@ def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
     "score, message",
     [
         ("influence", "did you mean 'block_influence'"),
-        ({"name": "windows", "m": 2}, "has no option 'm'"),
+        ({"name": "windows", "m": 2}, "takes no option 'm'"),
         ({"name": "windows", "n": 0}, "from 1; got 0"),
         ({"name": "clusters", "threshold": 2}, "threshold must be in"),
         ({"name": "clusters", "granularity": 0}, "granularity must be"),
@@ -246,10 +222,11 @@ def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
 )
 def test_wrong_scores_and_options_are_refused(score, message):
     model, x = build("pre-norm")
-    stream = observe(Network(model, example_of(x)), [x], structure("blocks").find(Network(model, example_of(x)))[0])
+    context = context_of(model, x)
     with pytest.raises((KeyError, ValueError), match=message):
-        bound("block_score", score)(BlockContext(Network.trace(model, [x][0]), [x], stream, measures.get("cka")))
+        bound("block_score", score)(context)
 
 
 def test_a_name_without_options_is_a_score():
-    assert block_scorer("similarity") == ("similarity", {})
+    part, options = read("block_score", "similarity")
+    assert (part.name, options) == ("similarity", {})

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from simprune.scores.channels import SCORES, scorer
+from simprune.core.registry import bound
 from simprune.structures import structure
 from simprune.trace.network import Network
 from tests.architectures.networks import batches, make
 from tests.networks import NAMES, build
-from tests.scores.scoring import scores_of
+from tests.scores.scoring import SCORES, scores_of
 
 # who stands in for a duplicate is not asked: size, gradient, chance, or a channel's place beside all others
 BLIND_TO_DUPLICATES = {
@@ -111,4 +111,4 @@ def test_a_dead_channel_costs_next_to_nothing(score, network):
 
 def test_an_unknown_score_names_the_nearest():
     with pytest.raises(KeyError, match="did you mean 'second_order'"):
-        scorer("second_ordr")
+        bound("score", "second_ordr")

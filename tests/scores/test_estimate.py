@@ -63,7 +63,7 @@ def test_blocks_by_any_score_are_weighed_in_changes_of_the_output(score):
     by_score = sorted(other.blocks, key=lambda entry: -entry.redundancy)
     assert [entry.damage for entry in by_score] == sorted(entry.damage for entry in other.blocks)
     assert other.interactions is not None
-    assert {kind for kind, _ in other.interactions.places} == {"channels"}
+    assert {kind for kind, _ in other.interactions.rows} == {"channels"}
     assert other.channels == own.channels
 
 
@@ -75,10 +75,16 @@ def test_distances_become_redundancy_in_the_same_direction():
     assert as_redundancy(similar, float("nan")) == 0.0
 
 
-@pytest.mark.parametrize("structures", [(), ("channel",)])
-def test_unknown_structures_are_refused(structures):
+@pytest.mark.parametrize(
+    "structures, message",
+    [
+        ((), "structures is empty; name some of: blocks, channels"),
+        (("channel",), "unknown 'channel'; did you mean 'channels'"),
+    ],
+)
+def test_unknown_structures_are_refused(structures, message):
     model, x = build("Flat")
-    with pytest.raises(ValueError, match="structures must be some of channels, .*blocks"):
+    with pytest.raises(ValueError, match=message):
         estimated(model, [x], CKA, structures)
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 import simprune as sp
 from simprune.core.redundancy import Interactions
-from simprune.scores.block_losses import block_losses
-from simprune.scores.output_changes import Loss, output_changes
+from simprune.scores.block_losses import BlockLosses
+from simprune.scores.output_changes import OutputLoss, output_changes
+from simprune.trace.capture import read
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -31,7 +32,7 @@ def line():
 def test_damage_is_the_squared_change_over_the_variance(line):
     model, x = line
     error = normal(60, 5)
-    damage, _ = output_changes(model, [x], {("block", "a"): [Loss("0", fixed(error))]})
+    damage, _ = output_changes(model, [x], {("block", "a"): [OutputLoss("0", fixed(error))]})
     with torch.no_grad():
         change, z = error @ model[1].weight.T, model(x)
     expected = change.square().sum() / (z - z.mean()).square().sum()
@@ -41,7 +42,9 @@ def test_damage_is_the_squared_change_over_the_variance(line):
 def test_errors_of_several_modules_of_one_structure_are_one_change(line):
     model, x = line
     first, second = normal(60, 5), normal(60, 1)
-    damage, _ = output_changes(model, [x], {("channels", "a"): [Loss("0", fixed(first)), Loss("1", fixed(second))]})
+    damage, _ = output_changes(
+        model, [x], {("channels", "a"): [OutputLoss("0", fixed(first)), OutputLoss("1", fixed(second))]}
+    )
     with torch.no_grad():
         change, z = first @ model[1].weight.T + second, model(x)
     assert damage["channels", "a"] == pytest.approx(float(change.square().sum() / (z - z.mean()).square().sum()))
@@ -52,7 +55,9 @@ def test_changes_of_rows_of_another_kind_are_counted_too():
     model = nn.Sequential(nn.Linear(4, 2), nn.Flatten(0), nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1)).double()
     model.extend([nn.Flatten(0), nn.Unflatten(0, (-1, 2)), nn.Linear(2, 1, dtype=torch.float64)])
     x, first, second = normal(60, 4), normal(60, 2), normal(120, 1)
-    damage, _ = output_changes(model, [x], {("block", "a"): [Loss("0", fixed(first)), Loss("3", fixed(second))]})
+    damage, _ = output_changes(
+        model, [x], {("block", "a"): [OutputLoss("0", fixed(first)), OutputLoss("3", fixed(second))]}
+    )
     with torch.no_grad():
         one = (first * model[3].weight) @ model[6].weight.T
         other, z = second * model[6].weight.flatten().repeat(60)[:, None], model(x)
@@ -62,7 +67,7 @@ def test_changes_of_rows_of_another_kind_are_counted_too():
 
 def test_batches_do_not_matter_where_the_output_is_one_number(line):
     model, x = line
-    losses = {("block", "a"): [Loss("0", lambda given, made: given @ torch.ones(4, 5, dtype=torch.float64))]}
+    losses = {("block", "a"): [OutputLoss("0", lambda given, made: given @ torch.ones(4, 5, dtype=torch.float64))]}
     whole, _ = output_changes(model, [x], losses)
     parts, _ = output_changes(model, list(x.split(7)), losses)
     assert parts["block", "a"] == pytest.approx(whole["block", "a"])
@@ -72,7 +77,7 @@ def test_changes_interact_as_far_as_they_point_the_same_way(line):
     model, x = line
     error = normal(60, 5)
     losses = {
-        ("block", name): [Loss("0", fixed(each))]
+        ("block", name): [OutputLoss("0", fixed(each))]
         for name, each in {"a": error, "twice a": 2 * error, "minus a": -error, "zero": 0 * error}.items()
     }
     _, found = output_changes(model, [x], losses)
@@ -86,7 +91,9 @@ def test_errors_that_agree_at_all_positions_change_more_than_errors_that_do_not(
     x, size = normal(200, 1, 8, 8), 64
     same, apart = normal(200, 1, 1, 1).expand(-1, -1, 8, 8), normal(200, 1, 8, 8)
     damage, _ = output_changes(
-        model, [x], {("block", "same"): [Loss("0", fixed(same))], ("block", "apart"): [Loss("0", fixed(apart))]}
+        model,
+        [x],
+        {("block", "same"): [OutputLoss("0", fixed(same))], ("block", "apart"): [OutputLoss("0", fixed(apart))]},
     )
     assert damage["block", "same"] / damage["block", "apart"] == pytest.approx(size, rel=0.3)
 
@@ -111,7 +118,7 @@ def test_half_of_a_group_is_expected_to_cost_what_it_costs_after_the_refit():
     entry = found.channels[0]
     made = sp.plan(found, {"params": 1 - 0.5 * (1 - 1 / 8) + 0.03})
     small = sp.apply(made, model)
-    sp.reconstruct(small, made, model, batches, ridge=1e-3)
+    sp.reconstruct(small, made, model, batches, {"name": "least_squares", "ridge": 1e-3})
     with torch.no_grad():
         x = torch.cat(batches)
         error, z = model(x) - small(x), model(x)
@@ -154,7 +161,9 @@ def test_what_a_linear_map_of_its_input_makes_is_no_loss_of_a_block(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).to(dtype).eval()
     x = torch.randn(200, 3, dtype=dtype)
-    loss = block_losses(model, [x[:80], x[80:]], ["1"])["1"]
+    losses = BlockLosses(["1"])
+    read(model, [x[:80], x[80:]], [losses])
+    loss = losses.losses()["1"]
     with torch.no_grad():
         given = model[0](x)
         assert loss.error(given, model[1](given)).abs().max() < 1e-2 * given.std()

@@ -8,12 +8,16 @@ from simprune.structures import structure
 from simprune.trace.network import Network
 
 
+def network_of(model, x):
+    return Network(model, ((x[:2],), {}))
+
+
 @pytest.fixture
 def perceptron():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     x = torch.randn(500, 4, dtype=torch.float64)
-    return model, x, structure("channels").find(Network(model, ((x[:2],), {})))[0]
+    return model, x, structure("channels").find(network_of(model, x))[0]
 
 
 def left_by(hidden, target, kept):
@@ -26,7 +30,7 @@ def test_damage_adds_up_to_the_error_after_the_refit(perceptron):
     model, x, groups = perceptron
     with torch.no_grad():
         hidden, target = model[:2](x).numpy(), model(x).numpy()
-    score = second_order(model, [x[:200], x[200:]], groups)["0"]
+    score = second_order(network_of(model, x), [x[:200], x[200:]], groups)["0"]
     variance = np.square(target - target.mean(0)).sum() / len(target)
     for gone in range(1, 6):
         kept = sorted(score.order[gone:])
@@ -40,19 +44,22 @@ def test_the_first_to_go_is_the_one_whose_loss_hurts_least(perceptron):
     with torch.no_grad():
         hidden, target = model[:2](x).numpy(), model(x).numpy()
     losses = [left_by(hidden, target, [k for k in range(6) if k != c]) for c in range(6)]
-    score = second_order(model, [x], groups)["0"]
+    score = second_order(network_of(model, x), [x], groups)["0"]
     assert losses[score.order[0]] <= 1.2 * min(losses)
 
 
 def test_batches_do_not_matter_to_the_inputs_statistics(perceptron):
     model, x, groups = perceptron
-    one, many = second_order(model, [x], groups)["0"], second_order(model, list(x.split(100)), groups)["0"]
+    one, many = (
+        second_order(network_of(model, x), [x], groups)["0"],
+        second_order(network_of(model, x), list(x.split(100)), groups)["0"],
+    )
     np.testing.assert_allclose(one.damage, many.damage, rtol=1e-6)
 
 
 def test_a_readers_deaf_channel_costs_nothing(perceptron):
     model, x, groups = perceptron
     model[2].weight.data[:, 3] = 0
-    score = second_order(model, [x], groups)["0"]
+    score = second_order(network_of(model, x), [x], groups)["0"]
     assert score.order[0] == 3
     assert score.damage[3] == pytest.approx(0, abs=1e-12)

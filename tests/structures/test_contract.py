@@ -34,16 +34,16 @@ def test_every_found_structure_can_be_removed_at_its_stated_cost(kind, network):
     model, x = build(network)
     example = ((x[:2],), {})
     costs = cost_model(model, example)
-    for structure in structure(kind).find(Network(model, example))[0]:
-        edit = edit_of(structure)
+    for removable in structure(kind).find(Network(model, example))[0]:
+        edit = edit_of(removable)
         small = apply(plan_of(model, x, edit), model)
         assert small(x).shape == model(x).shape
         cut = (
             {}
-            if structure.kind == "block"
-            else structure.cut([u for u, unit in enumerate(structure.units) if set(unit) <= set(edit.indices)])
+            if removable.kind == "block"
+            else removable.cut([u for u, entries in enumerate(removable.units) if set(entries) <= set(edit.indices)])
         )
-        dropped = [structure.name] if structure.kind == "block" else []
+        dropped = [removable.name] if removable.kind == "block" else []
         assert measure_cost(small, example) == costs.after(cut, dropped) != costs.total()
 
 

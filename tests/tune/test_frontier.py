@@ -102,7 +102,7 @@ def test_what_a_curve_cannot_reach_is_a_point_that_says_why(trained):
 def test_one_analysis_serves_all_points(trained, monkeypatch):
     model, data = trained
     calls, real = [], curves.estimate
-    monkeypatch.setattr(curves, "estimate", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr(curves, "estimate", lambda *args, **options: calls.append(1) or real(*args, **options))
     sp.frontier(model, calibration=data, budgets=(0.7,), structures=["channels"], control=1)
     assert len(calls) == 1
 
@@ -128,8 +128,8 @@ def test_a_frontier_along_latency_is_measured_plan_by_plan(trained, monkeypatch)
     model, data = trained
     asked = []
 
-    def fake(redundancy, budget, *given, model=None, **options):
-        asked.append((budget, model is not None))
+    def fake(redundancy, budget, *given, network=None, **options):
+        asked.append((budget, network is not None))
         return real_plan(redundancy, {"macs": budget.get("latency", 1.0)}, *given, **options)
 
     monkeypatch.setattr(curves, "plan", fake)

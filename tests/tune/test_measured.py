@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from simprune import measures
-from simprune.api import apply
+from simprune.api import apply, plan
 from simprune.core.plan import Plan
 from simprune.core.registry import parts
 from simprune.planners.budget import Budget
@@ -18,10 +18,11 @@ from simprune.planners.constraints import Constraints
 from simprune.planners.search import Search, everything
 from simprune.planners.space import Space
 from simprune.trace.memory import peak_memory
+from simprune.trace.network import Network
 from simprune.trace.timing import batch_of
 from simprune.tune.latency_table import _timed, latency_table
 from simprune.tune.measured import TURNS, Bench, meet
-from simprune.tune.plan import _edits, plan
+from simprune.tune.plan import _edits
 from tests.networks import build, estimated
 
 
@@ -123,7 +124,7 @@ def test_what_a_jump_leaves_of_the_budget_goes_back_to_the_channels(fine):
     def draft(space, selection):
         return Plan(_edits(space, selection), redundancy.fingerprint, redundancy.inputs)
 
-    bench = Bench(model, ((x,), {}), clock, draft)
+    bench = Bench(Network(model, ((x,), {})), ((x,), {}), clock, draft)
     full, selection, costs = meet(Search(space, {}), Budget.of({"latency": 0.6}), jumpy, bench)
     assert 0.95 <= costs["latency"] / (0.6 * bench.original("latency")) <= 1
     gone = np.array([menu.counts[level] for menu, level in zip(full.menus, selection.levels, strict=True)])
@@ -165,7 +166,8 @@ def test_where_time_falls_in_steps_channels_go_by_whole_steps(name):
 def test_near_a_limit_more_turns_are_timed_than_far_from_it():
     def turns(limit):
         clock = Clock(0, 0.03)
-        bench = Bench(nn.Linear(8, 8), ((torch.zeros(1, 8),), {}), clock, draft=None, whole={"latency": 1.0})  # pyright: ignore[reportArgumentType]
+        example = ((torch.zeros(1, 8),), {})
+        bench = Bench(Network(nn.Linear(8, 8), example), example, clock, draft=None, whole={"latency": 1.0})  # pyright: ignore[reportArgumentType]
         found = bench.seconds(nn.Linear(8, 8), limit)
         assert found == pytest.approx(1, abs=0.05)
         return clock.readings // 2

@@ -15,7 +15,17 @@ from simprune import api as pipeline
 from simprune.checks import Gate, GateResult, Verdict
 from simprune.core.plan import Edit, Plan
 from simprune.repair.recovery import Recovered
-from simprune.tune.smallest import NothingPassed, Record, SearchSettings, Attempt, Procedure, most_checks, next_budget, smallest
+from simprune.trace.network import Network
+from simprune.tune.smallest import (
+    Attempt,
+    NothingPassed,
+    Procedure,
+    Record,
+    SearchSettings,
+    most_checks,
+    next_budget,
+    smallest,
+)
 from tests.networks import Residual
 from tests.test_api import task
 
@@ -107,20 +117,26 @@ class Follow:
     def __init__(self):
         self.followed = []
 
-    def follow(self, plan, model, stages):
+    def follow(self, plan, network, watch):
         share = plan.expected["macs"] / MACS
         self.followed.append(share)
-        stages.rows.append({"name": "pruned", "accuracy": share, "agreement": share, "latency_ms": None})
-        return Recovered(Weight(share), [], [])
+        small = Weight(share)
+        watch("pruned", small)
+        return Recovered(small, [], [])
 
 
 class StagesOf:
     """Instead of the table of stages of the original."""
 
-    example, test, original = ((), {}), None, None
+    def __init__(self, rows=({"name": "original", "accuracy": 1.0, "agreement": 1.0, "latency_ms": 1.5},)):
+        self.rows = [*rows]
 
-    def __init__(self):
-        self.rows = [{"name": "original", "accuracy": 1.0, "agreement": 1.0, "latency_ms": 1.5}]
+    def untimed(self):
+        return StagesOf(())
+
+    def add(self, name, model):
+        share = model.share.item()
+        self.rows.append({"name": name, "accuracy": share, "agreement": share, "latency_ms": None})
 
 
 def verdict(outcome, value=0.0):
@@ -134,7 +150,7 @@ def trial(outcome_of, choose=plan_of, **options):
     def judge(model):
         return verdict(outcome_of(model.share.item()))
 
-    return Procedure(Weight(1), choose, Follow(), judge, StagesOf(), SearchSettings(**options))
+    return Procedure(Network(Weight(1), ((), {})), choose, Follow(), judge, StagesOf(), SearchSettings(**options))
 
 
 def falls_at(threshold):
