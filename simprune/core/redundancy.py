@@ -104,15 +104,15 @@ class TrialRemoval:
 class Interactions:
     """How the changes of the output by two structures point the same way: 0 (they add up) to 1 (the same change)."""
 
-    places: Mapping[tuple[str, str], int]  # kind and name -> row
+    rows: Mapping[tuple[str, str], int]  # of `values`, by kind and name
     values: np.ndarray
 
     def among(self, keys: Sequence[tuple[str, str]]) -> np.ndarray:
         """(keys, keys); structures that are not known do not interact."""
         found = np.eye(len(keys))
-        known = [(row, self.rows[key]) for row, key in enumerate(keys) if key in self.places]
-        rows, places = [row for row, _ in known], [place for _, place in known]
-        found[np.ix_(rows, rows)] = self.values[np.ix_(places, places)]
+        known = [(index, self.rows[key]) for index, key in enumerate(keys) if key in self.rows]
+        indices, rows = [index for index, _ in known], [row for _, row in known]
+        found[np.ix_(indices, indices)] = self.values[np.ix_(rows, rows)]
         return found
 
 

@@ -165,8 +165,8 @@ def _weigh(
     if any(entry.score != "similarity" for entry in blocks):
         ranked = sorted(blocks, key=lambda entry: entry.damage)
         own = {entry.name: damage for entry, damage in zip(ranked, sorted(own.values()), strict=True)}
-        places = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
-        interactions = replace(interactions, places=places)
+        rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
+        interactions = replace(interactions, rows=rows)
     weighed = tuple(replace(entry, damage=own[entry.name]) for entry in blocks)
     scaled = {}
     for group in groups:
