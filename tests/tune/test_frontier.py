@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import simprune as sp
+from simprune import stages
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.trace import timing
-from simprune.tune import frontier as curves
 from simprune.tune.plan import plan as real_plan
 from tests.networks import Residual
 from tests.test_api import task
@@ -101,8 +101,8 @@ def test_what_a_curve_cannot_reach_is_a_point_that_says_why(trained):
 
 def test_one_analysis_serves_all_points(trained, monkeypatch):
     model, data = trained
-    calls, real = [], curves.estimate
-    monkeypatch.setattr(curves, "estimate", lambda *args, **options: calls.append(1) or real(*args, **options))
+    calls, real = [], stages.estimate
+    monkeypatch.setattr(stages, "estimate", lambda *args, **options: calls.append(1) or real(*args, **options))
     sp.frontier(model, calibration=data, budgets=(0.7,), structures=["channels"], control=1)
     assert len(calls) == 1
 
@@ -132,7 +132,7 @@ def test_a_frontier_along_latency_is_measured_plan_by_plan(trained, monkeypatch)
         asked.append((budget, network is not None))
         return real_plan(redundancy, {"macs": budget.get("latency", 1.0)}, *given, **options)
 
-    monkeypatch.setattr(curves, "plan", fake)
+    monkeypatch.setattr(stages, "make_plan", fake)
     found = sp.frontier(model, calibration=data, budgets=(0.7,), kind="latency", structures=["channels"], control=1)
     assert asked == [({"macs": 1.0}, True), ({"latency": 0.7}, True), ({"latency": 0.7}, True)]
     assert found.data["kind"] == "latency"
