@@ -38,7 +38,11 @@ PARTS = {
         def mine(network, calibration, groups, *, step: float = 1.0):
             """My score of channels."""
             return {
-                group.name: ChannelScore(tuple(range(group.size)), (0.5,) * group.size, (step / group.size,) * group.size)
+                group.name: ChannelScore(
+                    order=tuple(range(group.size)),
+                    redundancy=(0.5,) * group.size,
+                    damage=(step / group.size,) * group.size,
+                )
                 for group in groups
             }
         ''',
@@ -86,7 +90,7 @@ PARTS = {
         from simprune.core.registry import register
         from simprune.zoo import ResidualCNN
 
-        @register("source", "my_model", gives="model")
+        @register("model", "my_model")
         def mine(*, widths: list = (4, 8)):
             """My network."""
             return ResidualCNN(in_channels=1, widths=widths, depths=(2, 2)).eval()
@@ -95,7 +99,7 @@ PARTS = {
         import torch
         from simprune.core.registry import register
 
-        @register("source", "my_data", gives="data")
+        @register("data", "my_data")
         def mine(*, rows: int = 64):
             """My images."""
             images = torch.rand(rows, 1, 8, 8, generator=torch.Generator().manual_seed(0))

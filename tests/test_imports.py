@@ -17,7 +17,7 @@ MODULES = {
 ROOMS = (
     ("__main__",),
     ("cli",),
-    ("api", "bundle", "report"),
+    ("api", "arguments", "stages", "bundle", "report"),
     ("tune",),
     ("checks",),
     ("repair",),
@@ -50,9 +50,10 @@ def allowed(place: str) -> set[str]:
     level = next(number for number, row in enumerate(ROOMS) if place in row)
     found = {each for row in ROOMS[level:] for each in row}
     if level <= 2:
-        found |= {"sources", "settings", "zoo"}
+        found |= {"sources", "zoo"}
     if place in ("measures", "core"):
         return {place, "core"}
+    found.add("settings")
     if place == "functional":
         return {place, "core", "trace"}
     return found

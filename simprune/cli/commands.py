@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,11 +12,12 @@ import yaml
 from torch import nn
 
 from simprune import api as pipeline
-from simprune import bundle, checks, measures
+from simprune import bundle, checks
+from simprune.arguments import measure_of
 from simprune.checks.evidence import Evidence
 from simprune.cli.console import console, costs, damage, edits, finalists, search, stages
 from simprune.cli.console import frontier as console_frontier
-from simprune.cli.recipe import Recipe, build, device, finetuning, gates, load_recipe, settings, several
+from simprune.cli.recipe import Recipe, device, gates, load_recipe, model_of, settings, several
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
 from simprune.core.peekable import Peekable
@@ -30,9 +31,9 @@ from simprune.report.analysis import render_analysis, save_figures, tables
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.report.verdict import junit, render_verdict
 from simprune.scores.estimate import estimate
+from simprune.settings import CONTROL, table
 from simprune.sources import Data, model_from
 from simprune.trace.network import Network
-from simprune.tune import frontier as curves
 from simprune.tune.smallest import NothingPassed, Record
 
 UNFINISHED = "unfinished"  # the folder of an analysis that was interrupted
@@ -60,20 +61,10 @@ class Job:
         (self.out / name).write_text(text, encoding="utf-8")
         return self.out / name
 
-    def redundancy(self) -> Redundancy:
-        recipe = self.recipe
-        return pipeline.analyze(
-            self.model,
-            self.data.calibration,
-            measure=self.measure,
-            structures=recipe.structures,
-            block_score=recipe.block_score,
-            score=recipe.score,
-            replace=recipe.replace,
-            trials=recipe.trials,
-            repair=recipe.reconstruct,
-            seed=recipe.seed,
-        )
+    def options(self, function: str) -> dict[str, Any]:
+        """What a function of `simprune.api` is given of the recipe."""
+        taken = {each.name: getattr(self.recipe, each.name) for each in table(function)}
+        return taken | {"measure": self.measure} if "measure" in taken else taken
 
 
 def analyze(job: Job) -> int:
@@ -115,7 +106,8 @@ def _analysis(job: Job, checkpoint: Checkpoint) -> tuple[Redundancy, dict[str, A
         checkpoint=checkpoint,
         seed=recipe.seed,
     )
-    compared = [job.measure, *(measures.get(name) for name in wanted.measures if name != job.measure.id)]
+    also = [measure_of(choice) for choice in wanted.measures]
+    compared = [job.measure, *(each for each in also if each.id != job.measure.id)]
     other = None if job.recipe.other is None else _other(job)
     repeats = (wanted.chance, wanted.bootstrap, job.recipe.seed)
     analysis = pipeline.examine(calibration, estimated, network, compared, *repeats, other, wanted.inputs, checkpoint)
@@ -133,11 +125,7 @@ def _other(job: Job) -> nn.Module:
     named = str(job.recipe.other)
     if (Path(named) / "plan.yaml").is_file():
         return bundle.load(named, job.model).to(device(job.recipe))
-    other = settings(load_recipe(named), "analyze")
-    made = build(other.model, "model")
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"other: the recipe {named} builds a {type(made).__name__}, not a torch.nn.Module")
-    return made.to(device(job.recipe))
+    return model_of(settings(load_recipe(named), "analyze")).to(device(job.recipe))
 
 
 def plan(job: Job) -> int:
@@ -145,9 +133,9 @@ def plan(job: Job) -> int:
     recipe = job.recipe
     if several(recipe.budget) is not None:
         return frontier(job)
-    tried: dict[str, Any] = {"model": job.model, "calibration": job.data.calibration, "repair": recipe.reconstruct}
-    options = tried | recipe.planner.arguments()
-    made = pipeline.plan(job.redundancy(), recipe.budget or {}, recipe.planner.name, recipe.seed, **options)
+    redundancy = pipeline.analyze(job.model, job.data.calibration, **job.options("analyze"))
+    tried: dict[str, Any] = {"model": job.model, "calibration": job.data.calibration}
+    made = pipeline.plan(redundancy, **tried, **job.options("plan"))
     job.figures.update({kind: made.expected[kind] / max(made.original[kind], 1) for kind in KINDS})
     path = job.write("plan.yaml", made.to_yaml())
     screen = console()
@@ -163,25 +151,9 @@ def frontier(job: Job) -> int:
     recipe, data = job.recipe, job.data
     along = several(recipe.budget)
     assert along is not None
-    found = curves.frontier(
-        job.model,
-        calibration=data.calibration,
-        train=data.train,
-        test=data.test,
-        budgets=along[1],
-        kind=along[0],
-        structures=recipe.structures,
-        measure=job.measure,
-        planner={"name": recipe.planner.name, **recipe.planner.arguments()},
-        reconstruct=recipe.reconstruct,
-        finetune=finetuning(recipe),
-        control=recipe.control or curves.CONTROL,
-        seed=recipe.seed,
-        block_score=recipe.block_score,
-        score=recipe.score,
-        replace=recipe.replace,
-        trials=recipe.trials,
-    )
+    options = job.options("frontier") | {"kind": along[0], "budgets": along[1]}
+    options["control"] = recipe.control or CONTROL
+    found = pipeline.frontier(job.model, calibration=data.calibration, train=data.train, test=data.test, **options)
     content = finite(found.data)
     path = job.write("frontier.json", json.dumps(content, indent=1, allow_nan=False))
     job.write("frontier.csv", frontier_csv(content))
@@ -213,23 +185,9 @@ def compress(job: Job) -> int:
             calibration=data.calibration,
             train=data.train,
             test=data.test,
-            budget=recipe.budget,
-            structures=recipe.structures,
-            measure=job.measure,
-            planner={"name": recipe.planner.name, **recipe.planner.arguments()},
-            trials=recipe.trials,
-            reconstruct=recipe.reconstruct,
-            finetune=finetuning(recipe),
-            gates=gates(recipe),
-            correction=recipe.check.correction,
-            control=recipe.control,
-            seed=recipe.seed,
             plan=None if recipe.plan is None else Plan.load(recipe.plan),
-            block_score=recipe.block_score,
-            score=recipe.score,
-            replace=recipe.replace,
-            search=asdict(recipe.search),
             folder=record if recipe.budget == pipeline.SMALLEST else None,
+            **job.options("compress") | {"gates": gates(recipe), "correction": recipe.check.correction},
         )
     except KeyboardInterrupt:
         if record.started:

@@ -1,6 +1,6 @@
 """Following a plan: edit, repair, fine-tune."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,3 @@ class Recovery:
             epochs = finetune(small, self.train, **({"teacher": network.model, "seed": self.seed} | self.settings))
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs)
-
-
-def training(
-    finetune: Mapping[str, Any] | int | None, train: Iterable | None
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """Arguments of `simprune.finetune`, None for no training, and a note when it is left out for want of data."""
-    settings = {"epochs": finetune} if isinstance(finetune, int) else dict(finetune) if finetune is not None else None
-    if settings is not None and train is None:
-        return None, ["no training batches: fine-tuning was left out"]
-    return settings, []

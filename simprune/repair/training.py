@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,36 +10,44 @@ from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, device_of, labels_of
 from simprune.core.progress import progress
+from simprune.settings import Finetune, takes_options
 from simprune.trace.context import eval_mode
 
 
+@takes_options(Finetune)
 def finetune(
-    small: nn.Module,
-    train: Iterable,
-    teacher: nn.Module | None = None,
-    epochs: int = 3,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    distill: float = 0.5,
-    temperature: float = 2.0,
-    seed: int = 0,
+    small: nn.Module, train: Iterable, teacher: nn.Module | None = None, *, seed: int = 0, **options: Any
 ) -> list[dict[str, float]]:
-    """Train `small` in place with SGD and a cosine schedule; returns the mean loss of every epoch.
+    """Train a model in place with SGD and a cosine schedule.
 
     The loss is (1 - distill) x cross-entropy with the labels + distill x KL from the teacher's softened answers.
     Without labels the teacher alone is followed; without a teacher the labels alone. The last epoch counts: nothing is
-    selected on test data. The training mode comes back as it was. Raises ValueError when there is nothing to learn
-    from.
+    selected on test data. The training mode comes back as it was.
+
+    Args:
+        small: the model.
+        train: batches with labels, (inputs, labels) or a dict; without labels where there is a teacher.
+        teacher: the original.
+        seed: of what is random in the model, such as dropout.
+        {options}
+
+    Returns:
+        The number and the mean loss of every epoch.
+
+    Raises:
+        ValueError: for a wrong option, no batches, and when there is nothing to learn from.
+
+    >>> batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
+    >>> [epoch["epoch"] for epoch in finetune(nn.Linear(4, 3), batches, epochs=2)]
+    [1, 2]
     """
-    if epochs < 0 or lr <= 0 or not 0 <= distill <= 1 or temperature <= 0:
-        raise ValueError(
-            "finetune: expected epochs >= 0, lr > 0, distill in [0, 1], temperature > 0; got "
-            f"epochs={epochs}, lr={lr}, distill={distill}, temperature={temperature}"
-        )
+    how = Finetune.of(options)
+    epochs, distill, temperature = how.epochs, how.distill, how.temperature
     train = checked(train, "train")
     steps = max(sum(1 for _ in train) * epochs, 1)
-    optimizer = torch.optim.SGD(small.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
+    optimizer = torch.optim.SGD(
+        small.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, nesterov=how.momentum > 0
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
     )

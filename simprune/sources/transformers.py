@@ -39,7 +39,7 @@ def pretrained(name: str, task: str = "base", **options: Any) -> nn.Module:
 def texts(
     *,
     path: str,
-    tokenizer: str,
+    tokenizer: str | None = None,
     test: str | None = None,
     batch_size: int = 8,
     length: int = 128,
@@ -49,8 +49,10 @@ def texts(
     """A text file, one input per line, tokenised as the model expects (needs simprune[hf]).
 
     Batches are dicts of (batch, length) tensors. Lines are cut or padded to `length` tokens; `rows` limits how many are
-    read. FileNotFoundError for a missing file, ValueError for one without text.
+    read. `tokenizer`: in a recipe the model's, unless it is named. FileNotFoundError for a missing file, ValueError for one without text.
     """
+    if tokenizer is None:
+        raise ValueError("texts needs a tokenizer: its name on the hub, or a local folder")
     split = _load("AutoTokenizer", tokenizer)
     if split.pad_token is None:
         split.pad_token = split.eos_token

@@ -5,73 +5,69 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simprune.core.plan import Edit, Method, Plan
-from simprune.core.redundancy import ChannelRedundancy, Redundancy
+from simprune.core.redundancy import Redundancy
 from simprune.core.registry import bound
 from simprune.planners.budget import Amount, Budget
 from simprune.planners.constraints import Constraints
 from simprune.planners.refusal import not_measured, unreachable
 from simprune.planners.search import Search
 from simprune.planners.space import Selection, Space
+from simprune.settings import Planner
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, clock
 from simprune.tune.finalists import try_plans
 from simprune.tune.holdout_trial import HoldoutTrial
 from simprune.tune.measured import Bench, Choose, Timings, meet
 
-CONSTRAINTS = {"protect": [], "round_to": 1, "min_width": 1, "max_share": 1.0}  # what holds for every planner
-
 
 def plan(
     redundancy: Redundancy,
     budget: Mapping[str, Amount | None],
-    planner: str = "greedy",
+    planner: str | Mapping[str, Any] | Planner = "greedy",
     seed: int = 0,
     *,
-    protect: Sequence[str] = (),
-    round_to: int = 1,
-    min_width: int = 1,
-    max_share: float = 1.0,
-    blocks: int | None = None,
-    finalists: int = 0,
     network: Network | None = None,
     calibration: Iterable | None = None,
     repair: Method = "least_squares",
-    batch_size: int | None = None,
     timer: Timer = clock,
     **options: Any,
 ) -> Plan:
     """Choose what to remove so that at most `budget` of the original's cost is kept.
 
-    `budget`: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes, memory, latency (see
-    `simprune.planners.budget`). `protect`, `round_to`, `min_width`, `max_share`: what must stay (see
-    `simprune.planners.constraints`). `blocks`: how many blocks go, exactly; None leaves that to the planner.
-    `finalists`: how many plans, from no blocks to blocks alone, are tried at most: edited, repaired by `repair` on
-    `calibration`, and measured on inputs held out of it; the best is returned (see
-    `simprune.tune.finalists`); 0 for none. Further options are the planner's own. Memory and latency need the
-    `network` to be measured; latency is of `batch_size` inputs (None: as many as the plan's example has), by
-    `timer` (module, args, kwargs) -> seconds. The same arguments give the same plan, unless latency is limited: clocks
-    differ. Cost of a finalist: one edit and one repair, on up to 1,024 inputs. Raises ValueError when the budget is out
-    of reach (the message says how far one can go) and KeyError for an unknown planner.
+    Args:
+        redundancy: of the original's structures.
+        budget: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes, memory, latency (see
+            `simprune.planners.budget`).
+        planner: who chooses and what must stay: a name, or a mapping with `name`, constraints and options. With
+            `finalists`, that many plans at most, from no blocks to blocks alone, are edited, repaired and measured on
+            held-out inputs, and the best is returned (see `simprune.tune.finalists`); each costs one edit and one
+            repair on up to 1,024 inputs.
+        seed: of planners that draw at random.
+        network: on which memory and latency are measured, and finalists are tried.
+        calibration: batches, for finalists.
+        repair: of finalists.
+        timer: (module, args, kwargs) -> seconds.
+        options: constraints and options of a planner that is given by name.
+
+    Returns:
+        The plan. The same arguments give the same plan, unless latency is limited: clocks differ.
+
+    Raises:
+        ValueError: when the budget is out of reach; the message says how far one can go.
     """
-    choose = bound("planner", {"name": planner, **options})
-    constraints = Constraints(protect, round_to, min_width, max_share)
-    check_numbers(blocks, finalists)
-    request = _Request(budget, planner, choose, constraints, seed, network, batch_size, timer, options)
+    planner = Planner.named(planner, options)
+    own = {key: value for key, value in planner.options.items() if value is not None}
+    choose = bound("planner", {"name": planner.name, **own})
+    constraints = Constraints(planner.protect, planner.round_to, planner.min_width, planner.max_share)
+    blocks, finalists = planner.blocks, planner.finalists
+    name, size = str(planner.name), planner.batch_size
+    request = _Request(budget, name, choose, constraints, seed, network, size, timer, own)
     if not finalists:
         return request.plan(redundancy, blocks)
     if network is None or calibration is None:
         raise ValueError("finalists are tried on the network: give model=... and calibration=...")
     holdout = HoldoutTrial.of(network, calibration, repair)
     return try_plans(redundancy, request.plan, holdout.errors, finalists)
-
-
-def check_numbers(blocks: int | None, finalists: int) -> None:
-    """Raise ValueError for numbers that `plan` does not take."""
-    for name, value, least in (("blocks", 0 if blocks is None else blocks, 0), ("finalists", finalists or 2, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"planner: {name} must be a whole number of at least {least}; got {value!r}")
-    if finalists and blocks is not None:
-        raise ValueError("planner: finalists differ in their number of blocks: give either finalists or blocks")
 
 
 @dataclass(frozen=True)
@@ -131,8 +127,8 @@ class _Request:
 
     def _said(self, measure: str, blocks: int | None) -> dict[str, Any]:
         """What the plan file keeps of how it was made; what was left at its default is left out."""
-        given = vars(self.constraints) | {"protect": list(self.constraints.protect)}
-        kept = {key: value for key, value in given.items() if value != CONSTRAINTS[key]}
+        default = Constraints().to_dict()
+        kept = {key: value for key, value in self.constraints.to_dict().items() if value != default[key]}
         more = {"blocks": blocks, "batch_size": self.batch_size}
         kept |= {key: value for key, value in more.items() if value is not None}
         return {"name": self.planner, "seed": self.seed, "measure": measure, **kept, **self.options}
@@ -171,7 +167,7 @@ def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
             menu.entry.name,
             menu.entry.group.expand(menu.gone(level)),
             menu.entry.group.width,
-            _why(menu.entry, menu.gone(level)),
+            f"{menu.entry.why(menu.gone(level))}; {len(menu.gone(level))} of {menu.entry.group.size} go",
             damage=_short(menu.damage[level]),
         )
         for menu, level in groups
@@ -182,16 +178,3 @@ def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
 def _short(value: float) -> float:
     """Four digits: as much as an expectation is worth, and the same in every file."""
     return float(f"{value:.4g}")
-
-
-WHY = {
-    "predictability": "the others predict {least:.1%} or more (mean {mean:.1%}) of the variance of each",
-    "second_order": "the others, readers refitted, make up for {least:.1%} or more (mean {mean:.1%}) of each",
-}
-
-
-def _why(entry: ChannelRedundancy, gone: Sequence[int]) -> str:
-    made_up = [entry.redundancy[unit] for unit in gone]
-    wording = WHY.get(entry.score, "redundancy {least:.3f} or more (mean {mean:.3f}) by " + entry.score)
-    said = wording.format(least=min(made_up), mean=sum(made_up) / len(made_up))
-    return f"{said}; {len(gone)} of {entry.group.size} go"

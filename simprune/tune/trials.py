@@ -39,9 +39,6 @@ def calibrate(
     expected: the geometric mean over shares, interpolated over the order of execution. Cost: per kind, third and share
     one edit and one repair. Raises ValueError for a share outside (0, 1) and for fewer than two batches.
     """
-    for share in shares:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise ValueError(f"trials: shares must lie between 0 and 1; got {share!r}")
     if not shares:
         return replace(redundancy, trials=())
     holdout = HoldoutTrial.of(network, calibration, method)

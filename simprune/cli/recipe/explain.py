@@ -7,7 +7,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from simprune.cli.recipe.places import builtin
+from simprune.cli.recipe.choices import GROUPS
 from simprune.core.names import did_you_mean
 
 
@@ -77,4 +77,4 @@ def _readable(text: str) -> str:
 
 
 def _groups() -> list[str]:
-    return ["measure", *(folder.name for folder in builtin("conf").iterdir() if folder.is_dir())]
+    return [*GROUPS, "finetune"]

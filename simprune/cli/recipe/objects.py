@@ -1,15 +1,14 @@
-"""From a recipe's nodes to objects, and what a recipe that nobody named may not do."""
+"""From a recipe's choices to objects, and what a recipe that nobody named may not do."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
 from simprune.cli.recipe.schema import Recipe, device
+from simprune.core import registry
 from simprune.core.batches import call
-from simprune.core.names import fit, locate
+from simprune.core.names import resolve
 from simprune.measures import Measure
 from simprune.sources.data import Data, as_data
 from simprune.trace.context import evaluation
@@ -20,14 +19,10 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
 
     Unless `trusted`, nothing is built by anything but simprune itself and torch's layers.
     """
-    measure = build(recipe.measure, "measure", trusted)
-    if not isinstance(measure, Measure):
-        raise ValueError(f"measure must be a simprune.measures.Measure; got {type(measure).__name__}")
-    data = as_data(build(recipe.data, "data", trusted), "data")
-    model = build(recipe.model, "model", trusted)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}: does it have a _target_?")
-    model = model.to(device(recipe))
+    measure = build("measure", recipe.measure, trusted)
+    shared = {"seed": recipe.seed, "tokenizer": _pretrained(recipe.model)}
+    data = as_data(build("data", recipe.data, trusted, **shared), "data")
+    model = model_of(recipe, trusted).to(device(recipe))
     batch = next(iter(data.calibration), None)
     if batch is None:
         raise ValueError("data: calibration has no batches; give at least one")
@@ -42,48 +37,59 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
     return measure, model, data
 
 
-# A recipe is code: its targets are called. One that was found inside a bundle, and not named by the user, may only
-# call these.
+def model_of(recipe: Recipe, trusted: bool = True) -> nn.Module:
+    """The recipe's model; ValueError when its source gives something else."""
+    model = build("model", recipe.model, trusted, seed=recipe.seed)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    return model
+
+
+def _pretrained(model: Any) -> str | None:
+    """The name of a transformers model, whose tokenizer texts are split by."""
+    return model.get("pretrained") if isinstance(model, Mapping) else None
+
+
+# A recipe is code: the functions that it names are called. One that was found inside a bundle, and not named by the
+# user, may only call these.
 HARMLESS = ("simprune.sources", "simprune.zoo", "simprune.measures", "torch.nn", "torch.optim")
 
 
-def build(node: Any, what: str, trusted: bool = True) -> Any:
-    """Call the `_target_` of a recipe's node with its other keys.
+def build(kind: str, choice: Any, trusted: bool = True, **shared: Any) -> Any:
+    """What a registered source or measure makes of its options; `shared` holds what it may also take, such as the seed.
 
-    ValueError, with what was probably meant, when the target is not found or does not take the keys; ValueError when
-    the recipe is not `trusted` and the target is not one of simprune's sources, zoo and measures, or torch's layers.
+    KeyError or ValueError, with what was probably meant, when the name is not known or does not take the options;
+    ValueError when the recipe is not `trusted` and would call something else than simprune's sources, zoo and measures,
+    or torch's layers.
     """
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return node
-    for name in _named(node):
-        path = name.replace(":", ".")
-        if not trusted and not path.startswith(tuple(f"{prefix}." for prefix in HARMLESS)):
-            raise ValueError(_refusal(what, name))
-        target = locate(path)
-        if not trusted and not str(getattr(target, "__module__", "")).startswith(HARMLESS):
-            raise ValueError(_refusal(what, name))
-    if not node.get("_args_"):
-        given = [key for key in node if not (key.startswith("_") and key.endswith("_"))]
-        fit(locate(node["_target_"]), given, node["_target_"])
-    failure: BaseException
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        failure = error.__cause__ or error
-    raise failure  # what the target itself raised, without Hydra's words around it
+    if isinstance(choice, Mapping) and "_target_" in choice:
+        raise ValueError(
+            f"{kind}: _target_ is not read; write {kind}: {{name: function, function: package.module:function}}"
+        )
+    part, options = registry.read(kind, choice)
+    if not trusted:
+        if not part.make.__module__.startswith(HARMLESS):
+            raise ValueError(_refusal(kind, f"{part.make.__module__}:{part.name}"))
+        for name in _functions(options):
+            path = name.replace(":", ".")
+            if not path.startswith(tuple(f"{prefix}." for prefix in HARMLESS)):
+                raise ValueError(_refusal(kind, name))
+            if not str(getattr(resolve(name), "__module__", "")).startswith(HARMLESS):
+                raise ValueError(_refusal(kind, name))
+    return registry.bound(kind, choice, **shared)()
 
 
-def _named(node: Any) -> Iterator[str]:
-    """Everything that building this node would call: targets, also nested ones, and named functions."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key in ("_target_", "function") and isinstance(value, str):
+def _functions(options: Any) -> Iterator[str]:
+    """Every function that the options name, at any depth."""
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            if key == "function" and isinstance(value, str):
                 yield value
             else:
-                yield from _named(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _named(value)
+                yield from _functions(value)
+    elif isinstance(options, list | tuple):
+        for value in options:
+            yield from _functions(value)
 
 
 def _refusal(what: str, name: str) -> str:

@@ -1,6 +1,5 @@
 """Where recipes and their groups live, how Hydra is told, and how a recipe is composed."""
 
-import dataclasses
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,30 +11,14 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from simprune import measures
-from simprune.cli.recipe.budgets import rewritten
-from simprune.cli.recipe.schema import Recipe, typed
+from simprune.cli.folders import builtin, options
+from simprune.cli.recipe.choices import rewritten, settled, store_groups
+from simprune.cli.recipe.schema import RecipeSchema, typed
 from simprune.core.names import did_you_mean, importable
 
-PACKAGE = Path(__file__).resolve().parents[2]
 VERSION_BASE = "1.3"
-
-
-def builtin(folder: str) -> Path:
-    """`conf` or `recipes`: beside the package in a checkout, inside it in a wheel."""
-    checkout = (PACKAGE.parent / "pyproject.toml").is_file()
-    return (PACKAGE.parent if checkout else PACKAGE) / folder
-
-
-def options(folder: Path) -> dict[str, str]:
-    """Names of the YAML files in a folder, each with its first comment line (after Hydra's header)."""
-    found = {}
-    for path in sorted(folder.glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").removeprefix("# @package _global_\n").partition("\n")[0]
-        found[path.stem] = first.removeprefix("#").strip() if first.startswith("#") else ""
-    return found
 
 
 def locate(recipe: str) -> tuple[Path, str]:
@@ -65,17 +48,10 @@ class BuiltinConfigs(SearchPathPlugin):
 
 
 def _register() -> None:
-    """The schema, and one option of the group `measure` for every measure there is: no file per measure."""
+    """The schema, the groups of choices, and the built-in folders."""
     Plugins.instance().register(BuiltinConfigs)
-    store = ConfigStore.instance()
-    store.store(name="recipe_schema", node=Recipe, provider="simprune")
-    for name, kind in measures.classes().items():
-        node = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
-        for each in dataclasses.fields(kind):
-            made = each.default_factory is not dataclasses.MISSING
-            default = each.default_factory() if made else each.default  # pyright: ignore[reportCallIssue]
-            node[each.name] = MISSING if default is dataclasses.MISSING else default
-        store.store(group="measure", name=name, node=node, provider="simprune")
+    ConfigStore.instance().store(name="recipe_schema", node=RecipeSchema, provider="simprune")
+    store_groups()
 
 
 _register()
@@ -90,7 +66,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     folder, name = locate(recipe)
     importable(folder)
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
-        return compose(name, overrides=rewritten(overrides))
+        changed = rewritten(overrides)
+        return settled(compose(name, overrides=changed), changed)
 
 
 STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved recipe, which needs no groups
@@ -115,6 +92,6 @@ def register_bundle_recipe(folder: str) -> str:
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict) or content.pop("defaults", STANDALONE) != STANDALONE:
         raise ValueError(f"{path} is not the recipe of a bundle; name it yourself: recipe={path}")
-    OmegaConf.merge(OmegaConf.structured(Recipe), content)
+    OmegaConf.merge(OmegaConf.structured(RecipeSchema), content)
     ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content, "junit": None}, provider="simprune")
     return "bundle"

@@ -32,6 +32,9 @@ class Record:
     folder: Path
     context: Mapping[str, Any] = field(default_factory=dict)
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def started(self) -> bool:
         return (self.folder / STATE).is_file()

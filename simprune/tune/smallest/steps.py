@@ -5,17 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
+from simprune import settings
 from simprune.checks import Gate, Outcome
-from simprune.core.cost import KINDS
-from simprune.core.names import did_you_mean
-
-SEARCHED = (*KINDS, "latency")
-INCONCLUSIVE = ("fail", "pass")
-CORRECTIONS = ("none", "bonferroni")
 
 
 @dataclass(frozen=True)
-class SearchSettings:
+class SearchSettings(settings.Search):
     """How the smallest model that passes is searched.
 
     `kind`: the cost that is made smaller; latency is measured for every plan, which takes longer. `tolerance`: the
@@ -27,23 +22,6 @@ class SearchSettings:
     model wrongly at 1 - k a or more. With "bonferroni" every check is at 1 - a / k, so that the choice as a whole is at
     1 - a (Bonferroni: whatever depends on what). ValueError for a value out of range.
     """
-
-    kind: str = "macs"
-    tolerance: float = 0.02
-    inconclusive: str = "fail"
-    correction: str = "none"
-
-    def __post_init__(self) -> None:
-        for name, known in (("kind", SEARCHED), ("inconclusive", INCONCLUSIVE), ("correction", CORRECTIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"search.{name}: unknown {value!r}; {did_you_mean(str(value), known)}")
-        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int | float):
-            raise ValueError(f"search.tolerance must be a number; got {self.tolerance!r}")
-        if not 1e-4 <= self.tolerance <= 0.5:
-            raise ValueError(
-                f"search.tolerance is a share of the original's cost in [0.0001, 0.5]; got {self.tolerance}"
-            )
 
     @property
     def checks(self) -> int:

@@ -1,0 +1,127 @@
+"""What a function of `simprune.api` is given, checked as a whole before the first forward pass of the model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from simprune.checks import Gate
+from simprune.checks.sets import gates_of
+from simprune.core import registry
+from simprune.core.batches import checked
+from simprune.core.names import did_you_mean
+from simprune.core.peekable import Peekable
+from simprune.core.plan import Plan
+from simprune.measures import Measure
+from simprune.planners.budget import Budget
+from simprune.planners.constraints import Constraints
+from simprune.repair.reconstruct import Rules
+from simprune.settings import Planner, Settings
+from simprune.tune.frontier import check_shares
+
+SMALLEST = "smallest"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A model, its data and the settings of one call; whatever can be known to be wrong has been said."""
+
+    model: nn.Module
+    calibration: Peekable
+    train: Iterable | None
+    test: Iterable | None
+    settings: Settings
+    plan: Plan | None = None
+
+    @classmethod
+    def of(
+        cls,
+        command: str,
+        model: nn.Module,
+        calibration: Iterable,
+        options: Mapping[str, Any],
+        train: Iterable | None = None,
+        test: Iterable | None = None,
+        plan: Plan | None = None,
+    ) -> "Arguments":
+        """Raises TypeError for an unknown argument, ValueError or KeyError for a wrong one; runs nothing."""
+        settings = Settings.of_command(command, options)
+        check_model(model, settings)
+        check_budget(settings.budget, settings.planner, command, test, plan)
+        check_gates(settings.gates)
+        if command == "frontier":
+            check_shares(settings.kind, settings.budgets)
+        if plan is not None:
+            plan.check(model)
+        batches = Peekable(calibration, "calibration")
+        train = None if train is None else checked(train, "train")
+        test = None if test is None else checked(test, "test")
+        tuned = settings.finetune is not None and settings.finetune.epochs and train is not None
+        if tuned and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "finetune: expected parameters that can be trained; got a model in which all are frozen; call "
+                "model.requires_grad_(True), or leave finetune out"
+            )
+        return cls(model, batches, train, test, settings, plan)
+
+    @property
+    def searching(self) -> bool:
+        """Whether the smallest model that passes is wanted."""
+        return self.settings.budget == SMALLEST
+
+    @property
+    def measure(self) -> Measure:
+        return measure_of(self.settings.measure)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out for want of data."""
+        settings, said = self.settings, []
+        if settings.finetune is not None and settings.finetune.epochs and self.train is None:
+            said.append("no training batches: fine-tuning was left out")
+        return said
+
+
+def measure_of(choice: Any) -> Measure:
+    """The measure of a choice; a measure itself as it is."""
+    return choice if isinstance(choice, Measure) else registry.bound("measure", choice)()
+
+
+def check_model(model: Any, settings: Settings) -> None:
+    """Raise ValueError for what is no model, and for patterns of names that fit nothing in it."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    Constraints(settings.planner.protect).check_names(names)
+    Rules.of(settings.reconstruct, model)
+
+
+def check_budget(
+    budget: Any, planner: Planner, command: str, test: Iterable | None = (), plan: Plan | None = None
+) -> None:
+    """Raise ValueError unless a command can work with the budget, the planner and the data that there are."""
+    if isinstance(budget, str):
+        if budget != SMALLEST:
+            raise ValueError(f"budget: unknown {budget!r}; {did_you_mean(budget, [SMALLEST])}, or costs, as macs: 0.5")
+        if command != "compress":
+            raise ValueError("budget: smallest is searched by compress; for a plan give costs, as macs: 0.5")
+        if plan is not None:
+            raise ValueError("budget: smallest makes its own plans; leave out the plan, or give no budget")
+        if test is None:
+            raise ValueError("budget: smallest needs test batches to check on; give test=...")
+        return
+    if isinstance(budget, list | tuple):
+        raise ValueError(f"budget: a list is for the frontier of `simprune plan`; {command} takes one, as macs: 0.5")
+    if budget is not None and not isinstance(budget, Mapping):
+        raise ValueError(f"budget: expected costs to keep, as macs: 0.5, a list of shares, or smallest; got {budget!r}")
+    if planner.options.get("threshold") is not None:
+        if any(limit is not None for limit in (budget or {}).values()):
+            raise ValueError("planner threshold: give either a budget or a threshold, not both")
+    elif budget is not None:
+        Budget.of(budget)
+
+
+def check_gates(gates: Any) -> list[Gate]:
+    """The gates of an argument; KeyError for an unknown check set, ValueError for something else than gates."""
+    return gates_of(gates)

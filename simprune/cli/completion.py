@@ -1,0 +1,87 @@
+"""Completion in bash and zsh: commands, recipes, keys and values; imports no torch, so that a tab takes no time.
+
+Names of parts are read from the text of simprune's files. Those of other packages are not offered.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from simprune.cli.folders import PACKAGE, builtin, options
+from simprune.cli.help import DETAILS, LISTED
+from simprune.core.registry import FOLDERS
+from simprune.settings import Recipe, group, recipe_table
+
+SCRIPT = """\
+_simprune() {
+    local line=${COMP_LINE:0:$COMP_POINT}
+    local word=${line##* }
+    COMPREPLY=($(compgen -W "$(simprune --shell-completion "query=$line")" -- "$word"))
+    if [[ $word == *=* && $COMP_WORDBREAKS == *=* ]]; then  # bash has split the word there
+        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*=}"}"}")
+    fi
+}
+complete -o nospace -F _simprune simprune"""
+
+
+def complete(request: str) -> str:
+    """What `simprune --shell-completion REQUEST` prints: the script to install, or words for a line typed so far.
+
+    >>> complete("query=simprune comp")
+    'analyze plan compress validate list'
+    """
+    what, _, value = request.partition("=")
+    if what == "install" and value == "bash":
+        return SCRIPT
+    if what == "install" and value == "zsh":
+        return f"autoload -U +X bashcompinit && bashcompinit\n{SCRIPT}"
+    if what != "query":
+        raise ValueError(f"--shell-completion expects install=bash or install=zsh; got {request or 'nothing'}")
+    words = value.split(" ")
+    return " ".join(_words(words[1:-1], words[-1]))
+
+
+def _words(before: list[str], word: str) -> Iterable[str]:
+    if not before:
+        return DETAILS
+    command = before[0]
+    if command == "list":
+        return LISTED
+    if command not in DETAILS:
+        return ()
+    key, equals, _ = word.partition("=")
+    if not equals:
+        return [f"{each}=" for each in ("recipe", *_keys(command))]
+    return [f"{key}={each}" for each in _values(key)]
+
+
+def _keys(command: str) -> list[str]:
+    keys = []
+    for each in recipe_table(command):
+        inner = group(each)
+        keys.append(each.name)
+        if inner is not None:
+            keys += [f"{each.name}.{name}" for name in get_type_hints(inner) if name.islower() and name != "options"]
+    return keys
+
+
+def _values(key: str) -> list[str]:
+    if key == "recipe":
+        return list(options(builtin("recipes")))
+    head, _, inner = key.partition(".")
+    known = {each.name: each for each in recipe_table()}
+    if head not in known:
+        return []
+    owner = (group(known[head]) if inner else Recipe) or Recipe
+    hint = get_type_hints(owner).get(inner or head)
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    kind = known[head].metadata["kind"]
+    return _parts(kind) if kind and not inner else ["true", "false"] if hint is bool else []
+
+
+def _parts(kind: str) -> list[str]:
+    """Names of a kind's parts, as the files register them."""
+    named = r'^    id\b.* = "(\w+)"' if kind in ("measure", "functional") else rf'@register\("{kind}", "(\w+)"'
+    files = [path for folder in FOLDERS[kind] for path in (PACKAGE.parent / folder.replace(".", "/")).glob("*.py")]
+    return sorted({name for path in files for name in re.findall(named, path.read_text(encoding="utf-8"), re.M)})

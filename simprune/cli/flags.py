@@ -1,0 +1,45 @@
+"""Arguments of a command, sorted into overrides, Hydra's flags and the recipe."""
+
+from collections.abc import Iterator
+
+from simprune.core.names import did_you_mean
+
+# Hydra's flags that make sense here, and the values each takes: none, some, or (None) any
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAGS: dict[str, tuple[str, ...] | None] = {
+    "--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO,
+    "--config-dir": None, "-cd": None, "--package": None, "-p": None,
+    "--multirun": (), "-m": (), "--resolve": (), "--hydra-help": (),
+    "--frontier": (),
+}  # fmt: skip
+
+
+def split(args: list[str]) -> tuple[list[str], list[str], str | None]:
+    """(overrides, Hydra's flags, recipe): Hydra 1.3 wants all overrides on one side of its flags."""
+    overrides, flags, recipe = [], [], None
+    rest = iter(args)
+    for arg in rest:
+        if arg.startswith("-"):
+            flags += _flag(arg, rest)
+        elif arg.startswith("recipe="):
+            recipe = arg.partition("=")[2]
+        elif "=" in arg or arg.startswith("~"):
+            overrides.append(arg)
+        else:
+            raise ValueError(f"cannot read {arg!r}: expected key=value, such as recipe={arg}")
+    return overrides, flags, recipe
+
+
+def _flag(arg: str, rest: Iterator[str]) -> list[str]:
+    """A flag and its value, which may follow as an argument of its own."""
+    flag, given, value = arg.partition("=")
+    if flag not in FLAGS:
+        raise ValueError(f"no flag {flag}; {did_you_mean(flag, FLAGS)}")
+    allowed = FLAGS[flag]
+    if allowed == ():
+        return [arg]
+    value = value if given else next(rest, "")
+    if not value or (allowed is not None and value not in allowed):
+        raise ValueError(f"{flag} expects {' or '.join(allowed or ('a value',))}; got {value or 'nothing'}")
+    return [flag, value]

@@ -1,0 +1,257 @@
+"""The stages of `simprune.compress`, each of which returns data, and the report that is made of them."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from simprune.arguments import Arguments
+from simprune.checks import Gate, Verdict, validate
+from simprune.checks.sets import gates_of
+from simprune.core.batches import device_of
+from simprune.core.checkpoint import Checkpoint
+from simprune.core.cost import KINDS
+from simprune.core.plan import Plan
+from simprune.core.redundancy import Redundancy
+from simprune.planners.budget import Amount
+from simprune.planners.outcome import outcomes
+from simprune.repair.absorb import absorb, notes_of
+from simprune.repair.recovery import Recovered, Recovery
+from simprune.repair.stages import StageTable, mean
+from simprune.scores.estimate import estimate
+from simprune.settings import Planner, Settings
+from simprune.trace.network import Network
+from simprune.trace.timing import latency, time_both
+from simprune.tune.plan import plan as make_plan
+from simprune.tune.smallest import Attempt, NothingPassed, Procedure, Record, SearchSettings, history, smallest
+from simprune.tune.trials import calibrate
+
+
+@dataclass(frozen=True)
+class Made:
+    """A smaller model: the plan, how it was repaired and trained, the rows of its stages, and the verdict if known.
+
+    `steps`: of the search that chose it, none without one.
+    """
+
+    plan: Plan
+    recovered: Recovered
+    rows: list[dict[str, Any]]
+    verdict: Verdict | None = None
+    steps: tuple[Attempt, ...] = ()
+
+
+@dataclass
+class Run:
+    """The work of one call: what was given, the network, and the table of stages; the original is its first row."""
+
+    given: Arguments
+    network: Network
+    table: StageTable
+    recovery: Recovery
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, given: Arguments) -> "Run":
+        settings = given.settings
+        tuned = settings.finetune
+        training = tuned.to_dict() if tuned is not None and tuned.epochs and given.train is not None else None
+        network = Network.trace(given.model, given.calibration.first)
+        size = given.plan.planner.get("batch_size") if given.plan is not None else settings.planner.batch_size
+        recovery = Recovery(given.calibration, given.train, settings.reconstruct, training, settings.seed)
+        return cls(given, network, StageTable(network.example, given.test, batch_size=size), recovery, given.notes)
+
+    @property
+    def settings(self) -> Settings:
+        return self.given.settings
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the test batches have labels."""
+        return self.table.original is not None and self.table.original.labels is not None
+
+    def redundancy(self, damage: bool = True, checkpoint: Checkpoint | None = None) -> Redundancy:
+        """How redundant every structure is, damages as trial removals show them."""
+        settings, calibration = self.settings, self.given.calibration
+        estimated = estimate(
+            self.network,
+            calibration,
+            self.given.measure,
+            settings.structures,
+            settings.score,
+            settings.block_score,
+            damage,
+            checkpoint,
+            settings.seed,
+        )
+        found = estimated.redundancy.replacing(settings.replace)
+        return calibrate(found, self.network, calibration, settings.trials, settings.reconstruct)
+
+    def plan(self, redundancy: Redundancy, budget: Mapping[str, Amount | None] | None, **other: Any) -> Plan:
+        """What goes for a budget; `other`: arguments in place of those of the run."""
+        tools = {"seed": self.settings.seed, "network": self.network, "calibration": self.given.calibration}
+        tools["repair"] = self.settings.reconstruct
+        return planned(redundancy, budget, self.settings.planner, **(tools | other))
+
+    def choose(self, part: Redundancy, budget: Mapping[str, Amount | None] | None, draw: int | None) -> Plan:
+        """The run's plan for a part of the structures, or with a seed a random one under the same constraints."""
+        if draw is None:
+            return self.plan(part, budget)
+        held = {key: value for key, value in self.settings.planner.constraints.items() if key in HELD}
+        return planned(part, budget, Planner.of({"name": "random", **held}), seed=draw, network=self.network)
+
+    def original(self) -> None:
+        """The first row of the table."""
+        self.table.add("original", self.given.model)
+        if self.given.test is None:
+            self.notes.append("no test batches: accuracy, agreement and the checks were left out")
+        elif not self.labelled:
+            self.notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
+
+    def follow(self, redundancy: Redundancy) -> Made:
+        """The model of the given plan, or of one for the budget."""
+        plan = self.given.plan if self.given.plan is not None else self.plan(redundancy, self.settings.budget)
+        recovered = self.recovery.follow(plan, self.network, self.table.add)
+        return Made(plan, recovered, self.table.rows)
+
+    def search(self, redundancy: Redundancy, folder: str | os.PathLike[str] | Record | None) -> Made:
+        """The smallest model that passes; every step is stored in the folder.
+
+        Raises:
+            NothingPassed: when no smaller model passes; its `report` says why.
+        """
+        settings, test = self.settings, self.given.test
+        gates = self.gates()
+        how = SearchSettings(**vars(settings.search))
+        trial = Procedure(
+            self.network,
+            choose=lambda share: self.plan(redundancy, {how.kind: share}),
+            recovery=self.recovery,
+            judge=lambda small: self.judge(small, how.gates(gates)),
+            stages=self.table,
+            search=how,
+        )
+        same = self.described(None) | {
+            "seed": settings.seed,
+            "measure": str(self.given.measure),
+            "planner": asdict(settings.planner),
+            "block_score": settings.block_score,
+            "score": settings.score,
+            "replace": settings.replace,
+            "search": asdict(how),
+            "correction": settings.correction,
+            "gates": [asdict(gate) for gate in gates],
+        }
+        record = folder if folder is None or isinstance(folder, Record) else Record(Path(folder))
+        assert test is not None
+        try:
+            found = smallest(trial, same, record)
+        except NothingPassed as failure:
+            said = {"search": history(how, failure.steps, gates), "verdict": failure.verdict.to_dict()}
+            failure.report = self.report(redundancy) | said | {"notes": [*self.notes, str(failure)]}
+            raise
+        self.table.rows += found.rows
+        self.notes.append(history(how, found.steps, gates)["note"])
+        return Made(found.plan, found.followed, self.table.rows, found.verdict, found.steps)
+
+    def gates(self) -> list[Gate]:
+        """The gates of the settings; by default those that the test batches can decide."""
+        return gates_of(self.settings.gates, self.labelled)
+
+    def judge(self, small: nn.Module, gates: Any) -> Verdict:
+        test = self.given.test
+        assert test is not None
+        return validate(self.given.model, small, test, gates, self.settings.seed, self.settings.correction)
+
+    def finish(self, made: Made) -> tuple[list[dict[str, Any]], Verdict | None]:
+        """Stand-ins are folded into layers where that changes nothing; then the last checks and timings."""
+        small = made.recovered.model
+        stand_ins = absorb(small, made.plan, self.given.calibration)
+        self.notes += notes_of(stand_ins)
+        if any(entry.folded_into for entry in stand_ins):
+            self.table.add("maps folded", small)
+        verdict = made.verdict
+        if verdict is None and self.given.test is not None:
+            verdict = self.judge(small, self.settings.gates)
+        before, after, _ = time_both(self.given.model, small, self.table.batch)
+        rows = self.table.rows
+        rows[0]["latency_ms"], rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
+        return [entry.to_dict() for entry in stand_ins], verdict
+
+    def controls(self, redundancy: Redundancy, plan: Plan) -> dict[str, Any]:
+        """The mean row of random plans of the same cost, repaired and trained alike."""
+        settings, rows = self.settings, []
+        for draw in range(settings.seed, settings.seed + settings.control):
+            random = self.choose(redundancy, _same_cost(plan), draw)
+            other = self.table.untimed()
+            small = self.recovery.follow(random, self.network, other.add).model
+            rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(small, self.table.batch)})
+        return {"name": "random control", "plans": settings.control} | mean(rows)
+
+    def described(self, plan: Plan | None) -> dict[str, Any]:
+        """The settings that a report shows."""
+        settings = self.settings
+        return {
+            "measure": self.given.measure.id,
+            "planner": "a given plan" if self.given.plan is not None else settings.planner.name,
+            "structures": list(settings.structures),
+            "budget": settings.budget if plan is None or self.given.searching else dict(plan.budget),
+            "reconstruct": settings.reconstruct,
+            "finetune": self.recovery.settings,
+        }
+
+    def report(self, redundancy: Redundancy, made: Made | None = None, **rest: Any) -> dict[str, Any]:
+        """Every figure of a run, as plain data; without `made` what is known before there is a model."""
+        report = {
+            "simprune": version("simprune"),
+            "seed": self.settings.seed,
+            "settings": self.described(None if made is None else made.plan),
+            "stages": self.table.rows,
+            "redundancy": redundancy.to_dict(),
+            "notes": self.notes,
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torch-pruning": version("torch-pruning"),
+                "device": str(device_of(self.given.model)),
+            },
+        }
+        if made is None:
+            return report
+        if made.steps:
+            report["search"] = history(SearchSettings(**vars(self.settings.search)), made.steps, self.gates())
+        plan, recovered = made.plan, made.recovered
+        expected = {**plan.expected, "outcome": rest.pop("outcome")}
+        edits = outcomes(plan, redundancy, recovered.repairs)
+        verdict = rest.pop("verdict")
+        return report | {
+            "plan": plan.to_dict() | {"expected": expected, "edits": edits},
+            "reconstruction": recovered.repairs,
+            "finetuning": recovered.epochs,
+            "stand_ins": rest.pop("stand_ins"),
+            "verdict": verdict.to_dict() if verdict is not None else None,
+        }
+
+
+HELD = ("protect", "round_to", "min_width", "max_share", "batch_size")  # what a random plan keeps to as well
+
+
+def planned(redundancy: Redundancy, budget: Mapping[str, Amount | None] | None, planner: Planner, **tools: Any) -> Plan:
+    """A plan by the planner of the settings; without a budget half of the macs, or what a threshold says."""
+    free = planner.options.get("threshold") is not None
+    default = {} if free else {"macs": 0.5}
+    return make_plan(redundancy, default if budget is None else budget, planner, **tools)
+
+
+def _same_cost(plan: Plan) -> Mapping[str, Amount] | None:
+    """The budget for a control: the plan's, or where that was not one of counted costs, the macs that it keeps."""
+    counted = {kind: limit for kind, limit in plan.budget.items() if kind in KINDS}
+    if counted or not plan.original.get("macs") or not plan.expected.get("macs"):
+        return counted or None
+    return {"macs": min(plan.expected["macs"] / plan.original["macs"], 1.0)}
