@@ -43,7 +43,7 @@ class TensorCost:
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamCost:
     """What runs through a module that returns what has its input's shape.
 
     `positions` per input; `reader` is the tensor and dimension, of a layer inside, along which the channels lie.
@@ -87,7 +87,7 @@ class CostModel:
     tensors: Mapping[str, TensorCost]
     fixed: Mapping[str, int]
     products: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
-    streams: Mapping[str, Stream] = field(default_factory=dict)
+    streams: Mapping[str, StreamCost] = field(default_factory=dict)
 
     def total(self) -> Cost:
         return self.after()

@@ -5,21 +5,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from simprune.core.cost import CostModel
 from simprune.core.similarity import SimilarityMatrix
 from simprune.core.structures import Block, UnitGroup
 
 STAND_INS = ("identity", "linear", "mean")  # of whole blocks
+# The words in which a plan gives its reasons, unless a score registers others as its fact `why`.
+BLOCK_WHY = "redundancy {redundancy:.3f} by {score}"
+UNITS_WHY = "redundancy {least:.3f} or more (mean {mean:.3f}) by {score}"
 
 
 @dataclass(frozen=True)
 class BlockRedundancy:
-    """One block: how redundant in [0, 1] by `score`, its share of the macs, and what is lost when it goes.
+    """How redundant one block is.
 
-    `damage` is in the unit of the channels' damage, so that depth and width can be weighed.
+    Args:
+        block: the block.
+        redundancy: in [0, 1], by `score`; 1 for a block that can go first.
+        share: of the network's macs that the block costs, in [0, 1].
+        damage: expected squared change of the output without the block, as a share of its variance. The damage of
+            channels has the same unit, so that depth and width can be weighed.
+        score: name of the score.
+        wording: format of `why`, with the fields redundancy, score and measure.
     """
 
     block: Block
@@ -27,6 +35,7 @@ class BlockRedundancy:
     share: float
     damage: float
     score: str = "similarity"
+    wording: str = field(default=BLOCK_WHY, repr=False)
 
     @property
     def name(self) -> str:
@@ -42,19 +51,23 @@ class BlockRedundancy:
         }
 
     def why(self, measure: str) -> str:
-        """The score in words."""
-        if self.score == "similarity":
-            return f"its output is {self.redundancy:.3f} similar to its input ({measure})"
-        return f"redundancy {self.redundancy:.3f} by {self.score}"
+        """The redundancy in words; `measure` is the name of the similarity that analysis used."""
+        return self.wording.format(redundancy=self.redundancy, score=self.score, measure=measure)
 
 
 @dataclass(frozen=True)
 class ChannelRedundancy:
-    """One channel group, channel by channel.
+    """How redundant every unit of one group is: every channel of a layer, or every head of an attention module.
 
-    `order` lists channels from the most to the least redundant. `redundancy` is the share of a channel, in [0, 1], that
-    those still there make up for when it goes; `damage` what is lost then (see `simprune.scores`); `nearest` the
-    channel it correlates with most.
+    Args:
+        group: the group of C units.
+        redundancy: (C,) in [0, 1], the share of a unit that the remaining ones make up for when it is removed.
+        order: (C,) the units from the first to be removed to the last.
+        damage: (C,) what is lost when a unit is removed at its turn (see `simprune.scores.channels`).
+        nearest: (C,) the other unit that a unit correlates with most.
+        share: of the network's macs that all units but one cost, in [0, 1].
+        score: name of the score.
+        wording: format of `why`, with the fields least, mean and score.
     """
 
     group: UnitGroup
@@ -64,10 +77,16 @@ class ChannelRedundancy:
     nearest: tuple[int, ...]
     share: float
     score: str = "second_order"
+    wording: str = field(default=UNITS_WHY, repr=False)
 
     @property
     def name(self) -> str:
         return self.group.name
+
+    def why(self, units: Sequence[int]) -> str:
+        """The redundancy of the units that are removed, in words: the least and the mean of them."""
+        values = [self.redundancy[unit] for unit in units]
+        return self.wording.format(least=min(values), mean=sum(values) / len(values), score=self.score)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -83,9 +102,13 @@ class ChannelRedundancy:
 
 @dataclass(frozen=True)
 class TrialRemoval:
-    """A plan of structures of one kind, from `first` to `last` in order of execution, at a share of the macs.
+    """The removal, on trial, of structures of one kind: what it was expected to cost the output, and what it cost.
 
-    `expected`, `measured`: its damage.
+    Args:
+        kind: of the structures.
+        first, last: names of the first and the last structure, in order of execution.
+        macs: share of the network's macs that the trial removed, in [0, 1].
+        expected, measured: damage, as a share of the output's variance.
     """
 
     kind: str
@@ -102,25 +125,39 @@ class TrialRemoval:
 
 @dataclass(frozen=True)
 class Interactions:
-    """How the changes of the output by two structures point the same way: 0 (they add up) to 1 (the same change)."""
+    """How far the changes of the output by two structures point the same way.
 
-    rows: Mapping[tuple[str, str], int]  # of `values`, by kind and name
+    Args:
+        rows: row of `values` of every structure, by its kind and name.
+        values: (structures, structures) in [0, 1]: 0 where damages add up, 1 where both cause the same change.
+    """
+
+    rows: Mapping[tuple[str, str], int]
     values: np.ndarray
 
     def among(self, keys: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(keys, keys); structures that are not known do not interact."""
-        found = np.eye(len(keys))
-        known = [(index, self.rows[key]) for index, key in enumerate(keys) if key in self.rows]
-        indices, rows = [index for index, _ in known], [row for _, row in known]
-        found[np.ix_(indices, indices)] = self.values[np.ix_(rows, rows)]
-        return found
+        """(keys, keys) values of some structures; one that is not known interacts with no other.
+
+        >>> pair = Interactions({("block", "a"): 0, ("block", "b"): 1}, np.array([[1.0, 0.5], [0.5, 1.0]]))
+        >>> pair.among([("block", "b"), ("block", "new"), ("block", "a")]).tolist()
+        [[1.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]
+        """
+        values = np.eye(len(keys))
+        known = [index for index, key in enumerate(keys) if key in self.rows]
+        rows = [self.rows[keys[index]] for index in known]
+        values[np.ix_(known, known)] = self.values[np.ix_(rows, rows)]
+        return values
 
 
 @dataclass(frozen=True)
 class Points:
-    """Similarity (points, points), in [0, 1], of what runs through the blocks, at points before and after them.
+    """Similarity of the representations before and after blocks.
 
-    `chains`: points and blocks of every chain, in order; block i of a chain stands between its points i and i + 1.
+    Args:
+        names: of the points, in order of execution.
+        similarity: (points, points) in [0, 1].
+        chains: (points, blocks) of every chain, by name and in order; block i of a chain lies between its points i and
+            i + 1.
     """
 
     names: tuple[str, ...]
@@ -130,7 +167,23 @@ class Points:
 
 @dataclass(frozen=True)
 class Redundancy:
-    """What `analyze` found; all that a planner needs, so that planning never touches the model."""
+    """The redundancy of every structure of a network, as plain data.
+
+    It holds all that a planner needs, and no model, batches or activations, so that it can be stored and planned from
+    again and again.
+
+    Args:
+        blocks, channels: the removable structures; `channels` holds all groups of units, heads included.
+        unprunable: (name, reason) of what cannot be removed.
+        similarity: of the points before and after blocks, by the measure's own values; None where there are no blocks.
+        measure: id of the similarity measure.
+        costs: exact costs of the network and of what remains of it after removals.
+        fingerprint: of the network, see `simprune.core.plan.fingerprint`.
+        inputs: description of an example input.
+        trials: removals that were tried on the network.
+        interactions: how damages combine; None where they add up.
+        points: similarities of the points in [0, 1]; None where there are no blocks.
+    """
 
     blocks: tuple[BlockRedundancy, ...]
     channels: tuple[ChannelRedundancy, ...]
@@ -141,17 +194,24 @@ class Redundancy:
     fingerprint: str
     inputs: dict[str, Any]
     trials: tuple[TrialRemoval, ...] = ()
-    interactions: Interactions | None = field(default=None, repr=False, compare=False)  # None: damages add up
-    points: Points | None = field(default=None, repr=False, compare=False)  # None where there are no blocks
+    interactions: Interactions | None = field(default=None, repr=False, compare=False)
+    points: Points | None = field(default=None, repr=False, compare=False)
 
     @property
     def entries(self) -> tuple[BlockRedundancy | ChannelRedundancy, ...]:
+        """All removable structures, blocks first."""
         return (*self.blocks, *self.channels)
 
     def replacing(self, stand_in: str) -> "Redundancy":
-        """The same, with whole blocks replaced by "identity", "linear" or "mean" (see `surgery.stand_ins`).
+        """A copy in which another module takes the place of whole blocks (see `simprune.repair.stand_ins`).
 
-        Halves of blocks are added to a stream and leave nothing behind. ValueError for another stand-in.
+        The output of a sub-block is added to a stream, so nothing has to take its place.
+
+        Args:
+            stand_in: "identity", "linear" or "mean".
+
+        Raises:
+            ValueError: for another stand-in.
         """
         if stand_in not in STAND_INS:
             raise ValueError(f"replace must be one of {', '.join(STAND_INS)}; got {stand_in!r}")
@@ -162,6 +222,7 @@ class Redundancy:
         return replace(self, blocks=blocks)
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of redundancy.json; interactions and points are left out."""
         matrix = self.similarity
         return {
             "entries": [entry.to_dict() for entry in self.entries],
@@ -178,7 +239,10 @@ class Redundancy:
         }
 
     def table(self, width: int = 100) -> str:
-        """Text table: every block and channel group with its redundancy and cost share."""
+        """Every structure with its redundancy and its share of the macs, as text of at most `width` columns."""
+        from rich.console import Console
+        from rich.table import Table
+
         by = [f"blocks by {self.measure}"] if self.blocks else []
         kinds = dict.fromkeys(entry.group.kind for entry in self.channels)
         by += [f"{' and '.join(kinds)} by {self.channels[0].score}"] if self.channels else []
@@ -201,9 +265,9 @@ class Redundancy:
         for name, reason in self.unprunable:
             table.add_row(name, "not removable", reason, "")
         console = Console(width=width)
-        with console.capture() as text:
+        with console.capture() as capture:
             console.print(table)
-        return text.get()
+        return capture.get()
 
 
 def _round(value: float) -> float:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from simprune.core.moments import Moments
 from simprune.scores.output_changes import OutputLoss
-from simprune.trace.capture import Reading, Site
+from simprune.trace.capture import Reading
 from simprune.trace.layers import joint_moments
+from simprune.trace.sites import Site
 
 RIDGE = 1e-3
 

@@ -1,4 +1,4 @@
-"""From similarity to redundancy: how well each block's input, and each channel's neighbours, can stand in for it."""
+"""The redundancy of a network: its structures are searched for, scored, and weighed by what they cost the output."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,14 @@ from simprune.core import registry
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import CostModel
 from simprune.core.example import describe
-from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Interactions, Redundancy
+from simprune.core.redundancy import (
+    BLOCK_WHY,
+    UNITS_WHY,
+    BlockRedundancy,
+    ChannelRedundancy,
+    Interactions,
+    Redundancy,
+)
 from simprune.core.registry import Choice
 from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
@@ -24,7 +31,12 @@ from simprune.trace.network import Network
 
 @dataclass(frozen=True)
 class Estimate:
-    """The redundancy, and apart from it what its blocks were seen in; None where there are no blocks."""
+    """The redundancy of a network as plain data, and what its blocks were scored in, which is large.
+
+    Args:
+        redundancy: of all structures.
+        context: the network, its batches and what runs through its blocks; None for a network without blocks.
+    """
 
     redundancy: Redundancy
     context: BlockContext | None
@@ -41,39 +53,45 @@ def estimate(
     checkpoint: Checkpoint | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """Find the structures of a network and score them on calibration batches.
+    """The removable structures of a network, with a score of each on calibration batches.
 
-    The batches are walked at most three times with the default scores: once to read the stream around blocks and the
-    correlations of channels, once for the second-order cost, once for the changes of the output. Memory O(rows x
+    With the default scores the batches are walked at most three times: once to read the stream around blocks and the
+    correlations of channels, once for the second-order cost, once for the changes of the output. Memory O(inputs x
     width) for the blocks and O(width^2) for the channels.
 
     Args:
         network: the original.
-        calibration: batches.
-        measure: similarity of what runs through the blocks.
-        structures: names of the kinds of structures that are looked for.
+        calibration: batches that can be walked more than once.
+        measure: similarity of the representations before and after blocks.
+        structures: names of the kinds of structures that are searched for.
         score: of channels and other units, by name or as a mapping with `name` and options.
         block_score: of blocks, in the same way.
-        damage: whether damages of blocks are changes of the output, which only planners need and costs a backward pass.
-        checkpoint: where finished stages of the blocks are written, and looked up.
+        damage: whether damages are measured as changes of the output, which only planners need, and which costs a
+            backward pass. It needs a score that says what readers lose (its fact `output_losses`).
+        checkpoint: where finished stages of the blocks are saved, and looked up.
         seed: of scores that draw at random.
+
+    Returns:
+        The redundancy, and the context in which blocks were scored.
 
     Raises:
         ValueError: for unknown structures or options, and when there are no batches.
         KeyError: for an unknown score.
     """
     kinds = check_structures(structures)
-    for kind, choice in (("score", score), ("block_score", block_score)):
-        registry.read(kind, choice)
-    finders = {kind: structure(kind).find(network) for kind in kinds}
+    score_part, _ = registry.read("score", score)
+    registry.read("block_score", block_score)
     blocks: list[Block] = []
     groups: list[UnitGroup] = []
-    for found, _ in finders.values():
-        after = 1 + max((block.chain for block in blocks), default=-1)
-        blocks += [replace(each, chain=each.chain + after) for each in found if isinstance(each, Block)]
-        groups += [each for each in found if isinstance(each, UnitGroup)]
+    refusals: list[tuple[str, str]] = []
+    for kind in kinds:
+        structures_of_kind, refused = structure(kind).find(network)
+        first_chain = 1 + max((block.chain for block in blocks), default=-1)  # every kind numbers its chains from 0
+        blocks += [replace(s, chain=s.chain + first_chain) for s in structures_of_kind if isinstance(s, Block)]
+        groups += [s for s in structures_of_kind if isinstance(s, UnitGroup)]
+        refusals += refused
     names = [block.name for block in blocks]
-    weighed = damage and _name(score) == "second_order"
+    weighed = damage and score_part.facts.get("output_losses", False)
     correlations, losses = Correlations(groups), BlockLosses(names if weighed else [])
     scored, context = _score_blocks(
         network, calibration, measure, blocks, block_score, checkpoint, [correlations, losses], seed
@@ -84,8 +102,8 @@ def estimate(
         scored, scores, interactions = _weigh(network, calibration, scored, groups, scores, losses, seed)
     redundancy = Redundancy(
         blocks=scored,
-        channels=_describe_groups(groups, network.costs, scores, correlations, _name(score)),
-        unprunable=tuple(refusal for _, refused in finders.values() for refusal in refused),
+        channels=_describe_groups(groups, network.costs, scores, correlations, score_part),
+        unprunable=tuple(refusals),
         similarity=None if context is None else context.matrix(names),
         measure=measure.id,
         costs=network.costs,
@@ -97,10 +115,6 @@ def estimate(
     return Estimate(redundancy, context)
 
 
-def _name(choice: Choice) -> str:
-    return choice if isinstance(choice, str) else str(choice["name"])
-
-
 def _score_blocks(
     network: Network,
     calibration: Iterable,
@@ -108,15 +122,17 @@ def _score_blocks(
     blocks: Sequence[Block],
     score: Choice,
     checkpoint: Checkpoint | None,
-    beside: Sequence[Reading],
+    readings: Sequence[Reading],
     seed: int,
 ) -> tuple[tuple[BlockRedundancy, ...], BlockContext | None]:
-    """Redundancy of every block; in the same walk over the batches, what stands `beside` is read."""
+    """Redundancy of every block, with damage 1 - redundancy; `readings` take part in the walk over the batches."""
+    readings = [reading for reading in readings if reading.sites]
     if not blocks:
-        if any(each.sites for each in beside):
-            read(network.model, calibration, beside)
+        if readings:
+            read(network.model, calibration, readings)
         return (), None
-    stream = observe(network, calibration, blocks, checkpoint, [each for each in beside if each.sites])
+    part, _ = registry.read("block_score", score)
+    stream = observe(network, calibration, blocks, checkpoint, readings)
     context = BlockContext(network, calibration, stream, measure, checkpoint)
     names = tuple(block.name for block in blocks)
     known = None if checkpoint is None else checkpoint.load("scores")
@@ -133,7 +149,8 @@ def _score_blocks(
             redundancy=scores[block.name],
             share=1 - network.costs.after(dropped=[block.name]).macs / total,
             damage=1 - scores[block.name],
-            score=_name(score),
+            score=part.name,
+            wording=part.facts.get("why", BLOCK_WHY),
         )
         for block in blocks
     )
@@ -151,26 +168,27 @@ def _weigh(
 ) -> tuple[tuple[BlockRedundancy, ...], dict[str, ChannelScore], Interactions]:
     """Damages of blocks and channels as changes of the output, and how these add up.
 
-    For channels the damage of half of a group sets the scale; within the group the score's own damages hold. Blocks
-    that were not scored by similarity keep the order of their scores: the most redundant one gets the least damage of
-    all, and so on, and they do not interact, as it is the score that says how much each adds.
+    The damage of a group's units is the score's, scaled so that half of the group costs what was measured. Blocks that
+    were not scored by similarity keep the order of their scores: the most redundant block gets the least of the
+    measured damages, the next one the second least, and so on. Such blocks do not interact, since the score already
+    says how much a block adds.
     """
     names = [entry.name for entry in blocks]
     losses = {("block", name): [loss] for name, loss in block_losses.losses().items()}
     losses |= {(group.kind, group.name): list(scores[group.name].losses) for group in groups}
-    found, interactions = output_changes(
-        network.model, calibration, {key: some for key, some in losses.items() if some}, seed
+    damages, interactions = output_changes(
+        network.model, calibration, {key: parts for key, parts in losses.items() if parts}, seed
     )
-    own = {name: found["block", name] for name in names}
+    of_blocks = {name: damages["block", name] for name in names}
     if any(entry.score != "similarity" for entry in blocks):
         ranked = sorted(blocks, key=lambda entry: entry.damage)
-        own = {entry.name: damage for entry, damage in zip(ranked, sorted(own.values()), strict=True)}
+        of_blocks = {entry.name: damage for entry, damage in zip(ranked, sorted(of_blocks.values()), strict=True)}
         rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
         interactions = replace(interactions, rows=rows)
-    weighed = tuple(replace(entry, damage=own[entry.name]) for entry in blocks)
+    weighed = tuple(replace(entry, damage=of_blocks[entry.name]) for entry in blocks)
     scaled = {}
     for group in groups:
-        score, measured = scores[group.name], found.get((group.kind, group.name))
+        score, measured = scores[group.name], damages.get((group.kind, group.name))
         expected = sum(score.damage[unit] for unit in score.order[: score.half])
         scaled[group.name] = score if measured is None or expected <= 0 else score.scaled(measured / expected)
     return weighed, scaled, interactions
@@ -181,24 +199,25 @@ def _describe_groups(
     costs: CostModel,
     scores: Mapping[str, ChannelScore],
     correlations: Correlations,
-    score: str,
+    part: registry.Part,
 ) -> tuple[ChannelRedundancy, ...]:
     total = costs.total().macs
     values = correlations.values() if groups else {}
     described = []
     for group in groups:
-        away = values[group.name].mean(0).abs().fill_diagonal_(-1)
-        every_but_one = group.cut(range(1, group.size))
-        of_group = scores[group.name]
+        to_others = values[group.name].mean(0).abs().fill_diagonal_(-1)
+        all_but_one = group.cut(range(1, group.size))
+        score = scores[group.name]
         described.append(
             ChannelRedundancy(
                 group,
-                redundancy=of_group.redundancy,
-                order=of_group.order,
-                damage=of_group.damage,
-                nearest=tuple(away.argmax(1).tolist()),
-                share=1 - costs.after(every_but_one).macs / total,
-                score=score,
+                redundancy=score.redundancy,
+                order=score.order,
+                damage=score.damage,
+                nearest=tuple(to_others.argmax(1).tolist()),
+                share=1 - costs.after(all_but_one).macs / total,
+                score=part.name,
+                wording=part.facts.get("why", UNITS_WHY),
             )
         )
     return tuple(described)

@@ -20,8 +20,9 @@ from simprune.scores.blocks.segments import fisher_partition, segment_count
 from simprune.scores.blocks.stream import POSITIONS, Stream, observe
 from simprune.scores.blocks.windows import distances
 from simprune.structures import find_blocks
-from simprune.trace.capture import Site, capture, run
+from simprune.trace.capture import capture, run
 from simprune.trace.network import Network
+from simprune.trace.sites import Site
 
 READING = (
     "One row per input: the mean over its positions, padding left out. "
@@ -51,7 +52,7 @@ def read_layers(network: Network, calibration: Iterable, blocks: Sequence[Block]
     names = [
         name
         for name, seen in network.visits.items()
-        if name not in composite and seen.calls == 1 and seen.made is not None and seen.made.ndim > 1
+        if name not in composite and seen.calls == 1 and seen.output is not None and seen.output.ndim > 1
     ]
     names = [name for name in names if any(p.ndim > 1 for p in model.get_submodule(name).parameters())]
     return Layers(capture(model, calibration, [Site(name) for name in names]), Stream((), {}, None), costs)

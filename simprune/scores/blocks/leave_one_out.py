@@ -11,9 +11,9 @@ from simprune.core.progress import progress
 from simprune.core.registry import register
 from simprune.scores.blocks._context import BlockContext, as_redundancy
 from simprune.trace.bypass import Bypass, without
-from simprune.trace.capture import Site
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import hooks
+from simprune.trace.sites import Site
 
 
 @register("block_score", "leave_one_out", source="Pons et al. 2024")

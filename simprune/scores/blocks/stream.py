@@ -20,10 +20,11 @@ from simprune.core.checkpoint import Checkpoint
 from simprune.core.progress import progress
 from simprune.core.rows import Rows
 from simprune.core.structures import Block
-from simprune.trace.capture import Reading, Site, read, reading
+from simprune.trace.capture import Reading, read, reading
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import After, Before, hooks
 from simprune.trace.network import Network
+from simprune.trace.sites import Site
 
 POSITIONS = 1024  # of one batch, spread over inputs and positions alike, from which cosines are taken
 GOLDEN = 0.6180339887498949
@@ -121,7 +122,7 @@ class _Reader:
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
         self.count: dict[int, int] = dict.fromkeys(points, 0)
         self.chains = chains
-        self.entry = {name: visited.stream for name, visited in network.visits.items()}
+        self.entry = {name: visited.stream_key for name, visited in network.visits.items()}
         self.before: list[tuple[nn.Module, Before]] = []
         self.after: list[tuple[nn.Module, After]] = []
         for number, chain in self.chains.items():

@@ -14,7 +14,7 @@ from simprune.scores.channels._score import ChannelScore
 from simprune.scores.channels.predictability import from_correlations
 from simprune.trace.network import Network
 
-__all__ = ["Correlations", "ChannelScore", "score_channels"]
+__all__ = ["ChannelScore", "Correlations", "score_channels"]
 
 
 def score_channels(

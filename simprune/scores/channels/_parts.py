@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from simprune.core.moments import Moments
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import ChannelScore
-from simprune.trace.capture import Layout, Reading, Site, read
+from simprune.trace.capture import Reading, read
 from simprune.trace.network import Network
+from simprune.trace.sites import Layout, Site
 from simprune.trace.units import unit_rows, weight_slices
 
 

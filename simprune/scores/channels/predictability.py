@@ -14,7 +14,11 @@ from simprune.trace.network import Network
 RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
 
 
-@register("score", "predictability")
+@register(
+    "score",
+    "predictability",
+    why="the others predict {least:.1%} or more (mean {mean:.1%}) of the variance of each",
+)
 def predictability(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Backward elimination on the correlations at the readers' inputs; damage is the unexplained share / channels.
 
