@@ -20,7 +20,7 @@ from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
 from simprune.planners.budget import Amount
-from simprune.planners.outcome import outcomes
+from simprune.repair.outcome import outcomes
 from simprune.repair.absorb import absorb, notes_of
 from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable, mean

@@ -1,4 +1,4 @@
-"""Greedy: least expected damage per cost saved goes first."""
+"""Greedy: what damages least per cost saved is removed first."""
 
 from simprune.core.registry import register
 from simprune.planners.search import Search, greedy_selection
@@ -7,5 +7,9 @@ from simprune.planners.space import Selection, Space
 
 @register("planner", "greedy")
 def greedy(search: Search) -> tuple[Space, Selection]:
-    """Least damage per cost saved first: the first channels of that order, for every number of first blocks of it."""
+    """Least expected damage per cost saved first.
+
+    Blocks and channels have a queue each. For every number of blocks from the front of their queue, the channels at the
+    front of theirs are removed until the budget is met; of these selections the one that damages least is returned.
+    """
     return search.space, greedy_selection(search)

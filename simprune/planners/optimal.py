@@ -1,11 +1,13 @@
 """The least expected damage for a budget: dynamic programming over what every structure saves.
 
-Where damage and savings add up over structures (no interactions, no weight between two groups, one kind of cost is
-limited), the selection is optimal up to the resolution of the table. Elsewhere a channel saves less when its neighbours
-have gone, and damages more: both are then taken at fixed points on the way from nothing removed to everything removed,
-improved in rounds, and of all selections found the best by exact cost and damage is taken. None of that depends on the
-size of the budget, so that a larger one never damages more; greedy's and uniform's selections are among the candidates.
-Where the number of blocks is given, greedy says which these are.
+The selection is optimal, up to the resolution of the table, where damage and savings add up over structures: no
+structures interact, no weight lies between two groups, and one kind of cost is limited.
+
+Elsewhere a channel saves less, and damages more, once its neighbours are removed. Savings and damages are then taken at
+fixed points on the way from nothing removed to everything removed, and improved in rounds. The best of all selections
+that this gives, by exact cost and damage, is returned. The points do not depend on the budget, so that a larger budget
+never damages more. The selections of greedy and uniform are among the candidates. Where the number of blocks is fixed,
+the blocks are those that greedy removes.
 """
 
 from collections.abc import Sequence
@@ -17,9 +19,9 @@ from simprune.core.registry import register
 from simprune.planners.search import Search, best, everything, greedy_selection, savings, uniform_selection
 from simprune.planners.space import Floats, Selection, Space
 
-RESOLUTION = 4096  # cells of the table, unless all savings are multiples of something larger
-POINTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of what can be saved: where savings are measured
-ROUNDS = 3  # with one kind of cost; with several, every kind alone and all together are tried once
+RESOLUTION = 4096  # cells of the table; fewer where all savings are multiples of a larger cell
+POINTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of all that can be saved, at which savings and damages are taken
+ROUNDS = 3  # of improvement per point where one kind of cost is limited; where several are, one round per mix of kinds
 
 Rows = tuple[NDArray[np.intp], NDArray[np.bool_]]  # levels (N, groups), blocks (N, blocks)
 
@@ -28,17 +30,23 @@ Rows = tuple[NDArray[np.intp], NDArray[np.bool_]]  # levels (N, groups), blocks 
 def optimal(search: Search) -> tuple[Space, Selection]:
     """Least expected damage: dynamic programming over channels and blocks, never worse than greedy or uniform."""
     space = search.space
-    found = [greedy_selection(search), uniform_selection(search)]
-    fixed = None if search.blocks is None else found[0].blocks
+    candidates = [greedy_selection(search), uniform_selection(search)]
+    fixed = None if search.blocks is None else candidates[0].blocks
     kinds = tuple(search.ceilings)
     mixes = dict.fromkeys([kinds, *((kind,) for kind in kinds)])
     for mix in mixes:
-        found += _family(search, mix, ROUNDS if len(mixes) == 1 else 1, fixed)
-    return space, best(search, np.stack([each.levels for each in found]), np.stack([each.blocks for each in found]))
+        candidates += _candidates(search, mix, ROUNDS if len(mixes) == 1 else 1, fixed)
+    levels, blocks = (np.stack([getattr(candidate, part) for candidate in candidates]) for part in ("levels", "blocks"))
+    return space, best(search, levels, blocks)
 
 
-def _family(search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[np.bool_] | None) -> list[Selection]:
-    """The best selection of every table made with savings of these kinds."""
+def _candidates(
+    search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[np.bool_] | None
+) -> list[Selection]:
+    """The best selection for the budget from every table whose savings are of these kinds of cost.
+
+    `rounds`: of improvement per point. `fixed`: (blocks,) the blocks to remove, where their number is prescribed.
+    """
     space = search.space
     first = _savings(search, space.nothing, kinds)
     last = _savings(search, everything(space), kinds)
@@ -46,41 +54,52 @@ def _family(search: Search, kinds: tuple[str, ...], rounds: int, fixed: NDArray[
     if additive and not space.interacting:
         return [best(search, *pareto_selections(space, first, fixed=fixed))]
     whole, least = space.cost(space.nothing), space.cost(everything(space))
-    found = []
+    candidates = []
     for point in POINTS:
-        limits = {kind: whole[at] - point * (whole[at] - least[at]) for at, kind in enumerate(space.kinds)}
+        limits = {
+            kind: original - point * (original - smallest)
+            for kind, original, smallest in zip(space.kinds, whole, least, strict=True)
+        }
         nearby = Search(space, {kind: limits[kind] for kind in kinds})
         state = greedy_selection(nearby)
         for _ in range(rounds):
             rows = pareto_selections(space, _savings(search, state, kinds), state, fixed)
-            found.append(best(search, *rows))
+            candidates.append(best(search, *rows))
             before, state = state, best(nearby, *rows)
             if (before.levels == state.levels).all() and (before.blocks == state.blocks).all():
                 break
-    return found
+    return candidates
 
 
 def _savings(search: Search, state: Selection, kinds: Sequence[str]) -> list[Floats]:
-    """What every level of every group saves, and, as (0, saving), every block whose channels are all there."""
+    """(levels,) savings of every group, then (0, saving) of every block with all its channels; others as in `state`."""
     space = search.space
     blocks = np.repeat(state.blocks[None], 2 * len(space.blocks), 0)
     levels = np.repeat(state.levels[None], 2 * len(space.blocks), 0)
-    for place in range(len(space.blocks)):
-        blocks[2 * place : 2 * place + 2, space.around(len(space.menus) + place)] = False
-        blocks[2 * place : 2 * place + 2, place] = (False, True)
-        levels[2 * place, space.inside(place)] = 0
-    kept = search.scalar(space.costs(levels, blocks), kinds)
-    return [*savings(search, state, kinds), *(np.array([0, a - b]) for a, b in kept.reshape(-1, 2))]
+    for block in range(len(space.blocks)):  # a row with the block, and a row without it
+        blocks[2 * block : 2 * block + 2, space.around(len(space.menus) + block)] = False
+        blocks[2 * block : 2 * block + 2, block] = (False, True)
+        levels[2 * block, space.inside(block)] = 0
+    costs = search.scalar(space.costs(levels, blocks), kinds)
+    return [*savings(search, state, kinds), *(np.array([0, before - after]) for before, after in costs.reshape(-1, 2))]
 
 
 def pareto_selections(
     space: Space, saved: Sequence[Floats], state: Selection | None = None, fixed: NDArray[np.bool_] | None = None
 ) -> Rows:
-    """For every amount saved the selection of least damage, by dynamic programming; dominated selections left out.
+    """The selection of least damage for every amount saved, by dynamic programming; dominated selections are left out.
 
-    `saved`: per group one saving per level, then per block (0, saving). A block either goes, or stays and its channels
-    are chosen; `fixed`: which go. Damages interact with those of `state`. Time O(levels x cells), memory
-    O(structures x cells).
+    A block is either removed, or it stays and levels are selected for the groups inside it.
+
+    Args:
+        space: what may be selected.
+        saved: (levels,) savings of every group, then (0, saving) of every block, as shares of the original's cost.
+        state: the selection with which damages interact; None: nothing.
+        fixed: (blocks,) which blocks are removed; None leaves that open.
+
+    Returns:
+        levels (N, groups) and blocks (N, blocks), from the least amount saved to the largest. Time is
+        O(levels x cells), memory O(structures x cells).
     """
     children, top = space.children()
     damage = space.damages(state or space.nothing)
@@ -88,21 +107,21 @@ def pareto_selections(
     decided: dict[int, NDArray[np.int16]] = {}
 
     def fold(table: Floats, items: Sequence[int]) -> Floats:
-        """The table, least damage by amount saved as far as one can save by now, with these items chosen too."""
+        """Extend a table, the least damage by cells saved, by all selections of these items."""
         for item in items:
             block = item - len(space.menus)
-            kept = fold(table, children[block]) if block >= 0 else table
-            result = np.full(max(len(kept), len(table) + int(cells[item].max())), np.inf)
+            staying = fold(table, children[block]) if block >= 0 else table
+            result = np.full(max(len(staying), len(table) + int(cells[item].max())), np.inf)
             may_stay, may_go = (True, True) if fixed is None or block < 0 else (not fixed[block], fixed[block])
             if may_stay:
-                result[: len(kept)] = kept
+                result[: len(staying)] = staying
             decision = np.zeros(len(result), np.int16)
             for level in range(1, len(damage[item]) if may_go else 1):
-                moved = slice(cells[item][level], cells[item][level] + len(table))
-                other = table + damage[item][level]
-                better = other < result[moved]
-                np.copyto(result[moved], other, where=better)
-                np.copyto(decision[moved], level, where=better)
+                shifted = slice(cells[item][level], cells[item][level] + len(table))
+                total = table + damage[item][level]
+                better = total < result[shifted]
+                np.copyto(result[shifted], total, where=better)
+                np.copyto(decision[shifted], level, where=better)
             decided[item], table = decision, result
         return table
 
@@ -113,6 +132,7 @@ def pareto_selections(
     blocks = np.zeros((len(starts), len(space.blocks)), bool)
 
     def unfold(rows: NDArray[np.intp], cell: NDArray[np.intp], items: Sequence[int]) -> NDArray[np.intp]:
+        """Write what was decided for these items into `rows` of the result; returns the cells before the items."""
         for item in reversed(items):
             level, block = decided[item][cell], item - len(space.menus)
             if block < 0:
@@ -133,20 +153,24 @@ def pareto_selections(
 def _cells(
     saved: Sequence[Floats], children: Sequence[Sequence[int]], top: Sequence[int], groups: int
 ) -> list[NDArray[np.intp]]:
-    """Savings in whole cells of the table."""
-    amounts = np.concatenate([np.zeros(1), *saved]).clip(0)
+    """Savings in cells of the table, rounded.
+
+    A cell is the largest saving that all savings are multiples of, but at least 1 / RESOLUTION of all that can be
+    saved. amounts = np.concatenate([np.zeros(1), *saved]).clip(0)
+    """
 
     def most(items: Sequence[int]) -> float:
+        """The largest saving of these items together."""
         tops = [max(saved[i].max(), most(children[i - groups]) if i >= groups else 0) for i in items]
         return sum(tops)
 
     cell = max(most(top) / RESOLUTION, 1e-300)
     cell = max(cell, _common(amounts[amounts > 1e-15]))
-    return [np.rint(each.clip(0) / cell).astype(np.intp) for each in saved]
+    return [np.rint(amount.clip(0) / cell).astype(np.intp) for amount in saved]
 
 
 def _common(amounts: Floats) -> float:
-    """The largest number of which all are multiples, to nine digits; 0 when that is tiny."""
+    """The largest number that all amounts are multiples of, to nine digits; 0 when it is below 1e-6 of the largest."""
     if not len(amounts):
         return 0.0
     step = float(amounts.min())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, along
+from simprune.planners.search import Search, best_along
 from simprune.planners.space import Selection, Space, Step
 
 
@@ -15,18 +15,18 @@ def random(search: Search) -> tuple[Space, Selection]:
     generator = np.random.default_rng(search.seed)
     orders = {menu.entry.name: generator.permutation(menu.entry.group.size).tolist() for menu in search.space.menus}
     space = search.space.ordered(orders, search.constraints)
-    queue = [(0.0, Step(len(space.menus) + place)) for place in range(len(space.blocks))]
+    steps = [Step(len(space.menus) + index) for index in range(len(space.blocks))]
     for item, menu in enumerate(space.menus):
-        queue += [(0.0, Step(item, level)) for level in range(1, len(menu.counts))]
-    steps = [queue[place][1] for place in generator.permutation(len(queue))]
-    return space, along(search.within(space), _one_by_one(steps))
+        steps += [Step(item, level) for level in range(1, len(menu.counts))]
+    shuffled = [steps[index] for index in generator.permutation(len(steps))]
+    return space, best_along(search.within(space), _with_rising_levels(shuffled))
 
 
-def _one_by_one(steps: Sequence[Step]) -> list[Step]:
-    """Levels of a group in rising order, at the places where any of them stood."""
-    reached: dict[int, int] = {}
+def _with_rising_levels(steps: Sequence[Step]) -> list[Step]:
+    """The same items in the same order, and the levels of a group renumbered so that they rise: 1, 2, ..."""
+    level: dict[int, int] = {}
     ordered = []
     for step in steps:
-        reached[step.item] = reached.get(step.item, 0) + 1
-        ordered.append(Step(step.item, reached[step.item]))
+        level[step.item] = level.get(step.item, 0) + 1
+        ordered.append(Step(step.item, level[step.item]))
     return ordered

@@ -1,17 +1,25 @@
-"""Why a budget cannot be reached: how far one can go, and what keeps the rest."""
+"""The error for a budget that no plan meets: the least cost that can be reached, and what cannot be removed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from simprune.core.cost import KINDS, Cost
 from simprune.core.redundancy import Redundancy
 from simprune.planners.budget import Budget
 from simprune.planners.space import Space
 
-NAMED = 3  # structures that the message names
+NAMED = 3  # the message names at most so many structures that stay
 
 
 def unreachable(redundancy: Redundancy, budget: Budget, least: Cost, space: Space, planner: str) -> ValueError:
-    """The error for a budget below `least`, the least cost that the planner can reach."""
+    """The error for a budget below what a planner can reach.
+
+    Args:
+        redundancy: of the original's structures.
+        budget: that cannot be met.
+        least: the least cost that the planner can reach.
+        space: what may be selected.
+        planner: its name.
+    """
     original = redundancy.costs.total()
     share = least.share_of(original)
     reached = ", ".join(
@@ -23,24 +31,17 @@ def unreachable(redundancy: Redundancy, budget: Budget, least: Cost, space: Spac
         if getattr(least, kind) > limit.of(getattr(original, kind))
     )
     kind = next(missed, "macs")
-    held = sorted(_held(redundancy, space, kind), key=lambda item: (-item[0], item[1]))
-    names = "; ".join(f"{name}, {part:.1%} of the {kind} ({reason})" for part, name, reason in held[:NAMED])
-    more = f" and {len(held) - NAMED} more" if len(held) > NAMED else ""
-    stays = f"; what stays: {names}{more}" if held else ""
+    staying = sorted(_staying(redundancy, space, kind), key=lambda item: (-item[0], item[1]))
+    names = "; ".join(f"{name}, {part:.1%} of the {kind} ({reason})" for part, name, reason in staying[:NAMED])
+    more = f" and {len(staying) - NAMED} more" if len(staying) > NAMED else ""
+    stays = f"; what stays: {names}{more}" if staying else ""
     return ValueError(
         f"budget: {budget} cannot be reached; removing everything that {planner} may remove leaves {reached}{stays}"
     )
 
 
-def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str, float]) -> ValueError:
-    """The error for a budget of latency or memory that no measured network met."""
-    shown = {"latency": lambda value: f"{1e3 * value:.3g} ms", "memory": lambda value: f"{value:,.0f} bytes"}
-    reached = ", ".join(f"{kind} {shown[kind](after[kind])} of {shown[kind](before[kind])}" for kind in after)
-    return ValueError(f"budget: {budget} was not reached by any network that was measured; the nearest has {reached}")
-
-
-def _held(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[float, str, str]]:
-    """(share of the cost, structure, reason) of everything that no selection removes."""
+def _staying(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[float, str, str]]:
+    """(share of the cost, name, reason) of every structure that no selection removes."""
     total = getattr(redundancy.costs.total(), kind)
     free = {menu.entry.name for menu in space.menus} | {entry.name for entry in space.blocks}
     reasons = dict(redundancy.unprunable)
@@ -48,6 +49,6 @@ def _held(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[flo
         if entry.name not in free:
             reasons[entry.name] = "protected, or too narrow for the constraints"
     for name, reason in reasons.items():
-        kept = getattr(redundancy.costs.after(dropped=[name]), kind)
-        if kept < total:
-            yield 1 - kept / total, name, reason
+        without = getattr(redundancy.costs.after(dropped=[name]), kind)
+        if without < total:
+            yield 1 - without / total, name, reason

@@ -1,4 +1,4 @@
-"""The search that planners share: ceilings for the cost, and the walk along a sequence of steps until they hold."""
+"""What planners share: the search they are handed, and the walk along a sequence of steps until the budget is met."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,16 @@ from scipy.optimize import isotonic_regression
 from simprune.planners.constraints import Constraints
 from simprune.planners.space import Floats, Selection, Space, Step
 
+TINY = 1e-12  # share of the cost: a saving is taken to be at least this, so that damage per saving stays finite
+
 
 @dataclass(frozen=True)
 class Search:
-    """A space, the largest cost allowed of each limited kind, and what random planners draw from.
+    """What a planner is asked for.
 
-    `blocks`: how many have to go, exactly; None if that is free.
+    `space`: what may be selected. `ceilings`: the largest allowed cost by kind, in the unit of the kind; kinds that are
+    not limited are not in it. `constraints`: needed to reorder the space. `seed`: for planners that draw at random.
+    `blocks`: the exact number of blocks to remove; None leaves it to the planner.
     """
 
     space: Space
@@ -30,40 +34,53 @@ class Search:
         return replace(self, space=space)
 
     def met(self, costs: Floats) -> NDArray[np.bool_]:
-        """Which rows of `Space.costs` meet every ceiling."""
+        """(N,) whether costs (N, kinds), as `Space.costs` returns them, meet every ceiling."""
         columns = [self.space.kinds.index(kind) for kind in self.ceilings]
         return np.all(costs[:, columns] <= np.array([*self.ceilings.values()]), axis=1)
 
     def scalar(self, costs: Floats, kinds: Sequence[str] | None = None) -> Floats:
-        """One cost per row: the mean over the limited kinds of the share of the whole that is kept."""
+        """One number for several kinds of cost: their share of the original's cost, averaged over `kinds`.
+
+        Args:
+            costs: (N, kinds), as `Space.costs` returns them.
+            kinds: over which the mean is taken; None: the limited kinds.
+
+        Returns:
+            (N,) shares; 1 is the original.
+        """
         columns = [self.space.kinds.index(kind) for kind in kinds or self.ceilings]
         whole = self.space.cost(self.space.nothing)[columns]
         return (costs[:, columns] / np.maximum(whole, 1e-300)).mean(1)
 
 
 def everything(space: Space) -> Selection:
-    """Remove all that may go."""
+    """The selection of all that the constraints allow to remove."""
     return Selection(
         np.array([len(menu.counts) - 1 for menu in space.menus], np.intp), np.ones(len(space.blocks), bool)
     )
 
 
-def along(search: Search, steps: Sequence[Step]) -> Selection:
-    """After which of these steps, one after another, is the damage least among those that meet the budget?
+def best_along(search: Search, steps: Sequence[Step]) -> Selection:
+    """Take the steps one after another, and return the selection that damages least among those that meet the budget.
 
-    That is mostly the first that meets it; a later one where a block goes whose channels had gone before. The last when
-    none meets it.
+    That is usually the first selection that meets the budget. A later one can damage less where a step removes a block
+    whose channels earlier steps have removed. When no selection meets the budget, the cheapest one is returned.
     """
     return best(search, *search.space.along(steps))
 
 
 def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Selection:
-    """Of the selections in these rows, the first of least damage that meets the budget; if none, of least cost.
+    """The first selection of least damage among those that meet the budget; when none does, the cheapest.
 
-    Rows with another number of blocks than the search asks for are left out, as long as others are there.
+    Selections whose number of blocks is not the one that the search asks for are left out, unless all are such.
+
+    Args:
+        search: the budget.
+        levels: (N, groups), the level of every group.
+        blocks: (N, blocks), whether a block is removed.
     """
     if search.blocks is not None:
-        counted = np.flatnonzero(search.space.gone(blocks).sum(1) == search.blocks)
+        counted = np.flatnonzero(search.space.outermost(blocks).sum(1) == search.blocks)
         if len(counted):
             levels, blocks = levels[counted], blocks[counted]
     costs = search.space.costs(levels, blocks)
@@ -76,79 +93,92 @@ def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) ->
 
 
 def greedy_selection(search: Search) -> Selection:
-    """Least damage per cost saved: of the queue's first j blocks and shortest beginning of channels, the best j.
+    """Least damage per cost saved: for j = 0, 1, ... the first j blocks of a queue, then channels; the best j.
 
-    For a given j a larger budget keeps more channels of the same queue, and so does not damage more; neither then does
-    the best j.
+    For a given j, channels are removed from the front of their own queue until the budget is met. A larger budget needs
+    fewer channels of the same queue, and so never damages more; therefore the best j does not either.
     """
     space = search.space
     levels, _ = space.along(_channel_steps(search))
-    candidates_levels, candidates_blocks = [], []
-    chosen = np.zeros(len(space.blocks), bool)
-    for place in [None, *_block_order(search)]:
-        if place is not None:
-            chosen[place] = True
+    candidate_levels, candidate_blocks = [], []
+    removed = np.zeros(len(space.blocks), bool)
+    for block in [None, *_block_order(search)]:
+        if block is not None:
+            removed[block] = True
         low, high = 0, len(levels) - 1
         while low < high:
             middle = (low + high) // 2
-            if search.met(space.costs(levels[middle][None], chosen[None]))[0]:
+            if search.met(space.costs(levels[middle][None], removed[None]))[0]:
                 high = middle
             else:
                 low = middle + 1
-        candidates_levels.append(levels[low])
-        candidates_blocks.append(chosen.copy())
-    return best(search, np.array(candidates_levels), np.array(candidates_blocks))
+        candidate_levels.append(levels[low])
+        candidate_blocks.append(removed.copy())
+    return best(search, np.array(candidate_levels), np.array(candidate_blocks))
 
 
 def uniform_selection(search: Search) -> Selection:
-    """The same share of every channel group, the most redundant channels of each first; no blocks."""
+    """The same share of every channel group, the most redundant channels of a group first; no blocks."""
     queue = [
         (count / menu.entry.group.size, Step(item, level))
         for item, menu in enumerate(search.space.menus)
         for level, count in enumerate(menu.counts)
         if level
     ]
-    return along(search, ranked(queue))
+    return best_along(search, ranked(queue))
 
 
 def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:
-    """Steps by their rank, lowest first; those of equal rank as they stand."""
-    return [step for _, step in sorted(queue, key=lambda entry: entry[0])]
+    """The steps of (rank, step) pairs, lowest rank first; steps of equal rank keep their order."""
+    return [step for _, step in sorted(queue, key=lambda pair: pair[0])]
 
 
 def _block_order(search: Search) -> list[int]:
-    """Least damage added per cost saved first, as what went before interacts with the rest."""
+    """Indices of the blocks, least damage added per cost saved first.
+
+    The added damage is that of a block after all blocks before it in the order, with which it interacts.
+    """
     count, space = len(search.space.blocks), search.space
     costs = space.costs(np.zeros((count, len(space.menus)), np.intp), np.eye(count, dtype=bool))
-    saved = (search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)).clip(1e-12)
+    saved = (search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)).clip(TINY)
     order: list[int] = []
-    gone, lost = np.zeros(count, bool), 0.0
+    removed, lost = np.zeros(count, bool), 0.0
     while len(order) < count:
-        left = np.flatnonzero(~gone)
-        tried = np.repeat(gone[None], len(left), 0)
-        tried[np.arange(len(left)), left] = True
-        damage = space.damage(np.zeros((len(left), len(space.menus)), np.intp), tried)
-        best = int(((damage - lost) / saved[left]).argmin())
-        order.append(int(left[best]))
-        gone, lost = tried[best], float(damage[best])
+        remaining = np.flatnonzero(~removed)
+        candidates = np.repeat(removed[None], len(remaining), 0)
+        candidates[np.arange(len(remaining)), remaining] = True
+        damage = space.damage(np.zeros((len(remaining), len(space.menus)), np.intp), candidates)
+        row = int(((damage - lost) / saved[remaining]).argmin())
+        order.append(int(remaining[row]))
+        removed, lost = candidates[row], float(damage[row])
     return order
 
 
 def _channel_steps(search: Search) -> list[Step]:
-    """Levels of all groups by damage per cost saved; levels that pay only with later ones have the ratio of all these.
+    """The levels of all groups, least damage per cost saved first, and the levels of a group in rising order.
 
-    That is the lower convex hull of damage over savings, by isotonic regression, so later levels never come first.
+    A level that saves little by itself may be worth removing together with later levels of its group. The ratio of a
+    level is therefore that of the lower convex hull of damage over savings, which isotonic regression finds.
     """
     queue = []
     for item, (menu, saved) in enumerate(zip(search.space.menus, savings(search, search.space.nothing), strict=True)):
-        more = np.maximum(np.diff(saved), 1e-12)
+        more = np.maximum(np.diff(saved), TINY)
         hull = isotonic_regression(np.diff(menu.damage) / more, weights=more).x
         queue += [(ratio, Step(item, level)) for level, ratio in enumerate(hull, 1)]
     return ranked(queue)
 
 
 def savings(search: Search, state: Selection, kinds: Sequence[str] | None = None) -> list[Floats]:
-    """For every group, how much cost each of its levels saves, all else being as in `state` and its blocks there."""
+    """How much cost every level of every group saves.
+
+    Args:
+        search: the space; its limited kinds of cost are the default for `kinds`.
+        state: what is removed elsewhere. Blocks around the group in question are taken to be there.
+        kinds: of cost, as of `Search.scalar`.
+
+    Returns:
+        For every group (levels,) savings, as shares of the original's cost; the first is 0.
+    """
     space = search.space
     sizes = [len(menu.counts) for menu in space.menus]
     levels = np.repeat(state.levels[None], sum(sizes), 0)
@@ -158,5 +188,5 @@ def savings(search: Search, state: Selection, kinds: Sequence[str] | None = None
     blocks = np.repeat(state.blocks[None], len(levels), 0)
     for item, (start, stop) in enumerate(pairwise(ends)):
         blocks[start:stop, space.around(item)] = False
-    kept = search.scalar(space.costs(levels, blocks), kinds)
-    return [kept[start] - kept[start:stop] for start, stop in pairwise(ends)]
+    costs = search.scalar(space.costs(levels, blocks), kinds)
+    return [costs[start] - costs[start:stop] for start, stop in pairwise(ends)]

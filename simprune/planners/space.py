@@ -1,4 +1,9 @@
-"""All that may be chosen, and what any selection costs and damages: exactly, and many selections at once."""
+"""The space: all that may be removed, and what any selection of it costs and damages, many selections at once.
+
+A group (of channels, heads or hidden units) has a menu: how many of its units may be removed. A selection is a level of
+every group's menu, and for every block whether it is removed. Arrays of selections are (N, groups) levels and (N,
+blocks) flags. An item is a group or a block: items number the groups first, then the blocks.
+"""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -14,12 +19,16 @@ from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Redunda
 from simprune.planners.constraints import Constraints
 
 Floats = NDArray[np.float64]
-ROWS = 512  # selections evaluated at once, which bounds the memory
+ROWS = 512  # so many selections are evaluated at once, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Menu:
-    """One group: the order in which its units go, the allowed numbers of units gone, and the damage of each number."""
+    """What may be removed of one group.
+
+    `order`: the units, as indices into the group, in the order in which they are removed. `counts`: how many units a
+    level removes; the first is 0. `damage`: (levels,) expected damage of every level.
+    """
 
     entry: ChannelRedundancy
     order: tuple[int, ...]
@@ -28,28 +37,31 @@ class Menu:
 
     @classmethod
     def of(cls, entry: ChannelRedundancy, constraints: Constraints, order: Sequence[int] | None = None) -> "Menu":
-        """Units go in the entry's order unless another is given.
+        """The levels that the constraints allow.
 
-        `damage` of a unit is what is lost at its turn in the entry's order; units out of turn lose at least as much as
-        the same number of units in it.
+        Args:
+            entry: the group, with the damage of every unit at its turn in the entry's own order.
+            constraints: which widths are allowed.
+            order: another order of removal. Units that are removed out of turn damage at least as much as the same
+                number of units in the entry's order.
         """
-        own = tuple(entry.order if order is None else order)
-        counts = constraints.counts(entry.group, own)
-        lost, least = (np.cumsum([0.0, *(entry.damage[unit] for unit in units)]) for units in (own, entry.order))
-        return cls(entry, own, tuple(counts), np.maximum(lost, least)[counts])
+        units = tuple(entry.order if order is None else order)
+        counts = constraints.counts(entry.group, units)
+        lost, least = (np.cumsum([0.0, *(entry.damage[unit] for unit in turn)]) for turn in (units, entry.order))
+        return cls(entry, units, tuple(counts), np.maximum(lost, least)[counts])
 
     def only(self, levels: Sequence[int] | NDArray[np.intp]) -> "Menu":
-        """Some of the levels."""
+        """The same menu with these of its levels alone."""
         return replace(self, counts=tuple(self.counts[level] for level in levels), damage=self.damage[list(levels)])
 
     def gone(self, level: int) -> tuple[int, ...]:
-        """The units that go at a level, an index of `counts`."""
+        """The units that a level, an index of `counts`, removes."""
         return self.order[: self.counts[level]]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """For every group the level of its menu, and for every block whether it goes."""
+    """`levels`: (groups,) the level of every group's menu. `blocks`: (blocks,) whether a block is removed."""
 
     levels: NDArray[np.intp]
     blocks: NDArray[np.bool_]
@@ -57,7 +69,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Step:
-    """One more level of a group, or a block: `item` counts the groups, then the blocks."""
+    """The removal of a block, or of a group's units up to a level of its menu; `item`: the group or block."""
 
     item: int
     level: int = 0
@@ -65,7 +77,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Space:
-    """Groups with their menus, blocks, and their cost; `extra` are costs that add up over structures, by kind."""
+    """Everything that may be removed, and what that saves and damages.
+
+    `redundancy`: of all structures, with the cost model. `menus`: one per group that can lose units. `blocks`: those
+    that may be removed. `extra`: by kind, costs that the cost model does not know, and that add up over structures.
+    """
 
     redundancy: Redundancy
     menus: tuple[Menu, ...]
@@ -74,24 +90,32 @@ class Space:
 
     @classmethod
     def of(cls, redundancy: Redundancy, constraints: Constraints) -> "Space":
-        """What the constraints leave; groups that cannot lose anything are left out."""
+        """The space that the constraints leave; groups that cannot lose a unit are not in it.
+
+        Raises:
+            ValueError: for a protected name that the network does not have.
+        """
         constraints.check(redundancy)
         menus = (Menu.of(entry, constraints) for entry in constraints.groups(redundancy))
-        kept = tuple(menu for menu in menus if len(menu.counts) > 1)
-        return cls(redundancy, kept, constraints.blocks(redundancy), {})
+        prunable = tuple(menu for menu in menus if len(menu.counts) > 1)
+        return cls(redundancy, prunable, constraints.blocks(redundancy), {})
 
     def ordered(self, orders: Mapping[str, Sequence[int]], constraints: Constraints) -> "Space":
-        """The same space with other orders inside groups, by name; levels that an order does not allow are left out."""
+        """The same space with another order of removal inside groups, by name of the group.
+
+        Only levels that are allowed in both orders are left.
+        """
         menus = [Menu.of(menu.entry, constraints, orders[menu.entry.name]) for menu in self.menus]
-        both = [set(old.counts) & set(new.counts) for old, new in zip(self.menus, menus, strict=True)]
-        found = self.only([_places(old.counts, shared) for old, shared in zip(self.menus, both, strict=True)])
-        kept = (new.only(_places(new.counts, shared)) for new, shared in zip(menus, both, strict=True))
-        return replace(found, menus=tuple(kept))
+        shared = [set(old.counts) & set(new.counts) for old, new in zip(self.menus, menus, strict=True)]
+        space = self.only([_levels(old, counts) for old, counts in zip(self.menus, shared, strict=True)])
+        return replace(
+            space, menus=tuple(new.only(_levels(new, counts)) for new, counts in zip(menus, shared, strict=True))
+        )
 
     def only(self, levels: Sequence[Sequence[int] | NDArray[np.intp]]) -> "Space":
-        """The same space with some of the levels of every group."""
-        menus = tuple(menu.only(some) for menu, some in zip(self.menus, levels, strict=True))
-        return replace(self, menus=menus, extra={kind: each.only(levels) for kind, each in self.extra.items()})
+        """The same space with these levels of every group alone."""
+        menus = tuple(menu.only(own) for menu, own in zip(self.menus, levels, strict=True))
+        return replace(self, menus=menus, extra={kind: cost.only(levels) for kind, cost in self.extra.items()})
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -100,11 +124,11 @@ class Space:
 
     @property
     def nothing(self) -> Selection:
-        """Keep all."""
+        """The selection that removes nothing."""
         return Selection(np.zeros(len(self.menus), np.intp), np.zeros(len(self.blocks), bool))
 
     def chosen(self, steps: Sequence[Step]) -> Selection:
-        """The selection that a sequence of steps leads to."""
+        """The selection after all of these steps."""
         selection = self.nothing
         for step in steps:
             if step.item < len(self.menus):
@@ -114,7 +138,7 @@ class Space:
         return selection
 
     def along(self, steps: Sequence[Step]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """(levels, blocks) after 0, 1, ... all of the steps, one row each."""
+        """The selections after 0, 1, ... all steps: levels (steps + 1, groups), blocks (steps + 1, blocks)."""
         levels = np.zeros((len(steps) + 1, len(self.menus)), np.intp)
         blocks = np.zeros((len(steps) + 1, len(self.blocks)), bool)
         for row, step in enumerate(steps, 1):
@@ -125,56 +149,61 @@ class Space:
         return np.maximum.accumulate(levels, 0), np.logical_or.accumulate(blocks, 0)
 
     def cost(self, selection: Selection) -> Floats:
-        """Cost of one selection, one number per kind."""
+        """(kinds,) the cost of one selection."""
         return self.costs(selection.levels[None], selection.blocks[None])[0]
 
     def costs(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        """Costs of many selections: levels (N, groups), blocks (N, blocks) -> (N, kinds)."""
-        parts = [self._costs(levels[at : at + ROWS], blocks[at : at + ROWS]) for at in range(0, len(levels), ROWS)]
+        """(N, kinds) the costs of selections with levels (N, groups) and blocks (N, blocks)."""
+        starts = range(0, len(levels), ROWS)
+        parts = [self._costs(levels[start : start + ROWS], blocks[start : start + ROWS]) for start in starts]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.kinds)))
 
     def damage(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        """Expected damage of many selections: of all that goes, without what lies inside a block that goes.
+        """(N,) expected damage of selections with levels (N, groups) and blocks (N, blocks).
 
-        The squared length of the sum of the changes of the output, whose squared lengths are the damages: more than
-        the sum of the damages where changes point the same way (see `simprune.scores.output_changes`).
+        Whatever lies inside a removed block does not count. A structure's damage is the squared length of the change of
+        the output that its removal causes. The damage of a selection is the squared length of the sum of these changes,
+        which exceeds the sum of the damages where changes point the same way (see `simprune.scores.output_changes`).
         """
         length = self._lengths(levels, blocks)
         return (length**2).sum(1) + ((length @ self._interactions) * length).sum(1)
 
     def damages(self, state: Selection) -> list[Floats]:
-        """Damage of every level of every group, then (0, damage) of every block, with all else as in `state`.
+        """(levels,) damage of every group, then (0, damage) of every block, when the others are removed as in `state`.
 
-        What a structure shares with the others counts in full: a step from `state` sees the whole of what it adds.
+        The whole interaction of a structure with the others is counted as its own, which is what its removal adds.
         """
         shared = 2 * (self._lengths(state.levels[None], state.blocks[None]) @ self._interactions)[0]
         alone = [np.array([0, entry.damage]) for entry in self.blocks] + [menu.damage for menu in self.menus]
-        found = [own + np.sqrt(own) * more for own, more in zip(alone, shared, strict=True)]
-        return [*found[len(self.blocks) :], *found[: len(self.blocks)]]
+        damages = [own + np.sqrt(own) * more for own, more in zip(alone, shared, strict=True)]
+        return [*damages[len(self.blocks) :], *damages[: len(self.blocks)]]
 
     @property
     def interacting(self) -> bool:
-        """Whether damages do more than add up."""
+        """Whether structures interact, so that damages do not simply add up."""
         return bool(self._interactions.any())
 
     def exact(self, selection: Selection) -> Cost:
-        """Cost by the cost model itself."""
-        gone, levels = self.removed(selection)
+        """The cost of a selection by the cost model itself, without the arrays that make `costs` fast."""
+        removed, levels = self.removed(selection)
         cut: dict[tuple[str, int], int] = {}
         for menu, level in levels:
             for key, count in menu.entry.group.cut(menu.gone(level)).items():
                 cut[key] = cut.get(key, 0) + count
-        stand_ins = {entry.name: entry.block.replace for entry in gone}
+        stand_ins = {entry.name: entry.block.replace for entry in removed}
         return self.redundancy.costs.after(cut, list(stand_ins), stand_ins)
 
     def removed(self, selection: Selection) -> tuple[list[BlockRedundancy], list[tuple[Menu, int]]]:
-        """Blocks that go, and groups that lose units with their levels; not what is inside a block that goes."""
-        outer, live = self._effective(selection.levels[None], selection.blocks[None])
-        gone = [entry for entry, out in zip(self.blocks, outer[0], strict=True) if out]
-        return gone, [(menu, int(level)) for menu, level in zip(self.menus, live[0], strict=True) if level]
+        """The blocks that a selection removes, and (menu, level) of the groups that lose units.
+
+        Whatever lies inside a removed block is in neither list.
+        """
+        outer, effective = self._effective(selection.levels[None], selection.blocks[None])
+        blocks = [entry for entry, is_removed in zip(self.blocks, outer[0], strict=True) if is_removed]
+        return blocks, [(menu, int(level)) for menu, level in zip(self.menus, effective[0], strict=True) if level]
 
     def children(self) -> tuple[list[list[int]], list[int]]:
-        """Items (groups, then blocks) right inside each block, and those inside none."""
+        """The tree of items: for every block the items directly inside it, and the items that are in no block."""
         inside: list[list[int]] = [[] for _ in self.blocks]
         top = []
         depth = self._block_inside.sum(0)
@@ -187,141 +216,159 @@ class Space:
         return inside, top
 
     def around(self, item: int) -> NDArray[np.intp]:
-        """The blocks around a group or, counted behind the groups, a block."""
+        """Indices of the blocks around an item."""
         groups = len(self.menus)
         outside = self._group_inside[:, item] if item < groups else self._block_inside[:, item - groups]
         return np.flatnonzero(outside)
 
     def inside(self, block: int) -> NDArray[np.intp]:
-        """The groups inside a block."""
+        """Indices of the groups inside a block."""
         return np.flatnonzero(self._group_inside[block])
 
-    def gone(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(N, blocks): those that go and are in no other that goes."""
+    def outermost(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(N, blocks) whether a block is removed and lies in no other removed block."""
         return blocks & ~(blocks @ self._block_inside)
 
     # ---- the arithmetic, vectorised over selections ----
 
     def _lengths(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        """(N, structures), blocks first: root of the damage of what goes of each."""
-        outer, live = self._effective(levels, blocks)
+        """(N, structures), blocks first: square root of the damage of what is removed of every structure."""
+        outer, effective = self._effective(levels, blocks)
         lost = [outer * np.array([entry.damage for entry in self.blocks], float)]
-        lost += [menu.damage[live[:, place], None] for place, menu in enumerate(self.menus)]
+        lost += [menu.damage[effective[:, item], None] for item, menu in enumerate(self.menus)]
         return np.sqrt(np.concatenate(lost, 1))
 
     def _effective(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
-        """Blocks that go and are in no other that goes; levels, 0 inside blocks that go."""
-        return self.gone(blocks), np.where(blocks @ self._group_inside, 0, levels)
+        """The outermost removed blocks (N, blocks), and the levels (N, groups), which are 0 inside removed blocks."""
+        return self.outermost(blocks), np.where(blocks @ self._group_inside, 0, levels)
 
     @cached_property
     def _block_inside(self) -> NDArray[np.bool_]:
-        """[b, c]: block c lies inside block b."""
+        """(blocks, blocks) [b, c]: whether block c lies inside block b."""
         names = [entry.name for entry in self.blocks]
         return np.array([[c.startswith(f"{b}.") for c in names] for b in names], bool).reshape(len(names), len(names))
 
     @cached_property
     def _group_inside(self) -> NDArray[np.bool_]:
-        """[b, g]: group g is named after something in block b, so that it cannot be edited without it."""
+        """(blocks, groups) [b, g]: whether group g is named after a module of block b, and is removed with it."""
         groups = [f"{menu.entry.name}." for menu in self.menus]
-        found = [[name.startswith(f"{entry.name}.") for name in groups] for entry in self.blocks]
-        return np.array(found, bool).reshape(len(self.blocks), len(groups))
+        inside = [[name.startswith(f"{entry.name}.") for name in groups] for entry in self.blocks]
+        return np.array(inside, bool).reshape(len(self.blocks), len(groups))
 
     @cached_property
     def _interactions(self) -> Floats:
-        """(structures, structures), blocks first, without the diagonal."""
-        known = self.redundancy.interactions
+        """(structures, structures), blocks first: how far changes of the output agree, in [0, 1]; 0 on the diagonal."""
+        interactions = self.redundancy.interactions
         keys = [("block", entry.name) for entry in self.blocks]
         keys += [(menu.entry.group.kind, menu.entry.name) for menu in self.menus]
-        return np.zeros((len(keys),) * 2) if known is None else known.among(keys) - np.eye(len(keys))
+        return np.zeros((len(keys),) * 2) if interactions is None else interactions.among(keys) - np.eye(len(keys))
 
     @cached_property
     def _terms(self) -> "_Terms":
         return _Terms(self)
 
     def _costs(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        outer, live = self._effective(levels, blocks)
-        counted = self._terms.costs(live, outer)
-        return np.column_stack([counted, *(extra.costs(live, outer) for extra in self.extra.values())])
+        outer, effective = self._effective(levels, blocks)
+        counted = self._terms.costs(effective, outer)
+        return np.column_stack([counted, *(extra.costs(effective, outer) for extra in self.extra.values())])
 
 
 @dataclass(frozen=True)
 class Additive:
-    """A cost that adds up: the whole, and what each level of each group, and each block, saves."""
+    """A cost whose savings add up.
+
+    `whole`: the cost of the original. `groups`: for every group (levels,) savings. `blocks`: (blocks,) savings.
+    """
 
     whole: float
     groups: tuple[Floats, ...]
     blocks: Floats
 
     def only(self, levels: Sequence[Sequence[int] | NDArray[np.intp]]) -> "Additive":
-        """With some of the levels of every group."""
-        return replace(self, groups=tuple(each[list(some)] for each, some in zip(self.groups, levels, strict=True)))
+        """The same cost with these levels of every group alone."""
+        return replace(self, groups=tuple(saved[list(own)] for saved, own in zip(self.groups, levels, strict=True)))
 
     def costs(self, levels: NDArray[np.intp], outer: NDArray[np.bool_]) -> Floats:
-        """Costs of many selections."""
+        """(N,) costs of selections, whose levels (N, groups) are 0 inside removed blocks."""
         saved = outer @ self.blocks
-        for place, table in enumerate(self.groups):
-            saved = saved + table[levels[:, place]]
+        for item, table in enumerate(self.groups):
+            saved = saved + table[levels[:, item]]
         return self.whole - saved
 
 
 class _Terms:
-    """The cost model's terms as arrays: lengths minus what every level of every group cuts, multiplied out."""
+    """The terms of the cost model as arrays, so that many selections are evaluated at once.
+
+    A term is a product of lengths (of dimensions of tensors) times the cost of one element. A selection shortens some
+    of the lengths, drops the terms of removed blocks, and adds the terms of their stand-ins.
+
+    `lengths`: (terms, factors) the lengths that a selection can shorten, padded with 1. `element_costs`: (terms, 3)
+    macs, params and bytes per element, times the lengths that no selection shortens. `drops`: (blocks, terms) 1 where a
+    term is dropped with a block. `stand_in_of`: (terms,) the block that a term's stand-in replaces; -1 for terms of the
+    original.
+
+    A cut is one length that one group shortens. `table` holds the entries lost at every level, for all groups one after
+    another; `offsets` and `groups` say for every cut where its part of the table begins and which group's level counts;
+    `scatter` (cuts, terms * factors) adds the cuts up at the lengths that they shorten.
+    """
 
     def __init__(self, space: Space) -> None:
         names = [entry.name for entry in space.blocks]
         terms = list(space.redundancy.costs.terms({entry.name: entry.block.replace for entry in space.blocks}))
         lost = [_lost(menu) for menu in space.menus]
         cuttable = {key for tables in lost for key in tables}
-        moving = [[factor for factor in term.factors if factor[1] in cuttable] for term in terms]
-        width = max(map(len, moving), default=0)
+        variable = [[factor for factor in term.factors if factor[1] in cuttable] for term in terms]
+        width = max(map(len, variable), default=0)
         self.lengths = np.ones((len(terms), width))
-        places: dict[tuple[str, int], list[int]] = {}  # where the length of a tensor's dimension stands
-        for row, factors in enumerate(moving):
+        positions: dict[tuple[str, int], list[int]] = {}  # in the flat `lengths`, by tensor and dimension
+        for row, factors in enumerate(variable):
             for column, (length, key) in enumerate(factors):
                 self.lengths[row, column] = length
                 if key is not None:
-                    places.setdefault(key, []).append(row * width + column)
-        still = [math.prod(length for length, key in term.factors if key not in cuttable) for term in terms]
-        each = np.array([term.each for term in terms], float).reshape(len(terms), 3)
-        self.each = each * np.array(still, float)[:, None]
+                    positions.setdefault(key, []).append(row * width + column)
+        constant = [math.prod(length for length, key in term.factors if key not in cuttable) for term in terms]
+        per_element = np.array([term.each for term in terms], float).reshape(len(terms), 3)
+        self.element_costs = per_element * np.array(constant, float)[:, None]
         drops = [
             [name != term.replaces and f"{term.owner}.".startswith(f"{name}.") for term in terms] for name in names
         ]
         self.drops = np.array(drops, float).reshape(len(names), len(terms))
-        self.needs = np.array([names.index(term.replaces) if term.replaces else -1 for term in terms], int)
-        offsets, groups, positions, tables, at = [], [], [], [], 0
-        for place, found in enumerate(lost):
-            for key, counts in found.items():
-                for position in places.get(key, []):
-                    offsets.append(at)
-                    groups.append(place)
-                    positions.append(position)
+        self.stand_in_of = np.array([names.index(term.replaces) if term.replaces else -1 for term in terms], int)
+        offsets, groups, targets, tables, start = [], [], [], [], 0
+        for item, lost_by_key in enumerate(lost):
+            for key, counts in lost_by_key.items():
+                for position in positions.get(key, []):
+                    offsets.append(start)
+                    groups.append(item)
+                    targets.append(position)
                 tables.append(counts)
-                at += len(counts)
+                start += len(counts)
         self.offsets, self.groups = np.array(offsets, int), np.array(groups, int)
         self.table = np.concatenate(tables) if tables else np.zeros(0)
-        size, entries = self.lengths.size, np.arange(len(positions))
-        self.scatter = csr_array((np.ones(len(positions)), (entries, positions)), shape=(len(positions), size))
+        size, cuts = self.lengths.size, np.arange(len(targets))
+        self.scatter = csr_array((np.ones(len(targets)), (cuts, targets)), shape=(len(targets), size))
 
     def costs(self, levels: NDArray[np.intp], outer: NDArray[np.bool_]) -> Floats:
+        """(N, 3) macs, params and bytes of selections: levels (N, groups), outermost removed blocks (N, blocks)."""
         lost = self.table[self.offsets + levels[:, self.groups]] @ self.scatter
         elements = np.prod(self.lengths - lost.reshape(len(levels), *self.lengths.shape), axis=2)
         elements[outer.astype(float) @ self.drops > 0] = 0
-        waiting = np.flatnonzero(self.needs >= 0)
-        elements[:, waiting] *= outer[:, self.needs[waiting]]
-        return np.rint(elements @ self.each)
+        stand_ins = np.flatnonzero(self.stand_in_of >= 0)
+        elements[:, stand_ins] *= outer[:, self.stand_in_of[stand_ins]]
+        return np.rint(elements @ self.element_costs)
 
 
-def _places(counts: Sequence[int], some: Collection[int]) -> list[int]:
-    return [place for place, count in enumerate(counts) if count in some]
+def _levels(menu: Menu, counts: Collection[int]) -> list[int]:
+    """The levels of a menu that remove one of these numbers of units."""
+    return [level for level, count in enumerate(menu.counts) if count in counts]
 
 
 def _lost(menu: Menu) -> dict[tuple[str, int], Floats]:
-    """How many entries every tensor loses along each dimension, at every level of a menu."""
-    tables: dict[tuple[str, int], list[set[int]]] = {}
+    """By tensor and dimension, (levels,) how many entries the dimension loses at every level of a menu."""
+    removed: dict[tuple[str, int], list[set[int]]] = {}
     for part in menu.entry.group.slices:
-        own = tables.setdefault((part.tensor, part.dim), [set() for _ in menu.order])
-        for place, unit in enumerate(menu.order):
-            own[place].update(part.indices[unit])
+        per_unit = removed.setdefault((part.tensor, part.dim), [set() for _ in menu.order])
+        for turn, unit in enumerate(menu.order):
+            per_unit[turn].update(part.indices[unit])
     counts = list(menu.counts)
-    return {key: np.cumsum([0.0, *map(len, sets)])[counts] for key, sets in tables.items()}
+    return {key: np.cumsum([0.0, *map(len, sets)])[counts] for key, sets in removed.items()}

@@ -1,4 +1,4 @@
-"""Uniform: the same share of every group goes."""
+"""Uniform: the same share of every group is removed."""
 
 from simprune.core.registry import register
 from simprune.planners.search import Search, uniform_selection

@@ -134,6 +134,19 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
     return found
 
 
+def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str, float]) -> ValueError:
+    """The error for a budget of latency or memory that no measured network met.
+
+    Args:
+        budget: that was not met.
+        before: what the original takes, in seconds or bytes, by kind of cost.
+        after: what the nearest network takes.
+    """
+    shown = {"latency": lambda value: f"{1e3 * value:.3g} ms", "memory": lambda value: f"{value:,.0f} bytes"}
+    reached = ", ".join(f"{kind} {shown[kind](after[kind])} of {shown[kind](before[kind])}" for kind in after)
+    return ValueError(f"budget: {budget} was not reached by any network that was measured; the nearest has {reached}")
+
+
 def _widened(search: Search, found: Found) -> Found:
     """The same selection where all levels of the search are there."""
     few, selection, costs = found

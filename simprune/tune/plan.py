@@ -9,7 +9,7 @@ from simprune.core.redundancy import Redundancy
 from simprune.core.registry import bound
 from simprune.planners.budget import Amount, Budget
 from simprune.planners.constraints import Constraints
-from simprune.planners.refusal import not_measured, unreachable
+from simprune.planners.refusal import unreachable
 from simprune.planners.search import Search
 from simprune.planners.space import Selection, Space
 from simprune.settings import Planner
@@ -17,7 +17,7 @@ from simprune.trace.network import Network
 from simprune.trace.timing import Timer, clock
 from simprune.tune.finalists import try_plans
 from simprune.tune.holdout_trial import HoldoutTrial
-from simprune.tune.measured import Bench, Choose, Timings, meet
+from simprune.tune.measured import Bench, Choose, Timings, meet, not_measured
 
 
 def plan(

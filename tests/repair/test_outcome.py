@@ -5,7 +5,7 @@ import torch
 
 import simprune as sp
 from simprune.core.plan import Edit, Plan
-from simprune.planners.outcome import outcomes
+from simprune.repair.outcome import outcomes
 from simprune.zoo.residual import ResidualCNN
 
 
