@@ -16,12 +16,13 @@ def clusters(search: Search) -> tuple[Space, Selection]:
 
     A channel joins the cluster of the channel that it correlates with most; the most redundant channels join first.
     When two clusters join, the less redundant representative stays and the other is removed. Blocks form runs of
-    consecutive blocks, and the first block of a run stays (MPruner, 2024). joined = {menu.entry.name: _join(menu.entry)
-    for menu in search.space.menus} space = search.space.ordered({name: order for name, (order, _) in joined.items()},
-    search.constraints) similarity = _runs(search.space.redundancy) queue = [(-similarity[entry.name],
-    Step(len(space.menus) + index)) for index, entry in enumerate(space.blocks)] for item, menu in
-    enumerate(space.menus):
+    consecutive blocks, and the first block of a run stays (MPruner, 2024).
     """
+    joined = {menu.entry.name: _join(menu.entry) for menu in search.space.menus}
+    space = search.space.ordered({name: order for name, (order, _) in joined.items()}, search.constraints)
+    similarity = _runs(search.space.redundancy)
+    queue = [(-similarity[entry.name], Step(len(space.menus) + index)) for index, entry in enumerate(space.blocks)]
+    for item, menu in enumerate(space.menus):
         strength = joined[menu.entry.name][1]
         levels = [(level, count) for level, count in enumerate(menu.counts) if 0 < count <= len(strength)]
         queue += [(-strength[count - 1], Step(item, level)) for level, count in levels]

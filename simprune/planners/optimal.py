@@ -156,8 +156,9 @@ def _cells(
     """Savings in cells of the table, rounded.
 
     A cell is the largest saving that all savings are multiples of, but at least 1 / RESOLUTION of all that can be
-    saved. amounts = np.concatenate([np.zeros(1), *saved]).clip(0)
+    saved.
     """
+    amounts = np.concatenate([np.zeros(1), *saved]).clip(0)
 
     def most(items: Sequence[int]) -> float:
         """The largest saving of these items together."""

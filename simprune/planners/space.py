@@ -1,8 +1,8 @@
 """The space: all that may be removed, and what any selection of it costs and damages, many selections at once.
 
 A group (of channels, heads or hidden units) has a menu: how many of its units may be removed. A selection is a level of
-every group's menu, and for every block whether it is removed. Arrays of selections are (N, groups) levels and (N,
-blocks) flags. An item is a group or a block: items number the groups first, then the blocks.
+every group's menu, and for every block whether it is removed. Arrays of selections are levels (N, groups)
+and flags (N, blocks). An item is a group or a block: items number the groups first, then the blocks.
 """
 
 import math
