@@ -1,6 +1,9 @@
 """How dispensable every channel of a group is: one way to score per file.
 
-A score is a registered function (network, calibration, groups, *, options) -> {name of the group: ChannelScore}.
+A score is a registered function (network, calibration, groups, *, options) -> {name of the group: ChannelScore}. It may
+leave out groups that it cannot score. A score may register two facts: `why`, the words in which a plan gives its
+reasons (a format with the fields least, mean and score), and `output_losses=True`, when its results have `losses`, from
+which the change of the network's output is measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,15 +28,18 @@ def score_channels(
     seed: int,
     correlations: Mapping[str, Tensor],
 ) -> dict[str, ChannelScore]:
-    """Scores of all groups; a group that the score says nothing of is scored by its predictability.
+    """Scores of all groups; a group that the score leaves out is scored by its predictability.
 
     Args:
         network: the original.
-        calibration: batches.
-        groups: what is scored.
+        calibration: batches that can be walked more than once.
+        groups: groups of channels or other units.
         score: its name, or a mapping with `name` and options.
         seed: of scores that draw at random.
-        correlations: (readers, C, C) of every group at the inputs of what reads it.
+        correlations: (readers, C, C) of the C units of every group, at the inputs of the modules that read them.
+
+    Returns:
+        The score of every group by the group's name.
     """
     scores = dict(bound("score", score, seed=seed)(network, calibration, groups))
     return scores | {

@@ -13,7 +13,7 @@ from simprune.trace.network import Network
 
 
 class Correlations(ReaderMoments):
-    """Reads what correlates in every group; memory O(readers x channels^2)."""
+    """Reads the correlations of every group's units in a walk over the batches; memory O(readers x channels^2)."""
 
     def __init__(self, groups: Sequence[UnitGroup]) -> None:
         super().__init__(groups, "positions", apart=True)
@@ -21,11 +21,11 @@ class Correlations(ReaderMoments):
 
     def values(self) -> Mapping[str, Tensor]:
         """(readers, C, C) correlations of every group, by its name; ValueError when nothing was read."""
-        return {group.name: torch.stack([_correlation(each) for each in self.of(group)]) for group in self.groups}
+        return {group.name: torch.stack([_correlation(moments) for moments in self.of(group)]) for group in self.groups}
 
 
 def reader_correlations(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> Mapping[str, Tensor]:
-    """(readers, C, C) correlations of every group's channels. One forward pass over the batches."""
+    """(readers, C, C) correlations of every group's C channels, by the group's name. One pass over the batches."""
     reading = Correlations(groups)
     read(network.model, calibration, [reading])
     return reading.values()

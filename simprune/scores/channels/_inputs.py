@@ -1,9 +1,13 @@
-"""A layer's inputs as the second-order cost needs them: their covariance, and its inverse while inputs go.
+"""The covariance of a layer's inputs, and its inverse, which is updated while inputs are removed one after another.
 
-As matrices, inputs x inputs, where there are more rows than inputs. Else as the rows B themselves, one per input and
-position and divided by the root of their number: the covariance is B^T B, and its inverse, damped by d, is
-(1 - A^T A) / d with A = L^-1 B and L L^T = d + B B^T (the identity of Woodbury). The classifier of a VGG has 25,088
-inputs, whose covariance would be 5 GB, and rarely as many rows.
+The second-order cost of an input needs both. A layer has D inputs (columns), and the calibration set gives N rows, one
+per sample and position. There are two representations with the same methods:
+
+- `Matrices` holds the covariance and its inverse, (D, D). It is used when N >= D.
+- `Rows` holds the centred rows B, (N, D), divided by the root of N, when N < D. The covariance is B^T B. Its inverse,
+  with d added to the diagonal, is (1 - A^T A) / d, where A = L^-1 B and L L^T = d + B B^T (Woodbury's identity). For
+  example, the first layer of VGG's classifier has 25,088 inputs: their covariance would take 5 GB, while the
+  calibration set rarely has as many rows.
 """
 
 import torch
@@ -14,35 +18,36 @@ from simprune.trace.layers import joint_moments, stacked
 
 
 class Gathered:
-    """Inputs of a layer, batch by batch: rows as long as they are fewer than inputs, then moments."""
+    """Inputs of a layer, collected batch by batch: as rows while there are fewer rows than inputs, then as moments."""
 
     def __init__(self) -> None:
-        self.rows: list[Tensor] = []  # (inputs, rows) each
+        self.rows: list[Tensor] = []  # of every batch: (inputs, rows)
         self.moments: Moments | None = None
 
     def add(self, inputs: Tensor) -> None:
-        """Add (N, inputs, positions)."""
+        """Add the inputs of one batch, (samples, inputs, positions)."""
         self.rows.append(stacked(inputs))
         if self.moments is not None or sum(rows.shape[1] for rows in self.rows) >= inputs.shape[1]:
             for rows in self.rows:
-                found = joint_moments(rows[None])
-                self.moments = found if self.moments is None else self.moments.merge(found)
+                moments = joint_moments(rows[None])
+                self.moments = moments if self.moments is None else self.moments.merge(moments)
             self.rows = []
 
     def inverted(self, ridge: float) -> "Matrices | Rows":
-        """Ready for inputs to go, the inverse damped by `ridge` x the mean variance."""
+        """The covariance and its inverse; `ridge` times the mean variance is added to the diagonal first."""
         if self.moments is not None:
             return Matrices(self.moments.covariance.cpu(), self.moments.mean.cpu(), ridge)
         return Rows(torch.cat([rows.double().cpu() for rows in self.rows], 1).T, ridge)
 
 
-PENDING = 64  # rows of changes: enough for a product of matrices to be worth its while
+PENDING = 64  # removed inputs whose updates of the inverse are applied in one matrix product, which is faster
 
 
 class Matrices:
-    """Covariance and inverse as (inputs, inputs) matrices.
+    """Covariance and inverse as (inputs, inputs) matrices, for layers with at least as many rows as inputs.
 
-    The inverse is `inverse` - `rows`^T `halves`: its changes are collected and taken out many at a time.
+    The current inverse is `inverse` - `rows`^T `halves`: the updates by removed inputs are collected in `rows` and
+    `halves`, and subtracted when there are `PENDING` of them.
     """
 
     def __init__(self, covariance: Tensor, mean: Tensor, ridge: float) -> None:
@@ -53,16 +58,21 @@ class Matrices:
         self.rows = self.halves = self.inverse[:0]
 
     def blocks(self, columns: Tensor) -> Tensor:
-        """Covariance of each of the (units, k) inputs among themselves: (units, k, k)."""
+        """Covariances among the k inputs of every unit, (units, k, k), for their numbers `columns`, (units, k)."""
         return self.covariance[columns[:, :, None], columns[:, None, :]]
 
     def inverse_blocks(self, columns: Tensor) -> Tensor:
-        """The same of the inverse, of what is left."""
+        """The blocks (units, k, k) of the inverse covariance of the remaining inputs."""
         changes = _products(self.rows, self.halves, columns)
         return self.inverse[columns[:, :, None], columns[:, None, :]] - changes
 
     def remove(self, columns: Tensor) -> Tensor:
-        """Take (k,) inputs out; returns how the others make up for them, (k, inputs), with 1 for each itself."""
+        """Remove k inputs and update the inverse.
+
+        Returns:
+            (k, inputs): row i, applied with a minus sign to the other inputs, predicts removed input i; its own entry
+            is 1. A refit subtracts the removed weights times these rows from the weights.
+        """
         rows = self.inverse[columns] - self.halves[:, columns].T @ self.rows
         half = torch.linalg.solve(rows[:, columns], rows)
         self.rows, self.halves = torch.cat([self.rows, rows]), torch.cat([self.halves, half])
@@ -71,13 +81,24 @@ class Matrices:
             self.rows = self.halves = self.inverse[:0]
         return half
 
-    def refit(self, matrix: Tensor, kept: Tensor) -> Tensor:
-        """(outputs, kept inputs): with which the inputs that `kept` marks give what `matrix` makes of all."""
-        return torch.linalg.solve(self.ridged[kept][:, kept], self.covariance[kept] @ matrix.T).T
+    def refit(self, matrix: Tensor, remaining: Tensor) -> Tensor:
+        """Least-squares weights with which the remaining inputs reproduce the outputs that all inputs gave.
+
+        Args:
+            matrix: (outputs, inputs) weights of the layer.
+            remaining: (inputs,) true for the inputs that are not removed.
+
+        Returns:
+            (outputs, remaining inputs).
+        """
+        return torch.linalg.solve(self.ridged[remaining][:, remaining], self.covariance[remaining] @ matrix.T).T
 
 
 class Rows:
-    """The same of fewer (rows, inputs) than there are inputs."""
+    """Covariance and inverse by way of the (rows, inputs) themselves, for layers with fewer rows than inputs.
+
+    The methods are those of `Matrices`. `factor` is the A of the top of this file.
+    """
 
     def __init__(self, rows: Tensor, ridge: float) -> None:
         self.mean = rows.mean(0)
@@ -97,22 +118,23 @@ class Rows:
         ) / self.damping
 
     def remove(self, columns: Tensor) -> Tensor:
-        own = self.factor[:, columns]
-        left, values, right = torch.linalg.svd(own, full_matrices=False)
-        rest = (1 - values.square()).clamp(min=1e-15)  # of the inverse, in directions of these inputs
-        onto = left.T @ self.factor
-        half = -(right.T * (values / rest)) @ onto
+        removed = self.factor[:, columns]
+        left, values, right = torch.linalg.svd(removed, full_matrices=False)
+        # eigenvalues of the removed inputs' block of the inverse, times the damping; rounding must not make them zero
+        eigenvalues = (1 - values.square()).clamp(min=1e-15)
+        projected = left.T @ self.factor
+        half = -(right.T * (values / eigenvalues)) @ projected
         half[:, columns] = torch.eye(len(columns), dtype=half.dtype)
-        self.factor.addmm_(left * (rest.rsqrt() - 1), onto)
+        self.factor.addmm_(left * (eigenvalues.rsqrt() - 1), projected)
         self.factor[:, columns] = 0
         return half
 
-    def refit(self, matrix: Tensor, kept: Tensor) -> Tensor:
-        some = self.rows[:, kept]
-        return torch.cholesky_solve(self.rows @ matrix.T, self._root(some)).T @ some
+    def refit(self, matrix: Tensor, remaining: Tensor) -> Tensor:
+        rows = self.rows[:, remaining]
+        return torch.cholesky_solve(self.rows @ matrix.T, self._root(rows)).T @ rows
 
 
 def _products(a: Tensor, b: Tensor, columns: Tensor) -> Tensor:
-    """a^T b of each of the (units, k) columns among themselves: (units, k, k)."""
+    """(units, k, k): for every unit, the block of a^T b in its k `columns`, (units, k)."""
     left, right = (rows[:, columns].movedim(0, 1) for rows in (a, b))  # (units, rows, k)
     return left.transpose(1, 2) @ right

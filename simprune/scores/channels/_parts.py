@@ -15,7 +15,7 @@ from simprune.trace.units import unit_rows, weight_slices
 
 
 def produced(model: nn.Module, group: UnitGroup) -> list[Tensor]:
-    """(units, features) of every weight whose outputs are the group's units."""
+    """The weights whose outputs are the group's units, as one (units, features) matrix per weight."""
     return [
         unit_rows(model.get_parameter(part.tensor), part.dim, part.indices)
         for part in weight_slices(model, group.slices)
@@ -23,10 +23,13 @@ def produced(model: nn.Module, group: UnitGroup) -> list[Tensor]:
 
 
 class ReaderMoments(Reading):
-    """Moments of every group's units at the input of every module that reads them.
+    """Reads the moments of every group's units at the input of every module that reads them.
 
-    `values[group][reader]` are moments of the group's entries, unit after unit: memory O(readers x (units x
-    entries)^2). With `apart`, the entries of a unit count as samples of one number: O(readers x units^2).
+    Args:
+        groups: groups of units.
+        layout: "positions" for one row per position, "pool" for the mean over positions.
+        apart: whether the entries of a unit, of which a flattened map has several, count as samples of one number.
+            Memory is O(readers x units^2) then, else O(readers x (units x entries)^2).
     """
 
     def __init__(self, groups: Sequence[UnitGroup], layout: Layout = "positions", apart: bool = False) -> None:
@@ -54,7 +57,7 @@ class ReaderMoments(Reading):
             self._moments[key] = self._moments[key].merge(moments) if key in self._moments else moments
 
     def of(self, group: UnitGroup) -> list[Moments]:
-        """One entry per reader; ValueError when nothing was read."""
+        """Moments of one group, one entry per reader; ValueError when no batch was read."""
         if self._readers and not self._moments:
             raise ValueError("calibration has no batches; give at least one")
         return [moments for key, moments in self._moments.items() if key[0] == group.name]
@@ -63,20 +66,26 @@ class ReaderMoments(Reading):
 def reader_moments(
     network: Network, calibration: Iterable, groups: Sequence[UnitGroup], layout: Layout
 ) -> dict[str, list[Moments]]:
-    """Moments of each group's entries, unit after unit, by the group's name. One forward pass."""
+    """Moments of the entries of every group, unit after unit, by the group's name. One pass over the batches."""
     reading = ReaderMoments(groups, layout)
     read(network.model, calibration, [reading])
     return {group.name: reading.of(group) for group in groups}
 
 
 def share(values: Tensor) -> Tensor:
-    """Each value's share of their sum; equal shares when all are zero."""
+    """The share of every value in their sum; equal shares when all are zero.
+
+    >>> share(torch.tensor([1.0, 3.0]))
+    tensor([0.2500, 0.7500])
+    """
     total = values.sum()
     return values / total if total > 0 else torch.full_like(values, 1 / len(values))
 
 
 def by_damage(damage: Tensor) -> ChannelScore:
-    """Least damage first; redundancy is how far below the group's greatest damage a unit lies.
+    """The score of units by their damage alone: the least damage is removed first.
+
+    Redundancy is 1 - damage / the greatest damage of the group.
 
     >>> by_damage(torch.tensor([0.5, 0.0, 0.25]))
     ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
@@ -87,10 +96,14 @@ def by_damage(damage: Tensor) -> ChannelScore:
 
 
 def by_similarity(similarity: Tensor) -> ChannelScore:
-    """Remove again and again the unit that one still there resembles most; damage is 1 - similarity^2, over all units.
+    """The score of units by pairs: again and again the unit is removed that a remaining one resembles most.
 
-    `similarity[i, j]` in [0, 1]: how well j stands for i. Of several equally similar units the one goes that resembles
-    the others most. The last unit has nothing left to stand for it, unless it needs nothing. O(units^3).
+    Damage is (1 - s^2) / units, where s is the similarity of the removed unit to the remaining unit that resembles it
+    most. Of several equally similar units the unit is removed that resembles all remaining ones most. No unit remains
+    to replace the last one, so its s is 0; a dead unit, which is 1 similar to all, needs no replacement. O(units^3).
+
+    Args:
+        similarity: (units, units) in [0, 1]; entry (i, j) says how well unit j replaces unit i.
 
     >>> by_similarity(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.6], [0.0, 0.6, 1.0]])).order
     (1, 0, 2)
@@ -99,7 +112,7 @@ def by_similarity(similarity: Tensor) -> ChannelScore:
     size = len(ties)
     needless = (ties.sum(1) + 1 > size - 1e-9) if size > 1 else torch.zeros(1, dtype=torch.bool)
     remaining = torch.ones(size, dtype=torch.bool)
-    closest = needless.double()  # what stands for each unit when it goes
+    closest = needless.double()  # similarity of a unit to its replacement, when it is removed
     order: list[int] = []
     while len(order) < size - 1:
         best = ties.max(1).values.masked_fill(~remaining, -1)

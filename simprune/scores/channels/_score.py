@@ -1,21 +1,26 @@
 """What a score says of one group."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
-
-from simprune.core.structures import UnitGroup
 from simprune.scores.output_changes import OutputLoss
 
 
 @dataclass(frozen=True)
 class ChannelScore:
-    """Channels in the order in which they would go, with what each loss costs at its turn.
+    """How dispensable every channel (or other unit) of a group of C is.
 
-    `redundancy[c]` in [0, 1]: the share of channel c that those still there make up for; 1 is wholly redundant.
-    `damage[c]` >= 0: what is lost, in a unit that is the same for all groups. `losses`: what the layers that read the
-    group lose when the first `half` of the order is gone, for scores that refit them.
+    Args:
+        order: the C channels, from the first to be removed to the last.
+        redundancy: (C,) in [0, 1], the share of a channel that the remaining channels make up for; 1 is wholly
+            redundant.
+        damage: (C,) from 0, what is lost when a channel is removed at its turn, in a unit that is the same for all
+            groups.
+        losses: what the outputs of the layers that read the group lose when the first `half` of the order is removed,
+            for scores that refit these layers.
+
+    >>> score = ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
+    >>> score.half, score.scaled(2).damage
+    (1, (1.0, 0.0, 0.5))
     """
 
     order: tuple[int, ...]
@@ -25,11 +30,9 @@ class ChannelScore:
 
     @property
     def half(self) -> int:
+        """How many channels are half of the group, at least one."""
         return max(len(self.order) // 2, 1)
 
     def scaled(self, factor: float) -> "ChannelScore":
-        """The same with all damages multiplied."""
-        return replace(self, damage=tuple(each * factor for each in self.damage))
-
-
-Scorer = Callable[[nn.Module, Iterable, Sequence[UnitGroup]], Mapping[str, ChannelScore]]
+        """A copy with all damages multiplied by `factor`."""
+        return replace(self, damage=tuple(value * factor for value in self.damage))

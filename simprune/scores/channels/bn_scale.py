@@ -1,4 +1,4 @@
-"""Scales of BatchNorm: a baseline that knows nothing of redundancy."""
+"""Scales of BatchNorm (Liu et al., 2017): a baseline, which does not compare channels with each other."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,8 +17,8 @@ from simprune.trace.units import unit_rows
 def bn_scale(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: a channel's share of the absolute BatchNorm scales of its group (mean over BatchNorms).
 
-    Source: Liu et al., 2017, arXiv:1708.06519. Without an affine BatchNorm every scale is 1, so channels go in their
-    own order. `calibration` is not read; O(channels).
+    In a group without an affine BatchNorm every scale counts as 1, so channels are removed in the order of their
+    indices. `calibration` is not read; cost O(channels).
     """
     return {group.name: by_damage(_scales(network.model, group)) for group in groups}
 

@@ -1,4 +1,4 @@
-"""Geometric median (FPGM: He et al., 2019, arXiv:1811.00250): a filter amid the others can be replaced by them."""
+"""Geometric median (FPGM: He et al., 2019): filters in the middle of the others can be replaced by them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,10 +13,10 @@ from simprune.trace.network import Network
 
 @register("score", "geometric_median", source="arXiv:1811.00250")
 def geometric_median(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
-    """Damage: the share of all distances between the producers' filters that a channel's own sum of distances makes up.
+    """Damage: a channel's share of the distances between all filters of its group (mean over producers).
 
-    Sum over j of |w_c - w_j|, each producer with equal weight. Data-free: `calibration` is not read. Time and memory
-    O(channels^2) beyond the weights.
+    For channel c the distances are |w_c - w_j| to all channels j, where w are the weights of a producer. `calibration`
+    is not read. Time and memory O(channels^2) beyond the weights.
     """
     scores = {}
     for group in groups:

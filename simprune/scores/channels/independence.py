@@ -1,7 +1,7 @@
-"""Channel independence (CHIP: Sui et al., 2021, arXiv:2110.13981): how much nuclear norm goes with a channel?
+"""Channel independence (CHIP: Sui et al., 2021): how much of the nuclear norm is lost with a channel?
 
-With A the rows of a reader's input, independence of channel c is |A|_* - |A without the columns of c|_*. The nuclear
-norm is the sum of the square roots of the eigenvalues of A^T A, so the rows need not be kept.
+With A the rows of a reader's input, the independence of channel c is |A|_* - |A without the columns of c|_*. The
+nuclear norm is the sum of the square roots of the eigenvalues of A^T A, so only A^T A is held in memory, not the rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,30 +18,31 @@ from simprune.trace.network import Network
 
 @register("score", "independence", source="arXiv:2110.13981")
 def independence(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
-    """Damage: the share of the nuclear norm that goes with a channel, in [0, 1]; mean over the readers' inputs.
+    """Damage: the share of the nuclear norm that is lost with a channel, in [0, 1] (mean over the readers' inputs).
 
-    Rows are pooled over positions, one per input, and not centred. Every channel is judged beside all others, so both
-    of two duplicates cost something. One forward pass; memory O(readers x channels^2), time O(readers x channels^4).
+    Rows are pooled over positions, one per input, and not centred. Every channel is compared with all others, also with
+    those that would be removed before it, so both of two duplicates have a damage. One pass over the batches; memory
+    O(readers x channels^2), time O(readers x channels^4).
     """
     moments = reader_moments(network, calibration, groups, "pool")
     scores = {}
     for group in groups:
-        shares = [_independence(found.about_origin().scatter.cpu(), group.size) for found in moments[group.name]]
+        shares = [_independence(reader.about_origin().scatter.cpu(), group.size) for reader in moments[group.name]]
         scores[group.name] = by_damage(torch.stack(shares).mean(0))
     return scores
 
 
 def _independence(gram: Tensor, units: int) -> Tensor:
-    """Share of the nuclear norm that each unit's columns take with them.
+    """(units,) share of the nuclear norm that is lost with the columns of a unit; `gram` is A^T A, unit after unit.
 
     >>> _independence(torch.diag(torch.tensor([1.0, 9.0, 0.0])), 3)
     tensor([0.2500, 0.7500, 0.0000])
     """
     whole = _nuclear_norm(gram)
     columns = torch.arange(len(gram)).view(units, -1)
-    kept = [columns[torch.arange(units) != unit].flatten() for unit in range(units)]
-    left = torch.stack([_nuclear_norm(gram[columns][:, columns]) for columns in kept])
-    return ((whole - left) / whole.clamp(min=1e-300)).clamp(0, 1)
+    others = [columns[torch.arange(units) != unit].flatten() for unit in range(units)]
+    remaining = torch.stack([_nuclear_norm(gram[columns][:, columns]) for columns in others])
+    return ((whole - remaining) / whole.clamp(min=1e-300)).clamp(0, 1)
 
 
 def _nuclear_norm(gram: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Leave-one-out CKA: how similar is what a layer reads to the same without one channel?
+"""Leave-one-out CKA: how similar are the inputs of a layer to the same inputs without one channel?
 
-Linear CKA (Kornblith et al., 2019, arXiv:1905.00414) of a representation X with its own columns K:
-|S_:K|^2 / (|S| |S_KK|) in Frobenius norms, S the covariance of X. So sums of squares of S are all that is needed.
+Linear CKA (Kornblith et al., 2019) of a representation X with the remaining columns K of itself is
+|S_:K|^2 / (|S| |S_KK|) in Frobenius norms, where S is the covariance of X. So it follows from sums of squares of S.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,16 +18,17 @@ from simprune.trace.network import Network
 
 @register("score", "leave_one_out_cka", source="arXiv:1905.00414")
 def leave_one_out_cka(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
-    """Damage: the CKA that is lost with a channel's turn, in [0, 1]; greedy, mean over the readers' inputs.
+    """Damage: the linear CKA that is lost when a channel is removed at its turn, in [0, 1].
 
-    CKA weighs directions by their variance: a channel of small variance costs little, and the second of two duplicates
-    costs something. Redundancy is 1 - damage / the greatest damage of the group. One forward pass; memory
-    O(readers x (channels x entries)^2), time O(readers x channels^2) per group after the moments.
+    Channels are removed greedily; CKA is the mean over the inputs of the readers. CKA weighs directions by their
+    variance: a channel of small variance costs little, and the second of two duplicates costs something. Redundancy is
+    1 - damage / the greatest damage of the group. One pass over the batches; memory O(readers x (channels x
+    entries)^2), time O(readers x channels^2) per group after the moments.
     """
     moments = reader_moments(network, calibration, groups, "positions")
     return {
         group.name: eliminate(
-            torch.stack([_blocks(found.covariance.cpu(), group.size) for found in moments[group.name]])
+            torch.stack([_blocks(reader.covariance.cpu(), group.size) for reader in moments[group.name]])
         )
         for group in groups
     }
@@ -41,30 +42,32 @@ def _blocks(covariance: Tensor, units: int) -> Tensor:
 
 
 def eliminate(squares: Tensor) -> ChannelScore:
-    """Greedy removal of the channel whose loss leaves the greatest CKA, from (readers, C, C) squared covariances.
+    """Greedy removal of the channel without which CKA is greatest, from (readers, C, C) squared covariances.
 
     >>> eliminate(torch.eye(3).square()[None] * torch.tensor([3.0, 1.0, 2.0])).order
     (1, 2, 0)
     """
     size = squares.shape[1]
-    rows, own = squares.sum(2), squares.diagonal(dim1=1, dim2=2)  # with all of X, and with itself
-    among = rows.clone()  # with what is kept
-    crossed, kept = rows.sum(1), rows.sum(1)  # |S_:K|^2 and |S_KK|^2
-    total = kept.clone()
+    # squared covariances of every channel with all of X, with itself, and with the remaining channels K
+    rows, own = squares.sum(2), squares.diagonal(dim1=1, dim2=2)
+    among = rows.clone()
+    crossed, inner = rows.sum(1), rows.sum(1)  # |S_:K|^2 and |S_KK|^2
+    total = inner.clone()
     remaining = torch.ones(size, dtype=torch.bool)
     damage = torch.zeros(size, dtype=torch.float64)
     order: list[int] = []
     similarity = 1.0
     for _ in range(size):
-        norm = (kept[:, None] - 2 * among + own).clamp(min=0)
+        norm = (inner[:, None] - 2 * among + own).clamp(min=0)
         left = (crossed[:, None] - rows).clamp(min=0) / (total[:, None] * norm).sqrt().clamp(min=1e-300)
         left = torch.where(total[:, None] > 0, left, 1.0).mean(0).clamp(0, 1)
         channel = int(left.masked_fill(~remaining, -1).argmax())
         if len(order) == size - 1:
-            left = (~(total > 0)).double().mean().expand(size)  # nothing is left, unless there was nothing
+            # without the last channel CKA is 0, but 1 at readers whose inputs are constant, where nothing can be lost
+            left = (~(total > 0)).double().mean().expand(size)
         damage[channel] = max(similarity - float(left[channel]), 0.0)
         similarity = min(similarity, float(left[channel]))
-        crossed, kept = crossed - rows[:, channel], (kept - 2 * among[:, channel] + own[:, channel]).clamp(min=0)
+        crossed, inner = crossed - rows[:, channel], (inner - 2 * among[:, channel] + own[:, channel]).clamp(min=0)
         among = among - squares[:, :, channel]
         remaining[channel] = False
         order.append(channel)

@@ -1,4 +1,4 @@
-"""Magnitude of weights: a baseline that knows nothing of redundancy."""
+"""Magnitude of weights (Li et al., 2017): a baseline, which does not compare channels with each other."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +15,7 @@ from simprune.trace.network import Network
 def magnitude(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: a channel's share of the squared norm of its producers' weights (mean over producers).
 
-    Source: Li et al., 2017, arXiv:1608.08710, for coupled groups. `calibration` is not read; O(weights).
+    The mean over producers extends the source to coupled groups. `calibration` is not read; cost O(weights).
     """
     scores = {}
     for group in groups:

@@ -20,9 +20,10 @@ RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
     why="the others predict {least:.1%} or more (mean {mean:.1%}) of the variance of each",
 )
 def predictability(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
-    """Backward elimination on the correlations at the readers' inputs; damage is the unexplained share / channels.
+    """Damage: the share of a channel's variance that the remaining channels cannot predict linearly, over all channels.
 
-    One forward pass; memory O(readers x channels^2); O(readers x channels^3) per group.
+    Channels are removed by backward elimination on the correlations at the inputs of the readers. One pass over the
+    batches; memory O(readers x channels^2), time O(readers x channels^3) per group.
     """
     correlations = reader_correlations(network, calibration, groups)
     return {name: from_correlations(values) for name, values in correlations.items()}
@@ -41,8 +42,13 @@ def from_correlations(correlations: Tensor) -> ChannelScore:
 def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:
     """Backward elimination: remove again and again the channel that the remaining ones predict best.
 
-    `correlations`: (readers, C, C). Returns the order of removal, the last channel included, and each channel's
-    unexplained share of variance when it went (mean over readers; 0 for a dead channel, 1 for the last one).
+    Args:
+        correlations: (readers, C, C).
+
+    Returns:
+        The order of removal, the last channel included, and (C,) the share of a channel's variance that was not
+        explained when it was removed: the mean over readers, 0 for a dead channel, 1 for the last one.
+
     Cost O(readers x C^3).
 
     >>> order, unexplained = eliminate(torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]))
@@ -65,6 +71,6 @@ def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:
         order.append(channel)
         column = precision[:, :, channel].clone()
         precision -= column[:, :, None] * column[:, None, :] / column[:, channel, None, None]
-        precision[:, channel, channel] = 1.0  # out of the game; keeps the division above defined
+        precision[:, channel, channel] = 1.0  # of a removed channel, so that the division above stays defined
     order.append(int(remaining.nonzero()[0, 0]))
     return order, unexplained

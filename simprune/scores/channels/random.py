@@ -1,4 +1,4 @@
-"""Chance: the control that every other score has to beat."""
+"""Random damages: the control that every other score has to beat."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,9 +15,9 @@ from simprune.trace.network import Network
 def random(
     network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0
 ) -> dict[str, ChannelScore]:
-    """Damage: uniform in [0, 1) over the number of channels, from `seed`; the same for the same groups.
+    """Damage: a random number in [0, 1), divided by the number of channels.
 
-    `calibration` is not read.
+    The same groups and `seed` give the same numbers. `calibration` is not read.
     """
     generator = torch.Generator().manual_seed(seed)
     return {

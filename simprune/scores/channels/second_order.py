@@ -1,10 +1,10 @@
-"""Second-order cost: by how much does the network's output move when a channel goes and its readers are refitted?
+"""Second-order cost: how far does the network's output change when a channel is removed and its readers are refitted?
 
-Optimal brain surgeon (Hassibi and Stork, 1993) for structures. Removing the inputs u of a layer y = W x and refitting
-the rest by least squares leaves the error W_u [(C^-1)_uu]^-1 W_u^T, where C is the covariance of the layer's inputs
-(for a convolution, of its patches). What an error at y does to the output is in `simprune.trace.sensitivity`; there
-errors at different positions count as independent, which is right for the order in a group and too little for its
-damage: see `simprune.scores.output_changes`.
+This is the optimal brain surgeon (Hassibi and Stork, 1993) for structures. When the inputs u of a layer y = W x are
+removed and the other weights are refitted by least squares, the error W_u [(C^-1)_uu]^-1 W_u^T remains, where C is the
+covariance of the layer's inputs (for a convolution, of its patches). `simprune.trace.sensitivity` says what an error at
+y does to the output. It counts errors at different positions as independent, which suffices for the order within a
+group, but underestimates the damage of a group: `simprune.scores.output_changes` measures that.
 """
 
 import copy
@@ -24,7 +24,7 @@ from simprune.trace.network import Network
 from simprune.trace.sensitivity import backpropagate
 
 RIDGE = 1e-3  # of the mean input variance, as in the repair
-RANK = 1e-12  # of the largest: directions of an output whose gradients are smaller are nothing but rounding
+RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors and left out
 
 
 @register(
@@ -37,11 +37,12 @@ RANK = 1e-12  # of the largest: directions of an output whose gradients are smal
 def second_order(
     network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0
 ) -> dict[str, ChannelScore]:
-    """Damage: expected squared change of the output when a channel goes, as a share of the output's variance.
+    """Damage: expected squared change of the output without a channel, as a share of the output's variance.
 
-    Greedy elimination, the refit updated after every step. One forward and one backward pass; with width = inputs x
-    kernel of a reader, and one row per input and position, memory O(width x min(width, rows)) and channels times as
-    much time. Groups that only grouped convolutions read cannot be refitted, and get no score.
+    Channels are removed greedily, and the readers are refitted after every removal. One forward and one backward pass
+    over the batches. With width = inputs x kernel of a reader, and one row per sample and position, memory is O(width x
+    min(width, rows)), and time is channels times as much. Groups that only grouped convolutions read cannot be
+    refitted, and are left out.
     """
     model = network.model
     readers: dict[str, _Reader] = {}
@@ -70,10 +71,10 @@ class _Reader:
     gradients: Tensor | None = None
     samples: int = 0
 
-    def watch(self, layer: nn.Module, given: Tensor, made: Tensor) -> None:
-        self.inputs.add(patches(layer, given))
-        self.samples += len(made)
-        made.register_hook(lambda gradient: self._add(positions(layer, gradient)))
+    def watch(self, layer: nn.Module, value: Tensor, output: Tensor) -> None:
+        self.inputs.add(patches(layer, value))
+        self.samples += len(output)
+        output.register_hook(lambda gradient: self._add(positions(layer, gradient)))
 
     def _add(self, gradient: Tensor) -> None:
         product = (gradient @ gradient.transpose(1, 2)).sum(0, dtype=torch.float64)
@@ -81,6 +82,7 @@ class _Reader:
 
 
 def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
+    """Greedy removal of the channel of least cost, summed over readers; redundancy is relative to `alone`."""
     remaining = list(range(size))
     order: list[int] = []
     damage = torch.zeros(size, dtype=torch.float64)
@@ -99,7 +101,7 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
 
 
 class _Surgeon:
-    """One reader of a group: its weights and inverse covariance as inputs go one after another."""
+    """One reader of a group: its weights and inverse covariance, while channels are removed one after another."""
 
     def __init__(
         self, name: str, layer: nn.Module, reader: _Reader, indices: tuple[tuple[int, ...], ...], variance: float
@@ -111,7 +113,8 @@ class _Surgeon:
             [[entry * kernel + tap for entry in entries for tap in range(kernel)] for entries in indices]
         )
         self.inputs = reader.inputs.inverted(RIDGE)
-        # tr(G W ... W^T) = |F W ...|^2 with F^T F = G: fold the metric into the weights
+        # The metric G weighs errors of the output. tr(G W ... W^T) = |F W ...|^2 with F^T F = G, so F is multiplied
+        # into the weights once and squared norms suffice from there on.
         metric = reader.gradients.cpu() / (reader.samples * variance)
         values, vectors = torch.linalg.eigh(metric)
         seen = values > RANK * values[-1].clamp(min=0)
@@ -119,33 +122,33 @@ class _Surgeon:
         self.weight = root @ matrix_of(layer).double().cpu()
 
     def alone(self) -> Tensor:
-        """What each channel contributes, were nothing refitted."""
+        """(channels,) error without a channel when nothing is refitted."""
         weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
         return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
 
     def costs(self, channels: Sequence[int]) -> Tensor:
-        """Error left by the removal of each channel with the rest refitted."""
+        """(channels,) error that remains without a channel when the other weights are refitted."""
         columns = self.columns[list(channels)]  # (channels, k)
         weights = self.weight[:, columns].movedim(0, -1)
         return (weights * torch.linalg.solve(self.inputs.inverse_blocks(columns), weights)).sum((1, 2))
 
     def remove(self, channel: int) -> None:
-        """Take the channel's inputs out and refit what is left."""
+        """Remove the inputs of a channel and refit the other weights."""
         columns = self.columns[channel]
-        own = self.weight[:, columns]
-        self.weight.addmm_(own, self.inputs.remove(columns), alpha=-1)
+        removed = self.weight[:, columns]
+        self.weight.addmm_(removed, self.inputs.remove(columns), alpha=-1)
 
-    def loss(self, gone: Sequence[int]) -> OutputLoss:
-        """What the layer no longer gives without these channels, the rest refitted: a layer of its kind."""
+    def loss(self, channels: Sequence[int]) -> OutputLoss:
+        """What the layer's output loses without these channels, the other weights refitted: again a linear layer."""
         matrix = matrix_of(self.layer).double().cpu()
-        kept = torch.ones(matrix.shape[1], dtype=torch.bool)
-        kept[self.columns[list(gone)]] = False
+        remaining = torch.ones(matrix.shape[1], dtype=torch.bool)
+        remaining[self.columns[list(channels)]] = False
         lost = matrix.clone()
-        if kept.any():
-            lost[:, kept] -= self.inputs.refit(matrix, kept)
+        if remaining.any():
+            lost[:, remaining] -= self.inputs.refit(matrix, remaining)
         layer = copy.deepcopy(self.layer)
         weight = layer.get_parameter("weight")
         with torch.no_grad():
             weight.copy_(weight_of(layer, lost))
         layer.bias = nn.Parameter((-lost @ self.inputs.mean).to(weight))
-        return OutputLoss(self.name, lambda given, _: layer(given))
+        return OutputLoss(self.name, lambda value, _: layer(value))

@@ -1,6 +1,6 @@
-"""First-order Taylor expansion of the loss: what would it change by, were a channel's weights zero?
+"""First-order Taylor expansion: by how much does the loss change when a channel's weights are set to zero?
 
-Molchanov et al., 2019, arXiv:1906.10771: (sum of weight x gradient over the weights that go)^2, mean over batches.
+Molchanov et al., 2019: (sum of weight x gradient over the channel's weights)^2, mean over batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,11 +23,12 @@ from simprune.trace.units import unit_rows, weight_slices
 
 @register("score", "taylor", source="arXiv:1906.10771")
 def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
-    """Damage: squared first-order change of the mean loss without the channel's producers' weights (all of them).
+    """Damage: squared first-order change of the loss when the weights that produce a channel are set to zero.
 
     The loss is cross-entropy where batches have class labels for logits (N, C), else the soft log-likelihood of
-    `simprune.trace.gradients`, which needs none. One forward and one backward pass; memory O(weights). What batches are
-    matters: gradients are means over each. Parameters, `requires_grad`, `.grad` and the mode are as before.
+    `simprune.trace.gradients`, which needs no labels. One forward and one backward pass; memory O(weights). The size of
+    batches matters, since the gradient is the mean over a batch and is squared then. Parameters, `requires_grad`,
+    `.grad` and the mode are afterwards as before.
     """
     model = network.model
     slices = {group.name: weight_slices(model, group.slices) for group in groups}

@@ -1,6 +1,7 @@
-"""Weight cosine: channels whose producers' weights point the same way compute the same, up to a factor.
+"""Weight cosine: channels whose weights have the same direction compute the same, up to a factor.
 
-Srinivas and Babu, 2015, "Data-free parameter pruning for deep neural networks", arXiv:1507.06149; here by direction.
+Srinivas and Babu, 2015, "Data-free parameter pruning for deep neural networks", compare weights by their distance; here
+they are compared by their cosine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,11 @@ from simprune.trace.network import Network
 
 @register("score", "weight_cosine", source="arXiv:1507.06149")
 def weight_cosine(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
-    """Damage: (1 - cos^2) / channels, cos the greatest cosine to a channel still there; negative ones count as 0.
+    """Damage: (1 - cos^2) / channels, where cos is the greatest cosine with the weights of a remaining channel.
 
-    The weights of all producers side by side, each scaled to the same total; biases and normalisations are left out.
-    A channel without weights costs nothing. Data-free: `calibration` is not read. O(channels^3) per group.
+    Negative cosines count as 0. A channel's vector holds its weights in all producers, the weights of every producer
+    scaled to the same norm; biases and normalisations are left out. A channel whose weights are all zero costs nothing.
+    `calibration` is not read. O(channels^3) per group.
     """
     return {group.name: by_similarity(_cosines(produced(network.model, group))) for group in groups}
 
