@@ -17,9 +17,10 @@ from simprune.functional import Bounds, Gathered, Score
 from simprune.functional._models import ModelMeasure
 from simprune.structures import find_blocks
 from simprune.trace.bypass import Bypass
-from simprune.trace.capture import Site, watching
+from simprune.trace.capture import watching
 from simprune.trace.context import evaluation
 from simprune.trace.network import Network
+from simprune.trace.sites import Site
 
 
 @dataclass(frozen=True)

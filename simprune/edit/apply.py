@@ -51,7 +51,7 @@ def _bypass_blocks(plan: Plan, small: nn.Module, network: Network) -> None:
             raise ValueError(f"plan: {edit.name} does not run, or has no parameters; delete its edit")
         seen = network.visits[edit.name]
         try:
-            install(small, edit.name, stand_in(edit.replace, seen.layout(), seen.given))
+            install(small, edit.name, stand_in(edit.replace, seen.layout(), seen.input))
         except ValueError as reason:
             raise ValueError(f"plan: {edit.name} cannot be removed: {reason}") from None
 

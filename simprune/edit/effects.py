@@ -25,7 +25,7 @@ class Effects:
     def inside_dropped(self, name: str) -> bool:
         return any(name == block or name.startswith(f"{block}.") for block in self.dropped)
 
-    def kept(self, tensor: str, dim: int, length: int) -> list[int]:
+    def remaining(self, tensor: str, dim: int, length: int) -> list[int]:
         """Indices of the original that stay along one dimension."""
         gone = set(self.removed.get((tensor, dim), ()))
         return [index for index in range(length) if index not in gone]

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from simprune.trace.bypass import Bypass, Layout
+from simprune.trace.bypass import Bypass, OutputLayout
 
 
 class Mapped(Bypass):
     """Returns its input plus a map of it: linear over channels, or (`mean`) a constant per channel."""
 
-    def __init__(self, layout: Layout, channels: int, maps: bool, mean: bool) -> None:
+    def __init__(self, layout: OutputLayout, channels: int, maps: bool, mean: bool) -> None:
         super().__init__(layout)
         self.maps, self.constant = maps, mean
         self.folded_into = ""  # the layer that has absorbed the map; then there is none here
@@ -54,7 +54,7 @@ class Mapped(Bypass):
             del self.map
 
 
-def stand_in(replace: str, layout: Layout, given: Tensor | None) -> Bypass:
+def stand_in(replace: str, layout: OutputLayout, given: Tensor | None) -> Bypass:
     """The module that a plan asks for, doing nothing yet; ValueError for shapes that a map cannot be fitted to."""
     if replace in ("identity", "zero"):
         return Bypass(layout, zero=replace == "zero")

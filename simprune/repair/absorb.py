@@ -89,10 +89,10 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
     return found
 
 
-def told(found: Sequence[Absorbed]) -> list[str]:
+def notes_of(found: Sequence[Absorbed]) -> list[str]:
     """The same in words: a line for each layer that took something, and for each reason why something stays.
 
-    >>> told([Absorbed("layer1.0", "linear", None, "its reason"), Absorbed("layer2.0", "linear", "fc")])
+    >>> notes_of([Absorbed("layer1.0", "linear", None, "its reason"), Absorbed("layer2.0", "linear", "fc")])
     ['the linear map in place of layer1.0 stays: its reason', 'the linear map in place of layer2.0 is folded into fc']
     """
     what = {"linear": "the linear map in place of", "mean": "the constant in place of"}

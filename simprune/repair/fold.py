@@ -71,7 +71,7 @@ def fold(
                 small.get_parameter(tensor).copy_(_kept(weight, tensor, effects))
         for layer, ratio in ratios.items():
             if not effects.inside_dropped(layer):
-                rows = effects.kept(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
+                rows = effects.remaining(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
                 small.get_buffer(f"{normalisers[layer]}.running_var").mul_(ratio[rows])
 
 
@@ -127,5 +127,5 @@ def _variance(weight: Tensor, covariance: Tensor) -> Tensor:
 
 def _kept(weight: Tensor, tensor: str, effects: Effects) -> Tensor:
     for dim, length in enumerate(weight.shape):
-        weight = weight.index_select(dim, torch.tensor(effects.kept(tensor, dim, length), device=weight.device))
+        weight = weight.index_select(dim, torch.tensor(effects.remaining(tensor, dim, length), device=weight.device))
     return weight

@@ -150,7 +150,7 @@ class Repair:
     def _kept(self, name: str) -> list[int]:
         """Outputs of the original's layer that the smaller one still has."""
         source = self.model.get_submodule(name)
-        return self.effects.kept(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
+        return self.effects.remaining(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
 
 
 def _counts(value: Tensor, mask: Tensor | None) -> Tensor | float:

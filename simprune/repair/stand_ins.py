@@ -16,9 +16,10 @@ from simprune.core.plan import Plan
 from simprune.edit.compact import restored
 from simprune.edit.effects import Effects, effects_of
 from simprune.edit.stand_ins import Mapped
-from simprune.trace.capture import Site, run
+from simprune.trace.capture import run
 from simprune.trace.layers import can_be_fitted, output_dim
 from simprune.trace.network import Network
+from simprune.trace.sites import Site
 
 RIDGE = 1e-4  # of the mean variance of the input's channels
 
@@ -74,7 +75,7 @@ def _kept(plan: Plan, network: Network, effects: Effects | None, names: list[str
     effects, visits, model = effects or effects_of(plan, network), network.visits, network.model
     found: dict[str, list[int] | None] = {}
     for name in names:
-        given = visits[name].given
+        given = visits[name].input
         assert given is not None
         width = given.shape[1 if given.ndim == 4 else -1]
         for inner, seen in visits.items():
@@ -89,7 +90,7 @@ def _kept(plan: Plan, network: Network, effects: Effects | None, names: list[str
                 continue
             dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0
             if dim < weight.ndim and weight.shape[dim] == width:
-                found[name] = effects.kept(f"{inner}.weight", dim, width)
+                found[name] = effects.remaining(f"{inner}.weight", dim, width)
                 break
         else:
             raise ValueError(f"plan: no layer of {name} reads its input, so its map cannot follow the removed channels")

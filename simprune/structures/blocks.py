@@ -87,7 +87,7 @@ def _resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, l
 
 def _carries(module: nn.Module, seen: Visit) -> bool:
     """Whether a shortcut runs through a composite module, from its input to its output (see the top of this file)."""
-    x, y = seen.given, seen.made
+    x, y = seen.input, seen.output
     if next(module.children(), None) is None or x is None or y is None:
         return False
     if x.shape != y.shape or x.dtype != y.dtype or not x.is_floating_point() or x.ndim < 2:
@@ -113,9 +113,9 @@ def _carries(module: nn.Module, seen: Visit) -> bool:
 def _is_an_end(visits: Mapping[str, Visit], name: str) -> bool:
     """Whether a module only adds what a sibling made (BERT's `output` behind `intermediate`): half of a half."""
     seen, parent = visits[name], name.rpartition(".")[0]
-    extra = {id(value) for key, value in [*enumerate(seen.args), *seen.kwargs.items()] if key != seen.stream}
+    extra = {id(value) for key, value in [*enumerate(seen.args), *seen.kwargs.items()] if key != seen.stream_key}
     siblings = (other for place, other in visits.items() if place != name and place.rpartition(".")[0] == parent)
-    return any(isinstance(other.output, Tensor) and id(other.output) in extra for other in siblings)
+    return any(isinstance(other.returned, Tensor) and id(other.returned) in extra for other in siblings)
 
 
 def _same_up_to_scale(x: Tensor, y: Tensor) -> bool:
@@ -127,7 +127,7 @@ def _same_up_to_scale(x: Tensor, y: Tensor) -> bool:
 
 def _rerun(module: nn.Module, seen: Visit) -> Tensor | None:
     """The module's main output on what it got; None when it does not run on its own."""
-    args, kwargs = copied(seen.again)
+    args, kwargs = copied(seen.call)
     try:
         return first_tensor(module(*args, **kwargs))
     except Exception:  # a foreign forward pass may raise anything; such a module is no candidate
@@ -136,8 +136,8 @@ def _rerun(module: nn.Module, seen: Visit) -> Tensor | None:
 
 def _is_chain(visits: Mapping[str, Visit], name: str, inner: list[str]) -> bool:
     """Whether these modules, one after the other, are all that happens between `name`'s input and output."""
-    values = [visits[name].given, *(visits[other].given for other in inner[1:]), visits[name].made]
-    made = [visits[inner[0]].given, *(visits[other].made for other in inner)]
+    values = [visits[name].input, *(visits[other].input for other in inner[1:]), visits[name].output]
+    made = [visits[inner[0]].input, *(visits[other].output for other in inner)]
     return all(a is not None and b is not None and _equal(a, b) for a, b in zip(values, made, strict=True))
 
 
@@ -160,24 +160,24 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _added(model: nn.Module, name: str, visits: Mapping[str, Visit]) -> list[str]:
     """Children whose outputs a block adds to its input and does nothing else with, if that is all that it does."""
     whole = visits[name]
-    assert whole.given is not None
-    assert whole.made is not None
+    assert whole.input is not None
+    assert whole.output is not None
     branches = []
     for child, module in model.get_submodule(name).named_children():
         seen = visits.get(f"{name}.{child}")
-        if seen is None or seen.made is None or seen.calls > 1 or seen.made.shape != whole.given.shape:
+        if seen is None or seen.output is None or seen.calls > 1 or seen.output.shape != whole.input.shape:
             continue
         if any(parameter.ndim > 1 for parameter in module.parameters()):
             branches.append(f"{name}.{child}")
     branches.sort(key=list(visits).index)
-    total = whole.given + sum(torch.as_tensor(visits[branch].made) for branch in branches)
-    if len(branches) < 2 or not _equal(total, whole.made):
+    total = whole.input + sum(torch.as_tensor(visits[branch].output) for branch in branches)
+    if len(branches) < 2 or not _equal(total, whole.output):
         return []
 
     def whole_branch(name: str) -> bool:
-        given = visits[name].given
+        given = visits[name].input
         composite = next(model.get_submodule(name).children(), None) is not None
-        return composite and given is not None and given.shape == torch.as_tensor(whole.given).shape
+        return composite and given is not None and given.shape == torch.as_tensor(whole.input).shape
 
     return [branch for branch in branches if whole_branch(branch)]
 
@@ -196,7 +196,7 @@ def _proven(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusal
     names: dict[nn.Module, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         names[module] = names.get(module, 0) + 1
-    lengths = {block.name: len(torch.as_tensor(visits[block.name].made)) for block in blocks}
+    lengths = {block.name: len(torch.as_tensor(visits[block.name].output)) for block in blocks}
     for block in blocks:
         seen, shared = visits[block.name], names[model.get_submodule(block.name)] > 1
         if seen.calls > 1:
@@ -221,10 +221,10 @@ def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:
     for block in blocks:
         around = visits[block.inside or block.name]
         if block.replace == "zero":
-            before = end if block.inside == layer else around.given
-            after = None if before is None else before + torch.as_tensor(visits[block.name].made)
+            before = end if block.inside == layer else around.input
+            after = None if before is None else before + torch.as_tensor(visits[block.name].output)
         else:
-            before, after = visits[block.name].given, visits[block.name].made
+            before, after = visits[block.name].input, visits[block.name].output
         if end is None or before is None or not _equal(before, end):
             chain += 1
         chained.append(replace(block, chain=chain))
@@ -234,10 +234,10 @@ def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:
 
 def _makes_more(seen: Visit) -> bool:
     """Whether a module returns, besides its main tensor, one that it did not get as an argument."""
-    if not isinstance(seen.output, tuple | list):
+    if not isinstance(seen.returned, tuple | list):
         return False
     handed = {id(value) for value in (*seen.args, *seen.kwargs.values())}
-    return any(isinstance(value, Tensor) and id(value) not in handed for value in seen.output[1:])
+    return any(isinstance(value, Tensor) and id(value) not in handed for value in seen.returned[1:])
 
 
 @contextmanager

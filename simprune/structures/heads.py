@@ -9,7 +9,7 @@ from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
 from simprune.structures._structure import Refusals, UnitStructure
 from simprune.structures.proof import prove
-from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions, open_up
+from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions, make_explicit
 from simprune.trace.cut import cut
 from simprune.trace.network import Network
 
@@ -83,7 +83,7 @@ def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int])
         cut(model, tensor, dim, indices)
     module = model.get_submodule(attention.name)
     if isinstance(module, nn.MultiheadAttention):
-        open_up(module)
+        make_explicit(module)
     kept = attention.groups - len(groups)
     count = kept * (attention.heads // attention.groups)
     _update(module, HEAD_COUNTS, attention.heads, count)

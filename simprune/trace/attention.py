@@ -20,7 +20,7 @@ JOINT_WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim")  # of al
 
 
 @dataclass(frozen=True)
-class Rows:
+class HeadRows:
     """Where `heads` heads lie in one tensor: one after the other along `dim`, from entry `start` on."""
 
     tensor: str
@@ -41,8 +41,8 @@ class Attention:
     heads: int
     groups: int
     width: int  # of one head
-    rows: tuple[Rows, ...]
-    joint: Rows
+    rows: tuple[HeadRows, ...]
+    joint: HeadRows
     reads: tuple[tuple[str, int], ...]
     writes: tuple[tuple[str, int], ...]
 
@@ -52,7 +52,7 @@ class Attention:
         shared = self.heads // self.groups
         return tuple(tuple(range(group * shared, (group + 1) * shared)) for group in range(self.groups))
 
-    def entries(self, rows: Rows, group: int) -> tuple[int, ...]:
+    def entries(self, rows: HeadRows, group: int) -> tuple[int, ...]:
         """Entries along `rows.dim` that belong to one key/value head and its query heads."""
         each = rows.heads // self.groups * self.width
         return tuple(range(rows.start + group * each, rows.start + (group + 1) * each))
@@ -92,15 +92,15 @@ def _multihead(name: str, module: nn.MultiheadAttention) -> Attention | None:
     names = ["in_proj_weight"] if module.in_proj_weight is not None else [f"{x}_proj_weight" for x in "qkv"]
     starts = [0, heads * width, 2 * heads * width]
     if len(names) == 1:
-        rows = [Rows(prefix + names[0], 0, heads, start) for start in starts]
+        rows = [HeadRows(prefix + names[0], 0, heads, start) for start in starts]
     else:
-        rows = [Rows(prefix + tensor, 0, heads) for tensor in names]
+        rows = [HeadRows(prefix + tensor, 0, heads) for tensor in names]
     if module.in_proj_bias is not None:
-        rows += [Rows(f"{prefix}in_proj_bias", 0, heads, start) for start in starts]
+        rows += [HeadRows(f"{prefix}in_proj_bias", 0, heads, start) for start in starts]
     out = f"{prefix}out_proj"
     writes = [(f"{out}.weight", 0)] + ([(f"{out}.bias", 0)] if module.out_proj.bias is not None else [])
     reads = tuple((prefix + tensor, 1) for tensor in names)
-    return Attention(name, heads, heads, width, tuple(rows), Rows(f"{out}.weight", 1, heads), reads, tuple(writes))
+    return Attention(name, heads, heads, width, tuple(rows), HeadRows(f"{out}.weight", 1, heads), reads, tuple(writes))
 
 
 def _by_parts(model: nn.Module, name: str) -> Attention | None:
@@ -144,7 +144,7 @@ def _by_parts(model: nn.Module, name: str) -> Attention | None:
     rows, reads = [], []
     for layer, start, count in layers:
         for tensor, dim in _outputs(children[layer]):
-            rows.append(Rows(f"{prefix}{layer}.{tensor}", dim, count, start))
+            rows.append(HeadRows(f"{prefix}{layer}.{tensor}", dim, count, start))
         reads.append((f"{prefix}{layer}.weight", 0 if is_conv1d(children[layer]) else 1))
     output_layer = model.get_submodule(out)
     return Attention(
@@ -153,7 +153,7 @@ def _by_parts(model: nn.Module, name: str) -> Attention | None:
         groups,
         width,
         tuple(rows),
-        Rows(f"{out}.weight", 0 if is_conv1d(output_layer) else 1, heads),
+        HeadRows(f"{out}.weight", 0 if is_conv1d(output_layer) else 1, heads),
         tuple(dict.fromkeys(reads)),
         tuple((f"{out}.{tensor}", dim) for tensor, dim in _outputs(output_layer)) if output is not None else (),
     )
@@ -178,7 +178,7 @@ def _outputs(layer: nn.Module) -> list[tuple[str, int]]:
     return [("weight", 1 if is_conv1d(layer) else 0)] + ([("bias", 0)] if layer.bias is not None else [])
 
 
-class OpenAttention(nn.MultiheadAttention):
+class ExplicitAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention that may have fewer heads than embed_dim / head_dim, and runs `out_proj` as a module.
 
     Same parameters and same results; never built, an existing module changes its class. Takes and returns what
@@ -249,21 +249,21 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
-def open_up(module: nn.MultiheadAttention) -> None:
+def make_explicit(module: nn.MultiheadAttention) -> None:
     """Let one attention module run in the open from now on: what a module with fewer heads needs."""
-    module.__class__ = OpenAttention
+    module.__class__ = ExplicitAttention
     module._qkv_same_embed_dim = False  # nn.TransformerEncoderLayer then leaves its fused path, which needs all heads
 
 
 @contextmanager
-def opened(*models: nn.Module) -> Iterator[None]:
+def explicit_attention(*models: nn.Module) -> Iterator[None]:
     """For a while every nn.MultiheadAttention shows its parts to hooks and counters."""
     closed = [
         m for model in models for m in model.modules() if type(m) is nn.MultiheadAttention and not m.add_zero_attn
     ]
     closed = [module for module in closed if module.bias_k is None]
     for module in closed:
-        module.__class__ = OpenAttention
+        module.__class__ = ExplicitAttention
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Take a block out: its input goes on in its place, or, for a branch that is added to a stream, nothing is added."""
+"""Taking a block out: its input is handed on, or, where the block's output is added to a stream, zeros are added."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,45 +9,58 @@ from torch import Tensor, nn
 
 from simprune.core.batches import first_tensor
 
-Source = str | int | None  # where an output comes from: an argument by name or position, or nothing
-Layout = Source | tuple[Source, ...]  # a tuple for a block that returns one; first comes the stream that it works on
-PLAIN = (bool, int, float, str, type(None))
+Source = str | int | None  # where an output comes from: an argument by name or position; None: from no argument
+# The source of the only output, or of every output of a block that returns a tuple; the first is the stream.
+OutputLayout = Source | tuple[Source, ...]
+PLAIN = (bool, int, float, str, type(None))  # types of the attributes that a stand-in takes over from its block
 
 
 class Bypass(nn.Module):
-    """Returns the stream it gets (its first tensor unless `layout` says which), or zeros of its shape with `zero`.
+    """Returns the stream that a block worked on, or zeros of the stream's shape.
 
-    Where the block returned a tuple, so does this: arguments that the block handed through are handed through, and
-    its other outputs are None. Plain attributes of the block stay readable, because networks ask their layers.
+    Where the block returned a tuple, a Bypass returns one of the same length: it hands on the arguments that the block
+    handed on, and its other outputs are None.
+
+    Args:
+        layout: which arguments the outputs are (see `layout_of`); by default the first tensor is the only output.
+        zero: whether zeros are returned instead of the stream.
 
     >>> import torch
     >>> Bypass()(torch.ones(2), mask=None)
     tensor([1., 1.])
     """
 
-    def __init__(self, layout: Layout = None, zero: bool = False) -> None:
+    def __init__(self, layout: OutputLayout = None, zero: bool = False) -> None:
         super().__init__()
         self.layout, self.zero = layout, zero
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         sources = self.layout if isinstance(self.layout, tuple) else (self.layout,)
-        given = {**dict(enumerate(args)), **kwargs}
-        x = given[sources[0]] if sources[0] in given else first_tensor(tuple(given.values()))
+        arguments = {**dict(enumerate(args)), **kwargs}
+        x = arguments[sources[0]] if sources[0] in arguments else first_tensor(tuple(arguments.values()))
         assert x is not None
-        outputs = (self.stand_in(x), *(given.get(source) for source in sources[1:]))
+        outputs = (self.stand_in(x), *(arguments.get(source) for source in sources[1:]))
         return outputs if isinstance(self.layout, tuple) else outputs[0]
 
     def stand_in(self, x: Tensor) -> Tensor:
+        """What is returned for the stream `x`."""
         return x.new_zeros(x.shape) if self.zero else x
 
     def extra_repr(self) -> str:
         return "zero" if self.zero else ""
 
 
-def layout_of(args: tuple, kwargs: Mapping[str, Any], output: Any) -> Layout:
-    """How a block's outputs follow from its arguments: the stream is the first argument shaped like the main output.
+def layout_of(args: tuple, kwargs: Mapping[str, Any], output: Any) -> OutputLayout:
+    """Which arguments of a block its outputs are, by identity; the stream is the first argument of the output's shape.
 
-    ValueError for outputs that are neither a tensor nor a tuple that begins with one, and where no argument fits.
+    Args:
+        args: its positional arguments.
+        kwargs: its arguments by name.
+        output: what it returned for them.
+
+    Raises:
+        ValueError: for an output that is neither a tensor nor a tuple that begins with one, and where no argument has
+            its shape.
 
     >>> import torch
     >>> x, bias = torch.ones(2), torch.ones(3)
@@ -57,24 +70,30 @@ def layout_of(args: tuple, kwargs: Mapping[str, Any], output: Any) -> Layout:
     outputs = tuple(output) if isinstance(output, tuple | list) else (output,)
     if not outputs or not isinstance(outputs[0], Tensor):
         raise ValueError(f"it returns a {type(output).__name__} and not a tensor, or a tuple that begins with one")
-    given = {**dict(enumerate(args)), **kwargs}
-    tensors = {key: value for key, value in given.items() if isinstance(value, Tensor)}
+    arguments = {**dict(enumerate(args)), **kwargs}
+    tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
     stream = next((key for key, value in tensors.items() if value.shape == outputs[0].shape), None)
     if stream is None:
         raise ValueError("it gets no tensor of its output's shape")
     if not isinstance(output, tuple | list):
         return stream
-    known = {id(value): key for key, value in given.items() if value is not None}
+    known = {id(value): key for key, value in arguments.items() if value is not None}
     return (stream, *(known.get(id(value)) for value in outputs[1:]))
 
 
 def install(model: nn.Module, name: str, module: Bypass) -> None:
-    """Put a stand-in where the module `name` was; it answers for the plain attributes of that module."""
+    """Put a stand-in where the module `name` was.
+
+    It takes over the numbers, flags and texts that the module and its children carry, because networks read attributes
+    of their layers.
+    """
     old = model.get_submodule(name)
     for key, value in vars(_plain(old)).items():
         if key not in vars(module) and not hasattr(module, key):
             module.__dict__[key] = value
-    for key in old._parameters:  # who asks for one of them, as nn.TransformerEncoderLayer does, learns that it is gone
+    for (
+        key
+    ) in old._parameters:  # nn.TransformerEncoderLayer reads parameters of its layers: None says that they are gone
         if not hasattr(module, key):
             module.__dict__[key] = None
     module.train(old.training)
@@ -82,20 +101,20 @@ def install(model: nn.Module, name: str, module: Bypass) -> None:
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Make `module` the submodule `name`."""
+    """Make `module` the submodule `name` of a model."""
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, module)
 
 
 def _plain(module: nn.Module) -> SimpleNamespace:
-    """Numbers, flags and texts that a module carries, its children's below it; no tensors."""
+    """The numbers, flags and texts of a module, and those of its children as attributes of that name."""
     own = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and not key.startswith("_")}
     return SimpleNamespace(**own, **{name: _plain(child) for name, child in module.named_children()})
 
 
 @contextmanager
 def without(model: nn.Module, name: str, stand_in: Bypass) -> Iterator[None]:
-    """For a while `stand_in` is in the place of a module."""
+    """Within the block, `stand_in` replaces the module `name`."""
     module = model.get_submodule(name)
     try:
         install(model, name, stand_in)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from simprune.trace.attention import opened
+from simprune.trace.attention import explicit_attention
 from simprune.trace.caches import forgetting
 
 
@@ -30,7 +30,7 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     for model in models:
         model.eval()
     try:
-        with opened(*models), forgetting(*models):
+        with explicit_attention(*models), forgetting(*models):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

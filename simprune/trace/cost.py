@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from simprune.core.batches import first_tensor
-from simprune.core.cost import Cost, CostModel, Example, Key, Stream, TensorCost
+from simprune.core.cost import Cost, CostModel, Example, Key, StreamCost, TensorCost
 from simprune.core.example import rows_of
 from simprune.trace.attention import attentions, is_conv1d
 from simprune.trace.context import eval_mode, requiring
@@ -44,7 +44,7 @@ class _Streams:
     """Watches one forward pass for modules that return what has the shape of the first such argument."""
 
     def __init__(self, model: nn.Module, rows: int) -> None:
-        self.found: dict[str, Stream] = {}
+        self.found: dict[str, StreamCost] = {}
         self._rows = rows
         self._open: dict[str, list[Tensor]] = {}  # modules that are running: the tensors they got
         self._readers: dict[tuple[str, int], Key] = {}
@@ -81,7 +81,7 @@ class _Streams:
                 return
             channels = made.shape[1 if made.ndim == 4 else -1]
             reader = self._readers.get((name, place))
-            self.found[name] = Stream(channels, made.numel() / channels / self._rows, made.element_size(), reader)
+            self.found[name] = StreamCost(channels, made.numel() / channels / self._rows, made.element_size(), reader)
 
         return see
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, copied, first_tensor, inputs_of, labels_of
 from simprune.trace.caches import forgetting
-from simprune.trace.capture import Site, modules_at
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
+from simprune.trace.sites import Site, as_tokens, modules_at
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -81,7 +81,7 @@ def capture_gradients(
                 )
             for each, gradient in zip(met, _gradients(numbers, met), strict=True):
                 features[each.site.name].append(each.rows)
-                rows = each.site.rows(_tokens(each.module, gradient))
+                rows = each.site.rows(as_tokens(each.module, gradient))
                 positions = gradient.numel() // rows.numel() if each.site.layout == "pool" else 1
                 gradients[each.site.name].append(rows.mul(positions).to("cpu", copy=True))
     silent = [name for name, rows in features.items() if not rows]
@@ -131,11 +131,6 @@ def _own(batch: Any) -> tuple[Any, None] | Mapping[str, Any]:
     return copied(kwargs) if kwargs else (copied(args), None)
 
 
-def _tokens(module: nn.Module, value: Tensor) -> Tensor:
-    """A linear layer's activation has channels last: tokens, and no map."""
-    return value.flatten(1, -2) if isinstance(module, nn.Linear) and value.ndim > 3 else value
-
-
 @contextmanager
 def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Met], Any]) -> Iterator[None]:
     """Hooks that show every activation to `see`, and hand a copy of it on.
@@ -149,7 +144,7 @@ def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Met], Any]) ->
         if value is None or not value.is_floating_point():
             raise ValueError(f"{site.name}: expected floating-point activations, got {getattr(value, 'dtype', None)}")
         held = value if value.requires_grad else value.detach().requires_grad_()
-        see(_Met(site, module, held, site.rows(_tokens(module, held.detach())).to("cpu", copy=True)))
+        see(_Met(site, module, held, site.rows(as_tokens(module, held.detach())).to("cpu", copy=True)))
         return _replaced(given, value, held.clone())
 
     def before(site: Site) -> Callable:

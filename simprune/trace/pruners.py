@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_pruning.pruner.function import BasePruningFunc, GroupNormPruner
 
 from simprune.core.batches import first_tensor
-from simprune.trace.attention import Attention, OpenAttention, attentions, is_conv1d, open_up
+from simprune.trace.attention import Attention, ExplicitAttention, attentions, is_conv1d, make_explicit
 from simprune.trace.cut import cut
 
 
@@ -24,7 +24,7 @@ class AttentionPruner(BasePruningFunc):
         for tensor, dim in tensors:
             cut(self.model, tensor, dim, indices)
         if isinstance(module, nn.MultiheadAttention):
-            open_up(module)
+            make_explicit(module)
         return module
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
@@ -106,8 +106,8 @@ def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Modu
     unknown = {type(module) for module in model.modules() if type(module) in unknown and module not in known}
     attention = {module: found for module, found in known.items() if type(module) not in unknown}
     types = {type(module) for module in attention}
-    if types & {nn.MultiheadAttention, OpenAttention}:  # the class changes while a module runs in the open
-        types |= {nn.MultiheadAttention, OpenAttention}
+    if types & {nn.MultiheadAttention, ExplicitAttention}:  # the class changes while a module runs in the open
+        types |= {nn.MultiheadAttention, ExplicitAttention}
     by_type.update(dict.fromkeys(types, AttentionPruner(model, attention)))
     return by_type, attention
 

@@ -20,12 +20,12 @@ from simprune.core.structures import Block
 from simprune.edit.effects import Effects
 from simprune.repair.refit import Repair
 from simprune.scores.blocks._context import BlockContext
-from simprune.trace.bypass import Bypass, Layout, install, without
-from simprune.trace.capture import Site
+from simprune.trace.bypass import Bypass, OutputLayout, install, without
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import hooks
 from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
+from simprune.trace.sites import Site
 
 RIDGE = 1e-3
 INERT = 1e-9  # an error that needs no repair
@@ -81,7 +81,7 @@ class _Game:
         model = network.model
         self.model, self.small, self.repair = model, copy.deepcopy(model), repair
         self.left = {block.name: block for block in blocks}
-        self.layouts: dict[str, Layout] = {name: network.visits[name].layout() for name in self.left}
+        self.layouts: dict[str, OutputLayout] = {name: network.visits[name].layout() for name in self.left}
         self.fitted, self.held = _halves(batches, images)
         self.order, self.normalisers = network.order, network.normalisers
         self.shortcuts = find_shortcuts(model, network.block_calls, self.order) if repair else {}
@@ -196,7 +196,7 @@ class _Game:
 class Replay(Bypass):
     """Hands on, run after run, what was recorded for the first, second, ... batch, whatever it gets."""
 
-    def __init__(self, layout: Layout, recorded: Sequence[Tensor]) -> None:
+    def __init__(self, layout: OutputLayout, recorded: Sequence[Tensor]) -> None:
         super().__init__(layout)
         self.recorded = cycle(recorded)
 
@@ -210,7 +210,11 @@ def _outputs(network: nn.Module, batch: Any) -> Tensor:
 
 
 def _record(
-    network: nn.Module, batches: list, layouts: Mapping[str, Layout], side: str, names: Iterable[str] | None = None
+    network: nn.Module,
+    batches: list,
+    layouts: Mapping[str, OutputLayout],
+    side: str,
+    names: Iterable[str] | None = None,
 ) -> dict[str, list[Tensor]]:
     """What blocks got, or gave, batch by batch."""
     found: dict[str, list[Tensor]] = {name: [] for name in (layouts if names is None else names)}

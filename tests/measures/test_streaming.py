@@ -9,7 +9,8 @@ import torch
 from simprune import measures
 from simprune.measures import UndefinedWarning
 from simprune.measures._moments import FORMS
-from simprune.trace.capture import Site, capture, stream
+from simprune.trace.capture import capture, stream
+from simprune.trace.sites import Site
 
 N = 150
 VARIANTS = {

@@ -12,7 +12,7 @@ from simprune.core.batches import call
 from simprune.core.example import describe, example_of, from_description
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.edit.stand_ins import Mapped
-from simprune.repair.absorb import absorb, absorbed, told
+from simprune.repair.absorb import absorb, absorbed, notes_of
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
@@ -155,7 +155,7 @@ def test_a_map_stays_where_folding_would_change_the_output(make, shape, block):
     weights, before = copy.deepcopy(small.state_dict()), call(small, x)
     (found,) = absorb(small, plan, [x])
     assert found.folded_into is None
-    assert found.reason in told([found])[0]
+    assert found.reason in notes_of([found])[0]
     assert absorbed(small) == {}
     assert isinstance(small.get_submodule(block), Mapped)
     assert torch.equal(call(small, x), before)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.trace.attention import OpenAttention, attentions, open_up, opened
+from simprune.trace.attention import ExplicitAttention, attentions, explicit_attention, make_explicit
 from simprune.zoo import ViT
 
 BOOL = torch.tensor([[False, True, False, False, True]] * 4)
@@ -29,8 +29,8 @@ def test_open_attention_equals_the_closed_one(options, need_weights, causal, pad
         "is_causal": causal,
     }
     expected = closed(query, key, value, **arguments)
-    with opened(closed):
-        assert type(closed) is OpenAttention
+    with explicit_attention(closed):
+        assert type(closed) is ExplicitAttention
         found = closed(query, key, value, **arguments)
     assert type(closed) is nn.MultiheadAttention
     torch.testing.assert_close(found, expected)
@@ -41,7 +41,7 @@ def test_self_attention_unbatched_masks_per_head_and_weights_per_head():
     x, mask = torch.randn(3, 5, 8), torch.randn(6, 5, 5)
     for given, options in ((x, {"attn_mask": mask}), (x[0], {}), (x, {"average_attn_weights": False})):
         expected = closed(given, given, given, **options)
-        with opened(closed):
+        with explicit_attention(closed):
             torch.testing.assert_close(closed(given, given, given, **options), expected)
 
 
@@ -50,13 +50,13 @@ def test_an_opened_layer_leaves_the_fused_path_of_the_encoder():
     x = torch.randn(2, 5, 8)
     with torch.no_grad():
         expected = layer(x)
-        open_up(layer.self_attn)
+        make_explicit(layer.self_attn)
         torch.testing.assert_close(layer(x), expected)
 
 
 def test_a_causal_hint_without_a_mask_is_refused():
     attention = nn.MultiheadAttention(8, 2)
-    open_up(attention)
+    make_explicit(attention)
     with pytest.raises(ValueError, match="give attn_mask as well"):
         attention(*[torch.randn(5, 1, 8)] * 3, is_causal=True)
 
@@ -73,5 +73,5 @@ def test_layouts():
 def test_variants_with_extra_keys_are_left_alone(options):
     model = nn.Sequential(nn.MultiheadAttention(8, 2, **options))
     assert attentions(model) == {}
-    with opened(model):
+    with explicit_attention(model):
         assert type(model[0]) is nn.MultiheadAttention

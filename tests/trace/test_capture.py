@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from simprune import measures
-from simprune.trace.capture import Site, accumulate, capture, stream, watching
+from simprune.trace.capture import accumulate, capture, stream, watching
+from simprune.trace.sites import Site
 from tests.networks import build, images
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simprune.trace.capture import Site, capture
+from simprune.trace.capture import capture
 from simprune.trace.gradients import capture_gradients, soft_log_likelihood
+from simprune.trace.sites import Site
 from tests.networks import build
 
 CROSS_ENTROPY = lambda z, y: F.cross_entropy(z, y, reduction="none")  # noqa: E731
