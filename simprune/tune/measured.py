@@ -1,4 +1,8 @@
-"""Budgets of latency and memory: what only the edited network shows is measured on it, and the plan corrected."""
+"""Budgets of latency and memory: the edited network is measured, and the plan corrected until it meets the budget.
+
+A planner meets ceilings of costs that it can compute. What a network really takes differs, so the ceiling is moved
+until the measured network is just below the limit.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,24 +24,26 @@ from simprune.trace.network import Network
 from simprune.trace.timing import Timer, alternate, batch_of
 from simprune.tune.latency_table import Timing, latency_table
 
-ROUNDS = 10  # networks that are measured at most; half as many each time that channels are given back
-LOOKS = 3  # ceilings that are tried at most for each of these: different ones may lead to the same selection
-CLOSE = 0.95  # of the budget: near enough
-AIM = (1 + CLOSE) / 2
-INSIDE = 0.1  # of what is left between two ceilings: how near to either the next one may lie
-FINE = 2e-3  # share of the cost that no longer matters
-PARTS = 512  # of the channels found, that may be given back
-TURNS = 5, 31  # of timing original and candidate: that many at least, and at most where the answer is near a limit
+ROUNDS = 10  # networks that one correction measures at most; half as many when channels are given back
+CEILINGS = 3  # a correction tries at most so many ceilings per network, as several may lead to the same selection
+CLOSE = 0.95  # share of a limit: a network that uses this much of it, or more, is near enough
+AIM = (1 + CLOSE) / 2  # share of a limit that the next ceiling aims at: the middle of what is near enough
+INSIDE = (
+    0.1  # share of the gap between two ceilings: the next ceiling stays this far from the upper one, and from a met one
+)
+FINE = 2e-3  # share of the cost: ceilings nearer to each other than this count as one
+PARTS = 512  # selections to choose from when channels are given back
+TURNS = 5, 31  # how often original and candidate are timed: at least, and at most where the ratio is near the limit
 
-Choose = Callable[[Search], tuple[Space, Selection]]
+Choose = Callable[[Search], tuple[Space, Selection]]  # a planner with its options
 Draft = Callable[[Space, Selection], Plan]
 Timings = dict[tuple[str, ...], Timing]  # by the names of the structures
-Found = tuple[Space, Selection, dict[str, float]]  # a selection, and what was measured on the network without it
+Measured = tuple[Space, Selection, dict[str, float]]  # a selection, and what its network takes, by kind of cost
 
 
 @dataclass(frozen=True)
 class Point:
-    """A ceiling, and how much of the limits the network it led to used, measured: 1 is all."""
+    """A ceiling, and the share of the limits that the network planned for it uses when measured; 1 is the limit."""
 
     ceiling: float
     used: float
@@ -45,7 +51,11 @@ class Point:
 
 @dataclass
 class Bench:
-    """The network to measure on, and what of it was measured already."""
+    """Measures networks, and remembers what it has measured.
+
+    `example`: the inputs. `draft`: the plan of a selection. `whole`: what the original takes, by kind of cost, in
+    seconds or bytes per input. `timings`: of structures, by their names.
+    """
 
     network: Network
     example: Example
@@ -56,11 +66,11 @@ class Bench:
 
     @classmethod
     def of(cls, network: Network, batch_size: int | None, timer: Timer, draft: Draft, timings: Timings) -> "Bench":
-        """With the network's example as one batch of `batch_size` inputs; `timings` is added to."""
+        """Measure on the network's example, repeated to `batch_size` inputs; new timings are added to `timings`."""
         return cls(network, batch_of(network.example, batch_size), timer, draft, timings=timings)
 
     def timing(self, space: Space) -> Timing:
-        """What the structures of a space save in seconds; timed once."""
+        """What the structures of a space save, in seconds. Structures are timed once."""
         names = tuple(entry.name for entry in (*space.blocks, *(menu.entry for menu in space.menus)))
         if names not in self.timings:
             self.timings[names] = latency_table(
@@ -69,28 +79,32 @@ class Bench:
         return self.timings[names]
 
     def edited(self, space: Space, selection: Selection) -> nn.Module:
+        """The network without what is selected."""
         return apply(self.draft(space, selection), self.network)
 
     def original(self, kind: str) -> float:
-        """Seconds of the original, or peak bytes per input."""
+        """What the original takes: seconds for latency, peak bytes per input for memory."""
         if kind not in self.whole:
             model, example = self.network.model, self.example
             self.whole[kind] = peak_memory(model, example) if kind == "memory" else self.timer(model, *example)
         return self.whole[kind]
 
     def measure(self, space: Space, selection: Selection, limits: Mapping[str, float]) -> dict[str, float]:
-        """The limited kinds of cost of the network without what is chosen."""
+        """What the network without the selection takes: seconds for latency, peak bytes per input for memory."""
         if not selection.levels.any() and not selection.blocks.any():
             return {kind: self.original(kind) for kind in limits}
-        small, found = self.edited(space, selection), {}
+        small, costs = self.edited(space, selection), {}
         if "memory" in limits:
-            found["memory"] = peak_memory(small, self.example)
+            costs["memory"] = peak_memory(small, self.example)
         if "latency" in limits:
-            found["latency"] = self.seconds(small, limits["latency"])
-        return found
+            costs["latency"] = self.seconds(small, limits["latency"])
+        return costs
 
     def seconds(self, small: nn.Module, limit: float) -> float:
-        """By the median of the ratios to the original; more turns as long as it is not clear on which side it lies."""
+        """Seconds of a network: those of the original times the median ratio of the two, timed in turns.
+
+        Timing goes on as long as it is unclear whether the network meets the `limit`, in seconds.
+        """
         whole, ratios = self.original("latency"), []
         least, most = TURNS
         for before, after in islice(alternate(self.network.model, small, self.example, self.timer), most):
@@ -102,13 +116,24 @@ class Bench:
         return median(ratios)
 
 
-def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
-    """A selection whose network, measured, meets the budget; the furthest that one can go when none does.
+def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Measured:
+    """Find a selection whose measured network meets the budget; when none does, the nearest one that was measured.
 
-    A limit on latency: the planner sees a table of what each structure saves, at widths that are worth having; the
-    limit it gets is corrected by what is measured, until that is at most 5 % below the budget; what is left goes to
-    channels, first at these widths, then at all. A limit on memory: the largest share of the macs is searched whose
-    network meets it, because the peak of the whole is no sum over structures.
+    For a limit on latency, the planner sees a table of what every structure saves, at the widths that are worth having.
+    Its ceiling is corrected until the measured network is at most 5 % below the limit. What then remains of the budget
+    is given back to channels, first at the same widths, then at all widths.
+
+    For a limit on memory, the largest share of the macs is searched whose network meets it, because the peak of a
+    network is no sum over its structures.
+
+    Args:
+        search: the space and the ceilings of macs, params and bytes.
+        budget: with at least one limit of latency or memory.
+        choose: the planner.
+        bench: measures networks.
+
+    Returns:
+        The space, the selection, and what its network takes by limited kind of cost: seconds, or peak bytes per input.
     """
     kinds = budget.measured.limits
     nothing = search.space.nothing
@@ -124,14 +149,15 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Found:
         coarse = search.within(search.space.only(timing.worth))
     limits = {kind: limit.of(bench.original(kind)) for kind, limit in kinds.items()}
     kind = "latency" if "latency" in limits else "macs"
-    found = _corrected(coarse, kind, limits, choose, bench, ROUNDS)
+    result = _corrected(coarse, kind, limits, choose, bench, ROUNDS)
     for widths in (coarse, search) if coarse is not search else (search,):
-        if found[1].levels.any() and _worst(found[2], limits) < CLOSE:
-            found = _widened(widths, found)
-            found = _corrected(widths, kind, limits, partial(_giving_back, *found[:2]), bench, ROUNDS // 2, found)
-    if len(limits) > 1 and _worst(found[2], limits) > 1:
-        found = _corrected(search, "macs", limits, choose, bench, ROUNDS)
-    return found
+        if result[1].levels.any() and _worst(result[2], limits) < CLOSE:
+            result = _widened(widths, result)
+            give_back = partial(_giving_back, *result[:2])
+            result = _corrected(widths, kind, limits, give_back, bench, ROUNDS // 2, result)
+    if len(limits) > 1 and _worst(result[2], limits) > 1:
+        result = _corrected(search, "macs", limits, choose, bench, ROUNDS)
+    return result
 
 
 def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str, float]) -> ValueError:
@@ -147,27 +173,27 @@ def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str
     return ValueError(f"budget: {budget} was not reached by any network that was measured; the nearest has {reached}")
 
 
-def _widened(search: Search, found: Found) -> Found:
-    """The same selection where all levels of the search are there."""
-    few, selection, costs = found
-    space = search.space.ordered({menu.entry.name: menu.order for menu in few.menus}, search.constraints)
-    counts = [menu.counts[level] for menu, level in zip(few.menus, selection.levels, strict=True)]
+def _widened(search: Search, measured: Measured) -> Measured:
+    """The same selection in the search's space, which has more levels, in the order of the selection's space."""
+    narrow, selection, costs = measured
+    space = search.space.ordered({menu.entry.name: menu.order for menu in narrow.menus}, search.constraints)
+    counts = [menu.counts[level] for menu, level in zip(narrow.menus, selection.levels, strict=True)]
     levels = [menu.counts.index(count) for menu, count in zip(space.menus, counts, strict=True)]
     return space, Selection(np.array(levels, np.intp), selection.blocks), costs
 
 
-def _giving_back(space: Space, found: Selection, search: Search) -> tuple[Space, Selection]:
-    """The same blocks, and of every group the same share of the levels found, as large as the ceilings ask for.
+def _giving_back(space: Space, selection: Selection, search: Search) -> tuple[Space, Selection]:
+    """The same blocks, and the same share of the selected levels in every group, just large enough for the ceilings.
 
-    From one ceiling to the next a planner may put a block, or a step of many channels, in the place of a few channels;
-    what that leaves of the budget goes to the channels.
+    Between two ceilings that hardly differ a planner may remove a block, or many channels at once, where it removed a
+    few channels before. That saves more than the budget asks for, and the surplus is given back to the channels.
     """
     queue = [
-        (level / most, Step(item, level)) for item, most in enumerate(found.levels) for level in range(1, most + 1)
+        (level / most, Step(item, level)) for item, most in enumerate(selection.levels) for level in range(1, most + 1)
     ]
     levels, _ = space.along(ranked(queue))
     levels = levels[np.unique(np.linspace(0, len(levels) - 1, PARTS).astype(int))]
-    return space, best(search.within(space), levels, np.repeat(found.blocks[None], len(levels), 0))
+    return space, best(search.within(space), levels, np.repeat(selection.blocks[None], len(levels), 0))
 
 
 def _corrected(
@@ -177,24 +203,35 @@ def _corrected(
     choose: Choose,
     bench: Bench,
     rounds: int,
-    start: Found | None = None,
-) -> Found:
-    """Move the ceiling of one kind of cost until what is measured is met from below, and nearly.
+    start: Measured | None = None,
+) -> Measured:
+    """Move the ceiling of one kind of cost until the measured network is just below its limits.
 
-    `rounds`: networks that are measured at most. `start`: a selection that meets the limits, to begin with.
+    Args:
+        search: the space and the other ceilings.
+        kind: whose ceiling moves.
+        limits: on what is measured, in seconds or bytes.
+        choose: the planner.
+        bench: measures networks.
+        rounds: networks that are measured at most.
+        start: a measured selection that meets the limits, if one is known.
+
+    Returns:
+        The measured selection that is nearest to `AIM` below the limits; if none meets them, the nearest to them.
     """
     column = search.space.kinds.index(kind)
-    whole, least = (float(search.space.cost(each)[column]) for each in (search.space.nothing, everything(search.space)))
+    extremes = search.space.nothing, everything(search.space)
+    whole, least = (float(search.space.cost(extreme)[column]) for extreme in extremes)
     top = min(search.ceilings.get(kind, whole), whole)
-    over = [Point(top, _worst({each: bench.original(each) for each in limits}, limits))]
+    over = [Point(top, _worst({limited: bench.original(limited) for limited in limits}, limits))]
     under: Point | None = None
-    seen: dict[bytes, Found] = {}
+    seen: dict[bytes, Measured] = {}
     ceiling = top * min(AIM / over[0].used, 1.0) if over[0].used > 1 else top
     if start is not None:
         seen[_key(start[1])] = start
         under = Point(float(start[0].cost(start[1])[column]), _worst(start[2], limits))
         ceiling = _next(over, under, least, halve=False)
-    for look in range(LOOKS * rounds):
+    for attempt in range(CEILINGS * rounds):
         space, selection = choose(replace(search, ceilings=search.ceilings | {kind: ceiling}))
         key = _key(selection)
         if key not in seen and len(seen) == rounds + (start is not None):
@@ -202,17 +239,17 @@ def _corrected(
         seen[key] = seen.get(key) or (space, selection, bench.measure(space, selection, limits))
         used, reached = _worst(seen[key][2], limits), float(space.cost(selection)[column])
         if CLOSE <= used <= 1 or (used <= 1 and ceiling >= top):
-            break  # near enough, or nothing has to go
+            break  # near enough, or nothing has to be removed
         if used <= 1:
             under = Point(ceiling, used)
         else:
             over.append(Point(min(ceiling, reached), used))
             if reached > ceiling + FINE * abs(ceiling):
-                break  # as far as one can go
+                break  # the planner cannot reach this ceiling, nor any lower one
         if over[-1].ceiling - (under.ceiling if under else least) <= FINE * top:
-            break  # the steps are too coarse
-        ceiling = _next(over, under, least, halve=look % 3 == 2)
-    return min(seen.values(), key=lambda found: _miss(_worst(found[2], limits)))
+            break  # no selection lies between the two ceilings
+        ceiling = _next(over, under, least, halve=attempt % 3 == 2)
+    return min(seen.values(), key=lambda measured: _miss(_worst(measured[2], limits)))
 
 
 def _key(selection: Selection) -> bytes:
@@ -220,20 +257,24 @@ def _key(selection: Selection) -> bytes:
 
 
 def _next(over: Sequence[Point], under: Point | None, least: float, halve: bool) -> float:
-    """Regula falsi between the loosest ceiling that met the limits and the tightest looser one that did not; as long as
-    none did, the secant through the last two."""
-    high, other = over[-1], under or over[-2]
+    """The ceiling to try next, by regula falsi; as long as no ceiling led to the limits, by the secant of the last two.
+
+    `over`: ceilings whose networks exceeded the limits, the lowest last. `under`: the last ceiling whose network met
+    them. `least`: no ceiling may be lower. `halve`: bisect instead.
+    """
+    high, second = over[-1], under or over[-2]
     low = under.ceiling if under else least
-    slope = (high.used - other.used) / (high.ceiling - other.ceiling) if high.ceiling != other.ceiling else 0.0
+    slope = (high.used - second.used) / (high.ceiling - second.ceiling) if high.ceiling != second.ceiling else 0.0
     wanted = high.ceiling - (high.used - AIM) / slope if slope > 0 and not halve else (low + high.ceiling) / 2
     edge = INSIDE * (high.ceiling - low)
     return min(max(wanted, low + edge if under else low), high.ceiling - edge)
 
 
 def _worst(costs: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """The largest share of a limit that these costs use; 1 is the limit."""
     return max(costs[kind] / limit for kind, limit in limits.items())
 
 
 def _miss(used: float) -> float:
-    """How far a network is from where it should be; whatever meets the limits before whatever does not."""
+    """How far a network is from `AIM`; a network that meets the limits is always nearer than one that does not."""
     return abs(used - AIM) if used <= 1 else used
