@@ -9,14 +9,18 @@ from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
 from simprune.structures._structure import Refusals, UnitStructure
 from simprune.structures.proof import prove
-from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions, make_explicit
+from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions
 from simprune.trace.cut import cut
+from simprune.trace.explicit import make_explicit
 from simprune.trace.network import Network
 
 
 @register("structure", "heads")
 class Heads(UnitStructure):
-    """Heads of attention modules, named after the module; a unit is one key/value head with its query heads."""
+    """Heads of attention modules; a unit is one key/value head with the query heads that share it.
+
+    A group is named after its attention module. A forward pass on a copy proves the removals.
+    """
 
     kind = "heads"
 
@@ -53,9 +57,9 @@ def head_group(attention: Attention) -> UnitGroup:
     """The heads of one attention module as a group of units."""
     entries: dict[tuple[str, int, str], list[tuple[int, ...]]] = {}
     for rows, side in [*((rows, "out") for rows in attention.rows), (attention.joint, "in")]:
-        known = entries.setdefault((rows.tensor, rows.dim, side), [()] * attention.groups)
+        by_group = entries.setdefault((rows.tensor, rows.dim, side), [()] * attention.groups)
         for group in range(attention.groups):
-            known[group] += attention.entries(rows, group)
+            by_group[group] += attention.entries(rows, group)
     slices = tuple(Slice(tensor, dim, tuple(indices), side) for (tensor, dim, side), indices in entries.items())
     return UnitGroup(attention.name, attention.groups, slices, "heads", attention.units)
 
@@ -66,9 +70,15 @@ def _looks_like_attention(module: nn.Module) -> bool:
 
 
 def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int]) -> None:
-    """Remove whole key/value groups of query heads from the model itself; `attention` describes it as it is.
+    """Remove heads from an attention module in place.
 
-    Raises ValueError for a group that would lose only some of its query heads, and for all heads.
+    Args:
+        model: that contains the module.
+        attention: layout of the module as it is now.
+        heads: numbers of query heads; all that share a key/value head have to be among them, or none.
+
+    Raises:
+        ValueError: when a key/value head would lose only some of its query heads, and when no head would remain.
     """
     groups = [group for group, unit in enumerate(attention.units) if set(unit) <= set(heads)]
     if sum(len(attention.units[group]) for group in groups) != len(set(heads)):
@@ -76,22 +86,23 @@ def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int])
         raise ValueError(f"{attention.name}: every {shared} query heads share one key/value head and go together")
     if len(groups) == attention.groups:
         raise ValueError(f"{attention.name}: all {attention.heads} heads would go; keep at least one")
-    gone: dict[tuple[str, int], list[int]] = {}
+    removed: dict[tuple[str, int], list[int]] = {}
     for rows in (*attention.rows, attention.joint):
-        gone.setdefault((rows.tensor, rows.dim), []).extend(i for g in groups for i in attention.entries(rows, g))
-    for (tensor, dim), indices in gone.items():
+        removed.setdefault((rows.tensor, rows.dim), []).extend(i for g in groups for i in attention.entries(rows, g))
+    for (tensor, dim), indices in removed.items():
         cut(model, tensor, dim, indices)
     module = model.get_submodule(attention.name)
     if isinstance(module, nn.MultiheadAttention):
         make_explicit(module)
-    kept = attention.groups - len(groups)
-    count = kept * (attention.heads // attention.groups)
+    remaining = attention.groups - len(groups)
+    count = remaining * (attention.heads // attention.groups)
     _update(module, HEAD_COUNTS, attention.heads, count)
-    _update(module, KEY_VALUE_COUNTS, attention.groups, kept)
+    _update(module, KEY_VALUE_COUNTS, attention.groups, remaining)
     _update(module, JOINT_WIDTHS, attention.heads * attention.width, count * attention.width)
 
 
 def _update(module: nn.Module, names: Sequence[str], old: int, new: int) -> None:
+    """Set those of the named attributes of a module that have the old value."""
     for name in names:
         if vars(module).get(name) == old:
             setattr(module, name, new)

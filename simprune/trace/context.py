@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from simprune.trace.attention import explicit_attention
 from simprune.trace.caches import forgetting
+from simprune.trace.explicit import explicit_attention
 
 
 @contextmanager

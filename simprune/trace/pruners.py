@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch_pruning.pruner.function import BasePruningFunc, GroupNormPruner
 
 from simprune.core.batches import first_tensor
-from simprune.trace.attention import Attention, ExplicitAttention, attentions, is_conv1d, make_explicit
+from simprune.trace.attention import Attention, attentions, is_conv1d
 from simprune.trace.cut import cut
+from simprune.trace.explicit import ExplicitAttention, make_explicit
 
 
 class AttentionPruner(BasePruningFunc):

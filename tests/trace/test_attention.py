@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.trace.attention import ExplicitAttention, attentions, explicit_attention, make_explicit
+from simprune.trace.attention import attentions
+from simprune.trace.explicit import ExplicitAttention, explicit_attention, make_explicit
 from simprune.zoo import ViT
 
 BOOL = torch.tensor([[False, True, False, False, True]] * 4)
