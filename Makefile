@@ -16,6 +16,8 @@ test: $(VENV)/.installed ## run the tests, warnings are errors
 lint: $(VENV)/.installed ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+docs: $(VENV)/.installed ## write docs/reference.md
+	$(BIN)/python -m simprune.cli.reference > docs/reference.md
 bench: $(VENV)/.installed ## run the benchmarks
 	$(BIN)/python -m benchmarks
 
@@ -24,4 +26,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt $(if $(strip $(TORCH)),--extra-index-url $(TORCH)) -e '.[dev]'
 	touch $@
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint docs bench

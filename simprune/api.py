@@ -29,8 +29,9 @@ from simprune.measures import Measure
 from simprune.planners.budget import Amount
 from simprune.repair.reconstruct import reconstruct as repair
 from simprune.repair.refit import Refit
+from simprune.scores.depth import compare_models, describe_depth
 from simprune.scores.estimate import Estimate
-from simprune.scores.layers import Layers, compare_models, describe_depth, read_counterpart, read_layers, similarity
+from simprune.scores.layers import Layers, read_counterpart, read_layers, similarity
 from simprune.settings import CONTROL, Planner, Settings, takes_options
 from simprune.stages import Run, planned
 from simprune.trace.network import Network
@@ -179,7 +180,7 @@ def reconstruct(
     >>> model, batches = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(32, 4)]
     >>> made = plan(analyze(model, batches))
     >>> small = apply(made, model)
-    >>> [entry.name for entry in reconstruct(small, made, model, batches)]
+    >>> [refit.layer for refit in reconstruct(small, made, model, batches)]
     ['2']
     """
     batches = Peekable(calibration, "calibration")

@@ -411,13 +411,14 @@ def checked(name: str, value: Any, hint: Any, facts: Mapping[str, Any]) -> Any:
     listed = any(get_origin(part) is Sequence for part in kinds)
     if listed and isinstance(value, list | tuple):
         value = tuple(value)
-    if not has_type(value, hint) or not all(_within(each, facts["limits"]) for each in (value if listed else [value])):
+    items = value if listed and isinstance(value, tuple) else [value]
+    if not has_type(value, hint) or not all(_within(each, facts["limits"]) for each in items):
         raise ValueError(f"{name}: expected {phrase(hint, facts)}; got {shown(value)}")
     kind = facts["kind"]
     if name == "structures" and not value:
         raise ValueError(f"structures is empty; name some of: {', '.join(registry.parts(kind))}")
     patterns = kind == "repair" and isinstance(value, Mapping) and "name" not in value
-    for each in value.values() if patterns else value if listed else [value]:
+    for each in value.values() if patterns else items:
         if kind and each is not None and not _is_part(each):
             _read(name, kind, each)
     return value

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from simprune import functional, measures
+from simprune import measures
 from simprune.cli.recipe import (
+    GROUPS,
     Recipe,
+    RecipeSchema,
     build,
     builtin,
     explain,
-    finetuning,
     gates,
     load_recipe,
     locate,
@@ -26,12 +26,11 @@ from simprune.cli.recipe import (
     resolved,
     settings,
 )
-from simprune.planners.choosers import CHOOSERS
-from simprune.sources.local import Data
+from simprune.core.registry import parts
+from simprune.sources import Data
 
 RECIPES = options(builtin("recipes"))
 TEMPLATES = {"own_model", "transformers_folder", "transformers_name"}  # the user names a model or data
-GROUPS = sorted(folder.name for folder in builtin("conf").iterdir() if folder.is_dir())
 
 
 def message(recipe: str, *overrides: str, command: str = "compress") -> str:
@@ -59,7 +58,7 @@ def recipe(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_built_in_recipe_composes_and_says_what_it_is(name):
     config = load_recipe(name)
-    assert set(config) == {each.name for each in dataclasses.fields(Recipe)}
+    assert set(config) == {each.name for each in dataclasses.fields(RecipeSchema)}
     assert len(RECIPES[name]) > 20
 
 
@@ -68,37 +67,31 @@ def test_built_in_recipes_are_complete(name):
     assert settings(load_recipe(name), "compress").budget
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_option_composes_and_says_what_it_is(group):
-    for name, what in options(builtin("conf") / group).items():
-        assert len(what) > 10, name
-        assert group in load_recipe("digits", [f"{group}={name}"])
+@pytest.mark.parametrize("key, kind", GROUPS.items())
+def test_every_part_is_an_option_without_a_file(key, kind):
+    for name, part in parts(kind).items():
+        assert len(part.summary) > 10, name
+        assert load_recipe("digits", [f"{key}={name}"])[key].name == name
 
 
 @pytest.mark.parametrize("name", measures.names())
-def test_every_measure_is_an_option_without_a_file(name):
+def test_every_measure_is_built_by_its_name(name):
     kind = measures.classes()[name]
     required = [f for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    config = load_recipe("digits", [f"measure={name}"])
     if not required:
-        assert build(OmegaConf.to_container(config.measure), "measure") == measures.get(name)
-
-
-def test_every_planner_is_an_option():
-    assert set(options(builtin("conf") / "planner")) == set(CHOOSERS)
+        assert build("measure", name) == measures.get(name)
 
 
 def test_the_default_check_is_the_librarys():
-    from simprune.checks import DEFAULT_GATES
+    from simprune.checks.sets import gates_of
 
-    assert tuple(gates(settings(load_recipe("digits"), "compress"))) == DEFAULT_GATES
-    assert {gate.measure for gate in DEFAULT_GATES} <= set(functional.names())
+    assert gates(settings(load_recipe("digits"), "compress")) == gates_of()
 
 
 def test_a_recipe_in_another_folder_inherits_and_overrides(recipe):
     path = recipe("defaults: [digits, override measure: cka_rbf, _self_]\nmeasure: {threshold: 0.5}\nseed: 3\n")
     made = settings(load_recipe(path, ["budget.macs=0.25"]), "compress")
-    assert (made.seed, made.budget["macs"], made.measure["threshold"], made.model["seed"]) == (3, 0.25, 0.5, 3)
+    assert (made.seed, made.budget["macs"], made.measure["threshold"]) == (3, 0.25, 0.5)
 
 
 def test_a_users_group_option_wins_over_the_built_in_one(recipe, tmp_path):
@@ -118,8 +111,8 @@ def test_searchpath_in_a_recipe_adds_a_folder(recipe, tmp_path):
 
 
 def test_no_epochs_is_no_finetuning():
-    assert finetuning(settings(load_recipe("digits", ["finetune=none"]), "compress")) is None
-    assert finetuning(settings(load_recipe("digits"), "compress"))["epochs"] > 0
+    assert settings(load_recipe("digits", ["finetune=none"]), "compress").finetune is None
+    assert settings(load_recipe("digits"), "compress").finetune.epochs > 0
 
 
 # ---- what is wrong is said in one line, before anything runs ----
@@ -135,38 +128,42 @@ def test_no_epochs_is_no_finetuning():
         (["budget.macs=nan"], "(0, 1]"),
         (["budget.macs=null"], "give at least one of macs"),
         (["budget=null"], "give at least one of macs"),
+        (["planner=threshold", "planner.threshold=0.9"], "give either a budget or a threshold"),
         (["budget.macs=half"], "got 'half'"),
         (["budget=smalest"], "unknown 'smalest'; did you mean 'smallest'"),
         (["budget=[0.9,0.5]"], "a list is for the frontier of `simprune plan`"),
         (["budget={params:[0.9,0.5]}"], "a list is for the frontier of `simprune plan`"),
         (["budget={params:[0.9],macs:0.5}"], "along one kind of cost; got params, macs"),
         (["budget=7"], "expected costs to keep"),
-        (["seed=1.5"], "seed: expected a whole number; got 1.5"),
-        (["seed=-1"], "seed must not be negative"),
-        (["control=maybe"], "control: expected a whole number; got maybe"),
-        (["control=-1"], "control must not be negative"),
+        (["seed=1.5"], "seed: expected a whole number of at least 0; got 1.5"),
+        (["seed=-1"], "seed: expected a whole number of at least 0; got -1"),
+        (["control=maybe"], "control: expected a whole number of at least 0; got 'maybe'"),
+        (["control=-1"], "control: expected a whole number of at least 0; got -1"),
         (["structures=blocks"], "structures: expected a list"),
         (["structures=[chanels]"], "did you mean 'channels'"),
         (["structures=[]"], "structures is empty"),
         (["reconstruct=leastsquares"], "did you mean 'least_squares'"),
+        (["trials=0.2"], "trials: expected a list of numbers in (0, 1), such as [0.2]; got 0.2"),
         (["replace=lineal"], "did you mean 'linear'"),
-        (["analysis.inputs=3"], "at least 32; got 3"),
+        (["analysis.inputs=3"], "analysis.inputs: expected a whole number of at least 32; got 3"),
         (["measure=ckaa"], "measure has no option 'ckaa'; did you mean 'cka'"),
         (["measure=cka_rbf", "measure.treshold=1"], "did you mean 'threshold'"),
         (["planner=gredy"], "did you mean 'greedy'"),
         (["planner.name=gredy"], "did you mean 'greedy'"),
-        (["+planner.options.depth=3"], "planner optimal takes no option 'depth'"),
+        (["planner.depth=3"], "planner optimal takes no option 'depth'"),
+        (["planner.roundto=8"], "did you mean 'round_to'"),
         (["finetune.epoch=3"], "did you mean 'epochs'"),
-        (["finetune.epochs=-1"], "expected epochs >= 0"),
-        (["finetune.lr=0"], "lr > 0"),
+        (["finetune.epochs=-1"], "finetune.epochs: expected a whole number of at least 0; got -1"),
+        (["finetune.lr=0"], "finetune.lr: expected a number above 0; got 0"),
         (["check.gates=[]"], "check.gates is empty"),
         (["check.gates=[{measure: disagrement, limit: 0.1}]"], "did you mean disagreement"),
         (["check.gates=[{measure: disagreement, limt: 0.1}]"], "did you mean 'limit'"),
-        (["check.gates.0.confidence=2"], "confidence must lie in [0.5, 1)"),
+        (["check.gates=[{measure: ece, limit: 1, confidence: 2}]"], "confidence must lie in [0.5, 1)"),
+        (["check=strickt"], "did you mean 'strict'"),
         (["plan=nowhere.yaml"], "no plan file nowhere.yaml"),
         (["device=gpu"], "device 'gpu' cannot be used"),
         (["~model"], "model is missing"),
-        (["model=function"], "model.function is missing"),
+        (["model=function"], "model function needs function"),
         (["+sede=3"], "did you mean 'seed'"),
         (["model.seed=${sede}"], "'sede' not found"),
         (["a=[1"], "cannot read 'a=[1'"),
@@ -184,7 +181,7 @@ def test_wrong_overrides(overrides, expected):
     [
         ("defaults: [digits, _self_]\nbugdet: {macs: 0.5}\n", "no key 'bugdet'; did you mean 'budget'"),
         ("defaults: [digits, _self_]\nbudget: {mac: 0.5}\n", "did you mean 'macs'"),
-        ("defaults: [digits, _self_]\nseed: many\n", "seed: expected a whole number; got many"),
+        ("defaults: [digits, _self_]\nseed: many\n", "seed: expected a whole number of at least 0; got 'many'"),
         ("defaults: [base, model: digist, _self_]\n", "model has no option 'digist'; did you mean 'digits'"),
         ("defaults: [bsae, _self_]\n", "'bsae'"),
         ("defaults: [digits, override measur: cka, _self_]\n", "did you mean 'measure'"),
@@ -201,9 +198,9 @@ def test_wrong_recipe_files(recipe, text, expected):
 @pytest.mark.parametrize(
     "budget, expected",
     [
-        ("smallest", "searched by `simprune compress`"),
+        ("smallest", "searched by compress"),
         ("[]", "the list is empty"),
-        ("[0.5,1.5]", "shares of the macs in (0, 1]; got 1.5"),
+        ("[0.5,1.5]", "budgets: expected a list of numbers in (0, 1]"),
         ("[0.5,0.5]", "listed twice"),
     ],
 )
@@ -234,76 +231,122 @@ def test_recipes_that_are_not_there(tmp_path):
         locate(str(tmp_path / "mine.yml"))
 
 
+# ---- choices ----
+
+
+@pytest.mark.parametrize(
+    "body, overrides, expected",
+    [
+        ("score: magnitude", [], {"name": "magnitude"}),
+        ("score: {name: random, seed: 2}", [], {"name": "random", "seed": 2}),
+        ("score: {name: random, seed: 2}", ["score=magnitude"], {"name": "magnitude"}),
+        ("score: magnitude", ["score=random", "score.seed=3"], {"name": "random", "seed": 3}),
+        ("", ["score={name: random, seed: 4}"], {"name": "random", "seed": 4}),
+    ],
+)
+def test_a_choice_is_a_name_or_a_mapping_and_the_command_line_decides(recipe, body, overrides, expected):
+    score = settings(load_recipe(recipe(f"defaults: [digits, _self_]\n{body}\n"), overrides), "compress").score
+    assert ({"name": score} if isinstance(score, str) else score) == expected
+
+
+def test_a_planners_constraints_stay_when_another_planner_is_named(recipe):
+    path = recipe("defaults: [base, model: digits, data: digits, override planner: optimal, _self_]\n"
+                  "planner: {round_to: 8}\nbudget: {macs: 0.5}\n")  # fmt: skip
+    assert settings(load_recipe(path), "compress").planner.name == "optimal"
+    planner = settings(load_recipe(path, ["planner=greedy", "planner.min_width=2"]), "compress").planner
+    assert (planner.name, planner.round_to, planner.min_width) == ("greedy", 8, 2)
+
+
+def test_a_named_check_set_replaces_a_recipes_gates(recipe):
+    path = recipe(
+        "defaults: [digits, _self_]\ncheck: {gates: [{measure: disagreement, limit: 0.5}], correction: none}\n"
+    )
+    own = settings(load_recipe(path), "compress")
+    assert [gate.limit for gate in gates(own)] == [0.5]
+    named = settings(load_recipe(path, ["check=strict"]), "compress")
+    assert len(gates(named)) == 6 and named.check.correction == "none"
+
+
+def test_the_seed_of_a_recipe_reaches_model_and_data(recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = recipe("defaults: [digits, _self_]\nmodel: {widths: [4], depths: [1], epochs: 0}\ndevice: cpu\n")
+    first, second = (objects(settings(load_recipe(path, [f"seed={seed}"]), "compress")) for seed in (0, 1))
+    assert not torch.equal(next(first[1].parameters()), next(second[1].parameters()))
+    assert first[2].train.shuffle == 0 and second[2].train.shuffle == 1
+
+
 # ---- objects ----
 
 
-def test_targets_that_are_not_there():
+def test_functions_that_are_not_there():
     with pytest.raises(ValueError, match="did you mean 'resnet20'"):
-        build({"_target_": "simprune.zoo.resnet21"}, "model")
-    with pytest.raises(ValueError, match="simprune.zoo.resnet20: .*did you mean 'classes'"):
-        build({"_target_": "simprune.zoo.resnet20", "clases": 3}, "model")
+        build("model", {"name": "function", "function": "simprune.zoo:resnet21"})
+    with pytest.raises(ValueError, match="simprune.zoo:resnet20: .*did you mean 'classes'"):
+        build("model", {"name": "function", "function": "simprune.zoo:resnet20", "clases": 3})
+    with pytest.raises(ValueError, match="_target_ is not read; write model: {name: function"):
+        build("model", {"_target_": "simprune.zoo.resnet20"})
 
 
-def test_what_a_target_raises_comes_through():
-    with pytest.raises(ValueError, match="zero padding") as caught:
-        build({"_target_": "simprune.zoo.ResidualCNN", "shortcut": "C"}, "model")
-    assert caught.value.__cause__ is None
-
-
-def own(model: dict, data: dict) -> Recipe:
-    return Recipe(model=model, data=data, measure={"_target_": "simprune.measures.cka.CKA"}, device="cpu")
-
-
-DIGITS = {"_target_": "simprune.sources.digits"}
+def own(function: str = "simprune.zoo:ResidualCNN", data: str = "digits", **options) -> Recipe:
+    source = {"name": "function", "function": function} | options
+    return Recipe(model=source, data=data, measure="cka", device="cpu")
 
 
 def test_model_and_data_have_to_fit():
-    measure, model, data = objects(own({"_target_": "simprune.zoo.ResidualCNN", "in_channels": 1}, DIGITS))
+    measure, model, data = objects(own(in_channels=1))
     assert measure.id == "cka" and isinstance(model, nn.Module) and isinstance(data, Data)
     with pytest.raises(ValueError, match="does not run on the first calibration batch: RuntimeError"):
-        objects(own({"_target_": "simprune.zoo.ResidualCNN", "in_channels": 3}, DIGITS))
-    with pytest.raises(ValueError, match=r"model must be a torch.nn.Module; got dict"):
-        objects(own({"in_channels": 3}, DIGITS))
-    with pytest.raises(ValueError, match="calibration must be an iterable of batches; got ResidualCNN"):
-        objects(own(DIGITS, {"_target_": "simprune.zoo.ResidualCNN"}))
+        objects(own(in_channels=3))
+    with pytest.raises(ValueError, match=r"must return a torch.nn.Module, got Data"):
+        objects(own("simprune.sources:digits"))
 
 
 # ---- a recipe that the user did not name ----
 
 
 @pytest.mark.parametrize(
-    "target",
+    "function",
     [
-        "os.system",
-        "torch.load",
-        "torch.hub.load",
-        "torch.nn.functional.torch.load",
-        "simprune.sources.local.os.remove",
-        "simprune.sources.local.names.resolve",
-        "simprune.bundle.save",
-        "a_module_that_would_be_imported.f",
+        "os:system",
+        "torch:load",
+        "torch.hub:load",
+        "torch.nn:functional.torch.load",
+        "torch.nn.functional:torch.load",
+        "simprune.sources.functions:names.resolve",
+        "simprune.bundle:save",
+        "a_module_that_would_be_imported:f",
     ],
 )
-def test_an_unnamed_recipe_calls_only_what_is_harmless(target):
-    for node in ({"_target_": target}, {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target}]}):
-        with pytest.raises(ValueError, match="is not simprune's own; if you trust it, name"):
-            build(node, "model", trusted=False)
+def test_an_unnamed_recipe_calls_only_what_is_harmless(function):
+    with pytest.raises(ValueError, match="is not simprune's own; if you trust it, name"):
+        build("model", {"name": "function", "function": function}, trusted=False)
     assert "a_module_that_would_be_imported" not in sys.modules
 
 
 def test_an_unnamed_recipe_calls_no_function_of_the_users(tmp_path, monkeypatch):
     (tmp_path / "their_module.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.chdir(tmp_path)
-    node = {"_target_": "simprune.sources.model_from", "function": "their_module:build"}
     with pytest.raises(ValueError, match="would call their_module:build"):
-        build(node, "model", trusted=False)
+        build("model", {"name": "function", "function": "their_module:build"}, trusted=False)
+
+
+def test_an_unnamed_recipe_uses_no_part_of_another_package(monkeypatch):
+    monkeypatch.setattr("simprune.core.registry._parts", {"model": {}, "data": {}} | {})
+    from simprune.core.registry import Part, _parts
+
+    def theirs() -> nn.Module:
+        raise SystemExit("called")
+
+    _parts["model"]["theirs"] = Part("model", "theirs", theirs)
+    with pytest.raises(ValueError, match="which is not simprune's own"):
+        build("model", "theirs", trusted=False)
 
 
 def test_an_unnamed_recipe_may_use_the_zoo_and_torchs_layers():
-    node = {"_target_": "simprune.sources.model_from", "function": "simprune.zoo:resnet20"}
-    assert isinstance(build(node, "model", trusted=False), nn.Module)
-    layer = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
-    assert isinstance(build(layer, "model", trusted=False), nn.Linear)
+    node = {"name": "function", "function": "simprune.zoo:resnet20"}
+    assert isinstance(build("model", node, trusted=False), nn.Module)
+    layer = {"name": "function", "function": "torch.nn:Linear", "in_features": 2, "out_features": 3}
+    assert isinstance(build("model", layer, trusted=False), nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -356,5 +399,5 @@ def test_device_auto_is_a_gpu_if_there_is_one():
     from simprune.cli.recipe import device
 
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert device(own({}, {})).type == "cpu"
-    assert device(dataclasses.replace(own({}, {}), device="auto")).type == expected
+    assert device(own()).type == "cpu"
+    assert device(dataclasses.replace(own(), device="auto")).type == expected

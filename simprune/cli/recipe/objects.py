@@ -68,15 +68,16 @@ def build(kind: str, choice: Any, trusted: bool = True, **shared: Any) -> Any:
         )
     part, options = registry.read(kind, choice)
     if not trusted:
-        if not part.make.__module__.startswith(HARMLESS):
+        if not _harmless(part.make.__module__):
             raise ValueError(_refusal(kind, f"{part.make.__module__}:{part.name}"))
         for name in _functions(options):
-            path = name.replace(":", ".")
-            if not path.startswith(tuple(f"{prefix}." for prefix in HARMLESS)):
-                raise ValueError(_refusal(kind, name))
-            if not str(getattr(resolve(name), "__module__", "")).startswith(HARMLESS):
+            if not _harmless(name.replace(":", ".")) or not _harmless(getattr(resolve(name), "__module__", "")):
                 raise ValueError(_refusal(kind, name))
     return registry.bound(kind, choice, **shared)()
+
+
+def _harmless(path: Any) -> bool:
+    return f"{path}.".startswith(tuple(f"{prefix}." for prefix in HARMLESS))
 
 
 def _functions(options: Any) -> Iterator[str]:
