@@ -1,7 +1,8 @@
-"""Finalists: plans from no blocks to blocks alone, tried on the network; the one that costs the output least wins.
+"""Finalists: plans that differ in their number of blocks are tried on the network, and the least error wins.
 
-Damages say well how blocks compare with each other, and channels with each other. How much of a budget each should pay
-shows only when plans are edited and repaired; and that is one number, of blocks that go.
+Damages compare blocks well with blocks, and channels with channels. How much of a budget should come from blocks and
+how much from channels shows only once plans have been edited and repaired. That is one number, the number of removed
+blocks, so a few plans suffice to search it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +15,27 @@ from simprune.core.plan import Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 
-Make = Callable[[Redundancy, int | None], Plan]  # with exactly so many blocks; ValueError: no plan meets the budget
+Make = Callable[
+    [Redundancy, int | None], Plan
+]  # (redundancy, number of blocks to remove or None) -> plan; ValueError where no plan meets the budget
 
 
 def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tensor], count: int) -> Plan:
-    """The plan that costs least of up to `count`, evenly spread over the number of blocks; all are in its `planner`.
+    """The plan of least error among up to `count` plans whose numbers of blocks are evenly spread.
 
-    The plan that damages alone would choose is among them; from a count of 3 on those without blocks and of blocks
-    alone are too, where they reach the budget. Of plans whose `errors`, of the same outputs, differ from those of the
-    best by less than the standard error of that difference, the one that damages prefer is taken. Where there are only
-    blocks or only channels, or nothing has to go: the plan as it is.
+    The plan that `make` prefers by damages is among them. From a count of 3 on, so are the plan without blocks and the
+    plan of blocks alone, where they reach the budget. Plans whose mean error exceeds the least by no more than the
+    standard error of the difference cannot be told apart; of these the plan of least expected damage is taken.
+
+    Args:
+        redundancy: of all structures.
+        make: makes a plan, for a given number of blocks to remove or, with None, for the number it prefers.
+        errors: (outputs,) the errors of a plan, of the same outputs for every plan.
+        count: plans that are tried at most.
+
+    Returns:
+        The plan, with a row for every plan tried in its `planner`. Where there are only blocks or only channels, or
+        nothing has to be removed, nothing is tried and the plan that `make` prefers is returned.
     """
     first = make(redundancy, None)
     if not first.edits or not redundancy.blocks or not redundancy.channels:
@@ -32,38 +44,38 @@ def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tenso
     for number in _spread(len(first.blocks), _most(redundancy, make), count):
         try:
             plan = make(redundancy, number)
-        except ValueError:  # the first plan was made, so it is this number of blocks that does not go
+        except ValueError:  # the first plan meets the budget, so it is this number of blocks that cannot
             continue
         tried.setdefault(plan.edits, plan)
     plans = list(tried.values())
-    found = [errors(plan) for plan in progress(plans, "finalists")]
-    chosen = _choose([plan.expected["damage"] for plan in plans], found)
+    measured = [errors(plan) for plan in progress(plans, "finalists")]
+    chosen = _choose([plan.expected["damage"] for plan in plans], measured)
     rows = [
         {
             "blocks": len(plan.blocks),
             "expected": plan.expected["damage"],
             "measured": float(f"{float(error.mean()):.4g}"),
         }
-        | ({"chosen": True} if place == chosen else {})
-        for place, (plan, error) in enumerate(zip(plans, found, strict=True))
+        | ({"chosen": True} if index == chosen else {})
+        for index, (plan, error) in enumerate(zip(plans, measured, strict=True))
     ]
     rows.sort(key=lambda row: row["blocks"])
     return replace(plans[chosen], planner={**plans[chosen].planner, "finalists": rows})
 
 
 def _choose(expected: Sequence[float], errors: Sequence[Tensor]) -> int:
-    """Of what is as good as the best, as far as that can be told, what was expected to damage least."""
+    """The index of the least expected damage among plans whose errors cannot be told from the best plan's."""
     best = min(errors, key=lambda error: float(error.mean()))
 
-    def level(error: Tensor) -> bool:
-        worse = error - best
-        return float(worse.mean()) <= float(worse.std(correction=0)) / len(worse) ** 0.5
+    def ties(error: Tensor) -> bool:
+        difference = error - best
+        return float(difference.mean()) <= float(difference.std(correction=0)) / len(difference) ** 0.5
 
-    return min((place for place, error in enumerate(errors) if level(error)), key=lambda place: expected[place])
+    return min((index for index, error in enumerate(errors) if ties(error)), key=lambda index: expected[index])
 
 
 def _most(redundancy: Redundancy, make: Make) -> int:
-    """As many blocks as blocks alone need; all of them where that does not reach the budget."""
+    """How many blocks a plan of blocks alone removes; all blocks where that does not reach the budget."""
     try:
         return len(make(replace(redundancy, channels=()), None).blocks)
     except ValueError:
@@ -71,7 +83,7 @@ def _most(redundancy: Redundancy, make: Make) -> int:
 
 
 def _spread(chosen: int, most: int, count: int) -> list[int]:
-    """Up to `count` - 1 numbers beside the one that is chosen already: 0, `most`, then evenly between."""
+    """Up to `count` - 1 numbers of blocks other than `chosen`: 0, then `most`, then evenly between, far ones first."""
     ends = [number for number in dict.fromkeys((0, most)) if number != chosen][: count - 1]
     inner = [number for number in np.rint(np.linspace(0, most, count)).astype(int).tolist() if number not in (0, most)]
     inner = sorted({number for number in inner if number != chosen}, key=lambda number: -abs(number - chosen))

@@ -1,4 +1,4 @@
-"""What plans cost the output, once repaired, on inputs that nothing saw."""
+"""Plans are tried on the network: how much the repaired network's output changes on inputs held out of the repair."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,17 @@ from simprune.repair.recovery import Recovery
 from simprune.trace.answers import answer, relative_errors
 from simprune.trace.network import Network
 
-INPUTS = 1024  # of the calibration: to compare plans takes fewer than to repair one
-SHARE = 4  # one batch in so many is held out
+INPUTS = 1024  # calibration inputs in use: comparing plans takes fewer than repairing the final one
+SHARE = 4  # one batch in this many is held out
 
 
 @dataclass(frozen=True)
 class HoldoutTrial:
-    """The first `INPUTS` calibration inputs: some batches to measure on, the rest to repair with by `method`."""
+    """The first `INPUTS` calibration inputs, split.
+
+    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: (outputs, width) the answers of
+    the original to `held`.
+    """
 
     network: Network
     held: Sequence[Any]
@@ -29,32 +33,32 @@ class HoldoutTrial:
 
     @classmethod
     def of(cls, network: Network, calibration: Iterable, method: Method) -> "HoldoutTrial":
-        """Raises ValueError for fewer than two batches."""
+        """Split the calibration batches; ValueError for fewer than two."""
         batches = _first(checked(calibration, "calibration"))
         if len(batches) < 2:
             raise ValueError(
                 f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
             )
-        some = max(1, len(batches) // SHARE)
-        held, rest = batches[:some], batches[some:]
+        count = max(1, len(batches) // SHARE)
+        held, rest = batches[:count], batches[count:]
         return cls(network, held, rest, answer(network.model, held).logits, method)
 
     def error(self, plan: Plan) -> float:
-        """Squared change of the output as a share of its variance. One edit and one repair."""
+        """The squared change of the output as a share of its variance, after one edit and one repair."""
         return float(self.errors(plan).mean())
 
     def errors(self, plan: Plan) -> Tensor:
-        """(outputs,) the same output by output, as shares of the mean variance."""
+        """(outputs,) the squared change of every output, as a share of the mean variance of the outputs."""
         small = Recovery(self.rest, method=self.method).follow(plan, self.network).model
         return relative_errors(answer(small, self.held).logits, self.wanted)
 
 
 def _first(batches: Iterable) -> list:
-    """Batches until there are `INPUTS` inputs, two at least."""
-    found, count = [], 0
+    """The first batches until they hold `INPUTS` inputs, but at least two batches where there are two."""
+    first, count = [], 0
     for batch in batches:
-        found.append(batch)
+        first.append(batch)
         count += rows_of(inputs_of(batch))
-        if count >= INPUTS and len(found) > 1:
+        if count >= INPUTS and len(first) > 1:
             break
-    return found
+    return first

@@ -1,12 +1,13 @@
-"""Latency by structure: the modules of a group, timed by themselves at many widths on the inputs they really get.
+"""Latency by structure: the modules of a group are timed by themselves, at many widths, on their real inputs.
 
-Time falls with the width in steps, where kernels work in tiles of 8, 16 or 64 channels, and may even rise: widths that
-take no less time than a wider one are not worth having. A timer is a function (module, args, kwargs) -> seconds of one
-call; by default the median of `torch.utils.benchmark` on the device at hand.
+Kernels work in tiles of 8, 16 or 64 channels, so time falls with the width in steps, and may even rise. Widths that
+take no less time than a larger width are not worth having. A timer is a function (module, args, kwargs) -> seconds
+of one call; the default is the median of `torch.utils.benchmark` on the model's device.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -23,18 +24,21 @@ from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.timing import Timer, clock
 
-Edit = Callable[[Selection], nn.Module]  # the network with a selection removed
-WIDTHS = 16  # per group that are timed at most
-WORTH = 0.03  # share of what a group's modules take that a width has to save beyond the wider ones to be worth having
-READINGS = 3  # of every shape, of which the median counts
-FLOOR = 0.1  # what a structure saves at least, as a share of what it would if time were macs: readings are noisy
+Edit = Callable[[Selection], nn.Module]  # returns the network without the selection
+WIDTHS = 16  # so many widths of a group are timed at most, beside the smallest
+WORTH = (
+    0.03  # share of the time of a group's modules: a width is worth having if it saves so much more than larger ones
+)
+READINGS = 3  # every shape is timed so often, and the median counts
+FLOOR = 0.1  # a structure is taken to save this share of its macs' share of the time at least, as readings are noisy
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What every width of every group, and every block, saves in seconds, as if savings added up.
+    """What structures save in seconds, as if savings added up.
 
-    `worth`: of every group the levels that save more than all before them, 0 and the last one among them.
+    `table`: the savings of every level of every group, and of every block. `worth`: for every group the levels that
+    save clearly more than all levels before them; level 0 and the last level are always among them.
     """
 
     table: Additive
@@ -42,22 +46,29 @@ class Timing:
 
 
 def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, timer: Timer = clock) -> Timing:
-    """Time what could be saved: widths of groups, in a network in which only they are cut, and blocks.
+    """Time what every structure saves.
 
-    Groups that share no module are cut at once, so that few networks have to be edited, and modules of equal shapes are
-    timed once. Widths between two that were timed save in proportion. What interacts (a layer that loses inputs and
-    outputs, work between layers) is left to the measurement of the final network.
+    Groups that share no module are cut in one network, so that few networks have to be edited; modules of equal shapes
+    are timed once. Savings of widths between two timed widths are interpolated. Interactions (a layer that loses inputs
+    and outputs, work between layers) show only when the final network is measured.
+
+    Args:
+        space: the groups and blocks.
+        model: the original.
+        example: one batch, as (args, kwargs).
+        edit: returns the network without a selection.
+        timer: (module, args, kwargs) -> seconds.
     """
     names = [entry.name for entry in space.blocks]
     modules = [_modules(menu) for menu in space.menus]
     timed = [_timed(menu) for menu in space.menus]
     known: dict[str, float] = {}
-    original = _times(model, example, {*names, *(name for each in modules for name in each)}, timer, known)
+    original = _times(model, example, {*names, *chain.from_iterable(modules)}, timer, known)
     measured: list[dict[int, float]] = [{0: 0.0} for _ in space.menus]
-    for together in _apart(modules):
-        for turn in range(max(len(timed[item]) for item in together)):
+    for disjoint in _disjoint(modules):
+        for turn in range(max(len(timed[item]) for item in disjoint)):
             selection = space.nothing
-            cut = [item for item in together if turn < len(timed[item])]
+            cut = [item for item in disjoint if turn < len(timed[item])]
             for item in cut:
                 selection.levels[item] = timed[item][turn]
             times = _times(edit(selection), example, {name for item in cut for name in modules[item]}, timer, known)
@@ -65,28 +76,29 @@ def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, 
                 saved = sum(original[name] - times[name] for name in modules[item] if name in times)
                 measured[item][int(selection.levels[item])] = saved
     whole = median(timer(model, *example) for _ in range(READINGS))
-    needed = [WORTH * sum(original.get(name, 0.0) for name in each) for each in modules]
-    worth = tuple(_worth(found, least) for found, least in zip(measured, needed, strict=True))
-    tables = [_between(menu, found) for menu, found in zip(space.menus, measured, strict=True)]
+    needed = [WORTH * sum(original.get(name, 0.0) for name in group) for group in modules]
+    worth = tuple(_worth(saved, least) for saved, least in zip(measured, needed, strict=True))
+    tables = [_interpolated(menu, saved) for menu, saved in zip(space.menus, measured, strict=True)]
     macs = Search(space, {"macs": 0.0})
-    least = [FLOOR * whole * saved for saved in savings(macs, space.nothing)]
-    groups = tuple(np.maximum(table, floor) for table, floor in zip(tables, least, strict=True))
-    shares = FLOOR * whole * np.array([entry.share for entry in space.blocks])
-    return Timing(Additive(whole, groups, np.maximum([original.get(name, 0.0) for name in names], shares)), worth)
+    floors = [FLOOR * whole * saved for saved in savings(macs, space.nothing)]
+    groups = tuple(np.maximum(table, floor) for table, floor in zip(tables, floors, strict=True))
+    block_floors = FLOOR * whole * np.array([entry.share for entry in space.blocks])
+    return Timing(Additive(whole, groups, np.maximum([original.get(name, 0.0) for name in names], block_floors)), worth)
 
 
 def _timed(menu: Menu) -> list[int]:
-    """Levels that are timed: those that leave a multiple of the smallest power of two that gives few, and the last."""
+    """The levels to time: those that leave a multiple of 2^k units, with k so large that they are few, and the last."""
     units = menu.entry.group.units
-    left = menu.entry.group.width - np.cumsum([0, *(len(units[unit]) for unit in menu.order)])[list(menu.counts)]
+    remaining = menu.entry.group.width - np.cumsum([0, *(len(units[unit]) for unit in menu.order)])[list(menu.counts)]
     step = 1
-    while (left[1:] % step == 0).sum() > WIDTHS:
+    while (remaining[1:] % step == 0).sum() > WIDTHS:
         step *= 2
-    last = len(left) - 1
-    return [level for level in range(1, last + 1) if level == last or left[level] % step == 0]
+    last = len(remaining) - 1
+    return [level for level in range(1, last + 1) if level == last or remaining[level] % step == 0]
 
 
 def _worth(measured: Mapping[int, float], least: float) -> NDArray[np.intp]:
+    """The levels that save at least `least` seconds more than all levels before them; `measured`: savings by level."""
     levels, best = [0], 0.0
     for level in sorted(measured)[1:]:
         if measured[level] > best + least or level == max(measured):
@@ -96,7 +108,7 @@ def _worth(measured: Mapping[int, float], least: float) -> NDArray[np.intp]:
 
 
 def _modules(menu: Menu) -> tuple[str, ...]:
-    """Modules whose work changes with a group's width; all of attention for heads."""
+    """The modules whose work depends on a group's width; for heads that is the whole attention module."""
     group = menu.entry.group
     if group.kind != "channels":
         return (group.name,)
@@ -104,26 +116,26 @@ def _modules(menu: Menu) -> tuple[str, ...]:
     return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 
-def _apart(modules: Sequence[Iterable[str]]) -> Iterator[list[int]]:
-    """Items in as few sets as a greedy walk finds, no two of one set sharing a module."""
-    left = list(range(len(modules)))
-    while left:
+def _disjoint(modules: Sequence[Iterable[str]]) -> Iterator[list[int]]:
+    """Partition items, greedily into few sets, so that no two items of a set share a module."""
+    remaining = list(range(len(modules)))
+    while remaining:
         used: set[str] = set()
-        together = []
-        for item in left:
+        disjoint = []
+        for item in remaining:
             if used.isdisjoint(modules[item]):
                 used.update(modules[item])
-                together.append(item)
-        yield together
-        left = [item for item in left if item not in together]
+                disjoint.append(item)
+        yield disjoint
+        remaining = [item for item in remaining if item not in disjoint]
 
 
 def _times(
     model: nn.Module, example: Example, names: Iterable[str], timer: Timer, known: dict[str, float]
 ) -> dict[str, float]:
-    """Seconds of each named module that runs, on the inputs of its first call in one forward pass.
+    """Seconds by name of the named modules that run, on the inputs of their first call in one forward pass.
 
-    `known`: seconds by what a module is and gets and gives, which is added to.
+    `known`: seconds by module and shapes of its inputs and output; new timings are added to it.
     """
     keys: dict[str, str] = {}
     new: dict[str, tuple[nn.Module, tuple, dict]] = {}
@@ -142,22 +154,22 @@ def _times(
     watched = [(module, see(name)) for name, module in model.named_modules() if name in wanted]
     with eval_mode(model), torch.no_grad(), hooks(after=watched):
         model(*args, **kwargs)
-    readings = [{key: timer(*each) for key, each in new.items()} for _ in range(READINGS)]
+    readings = [{key: timer(*call) for key, call in new.items()} for _ in range(READINGS)]
     known |= {key: median(times[key] for times in readings) for key in new}
     return {name: known[key] for name, key in keys.items()}
 
 
 def _shapes(value: Any) -> Any:
-    """What decides the work: shapes and types of tensors, and everything else as it is."""
+    """What a module's work depends on: shapes and types of tensors; values of any other kind are returned unchanged."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, dict):
-        return {key: _shapes(each) for key, each in value.items()}
+        return {key: _shapes(item) for key, item in value.items()}
     return tuple(map(_shapes, value)) if isinstance(value, tuple | list) else value
 
 
-def _between(menu: Menu, measured: Mapping[int, float]) -> Floats:
-    """Savings of all levels: linear between measured ones in the number of units gone, never falling."""
+def _interpolated(menu: Menu, measured: Mapping[int, float]) -> Floats:
+    """(levels,) savings: linear in the number of removed units between measured levels, and never falling."""
     levels = sorted(measured)
     counts = np.array(menu.counts, float)
     known = np.maximum.accumulate([max(measured[level], 0.0) for level in levels])

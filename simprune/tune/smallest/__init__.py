@@ -1,4 +1,8 @@
-"""The smallest model that passes: which budgets are tried, what is kept of every step, and the search itself."""
+"""The smallest model that passes: bisection over the budget, with a folder from which it can be resumed.
+
+Read `steps` (which budget comes next) first, then `run` (the search) and `record` (its folder); `history` is what the
+report shows of a search.
+"""
 
 from simprune.tune.smallest.history import history
 from simprune.tune.smallest.record import Record

@@ -1,4 +1,4 @@
-"""A search as data for the report, and what a verdict that was searched for is worth."""
+"""A search as data for the report, with what its repeated checks mean for the confidence of the verdict."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,21 @@ from simprune.tune.smallest.steps import Attempt, SearchSettings
 
 
 def history(search: SearchSettings, steps: Sequence[Attempt], gates: Sequence[Gate]) -> dict[str, Any]:
-    """Every budget tried with its outcome and the gates that decided; which step was chosen and which failed first.
+    """A search as plain data.
 
-    `failed` is the mildest step below the chosen one that did not pass: the search went back from it.
+    Args:
+        search: its settings.
+        steps: every budget that was tried.
+        gates: of the recipe, at their own confidence.
+
+    Returns:
+        The settings; in `steps` every budget with its outcome and the gates that decided it; `chosen`, the index of the
+        step whose model was returned; `failed`, the index of the largest budget that did not pass; and a `note` on the
+        confidence of the choice.
     """
-    passed = [place for place, step in enumerate(steps) if step.passed]
+    passed = [index for index, step in enumerate(steps) if step.passed]
     chosen = passed[-1] if passed and passed[-1] > 0 else None
-    failing = [place for place, step in enumerate(steps) if not step.passed]
+    failing = [index for index, step in enumerate(steps) if not step.passed]
     return {
         "kind": search.kind,
         "tolerance": search.tolerance,
@@ -23,7 +31,7 @@ def history(search: SearchSettings, steps: Sequence[Attempt], gates: Sequence[Ga
         "most_checks": search.checks,
         "steps": [_row(step) for step in steps],
         "chosen": chosen,
-        "failed": max(failing, key=lambda place: steps[place].budget, default=None),
+        "failed": max(failing, key=lambda index: steps[index].budget, default=None),
         "note": _note(search, gates),
     }
 

@@ -1,7 +1,7 @@
-"""What is kept of a search: a folder with every finished step and the weights of the best model so far.
+"""The folder of a search: every finished step, and the weights of the best model so far.
 
-`state.json` is replaced as a whole after every step, once the weights it names are there; so at any moment the folder
-is that of some finished step. Data only, no pickle.
+`state.json` is replaced as a whole after every step, when the weights that it names have been written. Whenever the
+search is interrupted, the folder is therefore that of some finished step. It holds data only, no pickle.
 """
 
 import json
@@ -27,7 +27,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Record:
-    """The folder of a search, and what beside its own settings has to be the same for it to go on (`context`)."""
+    """The folder of a search; `context`: what must be the same for it to be resumed, beside the search's settings."""
 
     folder: Path
     context: Mapping[str, Any] = field(default_factory=dict)
@@ -37,27 +37,32 @@ class Record:
 
     @property
     def started(self) -> bool:
+        """Whether the folder holds a search."""
         return (self.folder / STATE).is_file()
 
     def load(self, settings: Mapping[str, Any]) -> list[Attempt]:
-        """The finished steps, none for a new folder; ValueError when they are of a search with other settings."""
+        """The finished steps; none for a new folder.
+
+        Raises:
+            ValueError: for a folder that holds something else, or a search with other settings.
+        """
         path = self.folder / STATE
         if not self.started:
-            if self.folder.is_dir() and any(not found.name.startswith(".") for found in self.folder.iterdir()):
+            if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} is not empty and holds no search; give the search a folder of its own")
             return []
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            there, steps = dict(state["settings"]), [Attempt.from_dict(step) for step in state["steps"]]
+            stored, steps = dict(state["settings"]), [Attempt.from_dict(step) for step in state["steps"]]
             if state["simprune_search"] != FORMAT:
                 raise ValueError(f"format {state['simprune_search']}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the state of a search of this simprune ({error})") from None
-        refuse_other_settings(self.folder, there, self._settings(settings))
+        refuse_other_settings(self.folder, stored, self._settings(settings))
         return steps
 
     def save(self, settings: Mapping[str, Any], steps: Sequence[Attempt], best: int | None, model: nn.Module) -> None:
-        """Keep the steps; when the last one is the best also the weights of its `model`, and no others any more."""
+        """Write the steps, and the weights of `model` if the last step is the best so far; delete older weights."""
         name = f"step-{best}.safetensors" if best else None
         content = {
             "simprune_search": FORMAT,
@@ -73,7 +78,7 @@ class Record:
                 path.unlink()
 
     def model(self, step: int, plan: Plan, network: Network) -> nn.Module:
-        """The kept model of a step, rebuilt on the original."""
+        """Rebuild the model of a step on the original, from its plan and the stored weights."""
         small = apply(plan, network)
         load_weights(small, self.folder / f"step-{step}.safetensors")
         return small

@@ -1,4 +1,4 @@
-"""The search itself: plan, follow and check one budget after another; back to the last model that passed."""
+"""The search: budget after budget, a plan is made, followed and checked; the smallest model that passed is returned."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from simprune.tune.smallest.steps import Attempt, SearchSettings, next_budget
 
 @dataclass(frozen=True)
 class Smallest:
-    """The smallest model that passed, as `Recovery.follow` left it, and how it was found."""
+    """The smallest model that passed, repaired and trained; `steps`: of the search, `best`: the index of its step."""
 
     followed: Recovered
     plan: Plan
@@ -30,11 +30,12 @@ class Smallest:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
+        """The rows of its stages."""
         return [dict(row) for row in self.steps[self.best].rows]
 
 
 class NothingPassed(Exception):
-    """No model passed, not the mildest and perhaps not the original; `steps` and the last `verdict` say why."""
+    """No smaller model passed, or not even the original; `steps` and the last `verdict` say why."""
 
     def __init__(self, message: str, steps: Sequence[Attempt], verdict: Verdict) -> None:
         super().__init__(message)
@@ -44,9 +45,10 @@ class NothingPassed(Exception):
 
 @dataclass(frozen=True)
 class Procedure:
-    """Everything that is the same for all budgets.
+    """How one budget is tried; the same for all budgets of a search.
 
-    `choose` makes the plan for a share of the cost, ValueError when it cannot be reached; `judge` checks a model.
+    `choose`: makes the plan for a share of the cost, or raises ValueError where the share cannot be reached.
+    `recovery`: repairs and trains. `judge`: checks a model. `stages`: a table with the original as its first row.
     """
 
     network: Network
@@ -57,9 +59,9 @@ class Procedure:
     search: SearchSettings
 
     def of(self, budget: float, steps: Sequence[Attempt]) -> tuple[Attempt, nn.Module]:
-        """One step; the models of the steps before are not needed."""
+        """Try one budget after these steps; the first step tries the original itself. Returns the step and its model."""
         if not steps:
-            self.choose(1.0)  # what is wrong with anything but the budget is said here
+            self.choose(1.0)  # wrong arguments raise here, so that later errors are about the budget
             verdict = self.judge(self.network.model)
             passed = self.search.passes(verdict.outcome)
             rows = [row | {"latency_ms": None} for row in self.stages.rows[:1]]
@@ -71,9 +73,9 @@ class Procedure:
         figure = "latency_ms" if self.search.kind == "latency" else self.search.kind
         kept = plan.expected[figure] / (plan.original[figure] or 1)
         content = plan.to_dict()
-        for place, other in enumerate(steps):
+        for index, other in enumerate(steps):
             if other.plan is not None and _removed(other.plan) == _removed(content):
-                same = replace(other, budget=budget, kept=kept, reason=f"as step {place}", same_as=place, plan=None)
+                same = replace(other, budget=budget, kept=kept, reason=f"as step {index}", same_as=index, plan=None)
                 return same, self.network.model
         stages = self.stages.untimed()
         followed = self.recovery.follow(plan, self.network, stages.add)
@@ -89,22 +91,29 @@ class Procedure:
 def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | None = None) -> Smallest:
     """The smallest model that passes, by bracketing and bisection over the share of the cost.
 
-    Passing is taken to be monotone: what is smaller than a model that failed is not tried. With a `record` every
-    finished step is kept there, and the steps that are there already are not made again; `settings` say whose they are.
-    Raises NothingPassed when nothing smaller than the original passes.
+    Passing is taken to be monotone: nothing smaller than a model that failed is tried.
+
+    Args:
+        trial: how one budget is tried.
+        settings: of the run, by which a stored search is recognised as the same.
+        record: the folder to which every finished step is written; the steps that it already holds are not repeated.
+
+    Raises:
+        NothingPassed: when no model smaller than the original passes.
+        ValueError: when nothing can be removed, or the folder holds another search.
     """
     original = {"weights": digest(trial.network.model), "accuracy": trial.stages.rows[0]["accuracy"]}
     settings = {**settings, "original": original}
     steps = [] if record is None else record.load(settings)
-    best = max((place for place, step in enumerate(steps) if step.passed), default=None)
+    best = max((index for index, step in enumerate(steps) if step.passed), default=None)
     model: nn.Module | None = None
     while (budget := next_budget(steps, trial.search.tolerance)) is not None:
-        step, made = trial.of(budget, steps)
+        step, tried = trial.of(budget, steps)
         steps.append(step)
         if step.passed and step.same_as is None:
-            best, model = len(steps) - 1, made
+            best, model = len(steps) - 1, tried
         if record is not None:
-            record.save(settings, steps, best, made)
+            record.save(settings, steps, best, tried)
         say(f"step {len(steps) - 1}: {describe(step, trial.search.kind)}")
     if not best:
         if all(step.outcome == "unreachable" for step in steps[1:]) and steps[0].passed:
@@ -113,7 +122,7 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
         raise NothingPassed(_why_nothing(steps, trial.search.kind), steps, Verdict.from_dict(last.verdict or {}))
     chosen = steps[best]
     plan = Plan.from_dict(chosen.plan)
-    if model is None:  # made before an interruption
+    if model is None:  # its step was finished before an interruption
         assert record is not None
         model = record.model(best, plan, trial.network)
     followed = Recovered(model, chosen.repairs, chosen.epochs)
@@ -121,18 +130,18 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
 
 
 def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The edits without their reasons, which tell of the budget."""
+    """The edits without their reasons, which may differ between budgets."""
     return [{key: value for key, value in edit.items() if key != "reason"} for edit in plan["edits"]]
 
 
 def describe(step: Attempt, kind: str) -> str:
-    """A step in one line: what was asked for, what is kept, and what decided."""
+    """A step in one line: the budget, the share that its plan keeps, the outcome, and the gates that decided it."""
     kept = "" if step.outcome == "unreachable" else f", keeps {step.kept:.1%}"
     return f"{kind} {step.budget:.3f}{kept}: {step.outcome}{decided(step)}"
 
 
 def decided(step: Attempt) -> str:
-    """By which checks, in words."""
+    """The gates that decided a step, in words."""
     if step.outcome == "unreachable":
         return f" ({step.reason})"
     gates = ", ".join(f"{gate['measure']} {_number(gate['value'])}, limit {gate['limit']:g}" for gate in step.deciding)

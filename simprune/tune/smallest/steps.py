@@ -1,4 +1,4 @@
-"""Which budget is tried next: bracketing, then bisection. What was tried is all there is to know."""
+"""Which budget is tried next: bracketing, then bisection. It depends only on the budgets tried and their outcomes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,26 @@ class SearchSettings(settings.Search):
     search ends when the smallest share known to pass and the largest known to fail are this near. `inconclusive`:
     whether gates that cannot be decided count as failed or passed.
 
-    The model is chosen by checks on one and the same test set. With `correction` "none" each check is at the gates' own
-    confidence 1 - a, as `validate` would repeat it; of all k = `most_checks` that the search can make none passes a
-    model wrongly at 1 - k a or more. With "bonferroni" every check is at 1 - a / k, so that the choice as a whole is at
-    1 - a (Bonferroni: whatever depends on what). ValueError for a value out of range.
+    All checks of a search are made on the same test set, so the chance that one of them passes a model wrongly grows with
+    their number, at most k = `most_checks`. With `correction` "none", every check has the gates' own confidence 1 - a, as
+    `validate` would repeat it, and the confidence of the choice as a whole is at least 1 - k a. With "bonferroni", every
+    check has confidence 1 - a / k, and the choice as a whole at least 1 - a, however the checks depend on each other.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
     @property
     def checks(self) -> int:
+        """The most models that the search can check."""
         return most_checks(self.tolerance)
 
     def passes(self, outcome: str) -> bool:
+        """Whether an outcome of the gates counts as passed."""
         return outcome == "pass" or (outcome == "inconclusive" and self.inconclusive == "pass")
 
     def gates(self, gates: Sequence[Gate]) -> list[Gate]:
-        """The gates as one check of the search applies them."""
+        """The gates with the confidence that a check of the search has."""
         if self.correction == "none":
             return list(gates)
         return [replace(gate, confidence=1 - (1 - gate.confidence) / self.checks) for gate in gates]
@@ -39,10 +44,11 @@ class SearchSettings(settings.Search):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One budget that was tried, the original itself being the first.
+    """One budget that was tried; the first is the original itself.
 
-    `budget` and `kept`: shares of the original's cost, asked for and kept by the plan. `same_as`: the earlier step with
-    the same plan, whose outcome holds. `rows`: the stages of the model; `repairs`, `epochs`: as in the report.
+    `budget`: the share of the original's cost that was asked for. `kept`: the share that the plan keeps. `same_as`: the
+    index of an earlier step with the same plan, whose outcome is repeated. `rows`: the stages of the model. `repairs` and
+    `epochs`: as in the report.
     """
 
     budget: float
@@ -59,7 +65,7 @@ class Attempt:
 
     @property
     def deciding(self) -> list[dict[str, Any]]:
-        """The gates that failed; if none did, those that could not be decided."""
+        """The gates that failed; if none failed, those that could not be decided."""
         gates = (self.verdict or {}).get("gates", [])
         return [gate for gate in gates if gate["outcome"] == self.outcome] if self.outcome != "pass" else []
 
@@ -72,10 +78,10 @@ class Attempt:
 
 
 def next_budget(steps: Sequence[Attempt], tolerance: float) -> float | None:
-    """The share to try after these steps; None when the search is over.
+    """The share of the cost to try after these steps; None when the search is over.
 
-    The original first: where it does not pass, nothing will. Then half of what passed, as long as that passes; then the
-    middle between the smallest share that passed and the largest that failed.
+    The original is tried first, because nothing passes where it does not. Then the share is halved as long as models
+    pass. Then the middle is tried between the smallest share that passed and the largest that failed.
 
     >>> next_budget([Attempt(1, 1, "pass", True), Attempt(0.5, 0.49, "fail", False)], 0.02)
     0.75
@@ -92,7 +98,7 @@ def next_budget(steps: Sequence[Attempt], tolerance: float) -> float | None:
 
 
 def most_checks(tolerance: float) -> int:
-    """How many models a search can check at most, the original against itself not counted.
+    """The most models that a search can check, without the check of the original against itself.
 
     >>> most_checks(0.02)
     6
