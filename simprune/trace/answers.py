@@ -1,4 +1,4 @@
-"""What a network answers on a set of inputs, and how far the answers of two networks are apart."""
+"""The outputs of a network on a set of inputs, and how far the outputs of two networks are apart."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +12,18 @@ from simprune.trace.context import evaluation
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's outputs on the test set, with the labels where there are any."""
+    """A model's outputs (N, ...) on a test set, and the labels (N,) where all batches have them; on the CPU."""
 
     logits: Tensor
     labels: Tensor | None = None
 
 
 def answer(model: nn.Module, test: Iterable) -> Answers:
-    """Outputs and labels on a whole test set."""
+    """Outputs and labels of a model on a whole test set, in evaluation mode; ValueError for a set without batches.
+
+    >>> answer(nn.Linear(4, 3), [(torch.zeros(5, 4), torch.zeros(5))]).logits.shape
+    torch.Size([5, 3])
+    """
     logits, labels = [], []
     with evaluation(model):
         for batch in test:
@@ -33,34 +37,39 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
 
 
 def agreement(answers: Answers | None, original: Answers | None) -> dict[str, float | None]:
-    """Accuracy, the share of inputs with the original's top class, and damage: the squared change of the output as a
-    share of its variance. None where they have no meaning."""
+    """How a model's answers agree with the original's.
+
+    Returns:
+        accuracy: share of inputs whose top class is the label; agreement: share whose top class is the original's;
+        damage: squared change of the output as a share of its variance. None for what cannot be said, as accuracy
+        without labels, or classes where outputs are not (N, classes).
+    """
     if answers is None or original is None:
         return {"accuracy": None, "agreement": None, "damage": None}
-    lost = relative_error(answers.logits, original.logits)
+    damage = relative_error(answers.logits, original.logits)
     if answers.logits.ndim != 2:
-        return {"accuracy": None, "agreement": None, "damage": lost}
+        return {"accuracy": None, "agreement": None, "damage": damage}
     predicted = answers.logits.argmax(1)
     accuracy = None if answers.labels is None else (predicted == answers.labels).double().mean().item()
     same = (predicted == original.logits.argmax(1)).double().mean().item()
-    return {"accuracy": accuracy, "agreement": same, "damage": lost}
+    return {"accuracy": accuracy, "agreement": same, "damage": damage}
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """Squared difference of outputs (..., width) as a share of the variance of those that are wanted.
+def relative_error(outputs: Tensor, targets: Tensor) -> float:
+    """Mean squared difference of outputs (..., width) from targets, as a share of the targets' variance.
 
     >>> relative_error(torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [3.0]]))
     1.0
     """
-    return float(relative_errors(found, wanted).mean())
+    return float(relative_errors(outputs, targets).mean())
 
 
-def relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
-    """(...) the same for every output: its squared difference as a share of the mean over all of them.
+def relative_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(rows,) squared difference of every output row from its target, as a share of the targets' variance.
 
     >>> relative_errors(torch.tensor([[0.0], [3.0]]), torch.tensor([[1.0], [3.0]]))
     tensor([1., 0.], dtype=torch.float64)
     """
-    found, wanted = found.double().flatten(0, -2), wanted.double().flatten(0, -2)
-    variance = (wanted - wanted.mean(0)).square().sum(1).mean()
-    return (found - wanted).square().sum(1) / variance.clamp(min=1e-300)
+    outputs, targets = outputs.double().flatten(0, -2), targets.double().flatten(0, -2)
+    variance = (targets - targets.mean(0)).square().sum(1).mean()
+    return (outputs - targets).square().sum(1) / variance.clamp(min=1e-300)

@@ -1,7 +1,7 @@
-"""What modules keep of a forward pass in plain attributes is given up when our pass is over.
+"""Tensors that modules store in plain attributes during our forward passes are removed afterwards.
 
-Such tensors, as timm's LeViT keeps its attention biases, would stay behind in the user's model: from a pass with
-gradients they cannot be copied, from one in inference mode they cannot be trained with.
+timm's LeViT stores its attention biases in that way. Such tensors would stay behind in the user's model. A model that
+stores a tensor with gradients cannot be deep-copied, and one that stores a tensor of inference mode cannot be trained.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ OWN = frozenset(vars(nn.Module()))  # parameters, buffers, hooks: not plain
 
 @contextmanager
 def forgetting(*models: nn.Module) -> Iterator[None]:
-    """For a while modules may keep tensors in attributes, and in lists and dicts there; then these are as before."""
+    """After the block, attributes that hold tensors, or lists and dicts of tensors, are as they were before it."""
     modules = {module: None for model in models for module in model.modules()}
     before = {module: {name: (value, _contents(value)) for name, value in _plain(module)} for module in modules}
     try:
         yield
     finally:
-        for module, known in before.items():
+        for module, attributes in before.items():
             for name, value in _plain(module):
                 if not _holds_tensors(value):
                     continue
-                if name not in known:
+                if name not in attributes:
                     delattr(module, name)
                     continue
-                old, contents = known[name]
+                old, contents = attributes[name]
                 if old is not value:
                     setattr(module, name, old)
                 if isinstance(contents, dict):
@@ -48,4 +48,4 @@ def _contents(value: Any) -> dict | list | None:
 
 def _holds_tensors(value: Any) -> bool:
     inside = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
-    return any(isinstance(each, Tensor) and not isinstance(each, nn.Parameter) for each in inside)
+    return any(isinstance(item, Tensor) and not isinstance(item, nn.Parameter) for item in inside)

@@ -12,17 +12,26 @@ from simprune.trace.explicit import explicit_attention
 
 @contextmanager
 def evaluation(*models: nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode for a while; every module's own training mode comes back, also after an error."""
+    """Evaluation and inference mode within the block; afterwards, also after an error, all is as `eval_mode` says.
+
+    >>> model = nn.Dropout()
+    >>> with evaluation(model):
+    ...     model.training, torch.is_inference_mode_enabled()
+    (False, True)
+    >>> model.training
+    True
+    """
     with eval_mode(*models), torch.inference_mode():
         yield
 
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode alone. Fused attention is off: it would run without its parts, past every hook and counter.
+    """Evaluation mode within the block, with gradients as they are; every module's own mode comes back afterwards.
 
-    nn.MultiheadAttention runs in the open (see `simprune.trace.attention`), and what modules keep of a pass is given up
-    (see `simprune.trace.caches`).
+    Hooks and counters see every layer: torch's fused attention, which runs without its parts, is off, and
+    nn.MultiheadAttention runs step by step (see `simprune.trace.explicit`). Tensors that modules store during the pass
+    are removed (see `simprune.trace.caches`).
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -40,7 +49,7 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def requiring(model: nn.Module, *targets: nn.Parameter) -> Iterator[None]:
-    """For a while these parameters want gradients, and no others."""
+    """Within the block `targets` require gradients, and no other parameter of the model does."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
@@ -55,7 +64,7 @@ def requiring(model: nn.Module, *targets: nn.Parameter) -> Iterator[None]:
 
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
-    """For a while no key-value cache: with one, running a layer a second time gives another result."""
+    """Within the block no key-value cache is used: with a cache, a layer's second run gives another result."""
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
     cached = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     try:

@@ -1,4 +1,4 @@
-"""Take heads out of an attention module: slices of its tensors, and the numbers that its forward pass reads."""
+"""Removing entries of one parameter, together with the sizes that its layer states."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,21 @@ from torch import nn
 from simprune.trace.attention import is_conv1d
 
 
-def cut(model: nn.Module, tensor: str, dim: int, gone: Iterable[int]) -> None:
-    """Remove entries of one parameter; the layer's stated sizes follow, and so does a gradient."""
+def cut(model: nn.Module, tensor: str, dim: int, indices: Iterable[int]) -> None:
+    """Remove entries of the parameter `tensor` along `dim`, also from its gradient; the layer's sizes follow.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> cut(layer, "weight", 1, [0, 2])
+    >>> layer
+    Linear(in_features=2, out_features=3, bias=True)
+    """
     name, _, attribute = tensor.rpartition(".")
     owner, old = model.get_submodule(name), model.get_parameter(tensor)
-    removed = set(gone)
-    kept = torch.tensor([i for i in range(old.shape[dim]) if i not in removed], device=old.device)
-    new = nn.Parameter(old.detach().index_select(dim, kept), requires_grad=old.requires_grad)
+    removed = set(indices)
+    remaining = torch.tensor([i for i in range(old.shape[dim]) if i not in removed], device=old.device)
+    new = nn.Parameter(old.detach().index_select(dim, remaining), requires_grad=old.requires_grad)
     if old.grad is not None:
-        new.grad = old.grad.index_select(dim, kept)
+        new.grad = old.grad.index_select(dim, remaining)
     setattr(owner, attribute, new)
     if attribute == "weight" and isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = new.shape

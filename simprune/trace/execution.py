@@ -13,22 +13,29 @@ from simprune.trace.layers import can_be_fitted
 
 
 def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, str]]:
-    """Convolutions and linear layers in order of execution (those that run once), and the BatchNorm behind each."""
+    """Convolutions and linear layers that run once, in order of execution, and the BatchNorm that reads each.
+
+    Returns:
+        Names of the layers; layer -> BatchNorm.
+
+    >>> execution(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), ((torch.zeros(1, 3, 2, 2),), {}))
+    (['0'], {'0': '1'})
+    """
     order: list[str] = []
-    made: dict[int, str] = {}
-    normaliser: dict[str, str] = {}
-    alive: list[Tensor] = []  # keeps ids unique while we look
+    producers: dict[int, str] = {}  # id of an output -> layer
+    normalisers: dict[str, str] = {}
+    alive: list[Tensor] = []  # outputs that still exist have ids that no other tensor gets
 
     def hook(name: str, module: nn.Module):
         def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             value = first_tensor((*args, *kwargs.values()))
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if id(value) in made:
-                    normaliser[made[id(value)]] = name
+                if id(value) in producers:
+                    normalisers[producers[id(value)]] = name
             elif isinstance(output, Tensor):
                 order.append(name)
                 alive.append(output)
-                made[id(output)] = name
+                producers[id(output)] = name
 
         return see
 
@@ -40,4 +47,4 @@ def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, 
     args, kwargs = example
     with eval_mode(model), torch.no_grad(), hooks(after=watched):
         model(*args, **kwargs)
-    return [name for name in order if order.count(name) == 1], normaliser
+    return [name for name in order if order.count(name) == 1], normalisers

@@ -1,4 +1,4 @@
-"""Layers that are one product with a weight: their weight as a matrix, their inputs and outputs as columns."""
+"""Layers that multiply their input with a weight: the weight as a matrix, inputs and outputs as its columns."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ PLAIN = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 
 
 def can_be_fitted(layer: nn.Module) -> bool:
-    """Is the layer one product with its weight: linear, transformers' Conv1D, or a convolution without groups?
+    """Whether the layer is one matrix product: linear, transformers' Conv1D, or a convolution without groups.
 
-    Not a subclass that computes something else, as with standardised weights or a padding of its own.
+    Subclasses with a forward pass of their own, as with standardised weights, compute something else and are not.
 
     >>> can_be_fitted(nn.Conv2d(4, 4, 3)), can_be_fitted(nn.Conv2d(4, 4, 3, groups=2))
     (True, False)
@@ -40,24 +40,25 @@ def weight_of(layer: nn.Module, matrix: Tensor) -> Tensor:
 
 
 def taps(layer: nn.Module) -> int:
-    """Kernel entries per input channel."""
+    """Number of kernel entries per input channel; 1 for a linear layer."""
     return layer.get_parameter("weight")[0, 0].numel() if _is_convolution(layer) else 1
 
 
 def output_dim(layer: nn.Module) -> int:
-    """Which dimension of the weight counts outputs."""
+    """The dimension of the weight along which the outputs lie."""
     return 1 if is_conv1d(layer) else 0
 
 
 def channel_dim(layer: nn.Module) -> int:
-    """Where a layer's output has its channels."""
+    """The dimension of the output along which the channels lie."""
     return 1 if _is_convolution(layer) else -1
 
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """(inputs, inputs x kernel, positions): each column is what one output position is a linear function of.
+    """(N, inputs x kernel, positions) of a layer's input: one column for every position of the output.
 
-    Channel groups of a convolution are not told apart.
+    `matrix_of(layer) @ patches(layer, x)` is the output without bias. A linear layer has N = 1 and one position per row
+    of its input. Channel groups of a convolution are ignored.
     """
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return x.flatten(0, -2).T.unsqueeze(0)
@@ -70,20 +71,20 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def positions(layer: nn.Module, output: Tensor) -> Tensor:
-    """Output of a layer as (inputs, channels, positions), in the order of `patches`."""
+    """A layer's output as (N, channels, positions), with N and positions as in `patches`."""
     return output.flatten(2) if _is_convolution(layer) else output.flatten(0, -2).T.unsqueeze(0)
 
 
 def stacked(*parts: Tensor) -> Tensor:
-    """(inputs, width, positions) tensors as (widths, rows), one row per input and position."""
+    """Tensors (N, width, positions) below each other as (sum of widths, N x positions)."""
     return torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
 
 
 def joint_moments(*parts: Tensor) -> Moments:
-    """Moments of stacked (inputs, width, positions) tensors, one row per input and position.
+    """Moments of tensors (N, width, positions) side by side, with one row per input and position.
 
-    The product runs in the tensors' own precision and its sums over batches in float64: half the time of float64
-    throughout, at a relative error near 1e-6, far below the ridge.
+    The product is computed in the tensors' own precision and only its result in float64. That takes half the time of
+    float64 throughout, and its relative error, near 1e-6, is far below the ridge of a fit.
     """
     rows = stacked(*parts)
     count = rows.shape[1]

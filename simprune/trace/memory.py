@@ -1,4 +1,4 @@
-"""Peak memory of activations: tensors are followed through one forward pass from the operation that makes them."""
+"""Peak memory of activations: every storage is counted from the operation that allocates it until it is freed."""
 
 import weakref
 from typing import Any
@@ -14,19 +14,19 @@ from simprune.trace.context import eval_mode
 
 
 class _Storages(TorchDispatchMode):
-    """Bytes of all storages that operations have made and that are still alive, and the most there ever were."""
+    """Counts the bytes of the storages that operations have allocated and nobody has freed, now and at the peak."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()
         self.alive = self.peak = 0
-        self._known = known  # storages that are not counted, or already are
+        self._known = known  # addresses of storages that are counted already, or never
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 self._follow(tensor.untyped_storage())
-        return made
+        return output
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -36,18 +36,24 @@ class _Storages(TorchDispatchMode):
         self.alive += size
         self.peak = max(self.peak, self.alive)
 
-        def gone() -> None:
+        def freed() -> None:
             self._known.discard(key)
             self.alive -= size
 
-        weakref.finalize(storage, gone)
+        weakref.finalize(storage, freed)
 
 
 def peak_memory(model: nn.Module, example: Example) -> int:
-    """Most bytes of activations alive at once in a forward pass in evaluation mode, for one input.
+    """The most bytes of activations that exist at the same time in a forward pass in evaluation mode, for one input.
 
-    Everything that operations make counts, down to the output; weights and the input do not, nor does what a kernel
-    uses inside. It is the peak over the example's rows divided by their number.
+    Counted are all results of operations, the output among them; not weights, inputs, and workspaces within kernels.
+
+    Args:
+        model: the network.
+        example: its arguments; the peak is divided by their number of rows.
+
+    Returns:
+        Bytes, rounded up.
 
     >>> peak_memory(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), ((torch.zeros(1, 4),), {}))
     64
