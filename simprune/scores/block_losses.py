@@ -1,6 +1,7 @@
-"""What the output loses without a block: what the block adds to its input beyond a linear map of each position.
+"""What the output of a block loses when its input takes its place and the layers after it are refitted.
 
-The linear part is left out because layers behind the block are refitted and take it over.
+A block adds something to its input. The part of that which is a linear map of the input, position by position, is not
+lost, because the layers after the block can take it over when they are refitted. The rest is lost.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from simprune.trace.capture import Reading
 from simprune.trace.layers import joint_moments
 from simprune.trace.sites import Site
 
-RIDGE = 1e-3
+RIDGE = 1e-3  # of the mean input variance, as in the repair
 
 
 class BlockLosses(Reading):
-    """Reads what every block adds to its input; memory O(width^2) per block."""
+    """Reads the moments of the input of every block, and of what the block adds to it; memory O(width^2) per block."""
 
     def __init__(self, blocks: Sequence[str]) -> None:
         self.blocks = blocks
@@ -39,7 +40,7 @@ class BlockLosses(Reading):
         self._moments[site.module] = moments if known is None else known.merge(moments)
 
     def losses(self) -> dict[str, OutputLoss]:
-        """The error at the output of every block, by name."""
+        """The loss at the output of every block, by the block's name."""
         return {name: _loss(name, moments) for name, moments in self._moments.items()}
 
 
@@ -52,14 +53,14 @@ def _loss(name: str, moments: Moments) -> OutputLoss:
     weight = torch.linalg.solve(ridged, cross).T
     constant = mean[width:] - weight @ mean[:width]
 
-    def error(given: Tensor, made: Tensor) -> Tensor:
-        x = _columns(given)
-        left = _columns(made) - x - weight.to(x) @ x - constant.to(x)[:, None]
-        return left.reshape(made.shape) if made.ndim >= 4 else left[0].T.reshape(made.shape)
+    def error(value: Tensor, output: Tensor) -> Tensor:
+        x = _columns(value)
+        lost = _columns(output) - x - weight.to(x) @ x - constant.to(x)[:, None]
+        return lost.reshape(output.shape) if output.ndim >= 4 else lost[0].T.reshape(output.shape)
 
     return OutputLoss(name, error)
 
 
 def _columns(value: Tensor) -> Tensor:
-    """(inputs, width, positions) of maps or tokens."""
+    """(inputs, width, positions) of maps; of tokens (1, width, all positions of all inputs)."""
     return value.flatten(2) if value.ndim >= 4 else value.flatten(0, -2).T.unsqueeze(0)

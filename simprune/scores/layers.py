@@ -1,6 +1,6 @@
 """Representations of a network's layers, and their similarities with chance levels and intervals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,9 @@ from torch import Tensor
 from simprune import measures
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import CostModel
-from simprune.core.structures import Block
 from simprune.measures import Interval, Measure, Null, SimilarityMatrix
 from simprune.measures._resampling import Resampling
-from simprune.scores.blocks.stream import Stream, observe
+from simprune.scores.blocks.stream import Stream
 from simprune.structures import find_blocks
 from simprune.trace.capture import capture, run
 from simprune.trace.network import Network
@@ -36,15 +35,12 @@ class Layers:
     costs: CostModel
 
 
-def read_layers(network: Network, calibration: Iterable, blocks: Sequence[Block] = ()) -> Layers:
-    """Representations around the blocks of a network; without blocks, the outputs of its layers with weights.
+def read_layers(network: Network, calibration: Iterable) -> Layers:
+    """Outputs of the layers with weights, of a network without blocks.
 
     Rows are means over positions. One forward pass over the batches; memory O(layers x inputs x width).
     """
     model, costs = network.model, network.costs
-    if blocks:
-        stream = observe(network, calibration, blocks)
-        return Layers(stream.rows, stream, costs)
     composite = {name.rpartition(".")[0] for name, _ in model.named_modules()}
     names = [
         name

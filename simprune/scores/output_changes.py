@@ -1,10 +1,10 @@
-"""What removals change in the output, and how the changes of several add up.
+"""How far removals change the output of a network, and how the changes by several removals add up.
 
-With z the output, r a vector of random signs and g the gradient of r.z at an activation y, s = g.d, summed over all
-entries of y, is the change of r.z for a small error d at y. For errors d and e of two structures E[s_d s_e] =
-E[dz_d . dz_e]: the expected squared change of the output by one, and how far the changes by two point the same way.
-Errors at different positions are taken as they are: where they agree, as in late layers of small maps, the output
-changes many times more than errors that are independent from position to position would change it.
+Let z be the output, r a vector of random signs, and g the gradient of r.z at an activation y. A small error d at y
+changes r.z by s = g.d, summed over all entries of y. For errors d and e by two structures, E[s_d s_e] = E[dz_d . dz_e].
+So s tells the expected squared change of the output by a structure (d = e), and how far the changes by two structures
+point the same way. Errors at different positions are summed before they are squared, because they may agree, as in late
+layers with small maps. The output changes many times more then than by errors that are independent between positions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from simprune.core.redundancy import Interactions
 from simprune.trace.sensitivity import backpropagate
 
-Error = Callable[[Tensor, Tensor], Tensor]  # (a module's input, its output) -> what its output loses
+Error = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> the loss, of the output's shape
 
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """What one module's output loses when a structure goes and the layers behind it are refitted."""
+    """What the output of a module loses when a structure is removed and the layers after it are refitted.
+
+    Args:
+        module: name of the module.
+        error: (input, output) of the module -> what is lost of the output, of its shape.
+    """
 
     module: str
     error: Error
@@ -31,10 +36,20 @@ class OutputLoss:
 def output_changes(
     model: nn.Module, calibration: Iterable, losses: Mapping[tuple[str, str], Sequence[OutputLoss]], seed: int = 0
 ) -> tuple[dict[tuple[str, str], float], Interactions]:
-    """Expected squared change of the output by every structure, as a share of its variance, and their interactions.
+    """Damage of every structure, and the interactions of structures.
 
-    Changes that cancel are counted as independent: a repair would have to keep the balance. One forward and one
-    backward pass; memory: the outputs of all modules that lose something, and one number per structure and input.
+    The damage is the expected squared change of the output, as a share of the output's variance. Two changes that would
+    cancel each other count as independent, because a repair need not preserve the balance between them. One forward and
+    one backward pass; memory: the outputs of all modules with losses, and one number per structure and input.
+
+    Args:
+        model: the original.
+        calibration: batches that can be walked more than once.
+        losses: what modules lose without a structure, by the structure's kind and name.
+        seed: of the random signs.
+
+    Returns:
+        Damages by kind and name, and the interactions.
     """
     watched: dict[str, list[tuple[tuple[str, str], Error]]] = {}
     for key, parts in losses.items():
@@ -46,10 +61,10 @@ def output_changes(
     pending: dict[tuple[str, str], Tensor] = {}
 
     def watch(name: str):
-        def see(_: nn.Module, given: Tensor, made: Tensor) -> None:
+        def see(_: nn.Module, value: Tensor, output: Tensor) -> None:
             with torch.no_grad():
-                errors = [(key, error(given, made.detach())) for key, error in watched[name]]
-            made.register_hook(lambda gradient: add(gradient, errors))
+                errors = [(key, error(value, output.detach())) for key, error in watched[name]]
+            output.register_hook(lambda gradient: add(gradient, errors))
 
         return see
 
@@ -59,7 +74,7 @@ def output_changes(
             known = pending.get(key, change[:0])
             if len(known) == len(change):
                 pending[key] = known + change
-            else:  # rows of another kind, such as windows of an image: counted as independent
+            else:  # another number of rows, such as windows of images in place of images: they count as independent
                 pending[key] = torch.cat([known, change])
 
     def close() -> None:
@@ -74,10 +89,10 @@ def output_changes(
 
 
 def _correlation(changes: Sequence[Tensor]) -> np.ndarray:
-    """Cosines between changes of the same inputs, at least 0."""
-    found = torch.eye(len(changes), dtype=torch.float64)
+    """(structures, structures) cosines of the changes, at least 0; 0 where two have different numbers of rows."""
+    cosines = torch.eye(len(changes), dtype=torch.float64)
     for length in {len(change) for change in changes}:
         rows = torch.tensor([row for row, change in enumerate(changes) if len(change) == length])
         unit = torch.nn.functional.normalize(torch.stack([changes[row].double() for row in rows.tolist()]), dim=1)
-        found[rows[:, None], rows] = (unit @ unit.T).clamp(0, 1)
-    return found.fill_diagonal_(1).numpy()
+        cosines[rows[:, None], rows] = (unit @ unit.T).clamp(0, 1)
+    return cosines.fill_diagonal_(1).numpy()

@@ -1,7 +1,7 @@
 """What can be removed, and how: one kind of structure per file.
 
-A structure is a registered class. One of blocks has `find`, as `Blocks`; one of units inside layers, such as channels
-or heads, is a `UnitStructure`, which also says which entries of which tensors belong to a unit, and removes units.
+A structure is a registered class with a method `find`, such as `Blocks`. A structure of units inside layers, such as
+channels or heads, is a `UnitStructure`: it also says which entries of which tensors belong to a unit, and removes units.
 """
 
 from simprune.core.names import did_you_mean
@@ -20,18 +20,25 @@ def structure(name: str) -> Structure:
 
 def find_blocks(network: Network) -> list[Block]:
     """The blocks that can be bypassed, in order of execution."""
-    return [each for each in structure("blocks").find(network)[0] if isinstance(each, Block)]
+    return [block for block in structure("blocks").find(network)[0] if isinstance(block, Block)]
 
 
 def unit_structures() -> dict[str, UnitStructure]:
-    """Structures of units by the name that edits call them; channels last, since their coupling is traced afresh."""
-    made = [part.make() for part in parts("structure").values()]
-    units = {each.kind: each for each in made if isinstance(each, UnitStructure)}
+    """Structures of units by the name that edits use.
+
+    Channels are last: their removal traces the network afresh, when the other units have been removed.
+    """
+    structures = [part.make() for part in parts("structure").values()]
+    units = {structure.kind: structure for structure in structures if isinstance(structure, UnitStructure)}
     return dict(sorted(units.items(), key=lambda item: item[0] == "channels"))
 
 
 def check_structures(names: object) -> tuple[str, ...]:
-    """The names of structures, in the order in which they are found; ValueError unless all are known."""
+    """The names of structures, in the order in which they are searched for; ValueError unless all are known.
+
+    >>> check_structures(["heads", "blocks"])
+    ('blocks', 'heads')
+    """
     known = parts("structure")
     if isinstance(names, str) or not isinstance(names, list | tuple):
         raise ValueError(f"structures: expected a list of names, such as ['channels', 'blocks']; got {names!r}")

@@ -1,4 +1,4 @@
-"""What a kind of structure has to say of itself."""
+"""The methods of a kind of structure."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,22 +18,36 @@ class Structure(ABC):
 
     @abstractmethod
     def find(self, network: Network) -> tuple[Sequence[Block] | Sequence[UnitGroup], Refusals]:
-        """All structures of this kind whose removal is proven on a copy, and those that cannot go, with the reason."""
+        """The structures of this kind in a network, in order of execution.
+
+        Returns:
+            The structures whose removal is proven on a copy, and the (name, reason) of those that cannot be removed.
+        """
 
 
 class UnitStructure(Structure):
-    """Units inside layers, such as channels or heads, which go one by one."""
+    """Units inside layers, such as channels or heads, which are removed one by one."""
 
     kind: ClassVar[str]  # what plans, tables and pages call the units
 
     @abstractmethod
     def coupling(self, network: Network, name: str) -> Coupling:
-        """The units that an edit of `name` numbers, and what they own; NotPrunable with the reason."""
+        """The units of the module `name`, and the entries of tensors that belong to them.
+
+        Raises:
+            NotPrunable: when they cannot be removed; its message is the reason.
+        """
 
     @abstractmethod
     def remove(self, small: nn.Module, example: Example, edits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> None:
-        """Remove units from `small` itself.
+        """Remove units from a network in place.
 
-        Every edit has the names of modules that make the same units, of which at least one is still there, the named
-        one first, and the numbers that go. NotPrunable, with the reason, where that cannot be done.
+        Args:
+            small: a copy of the original, from which other structures may have been removed.
+            example: arguments of a forward pass.
+            edits: (modules, units). All the modules produce these units; the first is the one that the edit names, and
+                at least one of them is still in the network. The units are numbers of the original.
+
+        Raises:
+            NotPrunable: when that cannot be done; its message is the reason.
         """

@@ -1,7 +1,7 @@
-"""Coupled channel groups: output channels of one layer with everything that has to go with them.
+"""Coupled channel groups: output channels of one layer, with all that has to be removed together with them.
 
-Hidden units of an MLP and the width of a residual stream are channel groups as well. Channels exist once in the
-network's arithmetic: a group is named after the first layer that produces them.
+Hidden units of an MLP and the width of a residual stream are channel groups as well. A group that several layers
+produce, such as the width of a stream, is named after the first of these layers.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ from simprune.trace.network import Network
 
 @register("structure", "channels")
 class Channels(UnitStructure):
-    """Output channels of convolutions and linear layers, with all that is coupled to them."""
+    """Output channels of convolutions and linear layers, with all that is coupled to them.
+
+    A forward pass on a copy proves the removals. Layers whose channels are coupled form one group.
+    """
 
     kind = "channels"
 
@@ -58,7 +61,7 @@ class Channels(UnitStructure):
 
 
 def _group(graph: CouplingGraph, layer: str) -> UnitGroup:
-    """The channels of a layer; NotPrunable, with the reason, for those that can only go whole or are read unevenly."""
+    """The channels of a layer; NotPrunable, with the reason, where no single channel can be removed."""
     coupling = graph.coupling(layer)
     group = UnitGroup(layer, len(coupling.units), coupling.slices, "channels", coupling.units)
     if group.size < 2:

@@ -1,4 +1,4 @@
-"""The proof that parts can be removed: on a copy, removing them equals having every reader ignore them."""
+"""The proof that units can be removed: on a copy, a network without a unit equals one whose readers ignore it."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,30 +19,32 @@ from simprune.trace.network import Network
 def prove(
     network: Network, groups: Sequence[UnitGroup], structure: UnitStructure
 ) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
-    """Groups of which the middle unit can be removed, and the others with the reason.
+    """Groups of which the middle unit can be removed, and the names of the others with the reason.
 
-    The smaller network runs, its output keeps its shape, it costs what is predicted, and, with normalisations across
-    channels taken out of both, it equals the network whose readers ignore that unit. All groups are tried at once;
-    when that fails, halves are, until the culprits are found.
+    The network without the unit has to run, to return an output of the same shape, to cost what is predicted, and to
+    equal a network whose readers ignore the unit (normalisations across channels are replaced in both). All groups are
+    tried at once. When that fails, each half of them is tried, and so on, until the groups that fail remain.
+
+    Args:
+        network: the original.
+        groups: of units of one kind.
+        structure: the kind.
     """
     if not groups:
         return [], []
 
-    def among(some: Sequence[UnitGroup]) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
-        reason = _failure(network, some, structure)
-        if reason is None:
-            return list(some), []
-        if len(some) == 1:
-            return [], [(some[0].name, reason)]
-        middle = len(some) // 2
-        first, second = among(some[:middle]), among(some[middle:])
-        return first[0] + second[0], first[1] + second[1]
-
-    return among(groups)
+    reason = _failure(network, groups, structure)
+    if reason is None:
+        return list(groups), []
+    if len(groups) == 1:
+        return [], [(groups[0].name, reason)]
+    middle = len(groups) // 2
+    first, second = (prove(network, half, structure) for half in (groups[:middle], groups[middle:]))
+    return first[0] + second[0], first[1] + second[1]
 
 
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
-    """Why these groups cannot lose their middle units together."""
+    """Why these groups cannot lose their middle units together; None when they can."""
     cut, masked = copy.deepcopy(network.model), copy.deepcopy(network.model)
     example, before, costs = network.example, network.output, network.costs
     args, kwargs = example
@@ -53,7 +55,7 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
         with eval_mode(cut, masked), torch.no_grad():
             after = first_tensor(cut(*args, **kwargs))
             with without_mixing(cut, masked):
-                found, expected = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
+                without, ignored = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
         actual = measure_cost(cut, example)
     except NotPrunable as reason:
         return str(reason)
@@ -61,7 +63,7 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
         return f"the network fails without one of its {groups[0].kind} ({_first_line(error)})"
     if before is None or after is None or before.shape != after.shape:
         return "its output is the network's output"
-    if found is None or expected is None or not _close(found, expected):
+    if without is None or ignored is None or not _close(without, ignored):
         return "removing a part of it differs from ignoring that part, so the traced coupling is wrong"
     lost: dict[tuple[str, int], int] = {}
     for group in groups:
@@ -82,19 +84,19 @@ def _ignore(model: nn.Module, group: UnitGroup, unit: int) -> None:
 
 @contextmanager
 def without_mixing(*models: nn.Module) -> Iterator[None]:
-    """For a while, normalisations across channels work entry by entry, so that no channel feels another one going.
+    """For a while, normalisations across channels become tanh, so that removing a channel does not change the others.
 
-    Bounded and nonlinear (tanh) in their place, so that nothing overflows and a channel in the wrong place shows.
+    tanh is bounded, so that nothing overflows, and nonlinear, so that a channel at a wrong index changes the output.
     """
 
-    def alone(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def entrywise(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.tanh(x)
 
     with ExitStack() as stack:
         for module in (module for model in models for module in model.modules()):
             if _mixes(module):
                 own = vars(module).get("forward")
-                module.forward = alone
+                module.forward = entrywise
                 stack.callback(_restore, module, own)
         yield
 

@@ -1,4 +1,4 @@
-"""What a score of blocks gets to see."""
+"""The context in which blocks are scored."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,14 @@ from simprune.trace.network import Network
 
 @dataclass(frozen=True)
 class BlockContext:
-    """The network, its calibration batches, what runs through its blocks, and the measure for similarities.
+    """What a score of blocks reads.
 
-    `checkpoint`: where the matrix of similarities is saved once it is known.
+    Args:
+        network: the original.
+        calibration: batches that can be walked more than once.
+        stream: the representations before and after blocks.
+        measure: of similarity.
+        checkpoint: where the matrix of similarities is saved, and looked up; None for nowhere.
     """
 
     network: Network
@@ -35,10 +40,10 @@ class BlockContext:
         known = None if self.checkpoint is None else self.checkpoint.load("similarity")
         if known is not None:
             return SimilarityMatrix(tuple(self.stream.rows), known["values"].numpy(), self.measure.id)
-        found = measures.matrix(self.measure, self.stream.rows, self._labels())
+        matrix = measures.matrix(self.measure, self.stream.rows, self._labels())
         if self.checkpoint is not None:
-            self.checkpoint.save("similarity", {"values": torch.from_numpy(found.values.copy())})
-        return found
+            self.checkpoint.save("similarity", {"values": torch.from_numpy(matrix.values.copy())})
+        return matrix
 
     def similarity(self, first: str, second: str) -> float:
         """Similarity of two points of the stream, in [0, 1]."""
@@ -49,23 +54,27 @@ class BlockContext:
         return np.vectorize(lambda value: as_redundancy(self.measure, value))(self.whole.values)
 
     def points(self) -> Points:
-        """The similarities of all points as plain data, with the chains that they stand in."""
+        """The similarities of all points, in [0, 1], and the chains that the points belong to, as plain data."""
         chains = tuple((chain.points, tuple(block.name for block in chain.blocks)) for chain in self.stream.chains)
         return Points(self.whole.names, self.similarities(), chains)
 
     def matrix(self, points: Sequence[str]) -> SimilarityMatrix:
         """The measure's own values for some points."""
-        places = [self.whole.names.index(point) for point in points]
-        return SimilarityMatrix(tuple(points), self.whole.values[np.ix_(places, places)], self.measure.id)
+        rows = [self.whole.names.index(point) for point in points]
+        return SimilarityMatrix(tuple(points), self.whole.values[np.ix_(rows, rows)], self.measure.id)
 
     def _labels(self) -> Tensor | None:
         return self.stream.labels if self.measure.needs_labels else None
 
 
 def as_redundancy(measure: Measure, value: float) -> float:
-    """A score as redundancy in [0, 1]: similarities are clipped, distances d of range [0, top] become 1 - d / top.
+    """The value of a measure as a redundancy in [0, 1].
 
-    Distances without an upper end become 1 / (1 + d). An undefined score (NaN) counts as no redundancy.
+    A similarity is clipped to [0, 1]. A distance d of range [0, top] becomes 1 - d / top, or 1 / (1 + d) where it has
+    no upper limit. An undefined value (NaN) becomes 0.
+
+    >>> as_redundancy(measures.get("cka"), 1.5)
+    1.0
     """
     if value != value:
         return 0.0

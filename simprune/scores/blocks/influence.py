@@ -6,9 +6,9 @@ from simprune.scores.blocks._context import BlockContext
 
 @register("block_score", "block_influence", source="Men et al. 2024, ShortGPT")
 def block_influence(context: BlockContext) -> dict[str, float]:
-    """Redundancy 1 - BI, the mean cosine, clipped to [0, 1]."""
+    """Mean cosine of a block's input and output, position by position, clipped to [0, 1]: 1 - block influence."""
     return {
-        block.name: min(max(float(chain.cosine[place, place + 1]), 0.0), 1.0)
+        block.name: min(max(float(chain.cosine[index, index + 1]), 0.0), 1.0)
         for chain in context.stream.chains
-        for place, block in enumerate(chain.blocks)
+        for index, block in enumerate(chain.blocks)
     }

@@ -18,9 +18,9 @@ from simprune.trace.sites import Site
 
 @register("block_score", "leave_one_out", source="Pons et al. 2024")
 def leave_one_out(context: BlockContext) -> dict[str, float]:
-    """Similarity of the representation that the network's last layer reads, with and without each block.
+    """Similarity of the inputs of the network's last layer with and without a block.
 
-    One forward pass over the calibration batches per block, and one more.
+    Every block is bypassed on its own. Cost: one forward pass over the calibration batches per block, and one more.
     """
     model, measure, stream = context.network.model, context.measure, context.stream
     batches = list(checked(context.calibration, "calibration"))
@@ -35,8 +35,8 @@ def leave_one_out(context: BlockContext) -> dict[str, float]:
 
 
 def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
-    """(N, D), pooled over positions: what the last linear layer to run gets, or the output when there is none."""
-    found: list[Tensor] = []
+    """(inputs, width) inputs of the last linear layer that runs, means over positions; without one, the outputs."""
+    rows: list[Tensor] = []
     last: list[Tensor] = []
 
     def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -50,7 +50,7 @@ def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
             last.clear()
             output = call(model, batch)
             value = last[0] if last and len(last[0]) == len(output) else output
-            found.append(
+            rows.append(
                 Site("the last layer", "pool", mask=mask_of(batch)).rows(value).to("cpu", torch.float32, copy=True)
             )
-    return torch.cat(found).clone()
+    return torch.cat(rows).clone()

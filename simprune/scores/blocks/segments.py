@@ -1,8 +1,8 @@
-"""Runs of alike layers: blocks inside a run are redundant, blocks that lead from one run to the next are not.
+"""Runs of similar layers: blocks within a run are redundant, blocks between two runs are not.
 
-`segments`: Fisher's optimal partition of the ordered layer-similarity matrix (SGLP, Wang et al. 2024), exact by dynamic
-programming; one point of the stream per segment has to stay. `clusters`: consecutive layers as similar to the first of
-them as a threshold says (MPruner, Hu et al. 2024, arXiv:2408.13482); all but the first go, or every second, or third.
+`segments` takes the runs from Fisher's optimal partition of the ordered layer-similarity matrix (SGLP, Wang et al.
+2024), which dynamic programming finds exactly. `clusters` begins a new run where a layer is less similar to the first
+layer of the run than a threshold (MPruner, Hu et al. 2024), and can thin runs out in place of removing all but one.
 """
 
 import numpy as np
@@ -11,11 +11,12 @@ from simprune.core.registry import register
 from simprune.scores.blocks._context import BlockContext
 
 
-@register("block_score", "segments")
+@register("block_score", "segments", source="SGLP 2024")
 def segments(context: BlockContext, *, segments: int | None = None, explained: float = 0.9) -> dict[str, float]:
-    """Blocks inside one of the segments score 0.5 + s / 2 and those between two s / 2, s their own similarity.
+    """Whether a block lies within a segment of similar layers (0.5 + s / 2) or between two segments (s / 2).
 
-    `segments`: how many; None takes the fewest that explain `explained` of the variance of the matrix' rows.
+    s is the similarity of the block's input and output. `segments`: how many; None takes the fewest that explain the
+    share `explained` of the variance of the rows of the similarity matrix. O(segments x points^2 + points^3).
     """
     values = context.similarities()
     if segments is None:
@@ -23,12 +24,13 @@ def segments(context: BlockContext, *, segments: int | None = None, explained: f
     return _scores(context, values, fisher_partition(values, segments))
 
 
-@register("block_score", "clusters", source="MPruner 2024")
+@register("block_score", "clusters", source="MPruner 2024, arXiv:2408.13482")
 def clusters(context: BlockContext, *, threshold: float = 0.98, granularity: int = 1) -> dict[str, float]:
-    """As `segments`, for runs of consecutive points that are at least `threshold` similar to the first of their run.
+    """Whether a block lies within a run of layers that are at least `threshold` similar to the first of the run.
 
-    `granularity`: MPruner's step in which a run is thinned out. 1 lets all but its first point go; k every k-th of
-    those behind the first, beginning with the second of the run. Blocks in between score as those between two runs.
+    Such a block scores 0.5 + s / 2 and any other s / 2, where s is the similarity of its input and output.
+    `granularity`: MPruner's step in which runs are thinned out. With 1, all blocks within a run count; with k, the
+    first of them and every k-th one after it, while the others score as blocks between two runs.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"clusters: threshold must be in [0, 1]; got {threshold!r}")
@@ -39,15 +41,15 @@ def clusters(context: BlockContext, *, threshold: float = 0.98, granularity: int
 
 
 def runs(values: np.ndarray, threshold: float) -> list[int]:
-    """Ends (exclusive) of the runs: each begins with the first point that is too unlike the start of the one before.
+    """Ends (exclusive) of the runs; a new run begins where a point is less than `threshold` similar to the run's first.
 
     >>> runs(np.array([[1.0, 0.9, 0.7], [0.9, 1.0, 0.9], [0.7, 0.9, 1.0]]), 0.8)
     [2, 3]
     """
     starts = [0]
-    for place in range(1, len(values)):
-        if values[starts[-1], place] < threshold:
-            starts.append(place)
+    for point in range(1, len(values)):
+        if values[starts[-1], point] < threshold:
+            starts.append(point)
     return [*starts[1:], len(values)]
 
 
@@ -55,9 +57,9 @@ def segment_count(values: np.ndarray, explained: float = 0.9) -> int:
     """Fewest segments whose means explain this share of the variance of the rows."""
     if not 0 < explained <= 1:
         raise ValueError(f"segments: explained must be a share in (0, 1]; got {explained!r}")
-    left = (1 - explained) * within(values, [len(values)]) + 1e-12
+    unexplained = (1 - explained) * within(values, [len(values)]) + 1e-12
     counts = range(1, len(values) + 1)
-    return next(count for count in counts if within(values, fisher_partition(values, count)) <= left)
+    return next(count for count in counts if within(values, fisher_partition(values, count)) <= unexplained)
 
 
 def fisher_partition(values: np.ndarray, count: int) -> list[int]:
@@ -100,12 +102,12 @@ def _spread(rows: np.ndarray) -> float:
 
 
 def _scores(context: BlockContext, values: np.ndarray, ends: list[int], granularity: int = 1) -> dict[str, float]:
-    place = {point: index for index, point in enumerate(context.stream.rows)}
+    row = {point: index for index, point in enumerate(context.stream.rows)}
     starts = [0, *ends[:-1]]
     segment = np.searchsorted(ends, np.arange(len(values)), side="right")
     scores = {}
     for name, (before, after) in context.stream.ends.items():
-        a, b = place[before], place[after]
-        goes = segment[a] == segment[b] and (b - starts[segment[b]] - 1) % granularity == 0
-        scores[name] = 0.5 * goes + values[a, b] / 2
+        a, b = row[before], row[after]
+        redundant = segment[a] == segment[b] and (b - starts[segment[b]] - 1) % granularity == 0
+        scores[name] = 0.5 * redundant + values[a, b] / 2
     return scores

@@ -1,8 +1,8 @@
-"""What runs through a network's blocks, read in one forward pass over the calibration batches.
+"""The representations before and after blocks, read in one forward pass over the calibration batches.
 
-Points of the stream stand before and after blocks; blocks of one chain share theirs. Two things are stored of each:
-rows pooled over positions (for similarity measures), and the mean cosine and angle of every two points of a chain,
-position by position (for block influence and windows), summed as the batches go by.
+The points between blocks form the stream; consecutive blocks of a chain share the point between them. Of every point
+rows pooled over positions are stored, for similarity measures. Of every two points of a chain the mean cosine and angle
+are computed position by position, batch by batch, for block influence and windows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,8 +26,8 @@ from simprune.trace.hooks import After, Before, hooks
 from simprune.trace.network import Network
 from simprune.trace.sites import Site
 
-POSITIONS = 1024  # of one batch, spread over inputs and positions alike, from which cosines are taken
-GOLDEN = 0.6180339887498949
+POSITIONS = 1024  # of one batch, spread over its inputs and their positions, at which cosines are computed
+GOLDEN = 0.6180339887498949  # multiples of the golden ratio, modulo 1, are spread evenly
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ class Chain:
 
 @dataclass(frozen=True)
 class Stream:
-    """`rows[point]` (N, D) on the CPU, points in order of execution; `labels` (N,) where the batches had them."""
+    """The representations before and after blocks.
+
+    Args:
+        chains: of consecutive blocks.
+        rows: (inputs, width) by the name of the point, on the CPU, means over positions, in order of execution.
+        labels: (inputs,); None where the batches have none.
+    """
 
     chains: tuple[Chain, ...]
     rows: dict[str, Tensor]
@@ -50,11 +56,11 @@ class Stream:
 
     @cached_property
     def ends(self) -> dict[str, tuple[str, str]]:
-        """Points before and after each block."""
+        """Names of the points before and after a block, by its name."""
         return {
-            block.name: (chain.points[place], chain.points[place + 1])
+            block.name: (chain.points[index], chain.points[index + 1])
             for chain in self.chains
-            for place, block in enumerate(chain.blocks)
+            for index, block in enumerate(chain.blocks)
         }
 
     @property
@@ -69,12 +75,19 @@ def observe(
     checkpoint: Checkpoint | None = None,
     beside: Sequence[Reading] = (),
 ) -> Stream:
-    """Run the model once and read the stream around `blocks` (in order of execution).
+    """Read the stream around blocks in one forward pass over the batches.
 
-    `beside`: what else reads in the same walk.
+    Memory: inputs x width per point for the pooled rows, and one batch of at most `POSITIONS` positions per point.
 
-    Memory: N x D per point for the pooled rows, and one batch of at most `POSITIONS` positions per point. Batches that
-    `checkpoint` has seen are not run again. Raises ValueError when there are no batches.
+    Args:
+        network: the original.
+        calibration: batches that can be walked more than once.
+        blocks: in order of execution.
+        checkpoint: where the state is saved now and then; batches that it has seen are not run again.
+        beside: other readings that take part in the same walk over the batches.
+
+    Raises:
+        ValueError: when there are no batches.
     """
     chains: dict[int, list[Block]] = {}
     for block in blocks:
@@ -83,8 +96,8 @@ def observe(
     model, mask = network.model, None
     reader = _Reader(network, chains, points)
     labels = []
-    done = reader.go_on(None if checkpoint is None else checkpoint.load("stream"))
-    if done and beside:  # they have to see the batches that are not run again as well
+    done = reader.resume(None if checkpoint is None else checkpoint.load("stream"))
+    if done and beside:  # the other readings need a walk of their own, since some batches are not run again
         read(model, calibration, beside)
         beside = ()
     with evaluation(model), uncached(model), hooks(reader.before, reader.after), reading(model, beside, lambda: mask):
@@ -101,23 +114,27 @@ def observe(
         raise ValueError("calibration has no batches; give at least one")
     if checkpoint is not None and done < len(labels):
         checkpoint.save("stream", reader.state(len(labels)))
-    found = [label for label in labels if label is not None and label.ndim == 1]
+    integers = [label for label in labels if label is not None and label.ndim == 1]
     return Stream(
         tuple(Chain(tuple(chain), points[number], *reader.means(number)) for number, chain in chains.items()),
         {point: reader.pooled.pop(point).tensor() for number in chains for point in points[number]},
-        torch.cat(found).cpu() if len(found) == len(labels) else None,
+        torch.cat(integers).cpu() if len(integers) == len(labels) else None,
     )
 
 
 class _Reader:
-    """Hooks that follow the stream: an identity block has its own input and output, a branch is added to a stream."""
+    """Hooks that read the stream at every point.
+
+    A block that is replaced by its input has an input and an output of its own. A block that is replaced by zero is a
+    branch of a layer: the stream after it is the layer's input plus the outputs of the branches so far.
+    """
 
     def __init__(self, network: Network, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]]) -> None:
         self.model, self.points = network.model, points
         self.pooled = {point: Rows() for names in points.values() for point in names}
         self.mask: Tensor | None = None
         self.unit: dict[str, Tensor] = {}
-        self.layers: set[str] = set()  # around halves
+        self.layers: set[str] = set()  # that hold branches
         self.stream: Tensor | None = None
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
         self.count: dict[int, int] = dict.fromkeys(points, 0)
@@ -126,9 +143,9 @@ class _Reader:
         self.before: list[tuple[nn.Module, Before]] = []
         self.after: list[tuple[nn.Module, After]] = []
         for number, chain in self.chains.items():
-            for place, block in enumerate(chain):
+            for index, block in enumerate(chain):
                 module = self.model.get_submodule(block.name)
-                entry = self.points[number][0] if place == 0 else None
+                entry = self.points[number][0] if index == 0 else None
                 around = block.inside if block.replace == "zero" else block.name
                 if block.replace == "zero" and around not in self.layers:
                     self.layers.add(around)
@@ -177,15 +194,15 @@ class _Reader:
         self.unit.clear()
 
     def state(self, done: int) -> dict[str, Tensor]:
-        """All that is known after `done` batches."""
-        found = {f"rows/{point}": rows.tensor() for point, rows in self.pooled.items()}
+        """The tensors from which `resume` goes on after `done` batches."""
+        state = {f"rows/{point}": rows.tensor() for point, rows in self.pooled.items()}
         for number, (cosine, angle) in self.sums.items():
-            found |= {f"cosine/{number}": cosine, f"angle/{number}": angle}
-            found[f"count/{number}"] = torch.tensor(self.count[number])
-        return found | {"done": torch.tensor(done)}
+            state |= {f"cosine/{number}": cosine, f"angle/{number}": angle}
+            state[f"count/{number}"] = torch.tensor(self.count[number])
+        return state | {"done": torch.tensor(done)}
 
-    def go_on(self, state: dict[str, Tensor] | None) -> int:
-        """Start from a state; how many batches it has seen."""
+    def resume(self, state: dict[str, Tensor] | None) -> int:
+        """Go on from a state, if there is one; returns how many batches it has seen."""
         if state is None:
             return 0
         for point, rows in self.pooled.items():
@@ -197,12 +214,16 @@ class _Reader:
         return int(state["done"])
 
     def means(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(points, points) mean cosine and angle of a chain."""
         cosine, angle = (value.cpu().numpy() / self.count[number] for value in self.sums[number])
         return cosine, angle
 
 
 def _some_positions(value: Tensor, mask: Tensor | None) -> Tensor:
-    """At most `POSITIONS` rows of one batch; the golden ratio spreads them, so that no row or column is preferred."""
+    """(positions, width): at most `POSITIONS` positions of one batch, padding left out.
+
+    The golden ratio spreads them over the batch, so that no row or column of a map is preferred.
+    """
     rows = Site("", "positions", mask=mask).rows(value) if value.ndim < 4 else value.flatten(2)
     count = len(rows) if value.ndim < 4 else len(rows) * rows.shape[2]
     if count > POSITIONS:

@@ -13,16 +13,17 @@ from simprune.scores.blocks.stream import Chain
 
 
 def distances(chain: Chain, n: int) -> np.ndarray:
-    """d of every window of n blocks of a chain, by its first block; empty when the chain is shorter.
+    """(windows,) distances d of all windows of n consecutive blocks of a chain, by their first block.
 
-    0: the stream keeps its direction; 0.5: orthogonal; 1: opposite.
+    d is 0 where the window keeps the direction of the stream, 0.5 where input and output are orthogonal, and 1 where
+    they are opposite. A chain of fewer than n blocks has no windows.
     """
     return np.diagonal(chain.angle, offset=n).copy()
 
 
 @register("block_score", "windows")
 def windows(context: BlockContext, *, n: int = 2) -> dict[str, float]:
-    """1 - the distance per removed block of the best window of at most `n` blocks around a block."""
+    """1 - the least distance per block over all windows of at most `n` consecutive blocks that hold a block."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"windows: n must be a whole number of blocks from 1; got {n!r}")
     scores: dict[str, float] = {}
