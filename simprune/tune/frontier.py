@@ -1,4 +1,4 @@
-"""The frontier: what is left of accuracy and agreement at every cost, with depth, width and chance beside it."""
+"""The frontier: accuracy, agreement and latency at several costs, for joint plans, depth, width and random plans."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +30,11 @@ class Frontier:
 
     @property
     def points(self) -> list[dict[str, Any]]:
+        """One row per curve and budget."""
         return self.data["points"]
 
     def curve(self, name: str) -> list[dict[str, Any]]:
-        """The points of one curve that could be reached, from the mildest budget on."""
+        """The points of one curve whose budget could be reached, the largest budget first."""
         return [point for point in self.points if point["curve"] == name and point["reachable"]]
 
 
@@ -53,13 +54,13 @@ def trace_frontier(
         network: the original.
         redundancy: of all its structures.
         table: with the original as its only row.
-        recovery: what is done to every model.
+        recovery: repairs and trains every model.
         choose: (redundancy, budget, seed of a random plan or None) -> plan.
         budgets: shares of the cost.
         kind: of cost.
         draws: seeds of random plans.
     """
-    choose(redundancy, {"macs": 1.0}, None)  # what is wrong with anything but the budget is said here
+    choose(redundancy, {"macs": 1.0}, None)  # wrong arguments raise here, so that later errors are about the budget
     follow = _Points(network, recovery, table)
     shares = sorted(budgets, reverse=True)
     tasks: list[tuple[str, float, Callable[[], list[Plan]]]] = [
@@ -87,14 +88,14 @@ def trace_frontier(
 
 
 def _parts(redundancy: Redundancy) -> dict[str, Redundancy]:
-    """The structures of every curve; where there is only one kind the joint curve is that kind's."""
-    found = {"joint": redundancy}
+    """The structures of every curve. Where there are only blocks or only channels, the joint curve is theirs."""
+    parts = {"joint": redundancy}
     if redundancy.blocks and redundancy.channels:
-        found |= {
+        parts |= {
             "depth": dataclasses.replace(redundancy, channels=()),
             "width": dataclasses.replace(redundancy, blocks=()),
         }
-    return found
+    return parts
 
 
 def check_shares(kind: str, budgets: Sequence[Any]) -> None:
@@ -107,7 +108,7 @@ def check_shares(kind: str, budgets: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class _Points:
-    """From plans to points: follow each, look at the last stage, time it beside the original."""
+    """From plans to points: a plan is followed, its last stage read, and its model timed in turns with the original."""
 
     network: Network
     recovery: Recovery
@@ -115,23 +116,25 @@ class _Points:
 
     @property
     def count(self) -> int | None:
+        """The number of test inputs; None without any."""
         return None if self.stages.original is None else len(self.stages.original.logits)
 
     def point(self, curve: str, share: float, make: Callable[[], list[Plan]]) -> tuple[dict[str, Any], list[Plan]]:
+        """The point of one curve at one share, and its plans; a share out of reach is a point without figures."""
         asked = {"curve": curve, "budget": share}
         try:
             plans = make()
-        except ValueError as error:  # the same call with a budget of one was fine
+        except ValueError as error:  # the arguments are right, so the budget is out of reach
             empty = dict.fromkeys((*KINDS, "accuracy", "agreement", "accuracy_bounds", "agreement_bounds", "latency"))
             return asked | {"reachable": False, "reason": str(error)} | empty | {"latency_ms": None, "plans": 0}, []
-        rows = [self._row(each) for each in plans]
-        found = mean(rows)
-        bounds = {f"{key}_bounds": self._bounds(found[key], len(plans)) for key in ("accuracy", "agreement")}
-        return asked | {"reachable": True, "reason": ""} | found | bounds | {"plans": len(plans)}, plans
+        figures = mean([self._row(plan) for plan in plans])
+        bounds = {f"{key}_bounds": self._bounds(figures[key], len(plans)) for key in ("accuracy", "agreement")}
+        return asked | {"reachable": True, "reason": ""} | figures | bounds | {"plans": len(plans)}, plans
 
-    def _row(self, chosen: Plan) -> dict[str, Any]:
+    def _row(self, plan: Plan) -> dict[str, Any]:
+        """What a plan's model costs, as shares of the original, and answers."""
         stages = self.stages.untimed()
-        small = self.recovery.follow(chosen, self.network, stages.add).model
+        small = self.recovery.follow(plan, self.network, stages.add).model
         original, last = self.stages.rows[0], stages.rows[-1]
         _, after, ratio = time_both(self.network.model, small, self.stages.batch)
         return {
@@ -143,7 +146,7 @@ class _Points:
         }
 
     def _bounds(self, rate: float | None, plans: int) -> list[float] | None:
-        """95 % interval (Clopper-Pearson) of a single plan's rate."""
+        """95 % interval (Clopper-Pearson) of a rate on the test inputs; None for a mean over several plans."""
         if rate is None or plans > 1 or self.count is None:
             return None
         lower, upper = clopper_pearson(round(rate * self.count), self.count, 0.975)

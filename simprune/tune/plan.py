@@ -38,22 +38,22 @@ def plan(
         redundancy: of the original's structures.
         budget: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes, memory, latency (see
             `simprune.planners.budget`).
-        planner: who chooses and what must stay: a name, or a mapping with `name`, constraints and options. With
+        planner: what chooses, and what must stay: a name, or a mapping with `name`, constraints and options. With
             `finalists`, that many plans at most, from no blocks to blocks alone, are edited, repaired and measured on
             held-out inputs, and the best is returned (see `simprune.tune.finalists`); each costs one edit and one
             repair on up to 1,024 inputs.
-        seed: of planners that draw at random.
-        network: on which memory and latency are measured, and finalists are tried.
-        calibration: batches, for finalists.
-        repair: of finalists.
-        timer: (module, args, kwargs) -> seconds.
+        seed: for planners that draw at random.
+        network: the original, on which memory and latency are measured and finalists are tried.
+        calibration: batches to repair and try finalists on.
+        repair: the repair method of finalists.
+        timer: (module, args, kwargs) -> seconds of one call.
         options: constraints and options of a planner that is given by name.
 
     Returns:
         The plan. The same arguments give the same plan, unless latency is limited: clocks differ.
 
     Raises:
-        ValueError: when the budget is out of reach; the message says how far one can go.
+        ValueError: when the budget is out of reach; the message has the least cost that can be reached, and what stays.
     """
     planner = Planner.named(planner, options)
     own = {key: value for key, value in planner.options.items() if value is not None}
@@ -72,7 +72,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked of a plan, whatever the redundancy."""
+    """What is asked of a plan, for any redundancy: the arguments of `plan`, read."""
 
     budget: Mapping[str, Amount | None]
     planner: str
@@ -86,6 +86,7 @@ class _Request:
     timings: Timings = field(default_factory=dict)
 
     def plan(self, redundancy: Redundancy, blocks: int | None = None) -> Plan:
+        """The plan for this redundancy; `blocks`: the exact number of blocks to remove, None for any."""
         limits = _limits(self.budget, self.options.get("threshold"))
         whole = redundancy.costs.total()
         counted = {} if limits is None else limits.counted.limits
@@ -99,7 +100,7 @@ class _Request:
                 fingerprint=redundancy.fingerprint,
                 inputs=redundancy.inputs,
                 budget={} if limits is None else limits.to_dict(),
-                planner=self._said(redundancy.measure, blocks),
+                planner=self._described(redundancy.measure, blocks),
                 original=whole.to_dict(),
                 expected={**space.exact(selection).to_dict(), "damage": _short(damage)},
             )
@@ -120,28 +121,31 @@ class _Request:
             raise ValueError(f"planner: {self.planner} found no plan that removes {blocks} blocks and meets the budget")
         if limits is not None and not limits.met(expected, whole):
             raise unreachable(redundancy, limits, expected, space, self.planner)
-        made = draft(space, selection)
-        return replace(
-            made, original={**made.original, **_figures(before)}, expected={**made.expected, **_figures(after)}
-        )
+        counted_plan = draft(space, selection)
+        original = {**counted_plan.original, **_figures(before)}
+        return replace(counted_plan, original=original, expected={**counted_plan.expected, **_figures(after)})
 
-    def _said(self, measure: str, blocks: int | None) -> dict[str, Any]:
-        """What the plan file keeps of how it was made; what was left at its default is left out."""
+    def _described(self, measure: str, blocks: int | None) -> dict[str, Any]:
+        """How the plan is made, for the plan file; arguments that have their default are left out."""
         default = Constraints().to_dict()
-        kept = {key: value for key, value in self.constraints.to_dict().items() if value != default[key]}
-        more = {"blocks": blocks, "batch_size": self.batch_size}
-        kept |= {key: value for key, value in more.items() if value is not None}
-        return {"name": self.planner, "seed": self.seed, "measure": measure, **kept, **self.options}
+        changed = {key: value for key, value in self.constraints.to_dict().items() if value != default[key]}
+        optional = {"blocks": blocks, "batch_size": self.batch_size}
+        changed |= {key: value for key, value in optional.items() if value is not None}
+        return {"name": self.planner, "seed": self.seed, "measure": measure, **changed, **self.options}
 
 
 def _figures(measured: Mapping[str, float]) -> dict[str, float]:
-    """Measured costs as a plan has them: bytes per input, milliseconds."""
-    found: dict[str, float] = {"memory": int(measured["memory"])} if "memory" in measured else {}
-    return found | ({"latency_ms": _short(1e3 * measured["latency"])} if "latency" in measured else {})
+    """Measured costs in the units of plan files: bytes per input, and milliseconds."""
+    figures: dict[str, float] = {"memory": int(measured["memory"])} if "memory" in measured else {}
+    return figures | ({"latency_ms": _short(1e3 * measured["latency"])} if "latency" in measured else {})
 
 
 def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget | None:
-    """The budget; None where a given threshold says how much goes."""
+    """The budget; None where a threshold decides how much is removed.
+
+    Raises:
+        ValueError: for both, or a budget that cannot be read.
+    """
     if threshold is None:
         return Budget.of(budget)
     if any(limit is not None for limit in budget.values()):
@@ -150,6 +154,7 @@ def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget | Non
 
 
 def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
+    """The edits of a selection with their reasons: blocks first, then groups."""
     blocks, groups = space.removed(selection)
     edits = [
         Edit(
@@ -176,5 +181,5 @@ def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
 
 
 def _short(value: float) -> float:
-    """Four digits: as much as an expectation is worth, and the same in every file."""
+    """Four significant digits: an expectation is worth no more, and files agree to the last digit."""
     return float(f"{value:.4g}")

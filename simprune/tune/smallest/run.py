@@ -59,7 +59,7 @@ class Procedure:
     search: SearchSettings
 
     def of(self, budget: float, steps: Sequence[Attempt]) -> tuple[Attempt, nn.Module]:
-        """Try one budget after these steps; the first step tries the original itself. Returns the step and its model."""
+        """Try one budget after these steps; the first step tries the original. Returns the step and its model."""
         if not steps:
             self.choose(1.0)  # wrong arguments raise here, so that later errors are about the budget
             verdict = self.judge(self.network.model)

@@ -17,10 +17,11 @@ class SearchSettings(settings.Search):
     search ends when the smallest share known to pass and the largest known to fail are this near. `inconclusive`:
     whether gates that cannot be decided count as failed or passed.
 
-    All checks of a search are made on the same test set, so the chance that one of them passes a model wrongly grows with
-    their number, at most k = `most_checks`. With `correction` "none", every check has the gates' own confidence 1 - a, as
-    `validate` would repeat it, and the confidence of the choice as a whole is at least 1 - k a. With "bonferroni", every
-    check has confidence 1 - a / k, and the choice as a whole at least 1 - a, however the checks depend on each other.
+    All checks of a search are made on the same test set, so the chance that one of them passes a model wrongly grows
+    with their number, at most k = `most_checks`. With `correction` "none", every check has the gates' own confidence
+    1 - a, as `validate` would repeat it, and the confidence of the choice as a whole is at least 1 - k a. With
+    "bonferroni", every check has confidence 1 - a / k, and the choice as a whole at least 1 - a, however the checks
+    depend on each other.
 
     Raises:
         ValueError: for a value out of range.
@@ -47,8 +48,8 @@ class Attempt:
     """One budget that was tried; the first is the original itself.
 
     `budget`: the share of the original's cost that was asked for. `kept`: the share that the plan keeps. `same_as`: the
-    index of an earlier step with the same plan, whose outcome is repeated. `rows`: the stages of the model. `repairs` and
-    `epochs`: as in the report.
+    index of an earlier step with the same plan, whose outcome is repeated. `rows`: the stages of the model. `repairs`
+    and `epochs`: as in the report.
     """
 
     budget: float
