@@ -1,7 +1,7 @@
-"""Greedy leave-one-out with the repair in mind: which block is missed least once the layers behind it are refitted?
+"""Greedy leave-one-out with repair: remove the block that is missed least once the layers behind it are refitted.
 
-Every score that looks at the intact network alone is wrong about the second block that goes. Here one block goes at a
-time, and all others are tried again in the network that is left.
+A score of the intact network alone is wrong about the second block that is removed. Here blocks are removed one at a
+time, and the remaining blocks are tried again in the network without the removed ones.
 """
 
 import copy
@@ -28,7 +28,7 @@ from simprune.trace.shortcuts import find_shortcuts
 from simprune.trace.sites import Site
 
 RIDGE = 1e-3
-INERT = 1e-9  # an error that needs no repair
+INERT = 1e-9  # relative squared error of the output; below it nothing is refitted
 
 
 @register("block_score", "greedy_leave_one_out", source="Minoux 1978, lazy greedy")
@@ -59,14 +59,14 @@ def greedy_leave_one_out(
     now = 0.0
     for _ in progress(range(len(game.left) if steps is None else min(steps, len(game.left))), "greedy leave one out"):
         if not game.left:
-            break  # halves have gone with their blocks
+            break  # blocks inside removed blocks were removed with them
         game.look()
         tried: set[str] = set()
-        while (name := min(game.left, key=lambda each: (added[each], each not in tried))) not in tried:
+        while (name := min(game.left, key=lambda block: (added[block], block not in tried))) not in tried:
             last[name] = game.trial(name)
             added[name] = last[name] - now
             tried.add(name)
-        reached = max([last[name], *errors.values()])  # a later block is never taken before an earlier one
+        reached = max([last[name], *errors.values()])  # so that errors never fall in the order of removal
         gone, now = game.remove(name)
         errors |= dict.fromkeys(gone, reached * (1 + 1e-9))
     worst = max(errors.values())
@@ -75,7 +75,10 @@ def greedy_leave_one_out(
 
 
 class _Game:
-    """The original, the network so far without some blocks, and what both have inside on the chosen inputs."""
+    """The original, the network without the blocks removed so far, and what runs through both on the chosen inputs.
+
+    `left`: the remaining blocks by name. `fitted`, `held`: batches to fit to, and to measure on.
+    """
 
     def __init__(self, network: Network, batches: list, blocks: Sequence[Block], images: int, repair: bool) -> None:
         model = network.model
@@ -89,27 +92,27 @@ class _Game:
             self.wanted = [_outputs(model, batch) for batch in self.held]
         rows = torch.cat(self.wanted)
         self.variance = float((rows - rows.mean(0)).square().sum().clamp(min=1e-30))
-        few = [_cut(batches[0], 0, 2, _length(batches[0]))]
-        self.made = _record(model, few, self.layouts, "output")
+        pair = [_cut(batches[0], 0, 2, _length(batches[0]))]
+        self.outputs = _record(model, pair, self.layouts, "output")
         self.skippable = {name: self._earlier(name) for name in self.left}
-        self.skippable = {name: some for name, some in self.skippable.items() if self._proven(name, few[0])}
-        self.made = _record(model, self.fitted, self.layouts, "output")
+        self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair[0])}
+        self.outputs = _record(model, self.fitted, self.layouts, "output")
 
     def look(self) -> None:
-        """Record what the blocks that are left get now."""
+        """Record the inputs that the remaining blocks get in the network as it is now."""
         self.fed = [
             _record(self.small, batches, self.layouts, "input", self.left) for batches in (self.fitted, self.held)
         ]
 
     def trial(self, name: str) -> float:
-        """The output's error without one of the blocks that are left."""
+        """The error of the output without one of the remaining blocks; the network is unchanged afterwards."""
         behind = self._behind(name)[: sum(layer.startswith(f"{name}.") for layer in self.order)]
-        found, before = self._repaired(name, behind)
+        error, before = self._repaired(name, behind)
         self.small.load_state_dict(before, strict=False)
-        return found
+        return error
 
     def remove(self, name: str) -> tuple[list[str], float]:
-        """Take a block out for good and refit all layers behind it; returns it with the blocks inside it, the error."""
+        """Remove a block for good and refit all layers behind it; returns the removed blocks and the error."""
         error, _ = self._repaired(name, self._behind(name))
         install(self.small, name, Bypass(self.layouts[name], self.left[name].replace == "zero"))
         gone = [other for other in self.left if other == name or other.startswith(f"{name}.")]
@@ -118,7 +121,7 @@ class _Game:
         return gone, error
 
     def _repaired(self, name: str, layers: Sequence[str]) -> tuple[float, dict[str, Tensor]]:
-        """The error without a block, its followers refitted where that helps; and what they were before."""
+        """The error without a block, `layers` refitted where that helps; and the state of the layers before."""
         before = self._state(layers)
         with self._without(name, self.fed[1]):
             plain = self._error()
@@ -136,7 +139,7 @@ class _Game:
         """Least squares for the original's output, layer after layer."""
         shortcuts = {layer: self.shortcuts[layer] for layer in layers if layer in self.shortcuts}
         repair = Repair(self.small, self.model, Effects({}, (), {}), self.normalisers, shortcuts, RIDGE)
-        with self._skipping(self.model, name, Replay(self.layouts[name], self.made[name])):
+        with self._skipping(self.model, name, Replay(self.layouts[name], self.outputs[name])):
             repair.run(layers, self.fitted)
 
     def _error(self) -> float:
@@ -148,8 +151,8 @@ class _Game:
         return float(sum(lost)) / self.variance
 
     def _behind(self, name: str) -> list[str]:
-        """Layers that run after a block and are still there."""
-        own = [place for place, layer in enumerate(self.order) if layer.startswith(f"{name}.")]
+        """The layers that run after a block and have not been removed."""
+        own = [index for index, layer in enumerate(self.order) if layer.startswith(f"{name}.")]
         living = {layer for layer, _ in self.small.named_modules()}
         return [layer for layer in self.order[max(own, default=len(self.order)) + 1 :] if layer in living]
 
@@ -159,7 +162,7 @@ class _Game:
         state = self.small.state_dict()
         return {key: value.clone() for key, value in state.items() if key.rpartition(".")[0] in owners}
 
-    # ---- blocks before the one that is tried need not run: what it gets is known ----
+    # ---- blocks before the tried block need not run, because its inputs were recorded ----
 
     @contextmanager
     def _without(self, name: str, inputs: Mapping[str, list[Tensor]]) -> Iterator[None]:
@@ -175,26 +178,27 @@ class _Game:
         with ExitStack() as stack:
             for other in self.skippable.get(name, []):
                 if isinstance(network.get_submodule(other), Bypass):
-                    continue  # it is gone already
+                    continue  # removed before
                 stack.enter_context(without(network, other, Bypass(self.layouts[other])))
             stack.enter_context(without(network, name, replay))
             yield
 
     def _earlier(self, name: str) -> list[str]:
+        """The outermost blocks before a block that an identity can replace."""
         before = [*self.layouts][: [*self.layouts].index(name)]
         whole = [other for other in before if self.left[other].replace == "identity"]
-        return [other for other in whole if not any(other.startswith(f"{each}.") for each in whole)]
+        return [other for other in whole if not any(other.startswith(f"{outer}.") for outer in whole)]
 
     def _proven(self, name: str, batch: Any) -> bool:
-        """Whether nothing but this block needs what the blocks before it make (false where there are skips)."""
+        """Whether only this block needs what the blocks before it return; false where connections skip it."""
         with evaluation(self.model), uncached(self.model):
             expected = call(self.model, batch)
-            with self._skipping(self.model, name, Replay(self.layouts[name], self.made[name])):
+            with self._skipping(self.model, name, Replay(self.layouts[name], self.outputs[name])):
                 return torch.equal(call(self.model, batch), expected)
 
 
 class Replay(Bypass):
-    """Hands on, run after run, what was recorded for the first, second, ... batch, whatever it gets."""
+    """Returns what was recorded for the first, second, ... batch, in turn, whatever its input is."""
 
     def __init__(self, layout: OutputLayout, recorded: Sequence[Tensor]) -> None:
         super().__init__(layout)
@@ -216,23 +220,23 @@ def _record(
     side: str,
     names: Iterable[str] | None = None,
 ) -> dict[str, list[Tensor]]:
-    """What blocks got, or gave, batch by batch."""
-    found: dict[str, list[Tensor]] = {name: [] for name in (layouts if names is None else names)}
+    """The inputs or outputs (`side`) of blocks, by name, batch by batch."""
+    recorded: dict[str, list[Tensor]] = {name: [] for name in (layouts if names is None else names)}
     watched = []
-    for name, values in found.items():
+    for name, values in recorded.items():
         layout = layouts[name]
         key = layout[0] if isinstance(layout, tuple) else layout
 
         def see(_: nn.Module, args: tuple, kwargs: dict, output: Any = None, values: list = values, key: Any = key):
-            made = output[0] if isinstance(output, tuple | list) else output
-            values.append(({**dict(enumerate(args)), **kwargs}[key] if side == "input" else made).clone())
+            first = output[0] if isinstance(output, tuple | list) else output
+            values.append(({**dict(enumerate(args)), **kwargs}[key] if side == "input" else first).clone())
 
         watched.append((network.get_submodule(name), see))
     before, after = (watched, []) if side == "input" else ([], watched)
     with evaluation(network), uncached(network), hooks(before, after):
         for batch in batches:
             call(network, batch)
-    return found
+    return recorded
 
 
 def _halves(batches: list, images: int) -> tuple[list, list]:
