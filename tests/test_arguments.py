@@ -76,9 +76,9 @@ def takes(function: str, options: dict) -> bool:
 @pytest.mark.parametrize(
     "function, options, expected",
     [
-        pytest.param(function, options, expected, id=f"{function}-{options}")
+        pytest.param(function, options, expected, id=f"{function}-{number}-{'-'.join(options)}")
         for function in CALLS
-        for options, expected in WRONG
+        for number, (options, expected) in enumerate(WRONG)
         if takes(function, options)
     ],
 )

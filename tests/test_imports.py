@@ -35,7 +35,7 @@ ASIDE = {
     "sources": ("core", "zoo"),
     "zoo": (),
     "settings": ("core",),
-    "testing": tuple(r for row in ROOMS[3:] for r in row),
+    "testing": ("settings", "zoo", *(r for row in ROOMS[3:] for r in row)),
 }
 
 

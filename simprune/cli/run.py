@@ -46,7 +46,7 @@ def run(command: str, args: list[str]) -> int:
     def work(config: Any) -> float | None:
         if folder is not None:
             importable(folder)  # functions that a recipe names may stand beside it
-        config = recipes.settled(config, HydraConfig.get().overrides.task)
+        config = recipes.settled(config, HydraConfig.get().overrides.task, folder)
         out = Path(HydraConfig.get().runtime.output_dir)
         if many and recipes.several(config.budget) is None:
             config.budget = list(Settings().budgets)
@@ -72,7 +72,7 @@ def run(command: str, args: list[str]) -> int:
     argv = [f"simprune {command}", *own, *recipes.rewritten(overrides), *flags]
     sweep.Summary.forget()
     # with HYDRA_FULL_ERROR Hydra passes errors on; otherwise it prints them itself and exits with 1
-    with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}):
+    with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}), recipes.shadowing():
         try:
             hydra.main(config_path=path, config_name=config, version_base=recipes.VERSION_BASE)(work)()
         except Exception:

@@ -156,7 +156,7 @@ def test_no_epochs_is_no_finetuning():
         (["finetune.epochs=-1"], "finetune.epochs: expected a whole number of at least 0; got -1"),
         (["finetune.lr=0"], "finetune.lr: expected a number above 0; got 0"),
         (["check.gates=[]"], "check.gates is empty"),
-        (["check.gates=[{measure: disagrement, limit: 0.1}]"], "did you mean disagreement"),
+        (["check.gates=[{measure: disagrement, limit: 0.1}]"], "did you mean 'disagreement'"),
         (["check.gates=[{measure: disagreement, limt: 0.1}]"], "did you mean 'limit'"),
         (["check.gates=[{measure: ece, limit: 1, confidence: 2}]"], "confidence must lie in [0.5, 1)"),
         (["check=strickt"], "did you mean 'strict'"),

@@ -1,7 +1,7 @@
 """Recipes: what a run is made of. With the command line, all that knows Hydra."""
 
 from simprune.cli.recipe.budgets import several
-from simprune.cli.recipe.choices import GROUPS, rewritten, settled
+from simprune.cli.recipe.choices import GROUPS, rewritten, settled, shadowing
 from simprune.cli.recipe.explain import explain
 from simprune.cli.recipe.objects import build, model_of, objects
 from simprune.cli.recipe.places import (
@@ -36,4 +36,5 @@ __all__ = [
     "settings",
     "settled",
     "several",
+    "shadowing",
 ]

@@ -1,7 +1,10 @@
 """Choices in recipes: Hydra's groups, fed from the registry, and what the command line says of them."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -44,16 +47,21 @@ def rewritten(overrides: Sequence[str]) -> list[str]:
     ['budget=null', 'budget=[0.9,0.5]', '++budget.macs=0.3', '++planner.round_to=8', 'seed=1']
     """
     changed: list[str] = []
+    heads = [override.partition("=")[0].partition(".") for override in overrides]
+    with_options = {head for head, dot, _ in heads if dot and head in GROUPS}
     for override in overrides:
-        key = override.partition("=")[0]
+        key, _, value = override.partition("=")
         head, dot, _ = key.partition(".")
         if key in REPLACED:
             changed.append(f"{key}=null")
-        changed.append(f"++{override}" if dot and (head in REPLACED or head in GROUPS) else override)
+        options = (dot and (head in REPLACED or head in GROUPS)) or (key in GROUPS and value.startswith("{"))
+        changed.append(f"++{override}" if options else override)
+        if key in with_options and value in parts(GROUPS[key]):  # the recipe's body may have a bare name
+            changed.append(f"++{key}={{name:{value}}}")
     return changed
 
 
-def settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
     """The same recipe, with choices of the command line in place of those in the recipe's body.
 
     Hydra lets a group that the command line names be changed by the body of the recipe, and merges mappings: without
@@ -65,7 +73,7 @@ def settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     parsed = [each for each in OverridesParser.create().parse_overrides(list(overrides)) if not each.is_delete()]
     for each in parsed:
         key, value = each.key_or_group, each.value()
-        if key not in GROUPS:
+        if key not in GROUPS or (folder is not None and (folder / key / f"{value}.yaml").is_file()):
             continue
         node = OmegaConf.to_container(config)[key]  # pyright: ignore
         named = isinstance(node, str) or "name" in (node or {})  # else it is a user's file that shadows a part
@@ -77,6 +85,14 @@ def settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             if other.key_or_group.startswith(f"{key}."):
                 OmegaConf.update(config, other.key_or_group, other.value(), force_add=True)
     return config
+
+
+@contextmanager
+def shadowing() -> Iterator[None]:
+    """A user's file with the name of a part is no reason to warn: Hydra takes the part for its schema."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*'.*' is validated against ConfigStore schema")
+        yield
 
 
 def _common(key: str, node: Any) -> dict[str, Any]:

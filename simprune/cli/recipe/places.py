@@ -14,7 +14,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from simprune.cli.folders import builtin, options
-from simprune.cli.recipe.choices import rewritten, settled, store_groups
+from simprune.cli.recipe.choices import rewritten, settled, shadowing, store_groups
 from simprune.cli.recipe.schema import RecipeSchema, typed
 from simprune.core.names import did_you_mean, importable
 
@@ -65,9 +65,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     folder, name = locate(recipe)
     importable(folder)
-    with initialize_config_dir(str(folder), version_base=VERSION_BASE):
+    with initialize_config_dir(str(folder), version_base=VERSION_BASE), shadowing():
         changed = rewritten(overrides)
-        return settled(compose(name, overrides=changed), changed)
+        return settled(compose(name, overrides=changed), changed, folder)
 
 
 STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved recipe, which needs no groups
