@@ -28,9 +28,7 @@ ROUNDS = 10  # networks that one correction measures at most; half as many when 
 CEILINGS = 3  # a correction tries at most so many ceilings per network, as several may lead to the same selection
 CLOSE = 0.95  # share of a limit: a network that uses this much of it, or more, is near enough
 AIM = (1 + CLOSE) / 2  # share of a limit that the next ceiling aims at: the middle of what is near enough
-INSIDE = (
-    0.1  # share of the gap between two ceilings: the next ceiling stays this far from the upper one, and from a met one
-)
+INSIDE = 0.1  # share of the gap between two ceilings: the next ceiling keeps this distance from both
 FINE = 2e-3  # share of the cost: ceilings nearer to each other than this count as one
 PARTS = 512  # selections to choose from when channels are given back
 TURNS = 5, 31  # how often original and candidate are timed: at least, and at most where the ratio is near the limit
