@@ -1,1 +1,1 @@
-"""Types and small tools that every other folder uses. Imports torch and numpy, and nothing of simprune."""
+"""Types and small tools that every other folder uses; nothing here imports from another folder of simprune."""

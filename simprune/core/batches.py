@@ -66,12 +66,12 @@ def move(value: Any, device: torch.device | str) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Arguments with their tensors and containers copied: a module may work in place, its caller extend a list.
+    """Arguments with their tensors and containers copied, since modules may write into both.
 
-    >>> given = ([torch.ones(2)], {"mask": None})
-    >>> kept = copied(given)
-    >>> given[0].append(torch.ones(2))
-    >>> len(kept[0])
+    >>> arguments = ([torch.ones(2)], {"mask": None})
+    >>> copy = copied(arguments)
+    >>> arguments[0].append(torch.ones(2))
+    >>> len(copy[0])
     1
     """
     if isinstance(value, Tensor):
@@ -93,7 +93,7 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
-        return next((found for item in value if (found := first_tensor(item)) is not None), None)
+        return next((tensor for item in value if (tensor := first_tensor(item)) is not None), None)
     return None
 
 
@@ -113,9 +113,14 @@ def call(model: nn.Module, batch: Any) -> Tensor:
 
 
 def checked(batches: Iterable, name: str) -> Iterable:
-    """The batches, if they can be walked more than once; a generator is refused before it is half used up.
+    """The batches, if they can be walked more than once; a tensor or a dict is one batch.
 
-    A tensor or a dict is one batch.
+    Args:
+        batches: an iterable of batches.
+        name: what errors call them.
+
+    Raises:
+        ValueError: for a generator, which would be used up by the first walk, and for what is not iterable.
     """
     if isinstance(batches, Tensor | Mapping):
         return [batches]

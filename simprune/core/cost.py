@@ -1,24 +1,24 @@
-"""What a network costs, term by term, and what is left of that when entries of tensors or whole modules go.
+"""The cost of a network, and of what remains of it when entries of tensors or whole modules are removed.
 
-One multiply-add is one mac (FLOPs = 2 x macs), counted per input.
+One multiply-add is one mac (FLOPs = 2 x macs). Macs are counted per input of the network.
 """
 
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
-Example = tuple[tuple, dict]
-
-
-Key = tuple[str, int]  # a tensor and one of its dimensions
-
-
+Example = tuple[tuple, dict]  # positional and keyword arguments of a forward pass
+Key = tuple[str, int]  # name of a tensor, and one of its dimensions
 KINDS = ("macs", "params", "bytes")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds for one input, number of parameters, bytes of parameters and buffers."""
+    """Multiply-adds for one input, number of parameters, bytes of parameters and buffers.
+
+    >>> Cost(macs=50, params=10, bytes=40).share_of(Cost(macs=100, params=40, bytes=160))
+    {'macs': 0.5, 'params': 0.25, 'bytes': 0.25}
+    """
 
     macs: int
     params: int
@@ -28,13 +28,13 @@ class Cost:
         return asdict(self)
 
     def share_of(self, whole: "Cost") -> dict[str, float]:
-        """Each kind as a fraction of another cost's."""
+        """Macs, params and bytes as shares of those of another cost."""
         return {kind: getattr(self, kind) / max(getattr(whole, kind), 1) for kind in KINDS}
 
 
 @dataclass(frozen=True)
 class TensorCost:
-    """One parameter or buffer: its shape, bytes per element, and the macs each of its elements takes part in."""
+    """One parameter or buffer: its shape, the bytes and the macs per element, and whether it is a parameter."""
 
     shape: tuple[int, ...]
     itemsize: int
@@ -44,9 +44,13 @@ class TensorCost:
 
 @dataclass(frozen=True)
 class StreamCost:
-    """What runs through a module that returns what has its input's shape.
+    """The stream through a module whose output has the shape of its input: what a stand-in for the module works on.
 
-    `positions` per input; `reader` is the tensor and dimension, of a layer inside, along which the channels lie.
+    Args:
+        channels: of the stream.
+        positions: per input of the network.
+        itemsize: bytes per element.
+        reader: tensor and dimension, of a layer in the module, along which the channels lie; None where none is known.
     """
 
     channels: int
@@ -57,31 +61,39 @@ class StreamCost:
 
 @dataclass(frozen=True)
 class Term:
-    """A product of lengths, any of which may lose entries, times the macs, params and bytes of one element.
+    """One summand of a network's cost: a number of elements times the macs, params and bytes of one element.
 
-    It goes with every module around `owner`. What stands in for the block `replaces` is there only when that is gone.
+    Args:
+        owner: the tensor or module that costs this. The term is dropped when a module that contains it is removed.
+        factors: lengths whose product is the number of elements, each with the tensor and dimension whose entries may
+            be removed, or None for a fixed length.
+        per_element: macs, params and bytes of one element.
+        replaces: for the cost of a stand-in, the block that it replaces. Such a term counts only when that block is
+            removed.
     """
 
     owner: str
     factors: tuple[tuple[int, Key | None], ...]
-    each: tuple[float, int, int]
+    per_element: tuple[float, int, int]
     replaces: str = ""
 
     def dropped(self, blocks: Collection[str]) -> bool:
-        """Whether it is gone, or not yet there, when the modules `blocks` are gone whole."""
+        """Whether the term does not count when the modules `blocks` are removed whole."""
         around = any(f"{self.owner}.".startswith(f"{block}.") for block in blocks if block != self.replaces)
         return around or (self.replaces != "" and self.replaces not in blocks)
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Exact cost of a model and of what is left after slices of tensors or whole modules are removed.
+    """Exact cost of a model, and of what remains of it when slices of tensors or whole modules are removed.
 
-    The macs of a convolution or linear layer follow the number of elements of its weight, because every element
-    is used once per output position; `fixed` macs (matrix products without a weight) go only with their module. The
-    products of queries, keys and values follow the number of entries of the heads: `products` names, for each
-    attention module, the tensor and dimension along which the heads lie, and the macs per entry. `streams` is what
-    stand-ins of blocks have to carry.
+    Args:
+        tensors: by name. The macs of a convolution or linear layer follow from the number of elements of its weight,
+            because every element is used once per output position.
+        fixed: macs of modules, by name, that do not depend on tensors, such as matrix products without a weight.
+        products: of attention modules, by name: the tensor and dimension along which the heads lie, and the macs of the
+            products of queries, keys and values per entry along it.
+        streams: of modules that can be replaced, by name.
     """
 
     tensors: Mapping[str, TensorCost]
@@ -90,6 +102,7 @@ class CostModel:
     streams: Mapping[str, StreamCost] = field(default_factory=dict)
 
     def total(self) -> Cost:
+        """Cost of the whole model."""
         return self.after()
 
     def after(
@@ -98,27 +111,33 @@ class CostModel:
         dropped: Collection[str] = (),
         stand_ins: Mapping[str, str] | None = None,
     ) -> Cost:
-        """Cost when `cut[tensor, dim]` entries are gone from tensors and the modules `dropped` are gone whole.
+        """Cost of what remains after removals.
 
-        `stand_ins`: what is put in place of a dropped module: "linear", "mean" or another, which costs nothing.
+        Args:
+            cut: numbers of entries that are removed, by tensor and dimension.
+            dropped: names of modules that are removed whole.
+            stand_ins: what replaces a module, by its name: "linear", "mean" or another, which costs nothing.
+
+        Raises:
+            ValueError: for a stand-in of a module whose stream is not known.
         """
         cut = cut or {}
         sums = [0.0, 0, 0]
         for term in self.terms(stand_ins or {}):
             if not term.dropped(dropped):
                 elements = math.prod(length - cut.get(key, 0) if key else length for length, key in term.factors)
-                sums = [old + elements * each for old, each in zip(sums, term.each, strict=True)]
+                sums = [total + elements * value for total, value in zip(sums, term.per_element, strict=True)]
         return Cost(round(sums[0]), int(sums[1]), int(sums[2]))
 
     def terms(self, stand_ins: Mapping[str, str]) -> Iterator[Term]:
-        """All that costs something, for blocks that would be replaced as `stand_ins` says."""
+        """All summands of the cost, those of the stand-ins included."""
         for name, tensor in self.tensors.items():
             factors = tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape))
             yield Term(name, factors, (tensor.macs_per_element, int(tensor.parameter), tensor.itemsize))
         for name, macs in self.fixed.items():
             yield Term(name, (), (macs, 0, 0))
-        for name, (tensor, dim, each) in self.products.items():
-            yield Term(name, ((self.tensors[tensor].shape[dim], (tensor, dim)),), (each, 0, 0))
+        for name, (tensor, dim, macs) in self.products.items():
+            yield Term(name, ((self.tensors[tensor].shape[dim], (tensor, dim)),), (macs, 0, 0))
         for name, replace in stand_ins.items():
             if replace in ("linear", "mean"):
                 if name not in self.streams:

@@ -1,4 +1,4 @@
-"""A small example input: cut from a batch, described in a plan, made again from the description."""
+"""A small example input: cut from a batch, described in a plan, built again from the description."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def _cut(value: Any) -> Any:
 
 
 def describe(example: tuple[tuple, dict]) -> dict:
-    """Shapes and types of an example: what a plan keeps of it.
+    """Shapes and types of an example, as a plan stores them.
 
     >>> describe(((torch.zeros(2, 3),), {}))
     {'args': [{'shape': [2, 3], 'dtype': 'float32'}], 'kwargs': {}}
@@ -64,6 +64,6 @@ def from_description(description: Mapping, device: torch.device | str = "cpu") -
 
 
 def rows_of(example: Example) -> int:
-    """Number of inputs in an example: the length of its first tensor."""
+    """Number of inputs in an example: the length of its first tensor, or 1 when it has none."""
     args, kwargs = example
     return next((len(value) for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)), 1)

@@ -1,4 +1,4 @@
-"""Finding things by name: what somebody probably meant, and `package.module:function`."""
+"""Names that users type: the nearest known name, and the function that `package.module:function` names."""
 
 import importlib
 import importlib.util
@@ -49,8 +49,8 @@ def resolve(name: str) -> Callable:
 def locate(path: str) -> Callable:
     """The function or class at a dotted path; the working folder is searched first.
 
-    ValueError, with what was probably meant, when a part of the path is missing, when importing fails, or when it is
-    nothing that can be called.
+    Raises ValueError, with the nearest known name, when a part of the path is missing, when importing fails, or when
+    the value cannot be called.
 
     >>> locate("math.sqtr")
     Traceback (most recent call last):
@@ -63,21 +63,21 @@ def locate(path: str) -> Callable:
         near = get_close_matches(first, [info.name for info in pkgutil.iter_modules()], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "run simprune from the folder that holds it, or install it"
         raise ValueError(f"{path}: no module {first!r} in {Path.cwd()} or installed; {hint}")
-    found, reached = _import(first), first
+    value, reached = _import(first), first
     for part in rest:
         inner = f"{reached}.{part}"
-        if hasattr(found, part):
-            found = getattr(found, part)
-        elif hasattr(found, "__path__") and importlib.util.find_spec(inner) is not None:
-            found = _import(inner)
+        if hasattr(value, part):
+            value = getattr(value, part)
+        elif hasattr(value, "__path__") and importlib.util.find_spec(inner) is not None:
+            value = _import(inner)
         else:
-            modules = [info.name for info in pkgutil.iter_modules(getattr(found, "__path__", []))]
-            known = [*modules, *(key for key in dir(found) if not key.startswith("_"))]
+            modules = [info.name for info in pkgutil.iter_modules(getattr(value, "__path__", []))]
+            known = [*modules, *(key for key in dir(value) if not key.startswith("_"))]
             raise ValueError(f"{reached} has no {part!r}; {did_you_mean(part, known)}")
         reached = inner
-    if not callable(found):
-        raise ValueError(f"{path} is a {type(found).__name__}; expected a function or class")
-    return found
+    if not callable(value):
+        raise ValueError(f"{path} is a {type(value).__name__}; expected a function or class")
+    return value
 
 
 def _import(module: str) -> Any:

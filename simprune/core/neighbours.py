@@ -1,4 +1,4 @@
-"""Rows compared by direction: which rows are nearest, with one rule for ties wherever neighbours are asked for."""
+"""Nearest rows by cosine, with one rule for ties that all measures of neighbours share."""
 
 import torch
 from torch import Tensor
@@ -38,9 +38,10 @@ def largest(values: Tensor, k: int) -> Tensor:
 
 
 def nearest(X: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of largest cosine to each row of X (N, D), itself left out: indices (N, k), cosines (N, k).
+    """The k rows of largest cosine to every row of X (N, D), the row itself left out: indices (N, k), cosines (N, k).
 
-    Most similar first, lower index first in ties; a zero row has cosine 0 to all. Holds a tile of cosines only.
+    The most similar row comes first, and in ties the row with the lower index. A zero row has cosine 0 to all. Memory
+    O(N k), and at most `TILE` cosines at once; time O(N^2 D).
     """
     rows = directions(X)
     count = len(rows)

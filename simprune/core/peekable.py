@@ -1,4 +1,4 @@
-"""Batches whose first one can be looked at without a walk of its own."""
+"""Batches of which the first can be looked at without a further walk over all of them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,7 +7,9 @@ from simprune.core.batches import checked
 
 
 class Peekable:
-    """The same batches; the iterator that gave the first one goes on when they are walked for the first time.
+    """Batches whose first walk continues the iterator from which `first` took a batch.
+
+    So a loader that is slow to start is not started just to look at its first batch.
 
     Args:
         batches: an iterable that can be walked more than once.
@@ -30,9 +32,9 @@ class Peekable:
         """The first batch."""
         if self._begun is None:
             rest = iter(self.batches)
-            nothing = object()
-            batch = next(rest, nothing)
-            if batch is nothing:
+            end = object()
+            batch = next(rest, end)
+            if batch is end:
                 raise ValueError(f"{self.name} has no batches; give at least one")
             self._begun = batch, rest
         return self._begun[0]

@@ -1,4 +1,4 @@
-"""The plan: which blocks and channels go, as a file that a person reads and edits."""
+"""The plan: which blocks, channels and heads are removed, as a file that a person reads and edits."""
 
 import hashlib
 import os
@@ -16,6 +16,7 @@ from simprune.core.store import write_whole
 
 FORMAT = 1
 Replacement = Literal["identity", "zero", "linear", "mean"]
+Method = str | Mapping[str, Any]  # of repair: a name, a mapping with `name` and options, or one with patterns of names
 HEADER = """\
 # A simprune plan. Delete an edit, or an index, to keep what it would remove.
 # Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner computed
@@ -37,11 +38,24 @@ def fingerprint(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """Remove one block, or some output channels of one layer and all that is coupled to them.
+    """The removal of one block, or of some channels or heads and all that is coupled to them.
 
-    `replace` says what stands in for a block: its input ("identity"), nothing, where the block is added to a stream
-    ("zero"), or its input plus a fitted linear map ("linear") or constant ("mean") of it (see `surgery.stand_ins`).
-    `damage` is what the planner expects to be lost, in the unit of the score that made the plan; None if unknown.
+    Args:
+        remove: "block", or the kind of the units, such as "channels" or "heads".
+        name: of the module.
+        indices: of the channels or heads that are removed, counted in the original from 0.
+        of: how many channels or heads the original module has.
+        reason: for the reader.
+        replace: what takes the place of a block: its input ("identity"), nothing, where the block's output is added to
+            a stream ("zero"), or its input plus a fitted linear map ("linear") or constant ("mean") of it (see
+            `simprune.repair.stand_ins`).
+        damage: what the planner expects to be lost, in the unit of the score; None if unknown.
+
+    Raises:
+        ValueError: for a value that no edit can have; the message names the edit.
+
+    >>> Edit("channels", "conv1", indices=(0, 3), of=8).to_dict()
+    {'remove': 'channels', 'name': 'conv1', 'indices': [0, 3], 'of': 8, 'reason': ''}
     """
 
     remove: str
@@ -78,6 +92,7 @@ class Edit:
             raise ValueError(f"{where}: {what}; keep at least one")
 
     def to_dict(self) -> dict[str, Any]:
+        """The edit as it is written to plan.yaml."""
         head: dict[str, Any] = {"remove": self.remove, "name": self.name}
         if self.remove != "block":
             head |= {"indices": sorted(self.indices), "of": self.of}
@@ -90,7 +105,20 @@ class Edit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Edits in order of the network, bound to a model by its fingerprint; `inputs` describes an example input."""
+    """Edits of a network, bound to it by a fingerprint.
+
+    Args:
+        edits: in order of the network.
+        fingerprint: of the original, see `fingerprint`.
+        inputs: description of an example input, see `simprune.core.example.describe`.
+        budget: limits that the plan meets.
+        planner: name, seed, constraints and options of the planner.
+        original: costs of the original.
+        expected: costs and damage of the result, as the planner computed them.
+
+    Raises:
+        ValueError: for two edits of one module, and for an edit inside a block that is removed whole.
+    """
 
     edits: tuple[Edit, ...]
     fingerprint: str
@@ -114,7 +142,7 @@ class Plan:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the blocks that go."""
+        """Names of the blocks that are removed."""
         return tuple(edit.name for edit in self.edits if edit.remove == "block")
 
     @property
@@ -136,14 +164,15 @@ class Plan:
             width = getattr(modules[edit.name], "out_channels", getattr(modules[edit.name], "out_features", None))
             if edit.remove == "channels" and width is not None and edit.of != width:
                 raise ValueError(f"plan: {edit.name} has {width} output channels, not {edit.of}")
-        found = fingerprint(model)
-        if found != self.fingerprint:
+        actual = fingerprint(model)
+        if actual != self.fingerprint:
             raise ValueError(
-                f"this plan was made for another model (fingerprint {self.fingerprint}, this one {found}); "
+                f"this plan was made for another model (fingerprint {self.fingerprint}, this one {actual}); "
                 "make a new plan for this model, or give the model the plan was made for"
             )
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of plan.yaml."""
         return {
             "simprune_plan": FORMAT,
             "fingerprint": self.fingerprint,
@@ -170,20 +199,12 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Plan":
+        """The plan that `to_dict` wrote; ValueError when something is wrong with it."""
         if not isinstance(data, dict) or "simprune_plan" not in data:
             raise ValueError("plan: expected a simprune plan (a mapping with simprune_plan, fingerprint, edits)")
         if data["simprune_plan"] != FORMAT:
             raise ValueError(f"plan: format {data['simprune_plan']!r} is not known; this simprune reads {FORMAT}")
-        known = {
-            "simprune_plan",
-            "fingerprint",
-            "inputs",
-            "budget",
-            "planner",
-            "original",
-            "expected",
-            "edits",
-        }
+        known = {"simprune_plan", "fingerprint", "inputs", "budget", "planner", "original", "expected", "edits"}
         _refuse_unknown(data, known, "plan")
         for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
             if not isinstance(data.get(key), kind):
@@ -239,9 +260,6 @@ def _edit(item: Any) -> Edit:
     if not isinstance(indices, list) or not isinstance(of, int):
         raise ValueError(f"edit of {item['name']}: indices must be a list and of a whole number")
     reason, stand_in = str(item.get("reason", "")), str(item.get("replace", "identity"))
-    damage = item.get("damage")  # for the reader only, so whatever is no number is left out
+    damage = item.get("damage")  # it is for the reader only, so a value that is no number is left out
     damage = float(damage) if isinstance(damage, int | float) and not isinstance(damage, bool) else None
     return Edit(str(item.get("remove")), item["name"], tuple(indices), of, reason, stand_in, damage)  # type: ignore[arg-type]
-
-
-Method = str | Mapping[str, Any]

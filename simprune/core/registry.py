@@ -63,19 +63,19 @@ class Part:
     def options(self) -> dict[str, Any]:
         """Defaults of its options by name; `dataclasses.MISSING` for an option that has to be given."""
         if dataclasses.is_dataclass(self.make):
-            return {each.name: _default(each) for each in dataclasses.fields(self.make) if each.init}
+            return {option.name: _default(option) for option in dataclasses.fields(self.make) if option.init}
         parameters = inspect.signature(self.make).parameters.values()
         return {
-            each.name: dataclasses.MISSING if each.default is each.empty else each.default
-            for each in parameters
-            if each.kind is each.KEYWORD_ONLY
+            option.name: dataclasses.MISSING if option.default is option.empty else option.default
+            for option in parameters
+            if option.kind is option.KEYWORD_ONLY
         }
 
     @property
     def open(self) -> bool:
         """Whether it takes options of any name, which it hands on."""
         parameters = inspect.signature(self.make).parameters.values()
-        return any(each.kind is each.VAR_KEYWORD for each in parameters)
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 _parts: dict[str, dict[str, Part]] = {kind: {} for kind in FOLDERS}
@@ -100,13 +100,13 @@ def register(kind: str, name: str, *, source: str = "", **facts: Any) -> Callabl
     if kind not in _parts:
         raise ValueError(f"no kind of part {kind!r}; {did_you_mean(kind, _parts)}")
 
-    def add(made: T) -> T:
+    def add(part: T) -> T:
         known = _parts[kind].get(name)
-        origin = (made.__module__, made.__qualname__)  # pyright: ignore[reportAttributeAccessIssue]
+        origin = (part.__module__, part.__qualname__)  # pyright: ignore[reportAttributeAccessIssue]
         if known is not None and (known.make.__module__, known.make.__qualname__) != origin:  # not a mere reload
             raise ValueError(f"{_word(kind)} id {name!r} is taken by {known.make.__module__}.{known.make.__qualname__}")
-        _parts[kind][name] = Part(kind, name, made, source, facts)  # pyright: ignore[reportArgumentType]
-        return made
+        _parts[kind][name] = Part(kind, name, part, source, facts)  # pyright: ignore[reportArgumentType]
+        return part
 
     return add
 
@@ -132,7 +132,7 @@ def find(kind: str, name: str) -> Part:
 
 
 def read(kind: str, choice: Choice, aside: Iterable[str] = ()) -> tuple[Part, dict[str, Any]]:
-    """The part that a choice names, and the options that it gives, checked.
+    """The part that a choice names, and its options, checked.
 
     Args:
         kind: of the part.
@@ -188,20 +188,20 @@ def bound(kind: str, choice: Choice, **context: Any) -> Callable[..., Any]:
 @cache
 def _import_folder(package: str) -> None:
     """Import every file of a folder, so that what is defined there registers itself."""
-    found = importlib.import_module(package)
-    for module in pkgutil.iter_modules(found.__path__):
+    folder = importlib.import_module(package)
+    for module in pkgutil.iter_modules(folder.__path__):
         if not module.ispkg:
             importlib.import_module(f"{package}.{module.name}")
 
 
 @cache
 def _import_entry_points() -> None:
-    for each in entry_points(group=ENTRY_POINTS):
-        each.load()
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        entry_point.load()
 
 
-def _default(each: dataclasses.Field) -> Any:
-    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+def _default(option: dataclasses.Field) -> Any:
+    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
 
 
 def _word(kind: str) -> str:

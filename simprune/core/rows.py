@@ -1,4 +1,4 @@
-"""Rows that come batch by batch, kept in one block of memory that grows."""
+"""Rows that come batch by batch, in one block of memory that grows."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ FIRST = 1024  # rows of the first block
 
 
 class Rows:
-    """(N, D) rows on the CPU; adding some costs, on average, their own size.
+    """(N, D) rows on the CPU; adding n of them costs O(n D) on average.
 
-    Many small tensors kept for long would lie scattered between a network's large short-lived ones, and what was free
-    between them would be lost to the process: several times the rows' own size.
+    A list of small tensors would be scattered in memory between the large, short-lived activations of a network. The
+    gaps between them cannot be used again, and grow to several times the size of the rows.
 
     >>> rows = Rows()
     >>> rows.add(torch.ones(2, 3))
@@ -27,7 +27,7 @@ class Rows:
         return self.count
 
     def add(self, rows: Tensor) -> None:
-        """Copy (n, D) rows behind those that are there."""
+        """Copy (n, D) rows to the end."""
         count = self.count + len(rows)
         if self.block is None or count > len(self.block):
             size = max(count, FIRST if self.block is None else 2 * len(self.block))

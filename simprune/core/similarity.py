@@ -1,4 +1,4 @@
-"""What a comparison of all pairs returns."""
+"""Similarities of all pairs of representations, with chance levels and intervals."""
 
 from dataclasses import dataclass, field
 
@@ -7,10 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Null:
-    """Values (L, L) between representations whose inputs are no longer paired: what is left is bias.
+    """Values of L representations whose inputs were shuffled, so that only the bias of the measure remains.
 
-    `quantiles[name]` (L, L) for "2.5%", "50%", "97.5%"; `p_value` (L, L), the share of shuffles at least as similar
-    as the real pairing, itself counted as one. `inputs`: how many were shuffled.
+    Args:
+        mean: (L, L) over the shuffles.
+        quantiles: (L, L) for "2.5%", "50%", "97.5%".
+        p_value: (L, L), the share of shuffles at least as similar as the real pairing, which itself counts as one.
+        repeats: number of shuffles.
+        inputs: how many inputs were shuffled.
     """
 
     mean: np.ndarray
@@ -22,8 +26,13 @@ class Null:
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """Bounds (L, L) between which 95 % of the values of as many other inputs would be; `inputs`: how many were drawn
-    from."""
+    """Limits between which 95 % of the values lie when the inputs are drawn again.
+
+    Args:
+        low, high: (L, L).
+        resamples: number of repetitions.
+        inputs: how many inputs were drawn from.
+    """
 
     low: np.ndarray
     high: np.ndarray

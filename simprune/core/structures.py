@@ -10,9 +10,15 @@ class NotPrunable(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """A module that can go. `replace`: "identity", its input goes on, or "zero", nothing is added to the stream.
+    """A module that can be removed.
 
-    Blocks of one `chain` follow each other directly. `inside` names the block around a half.
+    Args:
+        name: of the module.
+        replace: what takes its place: "identity", its input; "zero", nothing is added to the stream; or another
+            stand-in (see `simprune.repair.stand_ins`).
+        chain: number of its chain. In a chain every block begins with the output of the one before.
+        inside: the block that a sub-block is part of.
+        kind: "block".
     """
 
     name: str
@@ -24,28 +30,34 @@ class Block:
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries that one tensor loses with every unit of a group: `indices[u]` along `dim` for unit u.
+    """The entries of one tensor that belong to the units of a group.
 
-    `inputs[u]` are the entries of the module's input, where they are not the tensor's (grouped convolutions).
+    Args:
+        tensor: name of the parameter or buffer.
+        dim: along which the entries lie.
+        indices: (units, entries), the entries that the tensor loses with a unit.
+        side: "out" if the tensor produces the units, "in" if it reads them.
+        inputs: (units, entries) of the module's input, where they differ from `indices` (grouped convolutions).
     """
 
     tensor: str
     dim: int
     indices: tuple[tuple[int, ...], ...]
-    side: str  # "out": produced here; "in": read here
+    side: str
     inputs: tuple[tuple[int, ...], ...] = ()
 
     @property
     def module(self) -> str:
+        """Name of the module that the tensor belongs to."""
         return self.tensor.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """Output channels of one layer with all that goes with them.
+    """Output channels of one layer, and the entries of all tensors that have to be removed with them.
 
-    A unit is a smallest set of channels that can go: one channel, unless a gated product, a grouped convolution or a
-    group normalisation ties several together.
+    A unit is a smallest set of channels that can be removed: one channel, unless a gated product, a grouped convolution
+    or a group normalisation ties several together.
     """
 
     units: tuple[tuple[int, ...], ...]
@@ -54,11 +66,18 @@ class Coupling:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """Interchangeable units of a network, such as channels or heads, and the entries of tensors that each owns.
+    """Interchangeable units of a network, such as channels or heads, and the entries of tensors that belong to them.
 
-    A unit is what can go by itself: `units[u]` are its numbers in an edit, mostly just one. `slices[i].indices[u]`
-    are its entries in one tensor. `kind` is the name of the structure, such as "channels" or "heads"; a group is named
-    after the module that its edits name.
+    Args:
+        name: of the module that edits name.
+        size: number of units.
+        slices: entries of tensors by unit.
+        kind: name of the structure in edits, such as "channels" or "heads".
+        units: (size, numbers) of channels or heads in an edit; one number per unit when left out.
+
+    >>> group = UnitGroup("conv", 2, (Slice("conv.weight", 0, ((0, 1), (2, 3)), "out"),), units=((0, 1), (2, 3)))
+    >>> group.width, group.expand([1]), group.cut([1])
+    (4, (2, 3), {('conv.weight', 0): 2})
     """
 
     name: str
@@ -73,7 +92,7 @@ class UnitGroup:
 
     @property
     def width(self) -> int:
-        """How many channels or heads there are: what an edit's indices count."""
+        """Number of channels or heads, which the indices of an edit count."""
         return sum(len(unit) for unit in self.units)
 
     @property
@@ -83,18 +102,18 @@ class UnitGroup:
 
     @property
     def consumers(self) -> tuple[str, ...]:
-        """Modules that read these units and forget them."""
+        """Modules that read these units and do not pass them on."""
         return tuple(dict.fromkeys(part.module for part in self.slices if part.side == "in"))
 
     def expand(self, units: Sequence[int]) -> tuple[int, ...]:
-        """The indices of an edit that removes these units."""
+        """Indices of the edit that removes some units."""
         return tuple(sorted(index for unit in units for index in self.units[unit]))
 
     def cut(self, units: Sequence[int]) -> dict[tuple[str, int], int]:
-        """How many entries every tensor loses along each dimension when these units go."""
-        lost: dict[tuple[str, int], set[int]] = {}
+        """Numbers of entries that tensors lose when some units are removed, by tensor and dimension."""
+        removed: dict[tuple[str, int], set[int]] = {}
         for part in self.slices:
-            gone = lost.setdefault((part.tensor, part.dim), set())
+            entries = removed.setdefault((part.tensor, part.dim), set())
             for unit in units:
-                gone.update(part.indices[unit])
-        return {key: len(gone) for key, gone in lost.items()}
+                entries.update(part.indices[unit])
+        return {key: len(entries) for key, entries in removed.items()}

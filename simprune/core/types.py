@@ -1,4 +1,4 @@
-"""Whether a value is what an annotation asks for, and how to say so."""
+"""Whether a value fits an annotation, and the annotation in words."""
 
 import types
 import typing
@@ -19,21 +19,21 @@ def has_type(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin in (types.UnionType, typing.Union):
-        return any(has_type(value, each) for each in inner)
+        return any(has_type(value, item) for item in inner)
     if origin is Literal:
-        return any(value == each and type(value) is type(each) for each in inner)
+        return any(value == item and type(value) is type(item) for item in inner)
     if origin is not None:
         if not isinstance(origin, type):
             return True
         if isinstance(value, str) and issubclass(origin, Sequence):
             return False
         if issubclass(origin, tuple) and isinstance(value, list):  # as read from a file
-            return all(has_type(each, inner[0]) for each in value)
+            return all(has_type(item, inner[0]) for item in value)
         if not isinstance(value, origin):
             return False
         if isinstance(value, Mapping) and len(inner) == 2:
-            return all(has_type(key, inner[0]) and has_type(each, inner[1]) for key, each in value.items())
-        return not isinstance(value, Sequence) or not inner or all(has_type(each, inner[0]) for each in value)
+            return all(has_type(key, inner[0]) and has_type(item, inner[1]) for key, item in value.items())
+        return not isinstance(value, Sequence) or not inner or all(has_type(item, inner[0]) for item in value)
     if hint is None or hint is type(None):
         return value is None
     if not isinstance(hint, type):

@@ -13,7 +13,7 @@ FIT = "the model is not the one the bundle was made from"
 
 
 def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> None:
-    """Load a .safetensors file into a model; nothing that the file should hold stays at its initial value.
+    """Load a .safetensors file into a model; every parameter and buffer gets its value from the file.
 
     Args:
         model: whose parameters and buffers are overwritten; unchanged when an error is raised.
@@ -36,18 +36,18 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
         raise ValueError(f"{path} is not a .safetensors file: {error}") from None
     own = model.state_dict()
     both = [name for name in own if name in stored]
-    there = {own[name].data_ptr() for name in both} - {0}  # of empty tensors, which have no memory
-    missing = [name for name, tensor in own.items() if name not in stored and not _tied(tensor, there)]
+    addresses = {own[name].data_ptr() for name in both} - {0}  # empty tensors have no memory, and address 0
+    missing = [name for name, tensor in own.items() if name not in stored and not _tied(tensor, addresses)]
     surplus = [name for name in stored if name not in own]
     reshaped = [name for name in both if stored[name].shape != own[name].shape]
     if strict:
         for name in sorted(both):
-            here, other = own[name], stored[name]
-            if other.shape != here.shape:
-                shapes = f"{list(other.shape)}, the model needs {list(here.shape)}"
+            wanted, value = own[name], stored[name]
+            if value.shape != wanted.shape:
+                shapes = f"{list(value.shape)}, the model needs {list(wanted.shape)}"
                 raise ValueError(f"{path}: {name} is {shapes}; {FIT}")
-            if other.dtype != here.dtype:
-                dtypes = f"{other.dtype}, the model has {here.dtype}"
+            if value.dtype != wanted.dtype:
+                dtypes = f"{value.dtype}, the model has {wanted.dtype}"
                 raise ValueError(f"{path}: {name} is {dtypes}; build it in the former")
         if missing or surplus:
             what = f"{missing[0]} is missing" if missing else f"{min(surplus)} is not in the model"
@@ -61,16 +61,16 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
     model.load_state_dict(stored, strict=False)
 
 
-def _tied(value: object, there: set[int]) -> bool:
-    """Whether a tensor shares its memory with one that is there."""
-    return isinstance(value, torch.Tensor) and value.data_ptr() in there
+def _tied(value: object, addresses: set[int]) -> bool:
+    """Whether a tensor begins at one of these addresses in memory."""
+    return isinstance(value, torch.Tensor) and value.data_ptr() in addresses
 
 
 def digest(model: nn.Module) -> str:
-    """Hash of the values of all parameters and buffers, with their names."""
-    found = hashlib.sha256()
+    """Hash of the names and values of all parameters and buffers, 32 hexadecimal digits."""
+    sha = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode())
+        sha.update(name.encode())
         if isinstance(value, torch.Tensor):
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:32]
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:32]

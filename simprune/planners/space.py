@@ -327,7 +327,7 @@ class _Terms:
                 if key is not None:
                     positions.setdefault(key, []).append(row * width + column)
         constant = [math.prod(length for length, key in term.factors if key not in cuttable) for term in terms]
-        per_element = np.array([term.each for term in terms], float).reshape(len(terms), 3)
+        per_element = np.array([term.per_element for term in terms], float).reshape(len(terms), 3)
         self.element_costs = per_element * np.array(constant, float)[:, None]
         drops = [
             [name != term.replaces and f"{term.owner}.".startswith(f"{name}.") for term in terms] for name in names

@@ -1,7 +1,7 @@
 """What can be removed, and how: one kind of structure per file.
 
 A structure is a registered class with a method `find`, such as `Blocks`. A structure of units inside layers, such as
-channels or heads, is a `UnitStructure`: it also says which entries of which tensors belong to a unit, and removes units.
+channels or heads, is a `UnitStructure`: it also says which entries of which tensors belong to a unit, and removes them.
 """
 
 from simprune.core.names import did_you_mean
