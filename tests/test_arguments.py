@@ -51,6 +51,7 @@ WRONG = [
     ({"gates": "strickt"}, "did you mean 'strict'"),
     ({"correction": "hlm"}, "did you mean 'holm'"),
     ({"trials": 0.2}, "trials: expected a list of numbers in (0, 1), such as [0.2]; got 0.2"),
+    ({"trials": [1]}, "trials: expected a list of numbers in (0, 1)"),
     ({"seed": True}, "seed: expected a whole number of at least 0; got True"),
     ({"replace": "lineal"}, "did you mean 'linear'"),
     ({"search": {"tolerance": 2}}, "search.tolerance: expected a number in"),

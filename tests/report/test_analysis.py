@@ -17,15 +17,21 @@ from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.report.analysis import render_analysis, save_figures, tables
+from simprune.scores.estimate import estimate
+from simprune.trace.network import Network
 from tests.networks import build
+
+
+def examined(model, x, compared=("cka",), repeats=0, other=None, structures=("blocks",)):
+    network = Network.trace(model, x)
+    estimated = estimate(network, [x], measures.get("cka"), structures)
+    return pipeline.examine([x], estimated, network, compared, repeats, repeats, other=other)
 
 
 @pytest.fixture(scope="module")
 def analysis():
     model, x = build("Residual")
-    found = pipeline.analyze(model, [x], "cka", ("blocks", "channels"))
-    other = copy.deepcopy(model)
-    return pipeline.examine(model, [x], found, ["cka", "orthogonal_procrustes"], 5, 5, other=other)
+    return examined(model, x, ["cka", "orthogonal_procrustes"], 5, copy.deepcopy(model), ("blocks", "channels"))
 
 
 def test_values_are_those_of_the_measures(analysis):
@@ -51,9 +57,7 @@ def test_an_equal_network_has_the_same_map(analysis):
 def test_what_is_left_of_a_removed_block_is_compared_at_its_place(analysis):
     model, x = build("Residual")
     plan = Plan((Edit("block", "blocks.0"),), fingerprint(model), describe(example_of(x)))
-    found = pipeline.examine(
-        model, [x], pipeline.analyze(model, [x], "cka", ("blocks",)), ["cka"], 0, 0, other=apply(plan, model)
-    )
+    found = examined(model, x, other=apply(plan, model))
     assert found["other"]["points"] == found["points"] == ["blocks.0:input", "blocks.0", "blocks.1"]
     (own,), (other,) = (np.array([each["values"] for each in data["similarity"]]) for data in (found, found["other"]))
     np.testing.assert_allclose(other[:, 1], own[:, 0], atol=1e-6)
@@ -63,15 +67,14 @@ def test_what_is_left_of_a_removed_block_is_compared_at_its_place(analysis):
 
 def test_networks_of_other_kinds_are_compared_at_their_own_layers():
     first, x = build("Residual")
-    redundancy = pipeline.analyze(first, [x], "cka", ("blocks",))
-    found = pipeline.examine(first, [x], redundancy, ["cka"], 0, 0, other=build("Flat")[0])
+    found = examined(first, x, other=build("Flat")[0])
     assert found["other"]["points"] == ["conv1", "conv2", "fc1", "fc2"]
     assert len(found["other"]["similarity"][0]["values"]) == len(found["points"])
 
 
 def test_a_network_without_blocks_is_described_by_its_layers():
     model, x = build("Flat")
-    found = pipeline.examine(model, [x], pipeline.analyze(model, [x], "cka", ("blocks",)), ["cka"], 0, 0)
+    found = examined(model, x)
     assert found["points"] == ["conv1", "conv2", "fc1", "fc2"]
     assert found["blocks"] == []
     page = render_analysis(found)

@@ -136,10 +136,10 @@ def test_where_nothing_competes_nothing_is_tried(case):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"finalists": 1}, "finalists must be a whole number of at least 2; got 1"),
-        ({"finalists": 2.5}, "finalists must be a whole number"),
-        ({"blocks": -1}, "blocks must be a whole number of at least 0; got -1"),
-        ({"blocks": True}, "blocks must be a whole number"),
+        ({"finalists": 1}, "planner.finalists: expected 0, or a whole number of at least 2; got 1"),
+        ({"finalists": 2.5}, "planner.finalists: expected a whole number"),
+        ({"blocks": -1}, "planner.blocks: expected a whole number of at least 0 or null; got -1"),
+        ({"blocks": True}, "planner.blocks: expected a whole number"),
         ({"blocks": 2, "finalists": 3}, "give either finalists or blocks"),
         ({"finalists": 3}, "give model=... and calibration=..."),
         ({"blocks": 5}, "greedy found no plan that removes 5 blocks and meets the budget"),
