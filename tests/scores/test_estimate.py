@@ -100,3 +100,20 @@ def test_whole_blocks_are_replaced_as_asked_and_halves_are_not():
     assert found.replacing("linear").replacing("identity") == found
     with pytest.raises(ValueError, match="replace must be one of identity, linear, mean; got 'zero'"):
         found.replacing("zero")
+
+
+@pytest.mark.parametrize("score, words", [("predictability", "the others predict"), ("magnitude", "by magnitude")])
+def test_reasons_are_in_the_words_that_a_score_registers(score, words):
+    model, x = build("Residual")
+    entry = estimated(model, [x], CKA, score=score, damage=False).channels[0]
+    reason, least = entry.why(entry.order[:2]), min(entry.redundancy[unit] for unit in entry.order[:2])
+    assert words in reason
+    assert f"{least:.1%}" in reason or f"{least:.3f}" in reason
+
+
+def test_reasons_of_blocks_are_in_the_words_that_a_score_registers():
+    model, x = build("Residual")
+    by_similarity = estimated(model, [x], CKA, ("blocks",), damage=False).blocks[0]
+    by_influence = estimated(model, [x], CKA, ("blocks",), block_score="block_influence", damage=False).blocks[0]
+    assert by_similarity.why("cka") == f"its output is {by_similarity.redundancy:.3f} similar to its input (cka)"
+    assert by_influence.why("cka") == f"redundancy {by_influence.redundancy:.3f} by block_influence"
