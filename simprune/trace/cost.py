@@ -1,7 +1,7 @@
-"""What a model costs: multiply-adds, parameters, bytes, measured latency; and what is left of them after edits.
+"""Reading what a model costs: multiply-adds, parameters and bytes, term by term (see `simprune.core.cost`).
 
-One multiply-add is one mac (FLOPs = 2 x macs), counted per input row by torch's FlopCounterMode with attention
-in plain matrix products; BatchNorm, activations and other elementwise work count nothing.
+One multiply-add is one mac (FLOPs = 2 x macs). torch's FlopCounterMode counts them, attention as plain matrix products,
+and they are stated per input row. BatchNorm, activations and other elementwise work cost nothing.
 """
 
 from collections import Counter
@@ -20,14 +20,14 @@ from simprune.trace.attention import attentions, is_conv1d
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import After, Before, hooks
 
-PROJECTIONS = ("aten.mm", "aten.addmm")  # what nn.MultiheadAttention does with its own weights
+PROJECTIONS = ("aten.mm", "aten.addmm")  # operators by which nn.MultiheadAttention applies its own weights
 
 
 def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[str]]:
     """Multiply-adds times two by module ("" is the whole model) and operator, for the whole example batch."""
     args, kwargs = example
     counter = FlopCounterMode(display=False)
-    # the counter cannot follow views of parameters that modules get as arguments while parameters want gradients
+    # no parameter may require gradients: the counter fails on a module that gets a view of such a parameter
     with eval_mode(model), torch.no_grad(), requiring(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(*args, **kwargs)
     counts = {
@@ -41,13 +41,13 @@ def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[st
 
 
 class _Streams:
-    """Watches one forward pass for modules that return what has the shape of the first such argument."""
+    """Finds the blocks whose output has the shape of an argument, by hooks during one forward pass."""
 
     def __init__(self, model: nn.Module, rows: int) -> None:
-        self.found: dict[str, StreamCost] = {}
+        self.costs: dict[str, StreamCost] = {}
         self._rows = rows
-        self._open: dict[str, list[Tensor]] = {}  # modules that are running: the tensors they got
-        self._readers: dict[tuple[str, int], Key] = {}
+        self._running: dict[str, list[Tensor]] = {}  # modules that are running, with their tensor arguments
+        self._readers: dict[tuple[str, int], Key] = {}  # (module, index of an argument) -> a weight that reads it
         self.before: list[tuple[nn.Module, Before]] = []
         self.after: list[tuple[nn.Module, After]] = []
         for name, module in model.named_modules():
@@ -60,40 +60,48 @@ class _Streams:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            self._open[name] = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
+            self._running[name] = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
 
         return see
 
     def _read(self, key: Key) -> Callable[..., None]:
         def see(_: nn.Module, args: tuple, __: dict) -> None:
-            for name, given in self._open.items():
-                for place, value in enumerate(given):
+            for name, inputs in self._running.items():
+                for index, value in enumerate(inputs):
                     if args and args[0] is value:
-                        self._readers.setdefault((name, place), key)
+                        self._readers.setdefault((name, index), key)
 
         return see
 
     def _leave(self, name: str) -> Callable[..., None]:
         def see(_: nn.Module, __: tuple, ___: dict, output: Any) -> None:
-            made, given = first_tensor(output), self._open.pop(name, [])
-            place = next((i for i, x in enumerate(given) if made is not None and x.shape == made.shape), None)
-            if made is None or place is None or made.ndim not in (2, 3, 4):
+            value, inputs = first_tensor(output), self._running.pop(name, [])
+            index = next((i for i, x in enumerate(inputs) if value is not None and x.shape == value.shape), None)
+            if value is None or index is None or value.ndim not in (2, 3, 4):
                 return
-            channels = made.shape[1 if made.ndim == 4 else -1]
-            reader = self._readers.get((name, place))
-            self.found[name] = StreamCost(channels, made.numel() / channels / self._rows, made.element_size(), reader)
+            channels = value.shape[1 if value.ndim == 4 else -1]
+            positions = value.numel() / channels / self._rows
+            self.costs[name] = StreamCost(channels, positions, value.element_size(), self._readers.get((name, index)))
 
         return see
 
 
 def cost_model(model: nn.Module, example: Example) -> CostModel:
-    """The cost model of a network, from one forward pass on an example (see `simprune.core.example`)."""
+    """The cost model of a network, from one forward pass.
+
+    Args:
+        model: the network, which is left as it was.
+        example: its arguments (see `simprune.core.example`); costs are per row of them.
+
+    >>> cost_model(nn.Linear(4, 3), ((torch.zeros(2, 4),), {})).after({("weight", 0): 1, ("bias", 0): 1})
+    Cost(macs=8, params=10, bytes=40)
+    """
     rows = rows_of(example)
     streams = _Streams(model, rows)
     with hooks(streams.before, streams.after):
         flops = _flops_by_module(model, example)
     parameters = dict(model.named_parameters())
-    names = {parameter: name for name, parameter in parameters.items()}  # tied weights: the first name counts all
+    names = {parameter: name for name, parameter in parameters.items()}  # tied weights count under their first name
     attention = attentions(model)
     weights: Counter[str] = Counter()
     fixed: dict[str, int] = {}
@@ -120,11 +128,11 @@ def cost_model(model: nn.Module, example: Example) -> CostModel:
         name: TensorCost(tuple(tensor.shape), tensor.element_size(), weights.get(name, 0.0), name in parameters)
         for name, tensor in [*parameters.items(), *model.named_buffers()]
     }
-    return CostModel(tensors, fixed, products, streams.found)
+    return CostModel(tensors, fixed, products, streams.costs)
 
 
 def measure_cost(model: nn.Module, example: Example) -> Cost:
-    """Cost of a network as it is.
+    """The cost of a network on an example, per row.
 
     >>> measure_cost(nn.Linear(4, 3), ((torch.zeros(2, 4),), {}))
     Cost(macs=12, params=15, bytes=60)

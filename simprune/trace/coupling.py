@@ -22,16 +22,26 @@ from simprune.trace.context import eval_mode, requiring
 from simprune.trace.pruners import opaque, pruners
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
-TIED, INPUT = "tied", "input"  # no sides of a tensor: channels that have to go together; entries of a module's input
-# Composite modules may keep the width of their stream as a number, under one of these names.
+# Entries are collected by tensor, dimension and side: "out" where a layer produces the channels, "in" where it reads
+# them. Two more keys in the same table are no sides of a tensor:
+TIED = "tied"  # channels with the same entry here must be removed together (one of every group of a grouped layer)
+INPUT = "input"  # entries of the input of a grouped convolution, whose weight numbers them per group
+# Attributes under which composite modules may state their number of channels.
 STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_model", "num_features", "width")
 
 
 class CouplingGraph:
     """torch-pruning's dependency graph of one model, traced on an example input.
 
-    The model's training mode and `requires_grad` are as before afterwards. Build a new one after a module is replaced.
-    Raises NotPrunable when torch-pruning cannot trace the model; an error of the model itself comes through as it is.
+    Training mode and `requires_grad` of the model are as before afterwards. A graph is out of date once a module of the
+    model is replaced.
+
+    Args:
+        model: the network.
+        example: its arguments.
+
+    Raises:
+        NotPrunable: when torch-pruning cannot trace the model. An error of the model itself is passed on unchanged.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -42,15 +52,15 @@ class CouplingGraph:
         whole = [*self.attention, *(module for module in self._names if is_conv1d(module))]
         inside = {part for module in self.attention for part in module.modules()} - set(self.attention)
         self._hidden = {self._names[part] for part in inside} | {
-            layer for found in self.attention.values() for layer in found.layers if not found.writes
+            layer for layout in self.attention.values() for layer in layout.layers if not layout.writes
         }
-        # the trace follows gradients: frozen layers would be missing
+        # torch-pruning traces by gradients, so all parameters require them: a frozen layer would be missing
         with requiring(model, *model.parameters()), eval_mode(model), torch.enable_grad():
-            model(*args, **kwargs)  # an error of the model itself surfaces here, not inside the trace
+            model(*args, **kwargs)  # an error of the model itself is raised here, not inside the trace
             with opaque(whole), _traceable():
                 self._graph = tp.DependencyGraph().build_dependency(
                     model,
-                    example_inputs=args,  # what the trace runs is forward_fn
+                    example_inputs=args,  # unused, but required: forward_fn has its arguments
                     forward_fn=lambda net, _: net(*args, **kwargs),
                     output_transform=first_tensor,
                     customized_pruners=by_type,
@@ -61,16 +71,16 @@ class CouplingGraph:
         self._item_cap = 8 * len(self._graph.module2node) + 64
 
     def roots(self) -> list[str]:
-        """Names of the layers whose output channels can be asked for, in order of definition."""
+        """Names of the layers whose output channels can be removed, in order of definition."""
         return [name for name in self._names.values() if name and self.is_root(name)]
 
     def is_root(self, layer: str) -> bool:
-        """Whether a layer makes channels that can be asked for; the projections of attention make heads."""
+        """Whether the outputs of a layer are channels; those of attention's projections are heads."""
         module = self.model.get_submodule(layer)
         return (isinstance(module, ROOTS) or is_conv1d(module)) and layer not in self._hidden
 
     def width(self, layer: str) -> int:
-        """Number of output channels of a layer now."""
+        """Number of output channels of a layer, as the model is now; NotPrunable where torch-pruning knows none."""
         module = self.model.get_submodule(layer)
         return int(self._pruner(layer).get_out_channels(module))
 
@@ -82,12 +92,11 @@ class CouplingGraph:
             raise NotPrunable("it takes no part in the forward pass, or the trace does not see it")
         return self._graph.get_pruner_of_module(module)
 
-    def group(self, layer: str, indices: Sequence[int]) -> Any:
-        """torch-pruning's group for removing exactly these output channels of a layer."""
-        return self._group(layer, indices)[0]
-
     def _group(self, layer: str, indices: Sequence[int]) -> tuple[Any, list[tuple[Any, Any]]]:
-        """The group, and its items before torch-pruning merges them: merging forgets channels that share an entry."""
+        """torch-pruning's group for removing these output channels, and its items as they were before merging.
+
+        Merging loses which channels share an entry.
+        """
         width = self.width(layer)
         if not indices or sorted(set(indices)) != list(indices) or not all(0 <= i < width for i in indices):
             raise ValueError(f"{layer}: expected sorted distinct channels in [0, {width}); got {list(indices)}")
@@ -100,13 +109,15 @@ class CouplingGraph:
 
     @contextmanager
     def _bounded(self) -> Iterator[list[tuple[Any, Any]]]:
-        """Cap the size of a group while torch-pruning builds it: cyclic mappings would never end.
+        """Limit the size of the groups that torch-pruning builds within the block; yields the items as they are added.
 
-        What is in the group is looked up in a set: torch-pruning's walk through all items takes minutes up to the cap.
+        With a cyclic mapping of indices torch-pruning would add items forever. It also asks for every new item whether
+        the group has it; a set answers at once, where torch-pruning's search through all items would take minutes
+        before the limit is reached.
         """
         add_dep, has_pruning_op, items = Group.add_dep, Group.has_pruning_op, []
         known: set[tuple[Any, Any, tuple]] = set()
-        item_cap, index_cap = 2 * self._item_cap, self._index_cap  # each item is added twice: found, then merged
+        item_cap, index_cap = 2 * self._item_cap, self._index_cap  # every item is added twice, before and after merging
 
         def counted(self: Group, dep: Any, idxs: Any) -> None:
             items.append((dep, idxs))
@@ -124,12 +135,12 @@ class CouplingGraph:
         finally:
             Group.add_dep, Group.has_pruning_op = add_dep, has_pruning_op
 
-    def slices(self, layer: str) -> tuple[Slice, ...]:
-        """What every unit of a layer's group takes with it: tensors, dimensions, indices per unit."""
-        return self.coupling(layer).slices
-
     def coupling(self, layer: str) -> Coupling:
-        """The units of a layer's output channels, and what each takes with it."""
+        """The units of a layer's output channels, and the entries of tensors that are removed with every unit.
+
+        Raises:
+            NotPrunable: with the reason, where the channels cannot be removed safely.
+        """
         width = self.width(layer)
         entries: dict[tuple[str, int, str], list[set[int]]] = {}
         for dep, indices in self._group(layer, range(width))[1]:
@@ -137,9 +148,9 @@ class CouplingGraph:
             for index in indices:
                 by_channel[index.root_idx].add(int(index.idx))
             for key, per_channel in self._entries_of(dep, by_channel):
-                known = entries.setdefault(key, [set() for _ in range(width)])
-                for mine, more in zip(known, per_channel, strict=True):
-                    mine |= more
+                collected = entries.setdefault(key, [set() for _ in range(width)])
+                for known, more in zip(collected, per_channel, strict=True):
+                    known |= more
         units = _units(width, entries.values())
 
         def of_units(by_channel: list[set[int]] | None) -> tuple[tuple[int, ...], ...]:
@@ -155,21 +166,21 @@ class CouplingGraph:
     def _entries_of(
         self, dep: Any, by_channel: list[set[int]]
     ) -> Iterator[tuple[tuple[str, int, str], list[set[int]]]]:
-        """(tensor, dimension, side) and the entries of each channel, for one item of a group."""
+        """(tensor, dimension, side) and the entries of every channel there, for one item of a group."""
         target, handler = dep.target, dep.handler
         side = "out" if self._graph.is_out_channel_pruning_fn(handler) else "in"
         module = target.module
         if isinstance(module, nn.Parameter):
             yield (self._graph._param_to_name[module], target.pruning_dim, side), by_channel
         elif module in self.attention:
-            found = self.attention[module]
-            for tensor, dim in found.writes if side == "out" else found.reads:
+            layout = self.attention[module]
+            for tensor, dim in layout.writes if side == "out" else layout.reads:
                 yield (tensor, dim, side), by_channel
         elif module in self._names:
             prefix = f"{self._names[module]}." if self._names[module] else ""
             groups, length = _channel_groups(module, side)
             local = [{index % length for index in indices} for indices in by_channel] if groups > 1 else by_channel
-            if groups > 1:  # equally many of every group's channels have to go
+            if groups > 1:  # a grouped layer needs as many channels in every group: the nth of all groups go together
                 yield (prefix, 0, TIED), local
             for name, dim in self._cut_tensors(module, handler, by_channel):
                 if groups > 1 and side == "in":
@@ -177,7 +188,7 @@ class CouplingGraph:
                 yield (prefix + name, dim, side), local if side == "in" else by_channel
 
     def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: list[set[int]]) -> Iterator[tuple[str, int]]:
-        """Remove the first channel from a copy of one layer and see which tensors shrink along which dimension."""
+        """Tensors of one layer, with dimensions, that shrink when its first channel is removed; tried on a copy."""
         first = next((indices for indices in by_channel if indices), None)
         if first is None:
             return
@@ -196,8 +207,17 @@ class CouplingGraph:
                     yield name, dim
 
     def prune(self, layer: str, indices: Sequence[int]) -> None:
-        """Remove output channels of a layer, and everything coupled to them, from the model itself."""
-        group = self.group(layer, indices)
+        """Remove output channels of a layer, and everything coupled to them, from the model itself.
+
+        Args:
+            layer: name of the layer.
+            indices: of the channels, sorted and distinct.
+
+        Raises:
+            NotPrunable: where a coupled layer would lose all channels, or only one of two tied tensors would shrink.
+            ValueError: for other indices.
+        """
+        group, _ = self._group(layer, indices)
         if not self._graph.check_pruning_group(group):
             raise NotPrunable(f"removing {len(indices)} channels of {layer} would leave a coupled layer empty")
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
@@ -211,7 +231,10 @@ class CouplingGraph:
         self._restate(changed, width, width - len(indices))
 
     def _restate(self, changed: Sequence[str], old: int, new: int) -> None:
-        """Numbers that modules around the changed layers keep about their width; the proof shows if one is wrong."""
+        """Update the numbers of channels that modules around the changed layers state.
+
+        A number that equals the old width by chance is changed as well; the proof on a copy shows where that is wrong.
+        """
         for module, name in self._names.items():
             if next(module.children(), None) is None or module in self.attention:
                 continue
@@ -224,15 +247,15 @@ class CouplingGraph:
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """An error inside the trace of a model that just ran is torch-pruning's."""
+    """Turn every error within the block into NotPrunable: the model has just run, so the error is torch-pruning's."""
     try:
         yield
-    except Exception as error:  # whatever it is, the network is left unpruned and the reason reported
+    except Exception as error:  # torch-pruning raises errors of any type
         raise NotPrunable(f"torch-pruning cannot trace the network ({type(error).__name__}: {error})") from None
 
 
 def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
-    """Into how many equal parts a layer deals its channels on one side, and how many channels each has."""
+    """Number of channel groups of a layer on one side, and of channels in a group; (1, 1) if groups do not matter."""
     if isinstance(module, nn.modules.conv._ConvNd):
         channels = module.in_channels if side == "in" else module.out_channels
         depthwise = module.groups == module.out_channels == module.in_channels
@@ -243,7 +266,11 @@ def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
 
 
 def _units(width: int, tensors: Iterable[list[set[int]]]) -> tuple[tuple[int, ...], ...]:
-    """Channels joined wherever they share an entry, in order of their first channel."""
+    """Sets of channels that are connected by shared entries, in order of their first channel (union-find).
+
+    >>> _units(3, [[{0}, {1}, {0}]])
+    ((0, 2), (1,))
+    """
     parent = list(range(width))
 
     def top(channel: int) -> int:
@@ -269,7 +296,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _tied(model: nn.Module) -> list[list[str]]:
-    """Names that share one parameter."""
+    """Groups of names that share one parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -277,11 +304,11 @@ def _tied(model: nn.Module) -> list[list[str]]:
 
 
 def _tie_again(model: nn.Module, tied: list[list[str]]) -> None:
-    """Pruning makes new parameters: share them again where they were shared."""
+    """Share parameters again where they were shared: torch-pruning replaces every parameter by a new one."""
     for first, *others in tied:
-        keep = model.get_parameter(first)
+        shared = model.get_parameter(first)
         for name in others:
-            if model.get_parameter(name).shape != keep.shape:
+            if model.get_parameter(name).shape != shared.shape:
                 raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
             owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, keep)
+            setattr(model.get_submodule(owner), attribute, shared)
