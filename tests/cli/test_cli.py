@@ -211,11 +211,6 @@ def test_a_release_pipeline_gets_pass_fail_or_too_little_data(folder, gated, cap
     assert "samples would decide" in capsys.readouterr().out
 
 
-def test_the_built_in_representation_set(folder, gated):
-    bundle = unchanged_bundle(folder, gated)
-    assert main(["validate", *gated, f"bundle={bundle}", "check=representation", "hydra.run.dir=inner"]) == 0
-
-
 def test_a_bundles_recipe_cannot_say_where_to_write(folder, monkeypatch):
     (folder / "mine" / "recipe.yaml").write_text("junit: mine/own.yaml\nseed: 3\n")
     from hydra.core.config_store import ConfigStore
@@ -268,21 +263,8 @@ def test_finalists_are_tried_shown_and_kept(folder, capsys):
     assert sum(each.get("chosen", False) for each in tried) == 1
     shown = capsys.readouterr().out
     assert "Finalists" in shown and "chosen" in shown and "measured damage" in shown
-    assert main(["compress", OWN, "planner.finalists=3", LOOSE]) == 0
-    assert "plans were tried" in (the(folder, "bundle") / "report.html").read_text()
     assert main(["plan", OWN, "planner.finalists=1"]) == 2
     assert "planner.finalists: expected 0, or a whole number of at least 2" in capsys.readouterr().err
-
-
-def test_without_test_data_there_is_no_verdict(folder, capsys):
-    assert main(["compress", OWN, "+data.test=false", "reconstruct=none"]) == 0
-    assert "no test batches" in capsys.readouterr().out
-
-
-def test_a_sweep_runs_every_job_and_the_worst_code_counts(folder):
-    gates = f"check.gates={LOOSE.partition('=')[2]},{STRICT.partition('=')[2]}"
-    assert main(["compress", OWN, gates, "reconstruct=none", "-m"]) == 1
-    assert len(list(folder.rglob("report.html"))) == 2
 
 
 def test_a_sweep_goes_on_after_a_wrong_job(folder, capsys):
