@@ -1,4 +1,4 @@
-"""Apply a plan: torch-pruning makes the edits on a copy, and the copy is checked against the prediction."""
+"""Applying a plan to a copy of the original, and checking the copy against the prediction of the plan's effects."""
 
 import copy
 
@@ -21,12 +21,22 @@ from simprune.trace.network import Network
 
 
 def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Module:
-    """A new, smaller module; the network's model keeps its weights and mode.
+    """A new, smaller module; the network's model is not changed.
 
-    Blocks are bypassed first, then units go, channels last; the result runs once in evaluation and once in training
-    mode, and its tensor shapes and multiply-adds must equal what the plan implies. Layers in a counted list, as in
-    transformers, are deleted from it at last (see `simprune.edit.compact`). `effects`: of the plan, if they are known.
-    Raises ValueError when the plan does not fit the model or an edit cannot be made.
+    Blocks are bypassed first, then units are removed, channels last. The result runs once in evaluation and once in
+    training mode, and its tensor shapes and cost must equal the plan's. At last, layers in a counted list, as in
+    transformers, are deleted from the list (see `simprune.edit.compact`).
+
+    Args:
+        plan: the plan.
+        network: the original.
+        effects: of the plan, if they are known.
+
+    Returns:
+        The smaller model.
+
+    Raises:
+        ValueError: when the plan does not fit the model, an edit cannot be made, or the result is not as planned.
     """
     plan.check(network.model)
     small = copy.deepcopy(network.model)
@@ -34,7 +44,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
     _bypass_blocks(plan, small, network)
     try:
         for kind, structure in unit_structures().items():
-            edits = [(_makers(edit.name, effects), edit.indices) for edit in plan.of_kind(kind)]
+            edits = [(_producers(edit.name, effects), edit.indices) for edit in plan.of_kind(kind)]
             if edits:
                 structure.remove(small, network.example, edits)
     except NotPrunable as reason:
@@ -49,15 +59,15 @@ def _bypass_blocks(plan: Plan, small: nn.Module, network: Network) -> None:
     for edit in plan.whole:
         if edit.name not in network.visits:
             raise ValueError(f"plan: {edit.name} does not run, or has no parameters; delete its edit")
-        seen = network.visits[edit.name]
+        visit = network.visits[edit.name]
         try:
-            install(small, edit.name, stand_in(edit.replace, seen.layout(), seen.input))
+            install(small, edit.name, stand_in(edit.replace, visit.layout(), visit.input))
         except ValueError as reason:
             raise ValueError(f"plan: {edit.name} cannot be removed: {reason}") from None
 
 
-def _makers(name: str, effects: Effects) -> list[str]:
-    """Modules that make the units of an edit and are still there, the named one first."""
+def _producers(name: str, effects: Effects) -> list[str]:
+    """Layers that produce the units of an edit and are not in a removed block, the named one first."""
     layers = [layer for layer in (name, *effects.producers[name]) if not effects.inside_dropped(layer)]
     if not layers:
         raise ValueError(f"plan: every layer that makes the channels of {name} is removed; delete the edit of {name}")
@@ -65,7 +75,7 @@ def _makers(name: str, effects: Effects) -> list[str]:
 
 
 def _delete(small: nn.Module, example: Example) -> None:
-    """Shorten counted lists of layers, if the network's output stays what it was."""
+    """Shorten counted lists of layers; ValueError when that changes the network's output."""
     args, kwargs = example
     with eval_mode(small), torch.no_grad():
         before = first_tensor(small(*args, **kwargs))
@@ -79,6 +89,7 @@ def _delete(small: nn.Module, example: Example) -> None:
 
 
 def _verify(small: nn.Module, network: Network, effects: Effects) -> None:
+    """Raise ValueError unless shapes, output shape and cost are as planned, and a pass in training mode works."""
     model, example = network.model, network.example
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if effects.inside_dropped(name):
@@ -92,11 +103,11 @@ def _verify(small: nn.Module, network: Network, effects: Effects) -> None:
     with torch.no_grad():
         with eval_mode(small):
             before, after = network.output, first_tensor(small(*args, **kwargs))
-        trial.train()  # not every module's returns itself
+        trial.train()  # a statement of its own, because train() of some foreign modules does not return the module
         trial(*args, **kwargs)
     if before is None or after is None or before.shape != after.shape:
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
     planned = network.costs.after(effects.cut, effects.dropped)
-    actual_cost = cost_model(small, example).after(dropped=effects.dropped)  # without what stands in for blocks
+    actual_cost = cost_model(small, example).after(dropped=effects.dropped)  # without stand-ins
     if planned != actual_cost:
         raise ValueError(f"edit failed: planned cost {planned} but the network costs {actual_cost}")

@@ -1,8 +1,8 @@
-"""Layers in a counted list really go: the list gets shorter, and whoever keeps its length or indices is told.
+"""Deleting removed layers from a counted list, and updating every number that counts or indexes the list.
 
-A transformer's layers stand in an `nn.ModuleList` whose length is also in a configuration (`num_hidden_layers`) or an
-attribute (`num_layers`); networks loop up to that number, caches index by each attention's `layer_idx`, and the
-configuration is what `from_pretrained` builds from. Blocks elsewhere keep their place as a `Bypass`.
+A transformer's layers are in an `nn.ModuleList` whose length is also in a configuration (`num_hidden_layers`) or an
+attribute (`num_layers`). Networks loop up to that number, caches are indexed by the `layer_idx` of attention modules,
+and `from_pretrained` builds the model from the configuration. Removed blocks elsewhere stay as a `Bypass`.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from simprune.trace.bypass import Bypass
 
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
 DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
-NOTE = "_simprune_compaction"
+NOTE = "_simprune_compaction"  # attribute of a model that holds its `Compaction`
 
 
 @dataclass
 class Change:
-    """An attribute with its value before and after the layers went."""
+    """An attribute, with its values before and after layers are deleted."""
 
     owner: Any
     name: str
@@ -31,13 +31,20 @@ class Change:
 
 @dataclass
 class Compaction:
-    """Lists of layers with and without the stand-ins, and the attributes that follow; can be undone and done again."""
+    """A deletion that can be undone and done again.
+
+    Args:
+        lists: lists, with their layers before and after.
+        changes: of the attributes that count or index the layers.
+        done: whether the layers are deleted now.
+    """
 
     lists: list[tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]]
     changes: list[Change]
     done: bool = False
 
     def set(self, done: bool) -> None:
+        """Delete the layers, or put them back."""
         self.done = done
         for layers, before, after in self.lists:
             layers._modules.clear()
@@ -47,9 +54,9 @@ class Compaction:
 
 
 def compact(model: nn.Module) -> bool:
-    """Delete the stand-ins of whole layers from counted lists, in place; False when there are none.
+    """Delete the stand-ins of whole layers from counted lists, in place.
 
-    The network is remembered as it was, for `restored`.
+    The model remembers the deletion, so that `restored` can undo it. Returns whether anything was changed.
     """
     lists: list[tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]] = []
     changes: list[Change] = []
@@ -59,49 +66,52 @@ def compact(model: nn.Module) -> bool:
         before = list(layers)
         counters = list(_counters(model, path, len(before)))
         stand_ins = [_removable(module) for module in before]
-        kept = [module for module, gone in zip(before, stand_ins, strict=True) if not gone]
-        if counters and kept and len(kept) < len(before):
-            lists.append((layers, before, kept))
-            changes += [Change(owner, name, len(before), len(kept)) for owner, name in counters]
+        remaining = [module for module, removable in zip(before, stand_ins, strict=True) if not removable]
+        if counters and remaining and len(remaining) < len(before):
+            lists.append((layers, before, remaining))
+            changes += [Change(owner, name, len(before), len(remaining)) for owner, name in counters]
             changes += _lists_of_one_entry_per_layer(counters, stand_ins)
-        changes += _indices(before, kept if counters and kept else before)
+        changes += _indices(before, remaining if counters and remaining else before)
     if not lists and not changes:
         return False
-    done = Compaction(lists, changes)
-    model.__dict__[NOTE] = done  # past nn.Module's bookkeeping: no part of the state, but copied with the model
-    done.set(True)
+    compaction = Compaction(lists, changes)
+    model.__dict__[NOTE] = compaction  # nn.Module does not see it: copied with the model, but not in its state
+    compaction.set(True)
     return True
 
 
 def compact_again(model: nn.Module) -> bool:
-    """As `compact`, once more stand-ins than before do nothing."""
-    done = model.__dict__.pop(NOTE, None)
-    if done is not None:
-        done.set(False)
+    """Delete anew, for a model whose stand-ins have lost their weights since it was compacted; returns as `compact`."""
+    compaction = model.__dict__.pop(NOTE, None)
+    if compaction is not None:
+        compaction.set(False)
     return compact(model)
 
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """For a while the layers that went are back as stand-ins, so every module has the original's name."""
-    done = model.__dict__.get(NOTE)
-    if done is None or not done.done:  # nothing went, or somebody further out has the layers back already
+    """Within the block, deleted layers are back as stand-ins, so that every module has the original's name."""
+    compaction = model.__dict__.get(NOTE)
+    if compaction is None or not compaction.done:  # nothing was deleted, or an outer `restored` has put it back
         yield
         return
-    done.set(False)
+    compaction.set(False)
     try:
         yield
     finally:
-        done.set(True)
+        compaction.set(True)
 
 
 def _removable(module: nn.Module) -> bool:
-    """A stand-in that does nothing: an identity without weights of its own."""
+    """Whether a module is a stand-in that returns its input: an identity without parameters."""
     return isinstance(module, Bypass) and not module.zero and next(module.parameters(), None) is None
 
 
 def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, str]]:
-    """Every (owner, attribute) above a list that holds its length; a decoder's own count goes before the general."""
+    """(owner, attribute) of everything around a list of layers that states its length.
+
+    Where a configuration has a count for decoders, a list in a decoder is counted by that one.
+    """
     parts = path.split(".")[:-1]
     above = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
     own, seen = above[-1], set()
@@ -115,7 +125,7 @@ def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, s
         decoder = "decoder" in parts and [name for name in DECODER_COUNTS if getattr(config, name, None) == length]
         shared = module is model and own is not model and getattr(config, "is_encoder_decoder", False)
         names = list(decoder or [])
-        if not (decoder and shared):  # a configuration of both halves counts the encoder under the general names
+        if not (decoder and shared):  # a configuration of encoder and decoder counts the encoder's layers under COUNTS
             names += [name for name in COUNTS if getattr(config, name, None) == length]
         mapped = getattr(config, "attribute_map", {})
         for name in dict.fromkeys(mapped.get(name, name) for name in names):
@@ -123,7 +133,7 @@ def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, s
 
 
 def _lists_of_one_entry_per_layer(counters: list[tuple[Any, str]], gone: list[bool]) -> list[Change]:
-    """Such as `layer_types`."""
+    """Changes of lists in configurations that have an entry for every layer, such as `layer_types`."""
     changes = []
     for config in {id(owner): owner for owner, _ in counters if not isinstance(owner, nn.Module)}.values():
         for name, value in vars(config).items():
@@ -132,21 +142,25 @@ def _lists_of_one_entry_per_layer(counters: list[tuple[Any, str]], gone: list[bo
     return changes
 
 
-def _indices(before: list[nn.Module], kept: list[nn.Module]) -> list[Change]:
-    """`layer_idx` counts the layers that are there; that of an attention, those that still have one."""
+def _indices(before: list[nn.Module], remaining: list[nn.Module]) -> list[Change]:
+    """Changes of `layer_idx`, which counts the remaining layers.
+
+    Caches have an entry for every attention module that runs. Where some layers have lost theirs, the index of an
+    attention module counts only the layers that still have one.
+    """
     changes: list[Change] = []
-    missing = {name for layer in kept for name, child in layer.named_children() if isinstance(child, Bypass)}
-    if len(kept) == len(before) and not missing:
+    missing = {name for layer in remaining for name, child in layer.named_children() if isinstance(child, Bypass)}
+    if len(remaining) == len(before) and not missing:
         return changes
     counts = dict.fromkeys(missing, 0)
-    for place, layer in enumerate(kept):
+    for index, layer in enumerate(remaining):
         for name, module in layer.named_modules():
-            if type(index := getattr(module, "layer_idx", None)) is not int or isinstance(module, Bypass):
+            if type(old := getattr(module, "layer_idx", None)) is not int or isinstance(module, Bypass):
                 continue
             top = name.partition(".")[0]
-            new = counts[top] if top in missing else place
-            if new != index:
-                changes.append(Change(module, "layer_idx", index, new))
+            new = counts[top] if top in missing else index
+            if new != old:
+                changes.append(Change(module, "layer_idx", old, new))
         for name in missing:
             counts[name] += not isinstance(getattr(layer, name, None), Bypass)
     return changes

@@ -1,4 +1,4 @@
-"""Keep the configuration that a model carries true, as transformers' `from_pretrained` rebuilds the model from it."""
+"""Updating the configuration that a model carries: transformers' `from_pretrained` rebuilds the model from it."""
 
 import copy
 from collections.abc import Iterator
@@ -9,14 +9,17 @@ from torch import nn
 
 from simprune.trace.attention import HEAD_COUNTS, HEAD_WIDTHS, KEY_VALUE_COUNTS, attentions
 
-DERIVED = ("n_inner",)  # stands at None while the size follows from another
+DERIVED = ("n_inner",)  # None where a class derives the size from another field
 
 
 def restate(model: nn.Module) -> bool:
-    """Whether the model's configuration describes its shapes; it is changed in place if that makes it so.
+    """Change a model's configuration, in place, so that a model built from it has the model's shapes.
 
-    What a configuration cannot express (layers of different widths, heads that do not divide the width where the
-    class needs that) leaves it as it is: such a model is rebuilt from its plan. Without one, all is described.
+    The configuration stays as it is where it cannot express the shapes: layers of different widths, or heads that do
+    not divide the width where the class requires it. Such a model is rebuilt from its plan.
+
+    Returns:
+        Whether the configuration describes the shapes; True for a model without configuration.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "save_pretrained"):
@@ -31,9 +34,9 @@ def restate(model: nn.Module) -> bool:
 
 
 def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
-    """The configuration as it is; then with the heads counted, and with the widths that still differ.
+    """Configurations to try: as it is; with the actual numbers of heads; and with the other sizes replaced as well.
 
-    The second time round the width of a head is stated too: some classes look for it without naming it a field.
+    The last two come a second time with the width of a head, which some classes read although it is not their field.
     """
     yield config
     layouts = list(attentions(model).values())
@@ -57,16 +60,16 @@ def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
 
 
 def _set(config: Any, field: str, value: int) -> None:
-    """Past the checks that classes make on assignment: the whole is checked by building the model."""
+    """Set a field without the checks that classes make on assignment: building the model checks all fields together."""
     vars(config)[field] = value
 
 
 def _mismatches(model: nn.Module, config: Any) -> set[tuple[int, int]] | None:
-    """(stated, actual) sizes that differ in a model built from the configuration; None when none can be built."""
+    """(stated, actual) sizes that differ in a model built from the configuration; None if it cannot be built."""
     try:
         with torch.device("meta"):
             stated = type(model)(copy.deepcopy(config)).state_dict()
-    except Exception:  # a class may refuse a configuration in any way: then it describes nothing
+    except Exception:  # classes refuse configurations with errors of any type
         return None
     actual = model.state_dict()
     if stated.keys() != actual.keys():

@@ -1,4 +1,4 @@
-"""What a plan does to each tensor of the original model: the prediction that the edited network has to meet."""
+"""What a plan removes from every tensor of the original: the prediction that the edited network must fulfil."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,28 +11,35 @@ from simprune.trace.network import Network
 
 @dataclass(frozen=True)
 class Effects:
-    """Entries that go, by (tensor, dimension), in the original's numbering; blocks that go whole."""
+    """What a plan removes, in the original's numbering.
+
+    Args:
+        removed: indices of removed entries, by tensor and dimension.
+        dropped: blocks that are removed whole.
+        producers: for every edit of units, the layers that produce the same channels in the same order.
+    """
 
     removed: Mapping[tuple[str, int], tuple[int, ...]]
     dropped: tuple[str, ...]
-    producers: Mapping[str, tuple[str, ...]]  # edit -> layers with the same channels in the same order
+    producers: Mapping[str, tuple[str, ...]]
 
     @property
     def cut(self) -> dict[tuple[str, int], int]:
-        """Number of entries that go, as `CostModel.after` takes it."""
+        """Number of removed entries, by tensor and dimension, as `CostModel.after` takes it."""
         return {key: len(indices) for key, indices in self.removed.items()}
 
     def inside_dropped(self, name: str) -> bool:
+        """Whether a module or tensor is removed with a block."""
         return any(name == block or name.startswith(f"{block}.") for block in self.dropped)
 
     def remaining(self, tensor: str, dim: int, length: int) -> list[int]:
-        """Indices of the original that stay along one dimension."""
-        gone = set(self.removed.get((tensor, dim), ()))
-        return [index for index in range(length) if index not in gone]
+        """The original's indices that remain of `length` entries along one dimension of a tensor."""
+        removed = set(self.removed.get((tensor, dim), ()))
+        return [index for index in range(length) if index not in removed]
 
 
 def effects_of(plan: Plan, network: Network) -> Effects:
-    """Look up every edit in the trace of the original. Raises ValueError for an edit that cannot be made."""
+    """The effects of a plan on a network; ValueError for an edit that cannot be made."""
     removed: dict[tuple[str, int], set[int]] = {}
     producers: dict[str, tuple[str, ...]] = {}
     for edit, coupling in unit_edits(plan, network):
@@ -46,7 +53,7 @@ def effects_of(plan: Plan, network: Network) -> Effects:
 
 
 def unit_edits(plan: Plan, network: Network) -> Iterator[tuple[Edit, Coupling]]:
-    """Every edit that removes units, with the units and what they own; ValueError where they cannot be removed."""
+    """Every edit that removes units, with the units and the entries that they own; ValueError if they must stay."""
     for kind, structure in unit_structures().items():
         for edit in plan.of_kind(kind):
             try:

@@ -1,4 +1,4 @@
-"""What stands in the place of a removed block: its input alone, or its input plus a map that is fitted later."""
+"""Modules that replace a removed block: they return its input, zeros, or its input plus a map that is fitted later."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,19 @@ from simprune.trace.bypass import Bypass, OutputLayout
 
 
 class Mapped(Bypass):
-    """Returns its input plus a map of it: linear over channels, or (`mean`) a constant per channel."""
+    """Returns its input plus a map of it, which is zero until `set` is called.
+
+    Args:
+        layout: which arguments the outputs are (see `simprune.trace.bypass.layout_of`).
+        channels: of the input.
+        maps: whether inputs are (N, C, H, W); otherwise channels are last.
+        mean: whether the map is a constant per channel; otherwise it is linear over channels, with a bias.
+    """
 
     def __init__(self, layout: OutputLayout, channels: int, maps: bool, mean: bool) -> None:
         super().__init__(layout)
         self.maps, self.constant = maps, mean
-        self.folded_into = ""  # the layer that has absorbed the map; then there is none here
+        self.folded_into = ""  # the layer that has absorbed the map, which then has no parameters here
         if mean:
             self.shift = nn.Parameter(torch.zeros(channels))
         else:
@@ -40,13 +47,13 @@ class Mapped(Bypass):
                 torch.as_tensor(self.map.bias).copy_(intercept)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(A, b) in float64 of x -> A x + b, which is what this does."""
+        """(A, b) in float64, with A (C, C) and b (C,), of what this computes: A x + b."""
         offset = (self.shift if self.constant else torch.as_tensor(self.map.bias)).detach().double()
-        one = torch.eye(len(offset), dtype=torch.float64, device=offset.device)
-        return one if self.constant else one + self.map.weight.detach().double().flatten(1), offset
+        identity = torch.eye(len(offset), dtype=torch.float64, device=offset.device)
+        return identity if self.constant else identity + self.map.weight.detach().double().flatten(1), offset
 
     def empty(self, folded_into: str) -> None:
-        """Without its parameters this hands its input on: that layer has absorbed them (see `surgery.absorb`)."""
+        """Delete the parameters, which a layer has absorbed (`simprune.repair.absorb`): the input is returned."""
         self.folded_into = folded_into
         if self.constant:
             del self.shift
@@ -54,12 +61,25 @@ class Mapped(Bypass):
             del self.map
 
 
-def stand_in(replace: str, layout: OutputLayout, given: Tensor | None) -> Bypass:
-    """The module that a plan asks for, doing nothing yet; ValueError for shapes that a map cannot be fitted to."""
+def stand_in(replace: str, layout: OutputLayout, x: Tensor | None) -> Bypass:
+    """The module that replaces a block.
+
+    Args:
+        replace: "identity", "zero", "linear" or "mean".
+        layout: which arguments of the block its outputs are.
+        x: an input of the block, for its shape, type and device.
+
+    Raises:
+        ValueError: for an input that is no vectors, tokens or maps, to which a map cannot be fitted.
+
+    >>> stand_in("linear", 0, torch.zeros(1, 4)).map
+    Linear(in_features=4, out_features=4, bias=True)
+    """
     if replace in ("identity", "zero"):
         return Bypass(layout, zero=replace == "zero")
-    if given is None or given.ndim not in (2, 3, 4):
-        raise ValueError(f"a {replace} replacement needs vectors, tokens or maps; got {given and tuple(given.shape)}")
-    maps = given.ndim == 4
-    made = Mapped(layout, given.shape[1 if maps else -1], maps, replace == "mean")
-    return made.to(given.device, given.dtype)
+    if x is None or x.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"a {replace} replacement needs vectors, tokens or maps; got {None if x is None else tuple(x.shape)}"
+        )
+    maps = x.ndim == 4
+    return Mapped(layout, x.shape[1 if maps else -1], maps, replace == "mean").to(x.device, x.dtype)

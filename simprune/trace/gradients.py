@@ -17,8 +17,8 @@ from simprune.trace.sites import Site, as_tokens, modules_at
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 
 
-class _Met(NamedTuple):
-    """What ran at a site: the activation whose gradient is wanted, and its rows as they were then."""
+class _Reading(NamedTuple):
+    """The activation at a site, whose gradient is needed, and a copy of its rows: modules may change it in place."""
 
     site: Site
     module: nn.Module
@@ -41,16 +41,28 @@ def soft_log_likelihood(logits: Tensor, labels: Tensor | None = None, power: flo
 def capture_gradients(
     model: nn.Module, batches: Iterable, sites: Iterable[Site], loss: Loss = soft_log_likelihood
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features and gradients of every site: two dicts name -> (N, D), on the CPU, in the order of the batches.
+    """Features and gradients of every site.
 
-    `loss(output, labels)` gives one number per input, (N,): a loss with reduction="none", or a chosen output; labels
-    are None where a batch has none. Row i of the gradients is the derivative of input i's number by row i of the
-    features (pooled ones: as all positions move together). The model runs in evaluation mode; its parameters' `.grad`
-    and `requires_grad`, its modes and hooks are afterwards as before, also after an error.
+    The model runs in evaluation mode; `.grad` and `requires_grad` of its parameters, its modes and hooks are afterwards
+    as before, also after an error. Costs one forward pass and the backward pass to the first site.
 
-    Raises KeyError for an unknown module, ValueError for sites of one name, for a site that does not run, holds no
-    floating-point numbers or does not affect the loss, for a loss of another shape, for no batches, and for BatchNorm
-    without running statistics, which mixes inputs. Costs one forward pass and the backward pass to the first site.
+    Args:
+        model: the network.
+        batches: inputs, with labels where the loss needs them.
+        sites: where to read.
+        loss: `loss(output, labels)` gives one number per input, (N,): a loss with reduction="none", or a chosen output.
+            Labels are None where a batch has none.
+
+    Returns:
+        Two dicts, of features and of gradients: name of a site -> (N, D), on the CPU, in the order of the batches. Row
+        i of the gradients is the derivative of input i's number by row i of the features; for pooled features, as if
+        the same were added at all positions.
+
+    Raises:
+        KeyError: for a site whose module the model does not have.
+        ValueError: for several sites of one name; for a site that does not run, has no floating-point activation or
+            does not affect the loss; for a loss of another shape; for no batches; and for BatchNorm without running
+            statistics, which mixes the inputs of a batch.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> features, gradients = capture_gradients(model, [torch.randn(5, 4)], [Site("0")], lambda z, _: z[:, 1])
@@ -61,15 +73,15 @@ def capture_gradients(
     _require_separate(model, sites)
     features: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     gradients: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-    met: list[_Met] = []
+    readings: list[_Reading] = []
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         eval_mode(model),
-        _forking(model, sites, met.append),
+        _forking(model, sites, readings.append),
     ):
         for batch in checked(batches, "batches"):
-            met.clear()
+            readings.clear()
             with forgetting(model):
                 output = call(model, _own(batch))
             labels = labels_of(batch)
@@ -79,11 +91,11 @@ def capture_gradients(
                     f"loss must give one number per input, shape ({len(output)},); got {tuple(numbers.shape)}: "
                     'use reduction="none", or choose one output'
                 )
-            for each, gradient in zip(met, _gradients(numbers, met), strict=True):
-                features[each.site.name].append(each.rows)
-                rows = each.site.rows(as_tokens(each.module, gradient))
-                positions = gradient.numel() // rows.numel() if each.site.layout == "pool" else 1
-                gradients[each.site.name].append(rows.mul(positions).to("cpu", copy=True))
+            for (site, module, _, activations), gradient in zip(readings, _gradients(numbers, readings), strict=True):
+                features[site.name].append(activations)
+                rows = site.rows(as_tokens(module, gradient))
+                positions = gradient.numel() // rows.numel() if site.layout == "pool" else 1
+                gradients[site.name].append(rows.mul(positions).to("cpu", copy=True))
     silent = [name for name, rows in features.items() if not rows]
     if silent:
         raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")
@@ -93,17 +105,18 @@ def capture_gradients(
     )
 
 
-def _gradients(numbers: Tensor, met: list[_Met]) -> tuple[Tensor, ...]:
-    """Gradients of the batch's sum, which are those of every input's own number. No `.grad` is written."""
-    if not met:
+def _gradients(numbers: Tensor, readings: list[_Reading]) -> tuple[Tensor, ...]:
+    """Gradients of the sum over the batch, which are those of every input's own number. No `.grad` is written."""
+    if not readings:
         return ()
-    found = (None,) * len(met)
+    gradients = (None,) * len(readings)
     if numbers.requires_grad:
-        found = torch.autograd.grad(numbers.sum(), [each.activation for each in met], allow_unused=True)
-    unused = [each.site.name for each, gradient in zip(met, found, strict=True) if gradient is None]
+        activations = [reading.activation for reading in readings]
+        gradients = torch.autograd.grad(numbers.sum(), activations, allow_unused=True)
+    unused = [reading.site.name for reading, gradient in zip(readings, gradients, strict=True) if gradient is None]
     if unused:
         raise ValueError(f"the loss does not depend on {', '.join(unused)}: choose sites before the output it uses")
-    return tuple(gradient for gradient in found if gradient is not None)
+    return tuple(gradient for gradient in gradients if gradient is not None)
 
 
 def _require_separate(model: nn.Module, sites: list[Site]) -> None:
@@ -126,26 +139,26 @@ def _require_separate(model: nn.Module, sites: list[Site]) -> None:
 
 
 def _own(batch: Any) -> tuple[Any, None] | Mapping[str, Any]:
-    """Copies of the batch's inputs: modules may write into them, and gradients must not start at the caller's."""
+    """Copies of the batch's inputs: modules may write into them, and gradients must not reach the caller's tensors."""
     args, kwargs = inputs_of(batch)
     return copied(kwargs) if kwargs else (copied(args), None)
 
 
 @contextmanager
-def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Met], Any]) -> Iterator[None]:
-    """Hooks that show every activation to `see`, and hand a copy of it on.
+def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Reading], Any]) -> Iterator[None]:
+    """Show every activation to `see`, and hand a copy of it on to the network.
 
-    The copy lets later modules work in place, on an activation whose gradient is still to come.
+    Autograd refuses the gradient of a tensor that was changed in place; later modules change the copy instead.
     """
     modules = modules_at(model, sites)
 
-    def fork(site: Site, module: nn.Module, given: Any) -> Any:
-        value = first_tensor(given)
+    def fork(site: Site, module: nn.Module, values: Any) -> Any:
+        value = first_tensor(values)
         if value is None or not value.is_floating_point():
             raise ValueError(f"{site.name}: expected floating-point activations, got {getattr(value, 'dtype', None)}")
         held = value if value.requires_grad else value.detach().requires_grad_()
-        see(_Met(site, module, held, site.rows(as_tokens(module, held.detach())).to("cpu", copy=True)))
-        return _replaced(given, value, held.clone())
+        see(_Reading(site, module, held, site.rows(as_tokens(module, held.detach())).to("cpu", copy=True)))
+        return _replaced(values, value, held.clone())
 
     def before(site: Site) -> Callable:
         return lambda module, args, kwargs: fork(site, module, (args, kwargs))

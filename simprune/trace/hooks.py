@@ -14,7 +14,11 @@ After = Callable[[nn.Module, tuple, dict, Any], Any]  # (module, args, kwargs, o
 def hooks(
     before: Iterable[tuple[nn.Module, Before]] = (), after: Iterable[tuple[nn.Module, After]] = ()
 ) -> Iterator[None]:
-    """For a while functions run before and after modules; all hooks go away at the end, also after an error.
+    """Within the block, functions run before and after modules; the hooks are removed at its end, also after an error.
+
+    Args:
+        before: modules with functions of (module, args, kwargs).
+        after: modules with functions of (module, args, kwargs, output).
 
     >>> import torch
     >>> layer, shapes = nn.Linear(2, 3), []

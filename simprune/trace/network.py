@@ -1,4 +1,4 @@
-"""A network: a model together with all that one trace of it shows."""
+"""A network: a model together with everything that running it on an example shows."""
 
 from functools import cached_property
 
@@ -22,8 +22,12 @@ from simprune.trace.visits import Visit, visit
 class Network:
     """A model, traced once on an example input: order of execution, calls, coupling, shortcuts, attention, costs.
 
-    Every part is read when it is first asked for, and then remembered, so whoever gets the same Network pays for no
-    second trace. The model is never changed, and nobody may change it as long as the Network is in use.
+    Every property is computed when it is first read, and then remembered, so nothing is traced twice for users of the
+    same Network. It never changes the model, and nobody may change the model as long as the Network is in use.
+
+    Args:
+        model: any module.
+        example: its arguments, of one or two inputs.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ((torch.zeros(2, 4),), {}))
     >>> network.order, network.costs.total().macs
@@ -57,7 +61,7 @@ class Network:
 
     @cached_property
     def visits(self) -> dict[str, Visit]:
-        """What every module with parameters got and gave, in the order in which they begin."""
+        """Arguments and output of every module with parameters, in the order in which they begin."""
         return visit(self.model, self.example)
 
     @property
@@ -67,7 +71,7 @@ class Network:
 
     @property
     def normalisers(self) -> dict[str, str]:
-        """The BatchNorm behind a layer, by the layer's name."""
+        """The BatchNorm that reads a layer's output, by the layer's name."""
         return self._execution[1]
 
     @cached_property
@@ -76,12 +80,12 @@ class Network:
 
     @cached_property
     def attentions(self) -> dict[str, Attention]:
-        """How heads lie in the tensors of every attention module whose layout is known."""
+        """The layouts of all attention modules whose layout is known, by name."""
         return attentions(self.model)
 
     @property
     def coupling(self) -> CouplingGraph:
-        """Which tensors lose entries together; NotPrunable, with the reason, when torch-pruning cannot tell."""
+        """Which tensors lose entries together; NotPrunable, with the reason, when tracing fails."""
         if isinstance(self._coupling, NotPrunable):
             raise self._coupling
         return self._coupling
@@ -100,5 +104,5 @@ class Network:
 
     @cached_property
     def block_calls(self) -> BlockCalls:
-        """What composite modules got, and how far their outputs follow their inputs."""
+        """Arguments of composite modules, and what runs past them on a shortcut."""
         return BlockCalls(self.model, self.example)

@@ -1,4 +1,4 @@
-"""What torch-pruning has to be told: modules it does not know or gets wrong, and modules it must not look into."""
+"""Rules for torch-pruning: how to cut modules that it does not know or cuts wrongly, and which to treat as one step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ from simprune.trace.explicit import ExplicitAttention, make_explicit
 class AttentionPruner(BasePruningFunc):
     """Attention as one operation: inputs are columns of its projections, outputs rows of the output projection."""
 
-    def __init__(self, model: nn.Module, found: dict[nn.Module, Attention]) -> None:
+    def __init__(self, model: nn.Module, layouts: dict[nn.Module, Attention]) -> None:
         super().__init__()
-        self.model, self.found = model, found
+        self.model, self.layouts = model, layouts
 
     def _cut(self, module: nn.Module, tensors: Sequence[tuple[str, int]], indices: Sequence[int]) -> nn.Module:
         for tensor, dim in tensors:
@@ -29,16 +29,16 @@ class AttentionPruner(BasePruningFunc):
         return module
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        return self._cut(layer, self.found[layer].writes, idxs)
+        return self._cut(layer, self.layouts[layer].writes, idxs)
 
     def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        return self._cut(layer, self.found[layer].reads, idxs)
+        return self._cut(layer, self.layouts[layer].reads, idxs)
 
     def get_out_channels(self, layer: nn.Module) -> int | None:
-        return self._size(self.found[layer].writes)
+        return self._size(self.layouts[layer].writes)
 
     def get_in_channels(self, layer: nn.Module) -> int | None:
-        return self._size(self.found[layer].reads)
+        return self._size(self.layouts[layer].reads)
 
     def _size(self, tensors: Sequence[tuple[str, int]]) -> int | None:
         return next((self.model.get_parameter(tensor).shape[dim] for tensor, dim in tensors), None)
@@ -81,7 +81,7 @@ class RMSNormPruner(BasePruningFunc):
 
 
 class GroupwisePruner(GroupNormPruner):
-    """nn.GroupNorm; with one channel in each group the groups go with their channels."""
+    """nn.GroupNorm; where every group has a single channel, removing a channel removes its group."""
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         alone = layer.num_groups == layer.num_channels
@@ -93,7 +93,14 @@ class GroupwisePruner(GroupNormPruner):
 
 
 def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Module, Attention]]:
-    """Pruners by exact type, as torch-pruning looks them up, and the attention modules among them."""
+    """Pruners for the modules of a model.
+
+    torch-pruning looks pruners up by exact type. Attention modules of a type therefore get one only if the layout is
+    known for all modules of that type.
+
+    Returns:
+        Type -> pruner; the attention modules that have one, with their layouts.
+    """
     by_type: dict[type, BasePruningFunc] = {}
     for module in model.modules():
         if is_conv1d(module):
@@ -102,19 +109,18 @@ def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Modu
             by_type[type(module)] = RMSNormPruner()
         elif isinstance(module, nn.GroupNorm):
             by_type[type(module)] = GroupwisePruner()
-    known = {model.get_submodule(name): found for name, found in attentions(model).items()}
-    unknown = {type(module) for module in model.modules()} & {type(module) for module in known}
-    unknown = {type(module) for module in model.modules() if type(module) in unknown and module not in known}
-    attention = {module: found for module, found in known.items() if type(module) not in unknown}
+    layouts = {model.get_submodule(name): layout for name, layout in attentions(model).items()}
+    unknown = {type(module) for module in model.modules() if module not in layouts}
+    attention = {module: layout for module, layout in layouts.items() if type(module) not in unknown}
     types = {type(module) for module in attention}
-    if types & {nn.MultiheadAttention, ExplicitAttention}:  # the class changes while a module runs in the open
+    if types & {nn.MultiheadAttention, ExplicitAttention}:  # a module changes its class within `explicit_attention`
         types |= {nn.MultiheadAttention, ExplicitAttention}
     by_type.update(dict.fromkeys(types, AttentionPruner(model, attention)))
     return by_type, attention
 
 
 class _Whole(torch.autograd.Function):
-    """An output as if one operation had made it from the inputs: what the trace sees of an opaque module."""
+    """The one operation, from all inputs to the output, that the trace sees in place of an opaque module's own."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:
@@ -123,7 +129,7 @@ class _Whole(torch.autograd.Function):
 
 @contextmanager
 def opaque(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Hide the inner operations of modules from the trace for a while."""
+    """Within the block, torch-pruning's trace sees each of the modules as a single operation."""
     own = [(module, vars(module).get("forward")) for module in modules]
     for module in modules:
         module.forward = _as_one(module.forward)

@@ -1,7 +1,7 @@
-"""Where a layer's output is added to something that runs past it, and by which gain.
+"""Shortcuts: what a residual block's output owes to its shortcut, and by which gain to the last layer inside.
 
-In a residual block the errors of earlier layers travel along the shortcut. The last layer of the block can take them
-back, when it is known what the shortcut carries and how the layer's output is scaled before the sum.
+The errors of earlier layers travel along the shortcut. A repair of the block's last layer can subtract them if it knows
+what the shortcut carries, and by which factor the layer's output is scaled before the sum.
 """
 
 import copy
@@ -20,10 +20,13 @@ from simprune.trace.hooks import hooks
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Block `module`: its output is a function of (what passes by) + gain x (output of the layer); gain per channel.
+    """A block whose output is a function of: what the shortcut carries + gain x output of a layer inside.
 
-    `passing` holds silent copies of the block, with all parameters zero, of the original and of the pruned network:
-    what they return is what passes by.
+    Args:
+        module: name of the block.
+        gain: (channels,) of the layer's output.
+        original: a copy of the original's block with all parameters zero, which returns what the shortcut carries.
+        pruned: the same of the pruned network's block.
     """
 
     module: str
@@ -31,15 +34,22 @@ class Shortcut:
     original: nn.Module
     pruned: nn.Module
 
-    def drift(self, original: Example, pruned: Example, kept: Tensor) -> Tensor:
-        """What the pruned network's shortcut lacks of the original's, in units of the layer's output, given the
-        arguments of the block in both."""
-        passed, reached = _output(self.original, original), _output(self.pruned, pruned)
-        assert passed is not None
-        assert reached is not None
-        lost = passed.movedim(_channel(passed), -1)[..., kept] - reached.movedim(_channel(reached), -1)
-        gain = self.gain[kept]
-        return (lost * torch.where(gain == 0, 0, 1 / gain)).movedim(-1, _channel(passed))
+    def drift(self, original: Example, pruned: Example, remaining: Tensor) -> Tensor:
+        """What the pruned network's shortcut lacks of the original's, divided by the gain.
+
+        Added to the target of the layer, it makes up for the loss.
+
+        Args:
+            original: arguments of the block in the original.
+            pruned: its arguments in the pruned network.
+            remaining: indices of the original's channels that the pruned network still has.
+        """
+        target, current = _output(self.original, original), _output(self.pruned, pruned)
+        assert target is not None
+        assert current is not None
+        lost = target.movedim(_channel(target), -1)[..., remaining] - current.movedim(_channel(current), -1)
+        gain = self.gain[remaining]
+        return (lost * torch.where(gain == 0, 0, 1 / gain)).movedim(-1, _channel(target))
 
 
 def _channel(value: Tensor) -> int:
@@ -47,9 +57,9 @@ def _channel(value: Tensor) -> int:
 
 
 class BlockCalls:
-    """The composite modules of a model that run once, what they got, and how much of their output passes them by.
+    """The composite modules of a model that run once, with their arguments, and what their shortcuts carry.
 
-    Everything is worked out when it is first asked for.
+    The properties of a block are computed when they are first asked for, and then remembered.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -58,17 +68,17 @@ class BlockCalls:
         self._gains: dict[tuple[str, str], Tensor | None] = {}
 
     def silent(self, name: str) -> nn.Module | None:
-        """A copy of a block with all parameters zero, which gives what passes the block by; None if nothing does."""
+        """A copy of a block with all parameters zero, which returns what its shortcut carries; None without one."""
         if name not in self._silent:
             block, silent = self.model.get_submodule(name), zero_copy(self.model.get_submodule(name))
             with torch.no_grad(), eval_mode(block):
-                passed, output = _output(silent, self.calls[name]), _output(block, self.calls[name])
-            carries = output is not None and passed is not None and passed.shape == output.shape and bool(passed.any())
+                past, output = _output(silent, self.calls[name]), _output(block, self.calls[name])
+            carries = output is not None and past is not None and past.shape == output.shape and bool(past.any())
             self._silent[name] = silent if carries else None
         return self._silent[name]
 
     def gain(self, name: str, layer: str) -> Tensor | None:
-        """How much the output of a block moves with that of a layer inside it, per channel; None if unclear."""
+        """(channels,) factor by which a layer's output enters the output of a block around it; None if unclear."""
         if (name, layer) not in self._gains:
             short = layer.removeprefix(f"{name}.")
             self._gains[name, layer] = _gain(self.model.get_submodule(name), short, self.calls[name])
@@ -76,7 +86,16 @@ class BlockCalls:
 
 
 def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) -> dict[str, Shortcut]:
-    """The shortcuts around the last of `layers` in each block: layer -> shortcut. `layers` in order of execution."""
+    """The shortcut that runs past a layer, for the last of `layers` in every innermost block that has a shortcut.
+
+    Args:
+        small: the pruned network.
+        blocks: of the original.
+        layers: names, in order of execution.
+
+    Returns:
+        Layer -> shortcut.
+    """
     shortcuts: dict[str, Shortcut] = {}
     inside: set[str] = set()
     for name in sorted(blocks.calls, key=lambda name: -name.count(".")):  # innermost first
@@ -94,12 +113,12 @@ def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) 
 
 
 def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
-    """Arguments of all composite modules that run once and give a tensor of numbers."""
-    seen: dict[str, Example | None] = {}
+    """Copies of the arguments of all composite modules that run once."""
+    calls: dict[str, Example | None] = {}
 
     def before(name: str) -> Any:
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen[name] = copied((args, kwargs)) if name not in seen else None
+            calls[name] = copied((args, kwargs)) if name not in calls else None
 
         return see
 
@@ -107,7 +126,7 @@ def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
     args, kwargs = example
     with torch.no_grad(), eval_mode(model), uncached(model), hooks([(m, before(name)) for name, m in composite]):
         model(*args, **kwargs)
-    return {name: call for name, call in seen.items() if call is not None}
+    return {name: call for name, call in calls.items() if call is not None}
 
 
 def _output(block: nn.Module, call: Example) -> Tensor | None:
@@ -116,26 +135,27 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
 
 
 def zero_copy(block: nn.Module) -> nn.Module:
-    """A copy with all parameters zero: what it returns is what passes by."""
+    """A copy of a block with all parameters zero, in evaluation mode: it returns what the block's shortcut carries."""
     silent = copy.deepcopy(block)
-    silent.eval()  # not every module's returns itself
+    silent.eval()  # a statement of its own, because eval() of some foreign modules does not return the module
     for parameter in silent.parameters():
         parameter.requires_grad_(False).zero_()
     return silent
 
 
 def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
-    """How much the block's output moves, per channel, with the layer's output; 0 where it does not, None if unclear.
+    """(channels,) factor by which the layer's output enters the block's output.
 
-    Found by adding a small constant to the layer's output; entries behind a closed ReLU do not move and are left out.
+    The factor is measured by adding a small constant to the layer's output. Entries behind a closed ReLU do not change
+    and are ignored. A channel without any change has gain 0; None if the changes of a channel disagree.
     """
-    module, heard = block.get_submodule(layer), []
+    module, outputs = block.get_submodule(layer), []
     with torch.no_grad(), eval_mode(block):
-        with hooks(after=[(module, lambda _, args, kwargs, output: heard.append(output))]):
+        with hooks(after=[(module, lambda _, args, kwargs, output: outputs.append(output))]):
             rest = _output(block, call)
-        if rest is None or rest.shape != heard[0].shape:  # such as one factor per channel
+        if rest is None or rest.shape != outputs[0].shape:  # such as a layer that gives one factor per channel
             return None
-        step = 1e-2 * heard[0].abs().mean().clamp(min=1e-6)
+        step = 1e-2 * outputs[0].abs().mean().clamp(min=1e-6)
         with hooks(after=[(module, lambda _, args, kwargs, output: output + step)]):
             moved = _output(block, call)
     assert moved is not None
@@ -147,6 +167,6 @@ def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
         if len(values):
             gain[channel] = values.median()
             agree = (values - gain[channel]).abs() <= 0.05 * gain[channel].abs()
-            if agree.double().mean() < 0.6:  # some entries cross the ReLU on the way; most must agree
+            if agree.double().mean() < 0.6:  # the step opens or closes the ReLU of some entries; most must agree
                 return None
     return torch.where(gain.abs() < 1e-2 * gain.abs().median(), 0, gain)

@@ -14,7 +14,7 @@ from simprune.trace.context import evaluation
 
 
 def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
-    """Median seconds of one forward pass on the example, on the model's device, in evaluation mode."""
+    """Median seconds of one forward pass in evaluation mode, on the model's device, repeated for `seconds`."""
     args, kwargs = example
     with evaluation(model):
         timer = benchmark.Timer(
@@ -25,19 +25,19 @@ def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
         return timer.blocked_autorange(min_run_time=seconds).median
 
 
-Timer = Callable[[nn.Module, tuple, dict], float]
-
-
-SECONDS = 0.02
+Timer = Callable[[nn.Module, tuple, dict], float]  # seconds of one call of a module with these arguments
+SECONDS = 0.02  # for which `clock` repeats a call
 
 
 def clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
-    """Median seconds of one call on the device at hand."""
+    """Median seconds of one call, on the module's device."""
     return latency(module, (args, kwargs), SECONDS)
 
 
 def batch_of(example: Example, size: int | None) -> Example:
-    """The example with its rows repeated to a batch of `size` inputs; as it is for None.
+    """The example with its rows repeated, or cut, to a batch of `size` inputs; unchanged for None.
+
+    Raises ValueError for a size that is no whole number of at least 1.
 
     >>> batch_of(((torch.zeros(2, 3), None), {}), 5)[0][0].shape
     torch.Size([5, 3])
@@ -59,7 +59,7 @@ def batch_of(example: Example, size: int | None) -> Example:
 def alternate(
     model: nn.Module, small: nn.Module, example: Example, timer: Timer = clock
 ) -> Iterator[tuple[float, float]]:
-    """Seconds of `model` and of `small`, over and over: a machine that slows down in the meantime slows both."""
+    """Seconds of `model` and of `small`, without end, in turns: a machine that slows down meanwhile slows both."""
     while True:
         yield timer(model, *example), timer(small, *example)
 
@@ -68,7 +68,7 @@ ROUNDS = 15  # of timing two models in turns
 
 
 def time_both(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
-    """Median seconds of `model` and of `small`, and the median ratio of second to first, in short turns."""
+    """Median seconds of `model` and of `small`, and the median of their ratio (small / model), over `ROUNDS` turns."""
     times = islice(alternate(model, small, example), ROUNDS)
     before, after = zip(*times, strict=True)
     return median(before), median(after), median(second / first for first, second in zip(before, after, strict=True))

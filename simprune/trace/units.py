@@ -1,4 +1,4 @@
-"""The weights that produce a group's units, one row per unit."""
+"""The weights that produce the units of a group, one row per unit."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,12 @@ from simprune.core.structures import Slice
 
 
 def unit_rows(tensor: Tensor, dim: int, indices: Sequence[Sequence[int]]) -> Tensor:
-    """(units, features) of one tensor in float64 on the CPU; a unit with fewer entries is filled up with zeros.
+    """Entries of a tensor as one row per unit, (units, features), in float64 on the CPU.
+
+    Args:
+        tensor: a parameter.
+        dim: its dimension along which the units lie.
+        indices: entries of every unit along `dim`; rows of units with fewer entries end with zeros.
 
     >>> import torch
     >>> unit_rows(torch.arange(6).view(3, 2), 0, [(0, 2), (1,)])
@@ -20,7 +25,7 @@ def unit_rows(tensor: Tensor, dim: int, indices: Sequence[Sequence[int]]) -> Ten
 
 
 def weight_slices(model: nn.Module, slices: Iterable[Slice]) -> list[Slice]:
-    """Of a group's slices, the weights whose outputs are its units: of layers, not of normalisations."""
+    """The slices of a group that belong to weights of layers which produce its units, not to normalisations."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     outs = [part for part in slices if part.side == "out" and part.tensor in parameters]
     return [part for part in outs if parameters[part.tensor].ndim > 1]
