@@ -34,7 +34,10 @@ def build(name: str, count: int) -> tuple[nn.Module, list]:
 def measure(name: str, stage: str, count: int) -> dict[str, float]:
     """One stage, in this process: seconds, and the peak of its resident memory in MiB."""
     from simprune import api as pipeline
+    from simprune import measures
     from simprune.core.batches import call
+    from simprune.scores.estimate import estimate
+    from simprune.trace.network import Network
 
     model, batches = build(name, count)
     start = time.perf_counter()
@@ -43,8 +46,9 @@ def measure(name: str, stage: str, count: int) -> dict[str, float]:
             for batch in batches:
                 call(model, batch)
     else:
-        found = pipeline.analyze(model, batches, structures=["blocks"], damage=False)
-        pipeline.examine(model, batches, found, ["cka_debiased", "gbs"])
+        network = Network.trace(model, next(iter(batches)))
+        found = estimate(network, batches, measures.get("cka_debiased"), ("blocks",), damage=False)
+        pipeline.examine(batches, found, network, ["cka_debiased", "gbs"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": time.perf_counter() - start, "peak_mib": peak}
 

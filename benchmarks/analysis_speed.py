@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks._cifar import DEPTHS, calibration_images, load
 from simprune import api as pipeline
-from simprune.scores.blocks import View
+from simprune import measures
+from simprune.scores.estimate import estimate
 from simprune.sources import Batches
+from simprune.trace.network import Network
 
 MEASURES = ("cka_debiased", "gbs")
 
@@ -65,10 +67,11 @@ def forward(model: nn.Module, images: Batches) -> None:
 
 
 def analysis(model: nn.Module, images: Batches, null: int, bootstrap: int) -> dict[str, Tensor]:
-    found = pipeline.analyze(model, images, MEASURES[0], ("blocks",), damage=False)
-    pipeline.examine(model, images, found, MEASURES, null, bootstrap)
-    assert isinstance(found.view, View)
-    return found.view.stream.rows
+    network = Network.trace(model, next(iter(images)))
+    found = estimate(network, images, measures.get(MEASURES[0]), ("blocks",), damage=False)
+    pipeline.examine(images, found, network, MEASURES, null, bootstrap)
+    assert found.context is not None
+    return found.context.stream.rows
 
 
 def products(rows: list[Tensor]) -> None:
