@@ -1,8 +1,8 @@
-"""Layers absorb the fitted maps that stand in for blocks, where algebra allows, so that no extra layer is left.
+"""Folding the fitted maps that stand in for blocks into neighbouring layers, so that no extra layer is left.
 
-A map x -> A x + b goes into the layer behind that reads it, W' = W A and bias' = bias + W b, also through what commutes
-with a map over channels (pooling by means, flattening); or into the layer that makes its input, W' = A W. The neighbour
-may be another stand-in. Whether that is right is not read off the network but tried out, with a random map.
+A map x -> A x + b can be folded into the layer that reads its output, W' = W A and bias' = bias + W b, also where mean
+pooling or flattening lies between, which commute with a map over channels. Or it can be folded into the layer that
+produces its input, W' = A W. The neighbour may be another stand-in. A trial with a random map proves every fold.
 """
 
 import copy
@@ -25,15 +25,15 @@ from simprune.trace.execution import execution
 from simprune.trace.layers import can_be_fitted, matrix_of, weight_of
 from simprune.trace.visits import visit
 
-TOLERANCE = 1e-5  # of the largest output; some networks compute in float32 whatever their weights are
-NEEDED = 1e-2  # by how much of the largest output a random map must show at all
+TOLERANCE = 1e-5  # share of the largest output; some networks compute in float32 whatever their weights are
+NEEDED = 1e-2  # share of the largest output by which a random map must change the output, or nothing is proven
 READERS = "no single linear layer reads it, or it pads with zeros, or something nonlinear lies between"
 CONSTANT = "the layer next to it has no place for a constant"
 
 
 @dataclass(frozen=True)
 class Absorbed:
-    """What became of a stand-in: the layer that its map was folded into, or why it stays as it is."""
+    """The result for one stand-in: the layer into which its map was folded, or the reason why it stays."""
 
     block: str
     replace: str
@@ -58,12 +58,12 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
         return []
     trial = copy.deepcopy(small).double()
     batch = next(iter(checked(calibration, "calibration")))
-    examples = [_double(move(each, device_of(small))) for each in (example_of(batch), from_description(plan.inputs))]
-    found = []
+    examples = [_double(move(x, device_of(small))) for x in (example_of(batch), from_description(plan.inputs))]
+    results = []
     with restored(small), restored(trial), uncached(trial), eval_mode(trial):
         modules = dict(trial.named_modules())
-        seen = visit(trial, examples[0])
-        order = [name for name, visited in seen.items() if visited.calls == 1 and _takes(modules, name)]
+        visits = visit(trial, examples[0])
+        order = [name for name, visited in visits.items() if visited.calls == 1 and _takes(modules, name)]
         normalisers = execution(trial, examples[0])[1]
         for name in sorted(names, key=lambda name: order.index(name) if name in order else -1):
             module = small.get_submodule(name)
@@ -71,9 +71,9 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
             replace = "mean" if module.constant else "linear"
             into, reason = None, "it runs more than once"
             if name in order:
-                place = order.index(name)
-                sides = [(order[place + 1], True)] if place + 1 < len(order) else []
-                sides += [(order[place - 1], False)] if place else []
+                index = order.index(name)
+                sides = [(order[index + 1], True)] if index + 1 < len(order) else []
+                sides += [(order[index - 1], False)] if index else []
                 into, behind, reason = _first_proven(trial, name, sides, normalisers, examples)
                 if into is not None:
                     _fold(small, name, into, behind, normalisers)
@@ -82,22 +82,22 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
                         assert isinstance(stand_in, Mapped)
                         stand_in.empty(into)
                     order.remove(name)
-            found.append(Absorbed(name, replace, into, "" if into else reason))
-    if any(entry.folded_into for entry in found):
+            results.append(Absorbed(name, replace, into, "" if into else reason))
+    if any(entry.folded_into for entry in results):
         compact_again(small)
         restate(small)
-    return found
+    return results
 
 
-def notes_of(found: Sequence[Absorbed]) -> list[str]:
-    """The same in words: a line for each layer that took something, and for each reason why something stays.
+def notes_of(results: Sequence[Absorbed]) -> list[str]:
+    """Results of `absorb` in words: a line for every layer that absorbed something, and for every reason to stay.
 
     >>> notes_of([Absorbed("layer1.0", "linear", None, "its reason"), Absorbed("layer2.0", "linear", "fc")])
     ['the linear map in place of layer1.0 stays: its reason', 'the linear map in place of layer2.0 is folded into fc']
     """
     what = {"linear": "the linear map in place of", "mean": "the constant in place of"}
     blocks: dict[tuple[str, str], list[str]] = {}
-    for entry in found:
+    for entry in results:
         end = f"is folded into {entry.folded_into}" if entry.folded_into else f"stays: {entry.reason}"
         blocks.setdefault((what[entry.replace], end), []).append(entry.block)
     return [f"{start} {', '.join(names)} {end}" for (start, end), names in blocks.items()]
@@ -114,9 +114,14 @@ def absorbed(model: nn.Module) -> dict[str, str]:
 
 
 def empty(model: nn.Module, folded: Mapping[str, str]) -> None:
-    """Give a network that was made from a plan the structure of one whose maps were folded; the inverse of `absorbed`.
+    """Delete the maps that another network from the same plan has folded, before that network's weights are loaded.
 
-    Its weights are to be loaded afterwards. KeyError for a name that is no stand-in.
+    Args:
+        model: a network that `apply` has built from the plan.
+        folded: what `absorbed` returned for the other network.
+
+    Raises:
+        KeyError: for a name that is no stand-in.
     """
     for name, into in folded.items():
         module = _restored_module(model, name)
@@ -134,7 +139,7 @@ def _restored_module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _takes(modules: Mapping[str, nn.Module], name: str) -> bool:
-    """Can a map be folded into it: a stand-in, or a layer that is one matrix product with a weight of its own?"""
+    """Whether a map can be folded into a module: a stand-in, or one matrix product with a weight of its own."""
     module, around = modules[name], modules.get(name.rpartition(".")[0])
     if isinstance(module, Mapped):
         return True
@@ -149,9 +154,9 @@ def _first_proven(
     normalisers: Mapping[str, str],
     examples: Sequence[Example],
 ) -> tuple[str | None, bool, str]:
-    """The neighbour that may absorb the stand-in, and whether it is behind it; else None and a reason.
+    """The neighbour that can absorb a stand-in, and whether it runs after it; or None, and the reason.
 
-    In `trial` the stand-in gets a random map, and the neighbour has absorbed it.
+    Afterwards the neighbour in `trial` has absorbed a random map of the stand-in.
     """
     stand_in = trial.get_submodule(name)
     assert isinstance(stand_in, Mapped)
@@ -162,12 +167,12 @@ def _first_proven(
     stand_in.set(*nothing)
     without = _outputs(trial, examples)
     stand_in.set(*random)
-    wanted = _outputs(trial, examples)
-    if _distance(without, wanted) < NEEDED:
+    targets = _outputs(trial, examples)
+    if _distance(without, targets) < NEEDED:
         return None, False, "it hardly changes the output, so nothing can be proven"
     reasons = []
     for into, behind in sides:
-        touched = [trial.get_submodule(each) for each in (into, normalisers.get(into)) if each is not None]
+        touched = [trial.get_submodule(changed) for changed in (into, normalisers.get(into)) if changed is not None]
         before = [copy.deepcopy(module.state_dict()) for module in touched]
         stand_in.set(*random)
         try:
@@ -176,7 +181,7 @@ def _first_proven(
             reasons.append(str(reason))
             continue
         stand_in.set(*nothing)
-        if _distance(_outputs(trial, examples), wanted) <= TOLERANCE:
+        if _distance(_outputs(trial, examples), targets) <= TOLERANCE:
             return into, behind, ""
         reasons.append(READERS)
         for module, state in zip(touched, before, strict=True):
@@ -228,7 +233,7 @@ def _fold(net: nn.Module, name: str, into: str, behind: bool, normalisers: Mappi
 def _before(
     layer: nn.Module, matrix: Tensor, norm: nn.Module | None, map_: Tensor, constant: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer that makes a stand-in's input; the BatchNorm between them takes what it can."""
+    """New weight and bias of the layer that produces a stand-in's input; changes a BatchNorm between them."""
     bias = getattr(layer, "bias", None)
     bias = torch.zeros_like(constant) if bias is None else bias.double()
     if norm is None:
@@ -237,7 +242,7 @@ def _before(
     if norm.weight is None:
         raise ValueError(CONSTANT)
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-    scaled = map_ * (norm.weight.double() / (variance + norm.eps).sqrt())  # from what the layer gives
+    scaled = map_ * (norm.weight.double() / (variance + norm.eps).sqrt())  # from the layer's output to the stand-in's
     norm.bias.copy_(map_ @ norm.bias.double() + constant)
     norm.get_buffer("running_mean").copy_(scaled @ mean)
     norm.get_buffer("running_var").copy_(scaled.square() @ variance)
@@ -247,9 +252,9 @@ def _before(
 
 def _double(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _double(each) for key, each in value.items()}
+        return {key: _double(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(_double(each) for each in value)
+        return tuple(_double(item) for item in value)
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -262,14 +267,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list | Mapping):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(each)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
-def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def _distance(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
     """Largest difference of any output, as a share of the largest entry of that output."""
     return max(
         float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30))
-        for a, b in zip(found, wanted, strict=True)
+        for a, b in zip(outputs, targets, strict=True)
         if b.numel()
     )

@@ -1,4 +1,4 @@
-"""Data-free repair: every removed channel is merged into the kept channel whose weights are most like its own.
+"""Data-free repair: every removed channel is merged into the remaining channel whose weights are most like its own.
 
 Neuron merging (Kim et al., 2020, arXiv:2010.13160) with its cosine on weights and BatchNorm together. If channel i is
 s times channel j at all its producers, with s > 0, then so it is behind a ReLU, and readers that take s times their
@@ -68,7 +68,7 @@ def fold(
     with restored(small):
         for tensor, weight in folded.items():
             if not effects.inside_dropped(tensor):
-                small.get_parameter(tensor).copy_(_kept(weight, tensor, effects))
+                small.get_parameter(tensor).copy_(_remaining(weight, tensor, effects))
         for layer, ratio in ratios.items():
             if not effects.inside_dropped(layer):
                 rows = effects.remaining(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
@@ -107,14 +107,14 @@ def _merge(rows: Tensor, gone: Sequence[int]) -> Tensor:
             [0., 0., 0.],
             [0., 0., 1.]])
     """
-    kept = [unit for unit in range(len(rows)) if unit not in set(gone)]
+    remaining = [unit for unit in range(len(rows)) if unit not in set(gone)]
     products = rows @ rows.T
     norms = products.diagonal().sqrt()
     cosines = products / torch.outer(norms, norms).clamp(min=1e-300)
     merge = torch.zeros_like(products)
-    merge[kept, kept] = 1.0
+    merge[remaining, remaining] = 1.0
     for unit in gone:
-        partner = kept[int(cosines[unit, kept].argmax())]
+        partner = remaining[int(cosines[unit, remaining].argmax())]
         merge[partner, unit] = cosines[unit, partner].clamp(min=0) * norms[unit] / norms[partner].clamp(min=1e-300)
     return merge
 
@@ -125,7 +125,7 @@ def _variance(weight: Tensor, covariance: Tensor) -> Tensor:
     return torch.einsum("ieot,ij,jeot->o", flat, covariance, flat).clamp(min=1e-30)
 
 
-def _kept(weight: Tensor, tensor: str, effects: Effects) -> Tensor:
+def _remaining(weight: Tensor, tensor: str, effects: Effects) -> Tensor:
     for dim, length in enumerate(weight.shape):
         weight = weight.index_select(dim, torch.tensor(effects.remaining(tensor, dim, length), device=weight.device))
     return weight

@@ -1,4 +1,4 @@
-"""Fit all layers of a block together, so that its output comes near a wanted one through its nonlinearities.
+"""Fit all layers of a block together, so that its output comes near a target through its nonlinearities.
 
 Layer by layer, only the layers that read a removed unit can make up for it. A block as a whole can also change what its
 kept units compute. Gauss-Newton: the block is linearised around its weights, the least-squares problem is solved by
@@ -37,13 +37,14 @@ def fit_block(
     block: nn.Module,
     layers: Mapping[str, str | None],
     calls: Sequence[Example],
-    wanted: Sequence[Tensor],
+    targets: Sequence[Tensor],
     counts: Sequence[Tensor | float] | None = None,
     rounds: int = 3,
     iterations: int = 8,
 ) -> tuple[float, float]:
-    """Change `layers` of the block, in place, so that it gives `wanted`; returns the relative squared error, before and
-    after, on held-out inputs.
+    """Change `layers` of the block, in place, so that its outputs come near `targets`.
+
+    Returns the relative squared error before and after, on held-out inputs.
 
     `layers`: name within the block -> name of the BatchNorm right behind it, or None. `counts`: factors of the outputs,
     0 where they do not matter, such as padding. One call in eight is held out
@@ -51,7 +52,7 @@ def fit_block(
     forward passes of the block; memory: the activations of all calls through the block.
     """
     trial = _folded(block, layers)
-    pairs = list(zip(calls, wanted, [1.0] * len(calls) if counts is None else counts, strict=True))
+    pairs = list(zip(calls, targets, [1.0] * len(calls) if counts is None else counts, strict=True))
     held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
     judging, fitting = pairs[:held] or pairs, pairs[held:]
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -165,7 +166,7 @@ class _Linearised:
                 self.seen.append({})
                 self.outputs.append(_output(trial, call) * count)
         self.errors = [
-            made.detach() - wanted * count for made, (_, wanted, count) in zip(self.outputs, pairs, strict=True)
+            made.detach() - targets * count for made, (_, targets, count) in zip(self.outputs, pairs, strict=True)
         ]
 
     @contextmanager
@@ -262,7 +263,7 @@ def _output(block: nn.Module, call: Example, parameters: Mapping[str, Tensor] | 
 
 def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Tensor] | None = None) -> float:
     return sum(
-        float(((_output(block, call, parameters) - wanted) * count).square().sum()) for call, wanted, count in pairs
+        float(((_output(block, call, parameters) - targets) * count).square().sum()) for call, targets, count in pairs
     )
 
 

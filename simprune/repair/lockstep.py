@@ -28,7 +28,7 @@ class _Pass(threading.Thread):
         super().__init__(daemon=True)
         self.model, self.call, self.names = model, call, names
         self.layer: str | None = None  # where the pass waits; None once it has finished
-        self.given: Example = (), {}  # what that layer is about to get
+        self.arguments: Example = (), {}  # what that layer is about to get
         self.error: BaseException | None = None
         self.abandoned = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -49,7 +49,7 @@ class _Pass(threading.Thread):
         self._stopped.release()
 
     def pause(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.layer, self.given = self.names[module], (args, kwargs)
+        self.layer, self.arguments = self.names[module], (args, kwargs)
         self._stopped.release()
         self._go.acquire()
         if self.abandoned:
@@ -83,12 +83,12 @@ class Lockstep:
                 raise ValueError(
                     f"expected every batch to reach {layer} next; one reached {waiting.layer or 'the end'}"
                 )
-        return [waiting.given for waiting in self._passes]
+        return [waiting.arguments for waiting in self._passes]
 
 
 @contextmanager
 def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) -> Iterator[Lockstep]:
-    """Pause `model` before each of `layers`, modules given in order of execution that run once per batch.
+    """Pause `model` before each of `layers`, modules in order of execution that run once per batch.
 
     `calls`: arguments of the model, batch by batch. Memory: the live activations of every batch's pass at one layer.
     """

@@ -1,4 +1,4 @@
-"""Refitting layers to the original's, one after another, each with what it gets in the network as it is by then."""
+"""Refitting layers in order of execution, so that every layer is fitted to inputs from layers that are refitted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,9 +36,17 @@ class Refit:
 
 @dataclass(frozen=True)
 class Repair:
-    """Refitting of layers and blocks in order of execution, each given what it gets in the networks as they are then.
+    """What refitting needs to know.
 
-    `together`: blocks whose layers, by name, are fitted as a whole at last. `values`: to how many outputs.
+    Args:
+        small: the pruned network, changed in place.
+        model: the original.
+        effects: of the plan.
+        normalisers: layer -> the BatchNorm that reads it.
+        shortcuts: layer -> the shortcut around its block.
+        ridge: of the fit (see `simprune.repair.ridge`).
+        together: block -> layers in it that are at last fitted together.
+        values: number of output entries to which a block is fitted.
     """
 
     small: nn.Module
@@ -64,43 +72,43 @@ class Repair:
             torch.no_grad(),
         ):
             for unit, inside in progress(units.items(), title) if title else units.items():
-                wanted, given = original.advance(unit), pruned.advance(unit)
+                originals, inputs = original.advance(unit), pruned.advance(unit)
                 if inside == [unit]:
-                    refits.append(self._layer(unit, wanted, given, masks))
+                    refits.append(self._layer(unit, originals, inputs, masks))
                 else:
-                    refits += self._block(unit, inside, wanted, given, masks)
+                    refits += self._block(unit, inside, originals, inputs, masks)
         return refits
 
     def _layer(
         self,
         name: str,
-        wanted: Sequence[Example],
-        given: Sequence[Example],
+        originals: Sequence[Example],
+        inputs: Sequence[Example],
         masks: Sequence[Tensor | None],
         drifts: Sequence[Tensor] = (),
     ) -> Refit:
         """Refit one layer to the original's output, plus what the shortcut around it has lost."""
         layer, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        kept = torch.tensor(self._kept(name), device=device_of(self.small))
+        remaining = torch.tensor(self._remaining(name), device=device_of(self.small))
         pairs = []
-        for place, (call, original, mask) in enumerate(zip(given, wanted, masks, strict=True)):
-            target = source.forward(_input(original)).index_select(channel_dim(layer), kept)
-            target = target + drifts[place] if drifts else target
+        for index, (call, original, mask) in enumerate(zip(inputs, originals, masks, strict=True)):
+            target = source.forward(_input(original)).index_select(channel_dim(layer), remaining)
+            target = target + drifts[index] if drifts else target
             pairs.append((_unpadded(_input(call), mask), _unpadded(target, mask)))
         normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
         solved = fit(layer, pairs, self.ridge, intercept=bias is not None or normaliser is not None)
         solved.write(layer)
         if normaliser is not None and bias is None:
             mean = self.model.get_buffer(f"{normaliser}.running_mean")
-            self.small.get_buffer(f"{normaliser}.running_mean").copy_(mean[kept] - solved.intercept)
+            self.small.get_buffer(f"{normaliser}.running_mean").copy_(mean[remaining] - solved.intercept)
         return Refit(name, solved.before, solved.after, solved.ridge)
 
     def _block(
         self,
         name: str,
         layers: Sequence[str],
-        wanted: Sequence[Example],
-        given: Sequence[Example],
+        originals: Sequence[Example],
+        inputs: Sequence[Example],
         masks: Sequence[Tensor | None],
     ) -> list[Refit]:
         """Refit the layers of a block in order, then all together."""
@@ -108,29 +116,29 @@ class Repair:
         inner = [layer.removeprefix(f"{name}.") for layer in layers]
         refits = []
         with (
-            lockstep(source, map(copied, wanted), inner) as original,
-            lockstep(block, map(copied, given), inner) as pruned,
+            lockstep(source, map(copied, originals), inner) as original,
+            lockstep(block, map(copied, inputs), inner) as pruned,
         ):
             for layer, short in zip(layers, inner, strict=True):
                 calls = original.advance(short), pruned.advance(short)
-                refits.append(self._layer(layer, *calls, masks, self._drifts(layer, wanted, given)))
+                refits.append(self._layer(layer, *calls, masks, self._drifts(layer, originals, inputs)))
         if name in self.together:
-            refits.append(self._whole(name, wanted, given, masks))
+            refits.append(self._whole(name, originals, inputs, masks))
         return refits
 
     def _whole(
-        self, name: str, wanted: Sequence[Example], given: Sequence[Example], masks: Sequence[Tensor | None]
+        self, name: str, originals: Sequence[Example], inputs: Sequence[Example], masks: Sequence[Tensor | None]
     ) -> Refit:
         block, source = self.small.get_submodule(name), self.model.get_submodule(name)
         layers = self.together[name]
-        kept = torch.tensor(self._kept(layers[-1]), device=device_of(self.small))
+        remaining = torch.tensor(self._remaining(layers[-1]), device=device_of(self.small))
         channels = channel_dim(self.model.get_submodule(layers[-1]))
         targets: list[Tensor] = []
         with eval_mode(source):
-            for args, kwargs in map(copied, wanted):
+            for args, kwargs in map(copied, originals):
                 output = first_tensor(source(*args, **kwargs))
                 assert output is not None
-                targets.append(output.index_select(channels, kept))
+                targets.append(output.index_select(channels, remaining))
                 if sum(target.numel() for target in targets) >= self.values:
                     break
         norms = {layer: self.normalisers.get(layer) for layer in layers}
@@ -138,16 +146,16 @@ class Repair:
             layer.removeprefix(f"{name}."): norm and norm.removeprefix(f"{name}.") for layer, norm in norms.items()
         }
         counts = [_counts(target, mask) for target, mask in zip(targets, masks, strict=False)]
-        return Refit(name, *fit_block(block, short, given[: len(targets)], targets, counts))
+        return Refit(name, *fit_block(block, short, inputs[: len(targets)], targets, counts))
 
-    def _drifts(self, layer: str, wanted: Sequence[Example], given: Sequence[Example]) -> list[Tensor]:
+    def _drifts(self, layer: str, originals: Sequence[Example], inputs: Sequence[Example]) -> list[Tensor]:
         if layer not in self.shortcuts:
             return []
-        rows = torch.tensor(self._kept(layer), device=device_of(self.small))
-        pairs = zip(wanted, given, strict=True)
+        rows = torch.tensor(self._remaining(layer), device=device_of(self.small))
+        pairs = zip(originals, inputs, strict=True)
         return [self.shortcuts[layer].drift(original, call, rows) for original, call in pairs]
 
-    def _kept(self, name: str) -> list[int]:
+    def _remaining(self, name: str) -> list[int]:
         """Outputs of the original's layer that the smaller one still has."""
         source = self.model.get_submodule(name)
         return self.effects.remaining(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
@@ -168,13 +176,13 @@ def _unpadded(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _input(call: Example) -> Tensor:
-    found = first_tensor((*call[0], *call[1].values()))
-    assert found is not None
-    return found
+    value = first_tensor((*call[0], *call[1].values()))
+    assert value is not None
+    return value
 
 
 def _units(layers: Sequence[str], blocks: Sequence[str]) -> dict[str, list[str]]:
-    """What is refitted in turn, in order of execution: a layer, or a block with its layers."""
+    """Block -> its layers, or layer -> itself where no block is around it, in order of execution."""
     units: dict[str, list[str]] = {}
     for layer in layers:
         around = next((block for block in blocks if layer.startswith(f"{block}.")), layer)

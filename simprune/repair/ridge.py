@@ -1,4 +1,4 @@
-"""Fit one layer in closed form: the weights with which its inputs give wanted outputs."""
+"""Ridge regression of one layer in closed form: the weights that turn its inputs into target outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Fit:
 
 
 def fit(layer: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], ridge: Ridge, intercept: bool = True) -> Fit:
-    """Ridge regression of wanted outputs on a layer's inputs, over batches of (input, wanted output).
+    """Ridge regression of target outputs on a layer's inputs, over batches of (input, target output).
 
     `ridge` is relative to the mean variance of the inputs; "auto" takes the one of `RIDGES` with which the first eighth
     of each batch is predicted best from the rest (`RIDGES[0]` when batches are too small), and then fits to all.
@@ -43,20 +43,20 @@ def fit(layer: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], ridge: Ridge, 
     are fewer rows.
     """
     old, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
-    count = sum(wanted.numel() // len(old) for _, wanted in pairs)
-    problem = _Rows if count < old.shape[1] else _Products
+    count = sum(targets.numel() // len(old) for _, targets in pairs)
+    problem = _FewRows if count < old.shape[1] else _Products
     seen: list[_Problem | None] = [None, None]  # held out, and the rest
-    for x, wanted in pairs:
-        held = len(x) // 8 if ridge == "auto" and len(x) == len(wanted) else 0
-        for place, rows in enumerate((slice(0, held), slice(held, None))):
+    for x, targets in pairs:
+        held = len(x) // 8 if ridge == "auto" and len(x) == len(targets) else 0
+        for index, rows in enumerate((slice(0, held), slice(held, None))):
             if len(x[rows]):
-                found = problem.of(patches(layer, x[rows]), positions(layer, wanted[rows]), intercept)
-                known = seen[place]
-                seen[place] = found if known is None else known.merge(found)
+                part = problem.of(patches(layer, x[rows]), positions(layer, targets[rows]), intercept)
+                known = seen[index]
+                seen[index] = part if known is None else known.merge(part)
     judging, fitting = seen
     assert fitting is not None
     if ridge == "auto":
-        ridge = RIDGES[0] if judging is None else min(RIDGES, key=lambda each: judging.error(*fitting.solve(each)))
+        ridge = RIDGES[0] if judging is None else min(RIDGES, key=lambda value: judging.error(*fitting.solve(value)))
     whole = fitting if judging is None else fitting.merge(judging)
     weight, offset = whole.solve(ridge)
     spread = whole.total.clamp(min=1e-30)
@@ -69,7 +69,7 @@ class _Problem(Protocol):
 
     @property
     def total(self) -> Tensor:
-        """Sum of squares of the wanted outputs, about their mean if there is an intercept."""
+        """Sum of squares of the target outputs, about their mean if there is an intercept."""
         ...
 
     def merge(self, other: Any) -> "_Problem":
@@ -87,15 +87,15 @@ class _Problem(Protocol):
 
 @dataclass(frozen=True)
 class _Products:
-    """As sums over rows: inputs, wanted outputs, and their products."""
+    """The problem as moments of inputs and targets side by side."""
 
     moments: Moments
     width: int
     intercept: bool
 
     @classmethod
-    def of(cls, inputs: Tensor, wanted: Tensor, intercept: bool) -> "_Products":
-        return cls(joint_moments(inputs, wanted), inputs.shape[1], intercept)
+    def of(cls, inputs: Tensor, targets: Tensor, intercept: bool) -> "_Products":
+        return cls(joint_moments(inputs, targets), inputs.shape[1], intercept)
 
     @cached_property
     def about(self) -> Moments:
@@ -131,33 +131,35 @@ class _Products:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """As rows, of which there are fewer than inputs: the weights are sums of rows (kernel ridge regression)."""
+class _FewRows:
+    """The problem as its rows, where these are fewer than the layer's inputs (kernel ridge regression)."""
 
     inputs: Tensor  # (rows, width)
-    wanted: Tensor  # (rows, outputs)
+    targets: Tensor  # (rows, outputs)
     intercept: bool
 
     @classmethod
-    def of(cls, inputs: Tensor, wanted: Tensor, intercept: bool) -> "_Rows":
-        return cls(stacked(inputs).T.double(), stacked(wanted).T.double(), intercept)
+    def of(cls, inputs: Tensor, targets: Tensor, intercept: bool) -> "_FewRows":
+        return cls(stacked(inputs).T.double(), stacked(targets).T.double(), intercept)
 
     @property
     def total(self) -> Tensor:
-        return self._centred(self.wanted)[1].square().sum()
+        return self._centred(self.targets)[1].square().sum()
 
-    def merge(self, other: "_Rows") -> "_Rows":
-        return _Rows(torch.cat([self.inputs, other.inputs]), torch.cat([self.wanted, other.wanted]), self.intercept)
+    def merge(self, other: "_FewRows") -> "_FewRows":
+        return _FewRows(
+            torch.cat([self.inputs, other.inputs]), torch.cat([self.targets, other.targets]), self.intercept
+        )
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        (mean, inputs), (target, wanted) = self._centred(self.inputs), self._centred(self.wanted)
+        (mean, inputs), (target, targets) = self._centred(self.inputs), self._centred(self.targets)
         kernel = inputs @ inputs.T
         kernel.diagonal().add_(ridge * kernel.trace() / inputs.shape[1] + 1e-12)
-        weight = torch.linalg.solve(kernel, wanted).T @ inputs
+        weight = torch.linalg.solve(kernel, targets).T @ inputs
         return weight, target - weight @ mean
 
     def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
-        return (self.inputs @ weight.T + intercept - self.wanted).square().sum()
+        return (self.inputs @ weight.T + intercept - self.targets).square().sum()
 
     def _centred(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What is subtracted, and the rows without it."""

@@ -1,4 +1,4 @@
-"""What stands where a block was when its input alone is not enough: the input plus a fitted map of it.
+"""Fitting the maps that replace blocks: a stand-in returns its input plus a linear map of it, or plus a constant.
 
 ReplaceMe (Shopkhoev et al. 2025) fits one linear map from a block's input to its output in closed form. Here the map
 is added to the input, so that it couples the same channels as the block did; it is a linear layer over tokens or
@@ -47,8 +47,8 @@ def fit_stand_ins(
             entered[site.module] = rows
             return
         x = entered.pop(site.module)
-        found = Moments.of(torch.cat([x, rows - x], 1))
-        moments[site.module] = moments[site.module].merge(found) if site.module in moments else found
+        batch = Moments.of(torch.cat([x, rows - x], 1))
+        moments[site.module] = moments[site.module].merge(batch) if site.module in moments else batch
 
     run(
         network.model,
@@ -56,28 +56,28 @@ def fit_stand_ins(
         [Site(name, "positions", side) for name in names for side in ("input", "output")],
         see,
     )
-    kept = _kept(plan, network, effects, names)
+    remaining = _remaining(plan, network, effects, names)
     with restored(small):
         for name in names:
             module = small.get_submodule(name)
             assert isinstance(module, Mapped)
-            module.set(*(part.to(device_of(small)) for part in _solve(moments[name], module, kept[name])))
+            module.set(*(part.to(device_of(small)) for part in _solve(moments[name], module, remaining[name])))
     return names
 
 
-def _kept(plan: Plan, network: Network, effects: Effects | None, names: list[str]) -> dict[str, list[int] | None]:
+def _remaining(plan: Plan, network: Network, effects: Effects | None, names: list[str]) -> dict[str, list[int] | None]:
     """Channels of each block's input that stay, in the original's numbering; None for all.
 
-    What goes at the input of a block is what goes at the input of a layer inside it that reads the same tensor.
+    A block loses the same input channels as a layer inside it that reads the same tensor.
     """
     if not plan.of_kind("channels"):
         return dict.fromkeys(names)
     effects, visits, model = effects or effects_of(plan, network), network.visits, network.model
     found: dict[str, list[int] | None] = {}
     for name in names:
-        given = visits[name].input
-        assert given is not None
-        width = given.shape[1 if given.ndim == 4 else -1]
+        value_in = visits[name].input
+        assert value_in is not None
+        width = value_in.shape[1 if value_in.ndim == 4 else -1]
         for inner, seen in visits.items():
             layer = model.get_submodule(inner)
             weight = getattr(layer, "weight", None)
@@ -85,7 +85,7 @@ def _kept(plan: Plan, network: Network, effects: Effects | None, names: list[str
             if (
                 not inside
                 or not isinstance(weight, Tensor)
-                or not any(torch.equal(value, given) for value in seen.tensors.values())
+                or not any(torch.equal(value, value_in) for value in seen.tensors.values())
             ):
                 continue
             dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0
@@ -97,9 +97,9 @@ def _kept(plan: Plan, network: Network, effects: Effects | None, names: list[str
     return found
 
 
-def _solve(moments: Moments, module: Mapped, kept: list[int] | None) -> tuple[Tensor, Tensor]:
+def _solve(moments: Moments, module: Mapped, remaining: list[int] | None) -> tuple[Tensor, Tensor]:
     width = len(moments.mean) // 2
-    inputs = torch.arange(width) if kept is None else torch.tensor(kept)
+    inputs = torch.arange(width) if remaining is None else torch.tensor(remaining)
     inputs = inputs.to(moments.mean.device)
     gram, cross = moments.scatter[inputs][:, inputs], moments.scatter[inputs][:, width + inputs]
     mean, shift = moments.mean[inputs], moments.mean[width + inputs]
