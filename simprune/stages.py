@@ -20,8 +20,8 @@ from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
 from simprune.planners.budget import Amount
-from simprune.repair.outcome import outcomes
 from simprune.repair.absorb import absorb, notes_of
+from simprune.repair.outcome import outcomes
 from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import estimate

@@ -49,7 +49,8 @@ def texts(
     """A text file, one input per line, tokenised as the model expects (needs simprune[hf]).
 
     Batches are dicts of (batch, length) tensors. Lines are cut or padded to `length` tokens; `rows` limits how many are
-    read. `tokenizer`: in a recipe the model's, unless it is named. FileNotFoundError for a missing file, ValueError for one without text.
+    read. `tokenizer`: in a recipe that of the model, unless it is named. FileNotFoundError for a missing file,
+    ValueError for one without text.
     """
     if tokenizer is None:
         raise ValueError("texts needs a tokenizer: its name on the hub, or a local folder")
