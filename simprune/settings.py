@@ -418,7 +418,7 @@ def checked(name: str, value: Any, hint: Any, facts: Mapping[str, Any]) -> Any:
     if name == "structures" and not value:
         raise ValueError(f"structures is empty; name some of: {', '.join(registry.parts(kind))}")
     patterns = kind == "repair" and isinstance(value, Mapping) and "name" not in value
-    for each in value.values() if patterns else items:
+    for each in dict(value).values() if patterns else items:
         if kind and each is not None and not _is_part(each):
             _read(name, kind, each)
     return value
