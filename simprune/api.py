@@ -27,6 +27,7 @@ from simprune.core.weights import digest
 from simprune.edit.apply import apply as edit
 from simprune.measures import Measure
 from simprune.planners.budget import Amount
+from simprune.repair.reconstruct import Rules
 from simprune.repair.reconstruct import reconstruct as repair
 from simprune.repair.refit import Refit
 from simprune.scores.depth import compare_models, describe_depth
@@ -157,6 +158,7 @@ def reconstruct(
     model: nn.Module,
     calibration: Iterable,
     method: str | Mapping[str, Any] = "least_squares",
+    **options: Any,
 ) -> list[Refit]:
     """Repair a smaller model in place, without labels, so that its layers reproduce those of the original.
 
@@ -167,6 +169,7 @@ def reconstruct(
         calibration: batches, walked once.
         method: a repair (`simprune list repairs`), a mapping with `name` and options, or a mapping of patterns of layer
             names to these.
+        options: of the method that is named, such as `ridge` or `values`.
 
     Returns:
         The errors of every refitted layer or block, before and after.
@@ -183,12 +186,17 @@ def reconstruct(
     >>> [refit.layer for refit in reconstruct(small, made, model, batches)]
     ['2']
     """
+    chosen = {"name": method, **options} if options else method
     batches = Peekable(calibration, "calibration")
-    return repair(small, plan, Network.trace(model, batches.first), batches, method)
+    if Rules.of(chosen).needs_data:
+        network = Network.trace(model, batches.first)
+    else:  # such as folding, which is given no batches
+        network = Network(model, from_description(plan.inputs))
+    return repair(small, plan, network, batches, chosen)
 
 
 @takes_options("validate")
-def validate(model: nn.Module, small: nn.Module, test: Iterable, **options: Any) -> Verdict:
+def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = None, **options: Any) -> Verdict:
     """Check whether a smaller model may replace the original, with bounds from the number of test inputs.
 
     Args:
@@ -210,7 +218,7 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, **options: Any)
     >>> validate(model, model, [torch.randn(500, 4)]).outcome
     'pass'
     """
-    settings = Settings.of_command("validate", options)
+    settings = Settings.of_command("validate", options | {"gates": gates})
     check_gates(settings.gates)
     check_model(model, settings)
     check_model(small, settings)

@@ -10,9 +10,12 @@ from simprune.planners.space import Selection, Space, Step
 
 
 @register("planner", "random")
-def random(search: Search) -> tuple[Space, Selection]:
-    """Blocks and channels in a seeded random order: the control that every other planner has to beat."""
-    generator = np.random.default_rng(search.seed)
+def random(search: Search, *, seed: int | None = None) -> tuple[Space, Selection]:
+    """Blocks and channels in a seeded random order: the control that every other planner has to beat.
+
+    `seed` counts before that of the run.
+    """
+    generator = np.random.default_rng(search.seed if seed is None else seed)
     orders = {menu.entry.name: generator.permutation(menu.entry.group.size).tolist() for menu in search.space.menus}
     space = search.space.ordered(orders, search.constraints)
     steps = [Step(len(space.menus) + index) for index in range(len(space.blocks))]

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import device_of, first_tensor
+from simprune.core.batches import device_of, first_tensor, move
 from simprune.core.cost import CostModel, Example
 from simprune.core.example import example_of
 from simprune.core.plan import fingerprint
@@ -27,7 +27,7 @@ class Network:
 
     Args:
         model: any module.
-        example: its arguments, of one or two inputs.
+        example: its arguments, of one or two inputs; they are moved to the model's device.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ((torch.zeros(2, 4),), {}))
     >>> network.order, network.costs.total().macs
@@ -35,7 +35,8 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        self.model, self.example = model, example
+        self.model = model
+        self.example: Example = move(example, device_of(model))
 
     @classmethod
     def trace(cls, model: nn.Module, batch: object) -> "Network":

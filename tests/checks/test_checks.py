@@ -541,7 +541,6 @@ def of_yaml(name):
 
 
 SETS = ("default", "strict", "embedding", "language_model", "robustness", "representation", "unlabelled")
-YAML = Path(__file__).parents[2] / "conf" / "check"
 
 
 def test_check_sets_are_parts():
@@ -553,14 +552,6 @@ def test_built_in_sets_are_gates(name):
     gates = gates_of(name)
     assert len(gates) == len(set(map(str, gates)))
     assert find("check", name).summary
-
-
-@pytest.mark.skipif(not YAML.exists(), reason="the sets are in the registry alone")
-@pytest.mark.parametrize("name", SETS)
-def test_files_of_check_sets_say_the_same(name):
-    assert gates_of(name) == of_yaml(name)
-    comment = (YAML / f"{name}.yaml").read_text().partition("\n")[0].removeprefix("# ")
-    assert find("check", name).summary == comment
 
 
 def test_a_check_set_is_named_like_any_part(logits):

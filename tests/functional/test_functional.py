@@ -339,7 +339,7 @@ def test_unknown_id_names_the_nearest():
 def test_unknown_hyperparameter_names_the_known_ones():
     with pytest.raises(ValueError, match="takes no option 'bass'; did you mean 'base'"):
         functional.get("jensen_shannon_divergence", bass=2)
-    with pytest.raises(ValueError, match="its hyperparameters: none"):
+    with pytest.raises(ValueError, match="takes no option 'base'; known: none"):
         functional.get("disagreement", base=2)
 
 

@@ -265,7 +265,7 @@ def test_a_batch_size_is_timed_and_noted(found):
         ({"memory": 0.5, "latency": 0.5}, {"model": None}, "memory and latency can only"),
         ({"latency": 1e-4}, {}, "was not reached by any network that was measured; the nearest has latency"),
         ({"memory": "1B"}, {}, "not reached .* has memory [0-9,]+ bytes of"),
-        ({"latency": 0.5}, {"batch_size": 0}, "batch_size must be a whole number"),
+        ({"latency": 0.5}, {"batch_size": 0}, "planner.batch_size: expected a whole number"),
     ],
 )
 def test_what_cannot_be_measured_or_reached_is_said_in_one_line(found, budget, options, message):

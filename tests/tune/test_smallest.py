@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import simprune as sp
-from simprune import api as pipeline
+from simprune import stages
 from simprune.checks import Gate, GateResult, Verdict
 from simprune.core.plan import Edit, Plan
 from simprune.repair.recovery import Recovered
@@ -255,7 +255,7 @@ def test_when_nothing_passes_the_mildest_budget_and_its_check_are_named(outcome)
         ({"kind": "mac"}, "search.kind: unknown 'mac'; did you mean 'macs'"),
         ({"tolerance": 0}, r"\[0.0001, 0.5\]; got 0"),
         ({"tolerance": math.nan}, "got nan"),
-        ({"tolerance": "fine"}, "must be a number"),
+        ({"tolerance": "fine"}, "search.tolerance: expected a number"),
         ({"inconclusive": "maybe"}, "search.inconclusive: unknown 'maybe'"),
         ({"correction": "holm"}, "search.correction: unknown 'holm'"),
     ],
@@ -328,7 +328,7 @@ def test_the_folder_holds_the_state_and_the_chosen_weights_alone(whole):
 
 def test_interrupted_anywhere_and_resumed_is_the_same_byte_for_byte(trained, whole, tmp_path, monkeypatch):
     result, expected = whole
-    real, count = pipeline.validate, len(result.report["search"]["steps"])
+    real, count = stages.validate, len(result.report["search"]["steps"])
     folder, calls = tmp_path / "search", 0
 
     def interrupted(*args, **options):
@@ -338,7 +338,7 @@ def test_interrupted_anywhere_and_resumed_is_the_same_byte_for_byte(trained, who
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(pipeline, "validate", interrupted)
+    monkeypatch.setattr(stages, "validate", interrupted)
     for _ in range(count):
         try:
             again = compress(trained, folder)
@@ -376,7 +376,7 @@ def test_interrupted_while_weights_are_written_nothing_is_half_written(trained, 
 
 
 def test_a_finished_search_is_not_made_again(trained, whole, monkeypatch):
-    monkeypatch.setattr(pipeline, "validate", None)
+    monkeypatch.setattr(stages, "validate", None)
     assert compress(trained, whole[1]).verdict.to_dict() == whole[0].verdict.to_dict()
 
 

@@ -21,6 +21,7 @@ GROUPS = {
     if each.metadata["kind"] and each.name not in ("structures", "reconstruct")
 }
 COMMON: dict[str, type[Chosen]] = {"planner": Planner, "check": Check}
+CHOSEN = "chosen."  # where options of choices stand on their way through Hydra
 REPLACED = ("budget", "reconstruct")  # keys whose value another one replaces as a whole
 
 
@@ -41,24 +42,33 @@ def store_groups() -> None:
 def rewritten(overrides: Sequence[str]) -> list[str]:
     """Overrides such that a choice can be given any option, and any budget can follow any other.
 
-    Hydra refuses keys that are not there, and merges mappings with nothing but mappings.
+    Hydra refuses keys that are not there, and merges mappings with nothing but mappings. Options of choices therefore
+    go through it under the key `chosen`, from which `settled` takes them.
 
     >>> rewritten(["budget=[0.9,0.5]", "budget.macs=0.3", "planner.round_to=8", "seed=1"])
-    ['budget=null', 'budget=[0.9,0.5]', '++budget.macs=0.3', '++planner.round_to=8', 'seed=1']
+    ['budget=null', 'budget=[0.9,0.5]', '++budget.macs=0.3', '++chosen.planner.round_to=8', 'seed=1']
     """
     changed: list[str] = []
-    heads = [override.partition("=")[0].partition(".") for override in overrides]
-    with_options = {head for head, dot, _ in heads if dot and head in GROUPS}
     for override in overrides:
         key, _, value = override.partition("=")
         head, dot, _ = key.partition(".")
         if key in REPLACED:
             changed.append(f"{key}=null")
-        options = (dot and (head in REPLACED or head in GROUPS)) or (key in GROUPS and value.startswith("{"))
-        changed.append(f"++{override}" if options else override)
-        if key in with_options and value in parts(GROUPS[key]):  # the recipe's body may have a bare name
-            changed.append(f"++{key}={{name:{value}}}")
+        if dot and head in GROUPS:
+            changed.append(f"++{CHOSEN}{override}")
+        else:
+            mapping = (dot and head in REPLACED) or (key in GROUPS and value.startswith("{"))
+            changed.append(f"++{override}" if mapping else override)
     return changed
+
+
+def as_typed(override: str) -> str:
+    """A rewritten override as somebody typed it.
+
+    >>> as_typed("++chosen.planner.round_to=8"), as_typed("++budget.macs=0.3")
+    ('planner.round_to=8', 'budget.macs=0.3')
+    """
+    return override.lstrip("+").removeprefix(CHOSEN)
 
 
 def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
@@ -70,6 +80,7 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
     """
     config = config.copy()
     OmegaConf.set_struct(config, False)
+    config.pop(CHOSEN.removesuffix("."), None)
     parsed = [each for each in OverridesParser.create().parse_overrides(list(overrides)) if not each.is_delete()]
     for each in parsed:
         key, value = each.key_or_group, each.value()
@@ -81,9 +92,13 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
             config[key] = value
         elif isinstance(value, str) and named and value in parts(GROUPS[key]):
             config[key] = _common(key, node) | {"name": value}
-        for other in parsed:
-            if other.key_or_group.startswith(f"{key}."):
-                OmegaConf.update(config, other.key_or_group, other.value(), force_add=True)
+    for each in parsed:
+        if each.key_or_group.startswith(CHOSEN):
+            path = each.key_or_group.removeprefix(CHOSEN)
+            group = path.partition(".")[0]
+            if isinstance(config[group], str):  # the recipe's body has a bare name
+                config[group] = {"name": config[group]}
+            OmegaConf.update(config, path, each.value(), force_add=True)
     return config
 
 

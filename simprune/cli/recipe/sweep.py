@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from simprune.cli.recipe.choices import as_typed
 from simprune.cli.recipe.schema import Recipe
 from simprune.core.names import did_you_mean
 from simprune.core.plain import finite
@@ -48,7 +49,12 @@ def leave(out: Path, code: int, error: str | None, figures: Mapping[str, Any], o
     run = HydraConfig.get()
     if run.mode != RunMode.MULTIRUN:
         return
-    found = {"job": run.job.num, "overrides": list(run.overrides.task), "code": code, "error": error}
+    found = {
+        "job": run.job.num,
+        "overrides": [as_typed(each) for each in run.overrides.task],
+        "code": code,
+        "error": error,
+    }
     out.mkdir(parents=True, exist_ok=True)
     _write(out / JOB, found | {"objective": objective, "figures": finite(dict(figures)), "folder": str(out)})
 
