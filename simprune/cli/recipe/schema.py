@@ -30,7 +30,10 @@ def _schema(name: str, table: list[dataclasses.Field], of: type) -> type:
             value = list(default) if isinstance(default, tuple) else default
             factory = field(default_factory=lambda value=value: value) if isinstance(value, list | dict) else value
             keys.append((each.name, Any, factory))
-    return make_dataclass(name, keys)
+    made = make_dataclass(f"{name}Schema", keys)
+    made.__module__ = __name__  # importable by its name, so that launchers of other processes send it by reference
+    globals()[made.__name__] = made
+    return made
 
 
 RecipeSchema = _schema("Recipe", recipe_table(), Recipe)
