@@ -2,7 +2,7 @@
 
     python -m benchmarks.depth_resnet --data FOLDER [--network resnet56] [--speedups 1.29 1.51 1.95] [--seeds 0 1 2]
 
-FOLDER: see benchmarks/_cifar.py. Choosers are block scores of `simprune.scores.blocks`, second_order's damage, and random
+FOLDER: see benchmarks/_cifar.py. Choosers are scores of blocks, the damage of second_order, and random
 blocks; `greedy, no repair` is leave-one-out tried again after every removal. Repairs: `identity` is nothing, `+ BN`
 re-estimates BatchNorm statistics, `linear` fits a linear map in the place of each block, `+ least squares` refits the
 layers that stay, `+ blockwise` then every block that stays as a whole. Nothing is chosen on the test images; each seed

@@ -65,7 +65,8 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
     rows = []
     kinds = {kind for structures in options.structures for kind in structures.split("+")}
     start = time.perf_counter()
-    found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), Network.trace(model, next(iter(calibration))), calibration, options.trials)
+    network = Network.trace(model, next(iter(calibration)))
+    found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), network, calibration, options.trials)
     analysis = time.perf_counter() - start
     for (kind, share), planner, structures in product(options.budgets, options.planners, options.structures):
         start = time.perf_counter()

@@ -203,6 +203,7 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = No
         model: the original.
         small: the other model.
         test: batches, with labels for gates that need them.
+        gates: a list of `Gate`, or the name of a check set; None for the default ones.
         {options}
 
     Returns:
