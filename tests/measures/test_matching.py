@@ -200,9 +200,11 @@ def test_a_dead_unit_counts_as_no_correlation(id, dead):
 
 
 def test_bad_hyperparameters_are_refused():
-    for epsilon in (0.0, 1.1, -1.0, math.nan):
-        with pytest.raises(ValueError, match="above 0 and at most 1|must be float"):
+    for epsilon in (0.0, 1.1, -1.0):
+        with pytest.raises(ValueError, match="above 0 and at most 1"):
             measures.get("maximum_match", epsilon=epsilon)
+    with pytest.raises(ValueError, match="epsilon must be float, got nan"):
+        measures.get("maximum_match", epsilon=math.nan)
     with pytest.raises(ValueError, match="center must be bool"):
         measures.get("permutation_angular", center="yes")
 
