@@ -44,11 +44,6 @@ class Network:
         return cls(model, example_of(batch))
 
     @cached_property
-    def device(self) -> torch.device:
-        """Device of the first parameter."""
-        return device_of(self.model)
-
-    @cached_property
     def fingerprint(self) -> str:
         """Hash of the names and shapes of all tensors; it binds plans to models."""
         return fingerprint(self.model)

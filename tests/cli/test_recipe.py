@@ -257,6 +257,12 @@ def test_a_planners_constraints_stay_when_another_planner_is_named(recipe):
     assert (planner.name, planner.round_to, planner.min_width) == ("greedy", 8, 2)
 
 
+def test_an_option_can_be_given_to_a_choice_that_the_recipe_names_alone(recipe):
+    path = recipe("defaults: [digits, _self_]\nplanner: optimal\nscore: taylor\n")
+    planner = settings(load_recipe(path, ["planner.round_to=8"]), "compress").planner
+    assert (planner.name, planner.round_to) == ("optimal", 8)
+
+
 def test_a_named_check_set_replaces_a_recipes_gates(recipe):
     path = recipe(
         "defaults: [digits, _self_]\ncheck: {gates: [{measure: disagreement, limit: 0.5}], correction: none}\n"
