@@ -19,6 +19,7 @@ from simprune.checks import validate as check
 from simprune.core.batches import checked, device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import from_description
+from simprune.core.options import takes_options
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
 from simprune.core.progress import progress
@@ -33,7 +34,7 @@ from simprune.repair.refit import Refit
 from simprune.scores.depth import compare_models, describe_depth
 from simprune.scores.estimate import Estimate
 from simprune.scores.layers import Layers, read_counterpart, read_layers, similarity
-from simprune.settings import CONTROL, Planner, Settings, takes_options
+from simprune.settings import CONTROL, Planner, Settings
 from simprune.stages import Run, planned
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, clock
@@ -42,7 +43,7 @@ from simprune.tune.frontier import Frontier, trace_frontier
 __all__ = ["SMALLEST", "analyze", "apply", "compress", "examine", "frontier", "plan", "reconstruct", "validate"]
 
 
-@takes_options("analyze")
+@takes_options(Settings, "analyze")
 def analyze(
     model: nn.Module,
     calibration: Iterable,
@@ -195,7 +196,7 @@ def reconstruct(
     return repair(small, plan, network, batches, chosen)
 
 
-@takes_options("validate")
+@takes_options(Settings, "validate")
 def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = None, **options: Any) -> Verdict:
     """Check whether a smaller model may replace the original, with bounds from the number of test inputs.
 
@@ -226,7 +227,7 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = No
     return check(model, small, checked(test, "test"), settings.gates, settings.seed, settings.correction)
 
 
-@takes_options("compress")
+@takes_options(Settings, "compress")
 def compress(
     model: nn.Module,
     *,
@@ -279,7 +280,7 @@ def compress(
     return Result(made.recovered.model, made.plan, verdict, report, redundancy)
 
 
-@takes_options("frontier", control=CONTROL)
+@takes_options(Settings, "frontier", control=CONTROL)
 def frontier(
     model: nn.Module,
     *,

@@ -20,6 +20,7 @@ from simprune.cli.console import frontier as console_frontier
 from simprune.cli.recipe import Recipe, device, gates, load_recipe, model_of, settings, several
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
+from simprune.core.options import listed
 from simprune.core.peekable import Peekable
 from simprune.core.plain import finite
 from simprune.core.plan import Plan
@@ -31,7 +32,7 @@ from simprune.report.analysis import render_analysis, save_figures, tables
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.report.verdict import junit, render_verdict
 from simprune.scores.estimate import estimate
-from simprune.settings import CONTROL, table
+from simprune.settings import CONTROL, Settings
 from simprune.sources import Data, model_from
 from simprune.trace.network import Network
 from simprune.tune.smallest import NothingPassed, Record
@@ -63,7 +64,7 @@ class Job:
 
     def options(self, function: str) -> dict[str, Any]:
         """What a function of `simprune.api` is given of the recipe."""
-        taken = {each.name: getattr(self.recipe, each.name) for each in table(function)}
+        taken = {each.name: getattr(self.recipe, each.name) for each in listed(Settings, function)}
         return taken | {"measure": self.measure} if "measure" in taken else taken
 
 

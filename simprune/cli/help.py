@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Iterator
 
-from simprune.settings import default_of, describe, group, recipe_table
+from simprune.core.options import default_of, describe
+from simprune.settings import group, recipe_table
 
 LISTED = (
     "measures", "functional", "recipes", "models", "data", "structures", "scores", "block_scores", "planners",

@@ -6,8 +6,9 @@ from typing import Any, get_type_hints
 
 from simprune.cli.help import LISTED
 from simprune.cli.listing import KINDS
+from simprune.core.options import Options, default_of, describe, listed, phrase
 from simprune.core.registry import Choice, Part, parts
-from simprune.settings import Options, Recipe, default_of, describe, group, phrase, recipe_table, table
+from simprune.settings import Recipe, Settings, group, recipe_table
 
 COMMANDS = ("analyze", "plan", "compress", "validate")
 FUNCTIONS = ("analyze", "plan", "compress", "frontier", "validate")
@@ -35,7 +36,7 @@ def _lines() -> Iterator[str]:
     yield "\n## Arguments of Python's functions\n"
     yield from _table(
         ("function", "options"),
-        ([f"`{name}`", ", ".join(f"`{each.name}`" for each in table(name))] for name in FUNCTIONS),
+        ([f"`{name}`", ", ".join(f"`{each.name}`" for each in listed(Settings, name))] for name in FUNCTIONS),
     )
     for name in LISTED:
         if name == "recipes":

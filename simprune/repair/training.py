@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, device_of, labels_of
+from simprune.core.options import takes_options
 from simprune.core.progress import progress
-from simprune.settings import Finetune, takes_options
+from simprune.settings import Finetune
 from simprune.trace.context import eval_mode
 
 

@@ -11,8 +11,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from simprune.core.options import Chosen, default_of
 from simprune.core.registry import parts
-from simprune.settings import Check, Chosen, Finetune, Planner, default_of, recipe_table
+from simprune.settings import Check, Finetune, Planner, recipe_table
 
 # Keys of a recipe that are groups, and the kinds of their parts. `reconstruct` is none: it may be patterns of names.
 GROUPS = {

@@ -11,7 +11,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from simprune.arguments import SMALLEST, check_budget, check_gates
 from simprune.checks import Gate
 from simprune.cli.recipe.budgets import several
-from simprune.settings import Chosen, Finetune, Options, Recipe, Settings, default_of, group, recipe_table
+from simprune.core.options import Chosen, Options, default_of
+from simprune.settings import Finetune, Recipe, Settings, group, recipe_table
 from simprune.tune.frontier import check_shares
 
 
@@ -93,7 +94,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
 class GateKeys(Options):
     """A gate in a recipe."""
 
-    WHERE = "check.gates."
+    WHERE = "check.gates"
     measure: Any = None
     limit: Any = None
     confidence: Any = 0.95
