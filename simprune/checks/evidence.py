@@ -6,8 +6,8 @@ import io
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from simprune.checks.corruptions import image_of
@@ -26,7 +26,7 @@ def wilson(events: int, count: int, confidence: float = 0.95) -> tuple[float, fl
     >>> round(low, 4), round(high, 4)
     (0.4038, 0.5962)
     """
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     middle, spread = (events + z * z / 2) / (count + z * z), z / (count + z * z)
     half = spread * float(np.sqrt(events * (count - events) / count + z * z / 4))
     return max(0.0, middle - half), min(1.0, middle + half)

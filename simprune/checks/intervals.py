@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import beta
 
 Interval = tuple[float, float]
 
@@ -23,8 +23,12 @@ def clopper_pearson(events: Any, count: Any, confidence: float) -> tuple[Any, An
     0.00994
     """
     events, count = np.asarray(events, dtype=np.float64), np.asarray(count, dtype=np.float64)
-    lower = np.where(events > 0, beta.ppf(1 - confidence, np.maximum(events, 1e-300), count - events + 1), 0.0)
-    upper = np.where(events < count, beta.ppf(confidence, events + 1, np.maximum(count - events, 1e-300)), 1.0)
+    lower = np.where(
+        events > 0, scipy.stats.beta.ppf(1 - confidence, np.maximum(events, 1e-300), count - events + 1), 0.0
+    )
+    upper = np.where(
+        events < count, scipy.stats.beta.ppf(confidence, events + 1, np.maximum(count - events, 1e-300)), 1.0
+    )
     return lower[()], upper[()]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import scipy
 import torch
-from scipy.stats import beta
 from torch import Tensor, nn
 
 from simprune.core.batches import device_of
@@ -255,8 +255,8 @@ class AdversarialTransferability(_Attacking):
 
 def _clopper_pearson(hits: int, count: int, level: float = 0.95) -> list[float]:
     tail = (1 - level) / 2
-    lower = beta.ppf(tail, hits, count - hits + 1) if hits else 0.0
-    upper = beta.ppf(1 - tail, hits + 1, count - hits) if hits < count else 1.0
+    lower = scipy.stats.beta.ppf(tail, hits, count - hits + 1) if hits else 0.0
+    upper = scipy.stats.beta.ppf(1 - tail, hits + 1, count - hits) if hits < count else 1.0
     return [float(lower), float(upper)]
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
-from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
@@ -28,7 +27,7 @@ NEVER = "never: every pair has a value"
 
 def assignment(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The min(D, D') pairs of rows and columns of `scores` (D, D') that use each at most once, of largest sum."""
-    rows, columns = linear_sum_assignment(scores.cpu().numpy(), maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(scores.cpu().numpy(), maximize=True)
     return torch.from_numpy(rows).to(scores.device), torch.from_numpy(columns).to(scores.device)
 
 
@@ -55,13 +54,13 @@ def transport(scores: Tensor) -> Plan:
     values = scores.cpu().numpy()
     height, width = values.shape
     largest = np.abs(values).max()
-    sums = sparse.vstack(
+    sums = scipy.sparse.vstack(
         [
-            sparse.kron(sparse.eye(height), np.ones((1, width))),
-            sparse.kron(np.ones((1, height)), sparse.eye(width)),
+            scipy.sparse.kron(scipy.sparse.eye(height), np.ones((1, width))),
+            scipy.sparse.kron(np.ones((1, height)), scipy.sparse.eye(width)),
         ]
     )
-    solution = linprog(
+    solution = scipy.optimize.linprog(
         -values.ravel() / (largest if largest > 0 else 1.0),
         A_eq=sums.tocsr(),
         b_eq=np.repeat(np.array(copies, dtype=float), [height, width]),

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from simprune.core.neighbours import TIE, directions, unit_scaled_
@@ -179,7 +179,7 @@ class RSA(Difference):
         if self.outer == "euclidean":
             return super()._compare(a, b)
         if self.outer == "kendall":
-            tau = np.asarray(stats.kendalltau(*(each.values.flatten().cpu().numpy() for each in (a, b))))[0]
+            tau = np.asarray(scipy.stats.kendalltau(*(each.values.flatten().cpu().numpy() for each in (a, b))))[0]
             return torch.where((a.size + b.size).isnan(), math.nan, a.size.new_tensor(float(tau)))
         return InnerProduct._compare(self, a, b)
 

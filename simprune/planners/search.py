@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from simprune.planners.constraints import Constraints
 from simprune.planners.space import Floats, Selection, Space, Step
@@ -163,7 +163,7 @@ def _channel_steps(search: Search) -> list[Step]:
     queue = []
     for item, (menu, saved) in enumerate(zip(search.space.menus, savings(search, search.space.nothing), strict=True)):
         more = np.maximum(np.diff(saved), TINY)
-        hull = isotonic_regression(np.diff(menu.damage) / more, weights=more).x
+        hull = scipy.optimize.isotonic_regression(np.diff(menu.damage) / more, weights=more).x
         queue += [(ratio, Step(item, level)) for level, ratio in enumerate(hull, 1)]
     return ranked(queue)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from simprune.core.cost import KINDS, Cost
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Redundancy
@@ -346,7 +346,7 @@ class _Terms:
         self.offsets, self.groups = np.array(offsets, int), np.array(groups, int)
         self.table = np.concatenate(tables) if tables else np.zeros(0)
         size, cuts = self.lengths.size, np.arange(len(targets))
-        self.scatter = csr_array((np.ones(len(targets)), (cuts, targets)), shape=(len(targets), size))
+        self.scatter = scipy.sparse.csr_array((np.ones(len(targets)), (cuts, targets)), shape=(len(targets), size))
 
     def costs(self, levels: NDArray[np.intp], outer: NDArray[np.bool_]) -> Floats:
         """(N, 3) macs, params and bytes of selections: levels (N, groups), outermost removed blocks (N, blocks)."""

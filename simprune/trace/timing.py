@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import benchmark
 
 from simprune.core.cost import Example
 from simprune.trace.context import evaluation
@@ -15,6 +14,8 @@ from simprune.trace.context import evaluation
 
 def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
     """Median seconds of one forward pass in evaluation mode, on the model's device, repeated for `seconds`."""
+    from torch.utils import benchmark  # which imports setuptools, and takes half a second
+
     args, kwargs = example
     with evaluation(model):
         timer = benchmark.Timer(

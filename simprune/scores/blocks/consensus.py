@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.stats import rankdata
+import scipy
 
 from simprune.core.registry import bound, register
 from simprune.scores.blocks._context import BlockContext
@@ -22,5 +22,5 @@ def consensus(
     redundancies = [bound("block_score", score)(context) for score in scores]
     names = list(context.stream.ends)
     last = max(len(names) - 1, 1)
-    ranks = [(rankdata([redundancy[name] for name in names]) - 1) / last for redundancy in redundancies]
+    ranks = [(scipy.stats.rankdata([redundancy[name] for name in names]) - 1) / last for redundancy in redundancies]
     return {name: float(sum(rank[index] for rank in ranks) / len(ranks)) for index, name in enumerate(names)}
