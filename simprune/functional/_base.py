@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.hyperparameters import Registered
+from simprune.core.rows import Rows
 
 Kind = Literal["rate", "mean", "difference", "worst_difference", "statistic"]
 Form = Literal["classes", "tokens", "vectors", "multilabel", "models"]
@@ -66,11 +67,11 @@ class Outputs:
 
     @classmethod
     def from_logits(cls, logits: Any, what: str = "logits") -> Self:
-        return cls(_class_scores(logits, what))
+        return cls(class_scores(logits, what))
 
     @classmethod
     def from_probabilities(cls, probabilities: Any) -> Self:
-        rows = _class_scores(probabilities, "probabilities")
+        rows = class_scores(probabilities, "probabilities")
         if (rows < 0).any() or ((rows.sum(1) - 1).abs() > 1e-3).any():
             raise ValueError("probabilities must be >= 0 and every row must sum to 1; pass logits unwrapped")
         return cls(rows, are_probabilities=True)
@@ -98,7 +99,8 @@ class Outputs:
         return self.scores.argmax(1)
 
 
-def _class_scores(values: Any, what: str) -> Tensor:
+def class_scores(values: Any, what: str) -> Tensor:
+    """Finite class scores (N, C), N >= 1, C >= 2, in float64 on the CPU; `what` names them in errors."""
     expected = "(N, C) with N >= 1 samples and C >= 2 classes"
     return finite(values, what, expected, lambda x: x.ndim == 2 and x.shape[1] >= 2)
 
@@ -106,43 +108,45 @@ def _class_scores(values: Any, what: str) -> Tensor:
 def finite(
     values: Any, what: str, expected: str, fits: Callable[[Tensor], bool], at_least: torch.dtype = torch.float64
 ) -> Tensor:
-    """Finite real numbers on the CPU (models may live on different devices), in float64 or `at_least` this type."""
-    if not isinstance(values, Tensor):
-        array = np.asarray(values)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{what} must be real numbers; got dtype {array.dtype}")
-        values = torch.from_numpy(np.array(array, dtype=np.float64))
-    elif values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(f"{what} must be real numbers; got dtype {values.dtype}")
-    rows = values.detach().cpu()
+    """Finite real numbers of a shape that `fits`, on the CPU, in float64 or `at_least` this type."""
+    rows = _numbers(values, what, "real numbers", "fiu")
     if rows.numel() == 0 or not fits(rows):
         raise ValueError(f"{what} must be {expected}; got shape {tuple(rows.shape)}")
-    if bad := int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum()):
+    if bad := int((~rows.isfinite()).reshape(len(rows), -1).any(1).sum()):
         raise ValueError(f"{what} must be finite; {bad} of {len(rows)} rows hold NaN or infinity")
     return rows.to(torch.promote_types(rows.dtype, at_least))
 
 
+def _numbers(values: Any, what: str, wanted: str, kinds: str) -> Tensor:
+    """Values whose type is one of `kinds`, NumPy's letters, on the CPU (models may live on different devices)."""
+    if isinstance(values, Tensor):
+        kind = "c" if values.is_complex() else "f" if values.is_floating_point() else "i"
+        kind, dtype = "b" if values.dtype == torch.bool else kind, values.dtype
+    else:
+        values = np.asarray(values)
+        kind, dtype = values.dtype.kind, values.dtype
+    if kind not in kinds:
+        raise ValueError(f"{what} must be {wanted}; got dtype {dtype}")
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values.astype(np.float64 if "f" in kinds else np.int64))
+    return values.detach().cpu()
+
+
 def integers(labels: Any, shape: tuple[int, ...], classes: int, ignore: int | None = None) -> Tensor:
     """Class indices of this shape on the CPU, in [0, classes) or `ignore`."""
-    if not isinstance(labels, Tensor):
-        array = np.asarray(labels)
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integer class indices; got dtype {array.dtype}")
-        labels = torch.from_numpy(np.array(array, dtype=np.int64))
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels must be integer class indices; got dtype {labels.dtype}")
+    labels = _numbers(labels, "labels", "integer class indices", "iu")
     if labels.shape != shape:
         raise ValueError(f"labels must have shape {tuple(shape)}; got {tuple(labels.shape)}")
-    labels = labels.detach().cpu().long()
+    labels = labels.long()
     unfit = (labels < 0) | (labels >= classes)
     if ignore is not None:
         unfit &= labels != ignore
     if unfit.any():
-        found = labels[unfit]
+        outside = labels[unfit]
         also = "" if ignore is None else f" or be {ignore}"
         raise ValueError(
             f"labels must lie in [0, {classes}) for {classes} classes{also}; "
-            f"got values from {int(found.min())} to {int(found.max())} outside"
+            f"got values from {int(outside.min())} to {int(outside.max())} outside"
         )
     return labels
 
@@ -177,7 +181,7 @@ class FunctionalMeasure(Registered, ABC):
     larger_is_more_similar: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
-    kind: ClassVar[Kind]
+    kind: ClassVar[Kind] = "statistic"
     gate: ClassVar[bool] = True  # False: of more models than two, or of models without `gather`
     models: ClassVar[tuple[int, int | None]] = (2, 2)  # fewest and most models that `group` takes; None: any
     form: ClassVar[Form] = "classes"  # what it takes: class scores (N, C), token logits (N, T, C), ..., or models
@@ -185,8 +189,8 @@ class FunctionalMeasure(Registered, ABC):
     skips: ClassVar[str] = "every sample was skipped"  # why no sample is left
 
     @abstractmethod
-    def _rows(self, outputs: tuple[Any, ...], labels: Tensor | None) -> Tensor:
-        """Rows, one per sample; NaN marks a sample that does not count."""
+    def _rows(self, outputs: tuple[Any, ...], labels: Any) -> Tensor:
+        """Rows, one per sample, of validated outputs and labels (or None); NaN marks a sample that does not count."""
 
     def __call__(self, logits_a: Any, logits_b: Any, labels: Any = None) -> Score:
         """Score of a, the original, and b, the pruned model: logits (N, C) or `Outputs`; labels (N,).
@@ -243,11 +247,15 @@ class FunctionalMeasure(Registered, ABC):
         """Validated labels for outputs of this shape; overridden with `form`."""
         return integers(labels, shape[:1], shape[1])
 
-    def _validated(self, outputs: Sequence[Any], labels: Any) -> tuple[tuple[Any, ...], Tensor | None]:
+    def _check_number(self, count: int, of: str = "") -> None:
+        """ValueError for a number of models that the measure does not take."""
         fewest, most = self.models
-        if len(outputs) < fewest or (most is not None and len(outputs) > most):
+        if count < fewest or (most is not None and count > most):
             wanted = f"at least {fewest}" if most is None else fewest if fewest == most else f"{fewest} to {most}"
-            raise ValueError(f"{self.id} takes the outputs of {wanted} models; got {len(outputs)}")
+            raise ValueError(f"{self.id} takes {of}{wanted} models; got {count}")
+
+    def _validated(self, outputs: Sequence[Any], labels: Any) -> tuple[tuple[Any, ...], Tensor | None]:
+        self._check_number(len(outputs), "the outputs of ")
         checked = tuple(self._output(item, f"logits of model {i}") for i, item in enumerate(outputs, start=1))
         shapes = [tuple(item.shape) for item in checked]
         if len(set(shapes)) > 1:
@@ -284,56 +292,54 @@ class Stream:
 
     def __init__(self, measure: FunctionalMeasure) -> None:
         self.measure = measure
-        self._kept: list[tuple[Sequence[Any], Any]] = []  # of a measure that does not stream
-        self._buffer, self._count = torch.empty(0), 0
-        self._first: tuple[int, tuple[int, ...], bool] | None = None
+        self._batches: list[tuple[Sequence[Any], Any]] = []  # of a measure that does not stream
+        self._rows, self._shape = Rows(), torch.Size()  # of all batches, flattened, and the shape of one of them
+        self._layout: tuple[int, tuple[int, ...], bool] | None = None
 
     def update(self, outputs: Sequence[Any], labels: Any = None) -> None:
         """Add one batch: every model's outputs, in the order of `group`, and the labels."""
         checked, truth = self.measure._validated(outputs, labels)
-        found = len(checked), tuple(checked[0].shape[1:]), truth is not None
-        if self._first is None:
-            self._first = found
-        if found != self._first:
+        layout = len(checked), tuple(checked[0].shape[1:]), truth is not None
+        if self._layout not in (None, layout):
             what = "(models, shape of a sample, with labels)"
-            raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._first}, then {found}")
+            raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._layout}, then {layout}")
+        self._layout = layout
         if self.measure.streams:
-            self._append(self.measure._rows(checked, truth))
+            rows = self.measure._rows(checked, truth)
+            self._shape = rows.shape[1:]
+            self._rows.add(rows.reshape(len(rows), -1))
         else:
-            self._kept.append((outputs, labels))
+            self._batches.append((outputs, labels))
 
     def rows(self) -> Tensor:
         """Rows of all batches so far, as of `per_sample`."""
-        if self._first is None:
+        if self._layout is None:
             raise ValueError(f"{self.measure.id}: no batch was added; call update first")
         if self.measure.streams:
-            return self._buffer[: self._count]
-        outputs = [
-            torch.cat([torch.as_tensor(o) for o in one]) for one in zip(*(o for o, _ in self._kept), strict=True)
-        ]
-        labels = [torch.as_tensor(y) for _, y in self._kept if y is not None]
-        return self.measure.per_sample(outputs, torch.cat(labels) if labels else None)
-
-    def _append(self, rows: Tensor) -> None:
-        # copied into one buffer: many small tensors would stay where the logits were, and malloc could not reuse that
-        count = self._count + len(rows)
-        if count > len(self._buffer):
-            larger = rows.new_empty(max(count, 2 * len(self._buffer)), *rows.shape[1:])
-            larger[: self._count] = self._buffer[: self._count].view(-1, *rows.shape[1:])
-            self._buffer = larger
-        self._buffer[self._count : count] = rows
-        self._count = count
+            return self._rows.tensor().view(-1, *self._shape)
+        batches, labels = zip(*self._batches, strict=True)
+        outputs = [torch.cat(list(map(torch.as_tensor, parts))) for parts in zip(*batches, strict=True)]
+        return self.measure.per_sample(
+            outputs, torch.cat(list(map(torch.as_tensor, labels))) if self._layout[2] else None
+        )
 
     def score(self) -> Score:
         """Score of all batches so far."""
         return self.measure.reduce(self.rows())
 
 
-def rights(outputs: Sequence[Outputs], labels: Tensor | None) -> list[Tensor]:
-    """For each model, whether it is right, (N,)."""
-    return [item.classes == labels for item in outputs]
+class Rate(FunctionalMeasure):
+    """A share of the samples: rows are 0 and 1, NaN where a sample does not count."""
+
+    range = (0.0, 1.0)
+    kind = "rate"
 
 
 def class_columns(outputs: Sequence[Outputs], *more: Tensor) -> Tensor:
     """Predicted classes of every model and further integers (N,) as compact rows (N, m + more)."""
     return torch.stack([*(item.classes for item in outputs), *more], 1).int()
+
+
+def rights(outputs: Sequence[Outputs], labels: Tensor) -> Tensor:
+    """Whether every one of the m models is right, (N, m)."""
+    return class_columns(outputs) == labels[:, None]

@@ -1,6 +1,6 @@
 """The protocol of measures that run the models themselves, batch by batch, and leave them as they were."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -9,30 +9,37 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, copied, inputs_of, labels_of
-from simprune.functional._base import FunctionalMeasure, Score, finite, integers
+from simprune.functional._base import FunctionalMeasure, Score, integers
 from simprune.trace.context import eval_mode, requiring
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arguments of a model for some samples, and their labels; what a batch may be says `simprune.core.batches`."""
+    """Arguments of a model for some samples, by position or by name, and the samples' labels."""
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    arguments: dict[int | str, Any]
     labels: Tensor | None
 
     @classmethod
     def of(cls, batch: Any) -> "Batch":
         """From a tensor, (inputs, labels) or a dict; ValueError for anything else, or without a tensor."""
         args, kwargs = inputs_of(batch)
-        if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        arguments = {**dict(enumerate(args)), **kwargs}
+        if not any(isinstance(value, Tensor) for value in arguments.values()):
             raise ValueError(f"a batch must be a tensor, (inputs, labels) or a dict of tensors; got {batch!r:.60}")
-        return cls(args, kwargs, labels_of(batch))
+        return cls(arguments, labels_of(batch))
 
     @property
     def inputs(self) -> Tensor:
         """The input that gradients are for: the only floating-point tensor of the batch."""
-        floating = list(self._floating().values())
+        return self.arguments[self._differentiable()]
+
+    def __len__(self) -> int:
+        return len(next(value for value in self.arguments.values() if isinstance(value, Tensor)))
+
+    def _differentiable(self) -> int | str:
+        arguments = self.arguments.items()
+        floating = [key for key, x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
         if len(floating) != 1:
             raise ValueError(
                 "gradients need batches with one floating-point input, such as images or embeddings; "
@@ -40,29 +47,21 @@ class Batch:
             )
         return floating[0]
 
-    def __len__(self) -> int:
-        return len(next(value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)))
-
-    def _floating(self) -> dict[int | str, Tensor]:
-        arguments = {**dict(enumerate(self.args)), **self.kwargs}
-        return {key: x for key, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()}
-
     def run(self, model: nn.Module, inputs: Tensor | None = None) -> Tensor:
-        """Output of the model as one tensor, on the model's device; with `inputs` in place of the batch's own."""
-        args, kwargs = list(copied(self.args)), copied(self.kwargs)  # modules may write into their arguments
+        """Output of the model as one tensor, on the model's device; with `inputs` instead of the batch's own."""
+        arguments = copied(self.arguments)  # modules may write into their arguments
         if inputs is not None:
-            key = next(iter(self._floating()))
-            if isinstance(key, int):
-                args[key] = inputs.clone()
-            else:
-                kwargs[key] = inputs.clone()
-        return call(model, (kwargs or args, None))
+            arguments[self._differentiable()] = inputs.clone()
+        return call(model, (tuple(arguments.values()) if 0 in arguments else arguments, None))
+
+
+Batches = Callable[[], Iterator[Batch]]  # a walk over the batches, from the start every time
 
 
 def batches_of(inputs: Any, labels: Any, what: str) -> Iterator[Batch]:
     """The batches with their labels: from `labels` (N,) in the order of the batches, or from the batches themselves.
 
-    ValueError for what can be walked only once, no sample, or labels that are given twice or not one per sample.
+    ValueError for what can be walked only once, no sample, or labels that come from both or are not one per sample.
     """
     labels = None if labels is None else torch.as_tensor(labels)
     done = 0
@@ -73,20 +72,13 @@ def batches_of(inputs: Any, labels: Any, what: str) -> Iterator[Batch]:
         if labels is not None:
             if batch.labels is not None:
                 raise ValueError(f"{what}: labels are in the batches and in labels=; pass them once")
-            batch = Batch(batch.args, batch.kwargs, labels[done : done + len(batch)])
+            batch = Batch(batch.arguments, labels[done : done + len(batch)])
         done += len(batch)
         yield batch
     if not done:
         raise ValueError(f"{what}: no batch of inputs was given")
     if labels is not None and len(labels) != done:
         raise ValueError(f"{what}: labels must be one per input, ({done},); got {tuple(labels.shape)}")
-
-
-def class_scores(output: Tensor, what: str) -> Tensor:
-    """An output checked to be finite class scores (N, C), C >= 2, in float64 on the CPU."""
-    return finite(
-        output, what, "(N, C) with N >= 1 samples and C >= 2 classes", lambda x: x.ndim == 2 and x.shape[1] > 1
-    )
 
 
 def truth(batch: Batch, scores: Tensor) -> Tensor:
@@ -97,15 +89,14 @@ def truth(batch: Batch, scores: Tensor) -> Tensor:
 class ModelMeasure(FunctionalMeasure):
     """A measure that runs two models on inputs: `f(model_a, model_b, inputs, labels=...)`.
 
-    `inputs` is one tensor, or batches (a tensor, (inputs, labels) or a dict each) that can be walked more than once;
+    `inputs` is one tensor, or batches (each a tensor, (inputs, labels) or a dict) that can be walked more than once;
     labels (N,) come with the batches or in their order. Every batch is run on each model's own device, in evaluation
     mode. Modes, `requires_grad`, `.grad`, hooks and attributes of modules are afterwards as they were, also after an
     error.
     """
 
     form = "models"
-    kind = "statistic"
-    gate = False  # it has one score, and no rows of which a verdict could tell the bounds
+    gate = False  # it has one score, and no rows from which a verdict could compute bounds
     streams = False
 
     def __call__(self, model_a: nn.Module, model_b: nn.Module, inputs: Any, labels: Any = None) -> Score:
@@ -121,18 +112,16 @@ class ModelMeasure(FunctionalMeasure):
         with undisturbed(models, self.id):
             return self._compare(models, lambda: self._batches(inputs, labels))
 
-    def _compare(self, models: Sequence[nn.Module], batches: Any) -> Score:
+    def _compare(self, models: Sequence[nn.Module], batches: Batches) -> Score:
         """Score of models that are in evaluation mode and frozen; `batches()` walks the batches."""
         raise NotImplementedError
 
     def _checked(self, models: Sequence[nn.Module]) -> Sequence[nn.Module]:
-        fewest, most = self.models
-        if len(models) < fewest or (most is not None and len(models) > most):
-            wanted = f"at least {fewest}" if most is None else f"{fewest}"
-            raise ValueError(f"{self.id} takes {wanted} models; got {len(models)}")
-        for each in models:
-            if not isinstance(each, nn.Module):
-                raise ValueError(f"{self.id} takes models (torch.nn.Module) and inputs; got {type(each).__name__}")
+        """The models; ValueError for a number that the measure does not take, and for what is no module."""
+        self._check_number(len(models))
+        for model in models:
+            if not isinstance(model, nn.Module):
+                raise ValueError(f"{self.id} takes models (torch.nn.Module) and inputs; got {type(model).__name__}")
         return models
 
     def _batches(self, inputs: Any, labels: Any) -> Iterator[Batch]:
@@ -142,9 +131,8 @@ class ModelMeasure(FunctionalMeasure):
             yield batch
 
     def _validated(self, outputs: Sequence[Any], labels: Any) -> NoReturn:
-        raise ValueError(
-            f"{self.id} runs the models: call it on (model_a, model_b, inputs, labels=...), not on outputs"
-        )
+        arguments = "(model_a, model_b, inputs, labels=...)"
+        raise ValueError(f"{self.id} runs the models: call it on {arguments}, not on outputs")
 
     def _rows(self, outputs: tuple[Any, ...], labels: Tensor | None) -> Tensor:
         self._validated(outputs, labels)
@@ -152,7 +140,7 @@ class ModelMeasure(FunctionalMeasure):
 
 @contextmanager
 def undisturbed(models: Sequence[nn.Module], what: str) -> Iterator[None]:
-    """Evaluation mode and frozen parameters for a while, gradients enabled for what is not a parameter.
+    """Within the block, evaluation mode and frozen parameters, with gradients enabled for what is not a parameter.
 
     Afterwards models are as they were, also without tensors that modules store during a pass. ValueError for BatchNorm
     without running statistics, which mixes the inputs of a batch.
@@ -161,10 +149,7 @@ def undisturbed(models: Sequence[nn.Module], what: str) -> Iterator[None]:
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
                 raise ValueError(f"{what}: {name} is BatchNorm without running statistics, which mixes inputs")
-    with ExitStack() as stack:
-        stack.enter_context(eval_mode(*models))
+    with eval_mode(*models), ExitStack() as frozen, torch.inference_mode(False), torch.enable_grad():
         for model in models:
-            stack.enter_context(requiring(model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+            frozen.enter_context(requiring(model))
         yield

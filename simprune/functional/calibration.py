@@ -30,9 +30,8 @@ class _Quality(FunctionalMeasure):
         if len(figures) == 1:
             return Score(figures[0], count=count)
         a, b = figures
-        value = b - a
-        reason = f"{self.id}: infinite for both models" if math.isnan(value) else ""
-        return Score(value, count=count, reason=reason, details={"original": a, "pruned": b})
+        reason = f"{self.id}: infinite for both models" if math.isnan(b - a) else ""
+        return Score(b - a, count=count, reason=reason, details={"original": a, "pruned": b})
 
 
 class _MeanLoss(_Quality):
@@ -40,8 +39,7 @@ class _MeanLoss(_Quality):
 
     kind = "mean"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        assert labels is not None
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         losses = [self._loss(item, labels) for item in outputs]
         return torch.stack(losses if len(losses) == 1 else [losses[1] - losses[0], *losses], 1)
 
@@ -92,10 +90,9 @@ class NLL(_MeanLoss):
 class _Confidence(_Quality):
     """A statistic of confidences and of being right. Rows are (N, models, 2)."""
 
-    kind = "statistic"
     range = (-1.0, 1.0)
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         columns = [torch.stack([item.probabilities.amax(1), (item.classes == labels).double()], 1) for item in outputs]
         return torch.stack(columns, 1)
 
@@ -106,10 +103,13 @@ class _Confidence(_Quality):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class _Bins(_Confidence):
     """A statistic of equal-width bins (lo, hi] of the confidence, in float64."""
 
-    bins: int
+    bins: int = 15
+
+    source = "Guo, Pleiss, Sun, Weinberger (2017), On Calibration of Modern Neural Networks, arXiv 1706.04599"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,9 +119,8 @@ class _Bins(_Confidence):
     def _gaps(self, confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Samples per bin, and |sum of right - sum of confidence| of each."""
         upper = torch.arange(1, self.bins + 1).double() / self.bins  # divided, so that 1/3 is an edge of 15 bins
-        index = torch.bucketize(confidence.contiguous(), upper).clamp_max(
-            self.bins - 1
-        )  # 1 + rounding is in the last one
+        index = torch.bucketize(confidence.contiguous(), upper)
+        index = index.clamp_max(self.bins - 1)  # 1 + rounding is in the last one
         count = torch.bincount(index, minlength=self.bins)
         return count, torch.bincount(index, right - confidence, minlength=self.bins).abs()
 
@@ -136,10 +135,7 @@ class ECE(_Bins):
     0.5
     """
 
-    bins: int = 15
-
     id = "ece"
-    source = "Guo, Pleiss, Sun, Weinberger (2017), On Calibration of Modern Neural Networks, arXiv 1706.04599"
 
     def _of(self, confidence: Tensor, right: Tensor) -> float:
         return self._gaps(confidence, right)[1].sum().item() / len(right)
@@ -155,10 +151,7 @@ class MCE(_Bins):
     0.5
     """
 
-    bins: int = 15
-
     id = "mce"
-    source = "Guo, Pleiss, Sun, Weinberger (2017), On Calibration of Modern Neural Networks, arXiv 1706.04599"
 
     def _of(self, confidence: Tensor, right: Tensor) -> float:
         count, gaps = self._gaps(confidence, right)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,54 +10,38 @@ from torch import Tensor
 from simprune.functional._base import FunctionalMeasure, Outputs, Score, class_columns
 
 
-class _Counts(NamedTuple):
-    """Samples per class that occurs as a label, (K,) int64 each; `_a` and `_b` are the two models."""
-
-    classes: Tensor
-    count: Tensor
-    right_a: Tensor
-    right_b: Tensor
-    lost: Tensor  # right in a only
-    gained: Tensor  # right in b only
-    claimed_a: Tensor  # of other classes, but predicted as this one
-    claimed_b: Tensor
-
-    @classmethod
-    def of(cls, rows: Tensor) -> "_Counts":
-        a, b, y = rows.T.long()
-        size = int(rows.max()) + 1
-
-        def count(classes: Tensor, where: Tensor) -> Tensor:
-            return torch.bincount(classes[where], minlength=size)
-
-        total = torch.bincount(y, minlength=size)
-        right_a, right_b = a == y, b == y
-        columns = (
-            *(total, count(y, right_a), count(y, right_b), count(y, right_a & ~right_b), count(y, right_b & ~right_a)),
-            *(count(a, ~right_a), count(b, ~right_b)),
-        )
-        present = total.nonzero()[:, 0]
-        return cls(present, *(column[present] for column in columns))
-
-    def details(self) -> dict[str, Any]:
-        return {name: column.tolist() for name, column in self._asdict().items()}
+def _counts(rows: Tensor) -> dict[str, Tensor]:
+    """Samples per class that occurs as a label, (K,) int64 each, by the names that `max_class_recall_drop` lists."""
+    a, b, y = rows.T.long()
+    right_a, right_b = a == y, b == y
+    samples = {
+        "count": y,
+        "right_a": y[right_a],
+        "right_b": y[right_b],
+        "lost": y[right_a & ~right_b],
+        "gained": y[right_b & ~right_a],
+        "claimed_a": a[~right_a],
+        "claimed_b": b[~right_b],
+    }
+    size = int(rows.max()) + 1
+    counts = {name: torch.bincount(classes, minlength=size) for name, classes in samples.items()}
+    present = counts["count"].nonzero()[:, 0]
+    return {"classes": present} | {name: count[present] for name, count in counts.items()}
 
 
 class _Classwise(FunctionalMeasure):
     """A statistic of the counts per class, which are its `details` (lists, one entry per class with labels)."""
 
     needs_labels = True
-    kind = "statistic"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        assert labels is not None
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         return class_columns(outputs, labels)
 
     def reduce(self, rows: Tensor) -> Score:
-        counts = _Counts.of(rows)
-        return self._score(rows, counts, counts.details())
+        counts = _counts(rows)
+        return self._score(rows, counts, {name: column.tolist() for name, column in counts.items()})
 
-    def _score(self, rows: Tensor, counts: _Counts, details: dict[str, Any]) -> Score:
+    def _score(self, rows: Tensor, counts: dict[str, Tensor], details: dict[str, Any]) -> Score:
         raise NotImplementedError
 
 
@@ -79,8 +63,8 @@ class MaxClassRecallDrop(_Classwise):
     kind = "worst_difference"
     source = "max over classes of recall(a) - recall(b)"
 
-    def _score(self, rows: Tensor, counts: _Counts, details: dict[str, Any]) -> Score:
-        drops = (counts.lost - counts.gained).double() / counts.count
+    def _score(self, rows: Tensor, counts: dict[str, Tensor], details: dict[str, Any]) -> Score:
+        drops = (counts["lost"] - counts["gained"]).double() / counts["count"]
         return Score(drops.max().item(), count=len(rows), details=details)
 
 
@@ -101,8 +85,8 @@ class MeanCentredRecallChange(_Classwise):
     symmetric = True
     source = "Hooker et al. (2019), What Do Compressed Deep Neural Networks Forget?, arXiv 1911.05248; per class"
 
-    def _score(self, rows: Tensor, counts: _Counts, details: dict[str, Any]) -> Score:
-        change = (counts.gained - counts.lost).double() / counts.count
+    def _score(self, rows: Tensor, counts: dict[str, Tensor], details: dict[str, Any]) -> Score:
+        change = (counts["gained"] - counts["lost"]).double() / counts["count"]
         change -= change.mean()
         return Score(change.abs().max().item(), count=len(rows), details=details | {"change": change.tolist()})
 
@@ -112,12 +96,12 @@ class _ErrorShift(_Classwise):
 
     source = "Blakeney et al. (2021), Simon Says: Evaluating and Mitigating Bias in Pruned Neural Networks, 2106.07849"
 
-    def _score(self, rows: Tensor, counts: _Counts, details: dict[str, Any]) -> Score:
+    def _score(self, rows: Tensor, counts: dict[str, Tensor], details: dict[str, Any]) -> Score:
         # the denominators of the rates are the same in both models, so rates change as counts do
-        before = torch.stack([counts.claimed_a, counts.count - counts.right_a]).double()
-        after = torch.stack([counts.claimed_b, counts.count - counts.right_b]).double()
+        before = torch.stack([counts["claimed_a"], counts["count"] - counts["right_a"]]).double()
+        after = torch.stack([counts["claimed_b"], counts["count"] - counts["right_b"]]).double()
         if (without := (before == 0).any(0)).any():
-            some = ", ".join(map(str, counts.classes[without][:5].tolist()))
+            some = ", ".join(map(str, counts["classes"][without][:5].tolist()))
             more = ", ..." if without.sum() > 5 else ""
             reason = f"the first model has no false positive or no false negative in class {some}{more}"
             return self._undefined(rows, reason + "; use max_class_recall_drop", **details)

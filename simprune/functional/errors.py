@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from simprune.functional._base import FunctionalMeasure, Outputs, Score, rights
-from simprune.functional.hard import SURVEY, kappa
+from simprune.functional.flips import FlipRate
+from simprune.functional.hard import SURVEY, Kappa
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,9 @@ class ErrorCorrectedDisagreement(FunctionalMeasure):
     id = "error_corrected_disagreement"
     range = (0.0, math.inf)
     needs_labels = True
-    kind = "statistic"
     source = "Fort, Hu, Lakshminarayanan (2019), Deep Ensembles: A Loss Landscape Perspective, arXiv 1912.02757"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         a, b = outputs
         return torch.stack([a.classes != b.classes, a.classes != labels], 1).to(torch.int8)
 
@@ -54,14 +54,12 @@ class MinMaxNormalizedDisagreement(FunctionalMeasure):
     range = (0.0, 1.0)
     symmetric = True
     needs_labels = True
-    kind = "statistic"
     source = SURVEY + "; the most for two classes: own derivation"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         a, b = outputs
-        binary = torch.full_like(a.classes, a.shape[1] == 2)
-        columns = [a.classes != b.classes, a.classes != labels, b.classes != labels, binary]
-        return torch.stack([each.to(torch.int8) for each in columns], 1)
+        binary = torch.full_like(a.classes, a.shape[1] == 2, dtype=torch.bool)
+        return torch.stack([a.classes != b.classes, a.classes != labels, b.classes != labels, binary], 1).to(torch.int8)
 
     def reduce(self, rows: Tensor) -> Score:
         count = len(rows)
@@ -73,19 +71,8 @@ class MinMaxNormalizedDisagreement(FunctionalMeasure):
         return Score((differing - least) / (most - least), count=count)
 
 
-class _Rights(FunctionalMeasure):
-    """A statistic of whether each of the two models is right."""
-
-    symmetric = True
-    needs_labels = True
-    kind = "statistic"
-
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        return torch.stack(rights(outputs, labels), 1).to(torch.int8)
-
-
 @dataclass(frozen=True)
-class ErrorConsistency(_Rights):
+class ErrorConsistency(Kappa):
     """Cohen's kappa of being right, in [-1, 1]: 1 means errors on the same samples, 0 independent errors.
 
     Undefined where both models are always right, or both always wrong: then look at `error_inconsistency`.
@@ -96,16 +83,16 @@ class ErrorConsistency(_Rights):
     """
 
     id = "error_consistency"
-    range = (-1.0, 1.0)
-    larger_is_more_similar = True
+    needs_labels = True
+    constant = "both models are always right or always wrong; use error_inconsistency"
     source = "Geirhos, Meding, Wichmann (2020), Beyond accuracy, arXiv 2006.16736"
 
-    def reduce(self, rows: Tensor) -> Score:
-        return kappa(self, rows, "both models are always right or always wrong; use error_inconsistency")
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        return rights(outputs, labels).to(torch.int8)
 
 
 @dataclass(frozen=True)
-class ErrorInconsistency(FunctionalMeasure):
+class ErrorInconsistency(FlipRate):
     """Share of samples that exactly one of the two models gets right, in [0, 1]; 0 means errors on the same samples.
 
     >>> a, b = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
@@ -114,15 +101,7 @@ class ErrorInconsistency(FunctionalMeasure):
     """
 
     id = "error_inconsistency"
-    range = (0.0, 1.0)
-    symmetric = True
-    needs_labels = True
-    kind = "rate"
     source = "(n10 + n01) / N; the same number as flip_rate"
-
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        a, b = rights(outputs, labels)
-        return (a != b).double()
 
 
 @dataclass(frozen=True)
@@ -141,10 +120,9 @@ class ErrorRatio(FunctionalMeasure):
     range = (0.0, math.inf)
     symmetric = True
     needs_labels = True
-    kind = "statistic"
     source = "different joint errors / same joint errors"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         a, b = (item.classes for item in outputs)
         both_wrong = (a != labels) & (b != labels)
         return torch.stack([both_wrong & (a != b), both_wrong & (a == b)], 1).to(torch.int8)

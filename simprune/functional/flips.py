@@ -5,25 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simprune.functional._base import FunctionalMeasure, Outputs, class_columns, rights
+from simprune.functional._base import Outputs, Rate, Score, class_columns, rights
 from simprune.functional.hard import votes
 
 FLIPS = "Dutta et al. (2024), Accuracy is Not All You Need, arXiv 2407.09141"
 
 
-class _Flips(FunctionalMeasure):
-    """A share of all samples, told by whether a and b are right."""
+class _Flips(Rate):
+    """A share of the samples that follows from the labels and both models' classes."""
 
-    range = (0.0, 1.0)
     needs_labels = True
-    kind = "rate"
     source = FLIPS
-
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        return self._changed(*rights(outputs, labels)).double()
-
-    def _changed(self, a: Tensor, b: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,9 @@ class NegativeFlipRate(_Flips):
 
     id = "negative_flip_rate"
 
-    def _changed(self, a: Tensor, b: Tensor) -> Tensor:
-        return a & ~b
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        a, b = rights(outputs, labels).unbind(1)
+        return (a & ~b).double()
 
 
 @dataclass(frozen=True)
@@ -50,8 +43,9 @@ class PositiveFlipRate(_Flips):
 
     id = "positive_flip_rate"
 
-    def _changed(self, a: Tensor, b: Tensor) -> Tensor:
-        return b & ~a
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        a, b = rights(outputs, labels).unbind(1)
+        return (b & ~a).double()
 
 
 @dataclass(frozen=True)
@@ -67,12 +61,13 @@ class FlipRate(_Flips):
     id = "flip_rate"
     symmetric = True
 
-    def _changed(self, a: Tensor, b: Tensor) -> Tensor:
-        return a != b
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        a, b = rights(outputs, labels).unbind(1)
+        return (a != b).double()
 
 
 @dataclass(frozen=True)
-class WrongToWrongRate(FunctionalMeasure):
+class WrongToWrongRate(_Flips):
     """Share of samples that both get wrong with different answers, in [0, 1]; `disagreement` - `flip_rate`.
 
     >>> WrongToWrongRate()([[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], labels=[2])
@@ -80,19 +75,15 @@ class WrongToWrongRate(FunctionalMeasure):
     """
 
     id = "wrong_to_wrong_rate"
-    range = (0.0, 1.0)
     symmetric = True
-    needs_labels = True
-    kind = "rate"
-    source = FLIPS
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         a, b = (item.classes for item in outputs)
         return ((a != b) & (a != labels) & (b != labels)).double()
 
 
 @dataclass(frozen=True)
-class DisagreementGivenReferenceCorrect(FunctionalMeasure):
+class DisagreementGivenReferenceCorrect(_Flips):
     """Share of the samples a gets right on which b answers differently, in [0, 1]; 0 means nothing was lost.
 
     Samples that a gets wrong are skipped; undefined where a is never right.
@@ -104,19 +95,16 @@ class DisagreementGivenReferenceCorrect(FunctionalMeasure):
     """
 
     id = "disagreement_given_reference_correct"
-    range = (0.0, 1.0)
-    needs_labels = True
-    kind = "rate"
     skips = "the first model is never right"
     source = "Joseph et al. (2020), Going Beyond Classification Accuracy Metrics in Model Compression, arXiv 2012.01604"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         a, b = (item.classes for item in outputs)
         return (a != b).double().masked_fill(a != labels, torch.nan)
 
 
 @dataclass(frozen=True)
-class PIERate(FunctionalMeasure):
+class PIERate(Rate):
     """Share of pruning-identified exemplars, in [0, 1]: samples whose most frequent class changed; 0 means none.
 
     `.group([original_1, ..., original_K, pruned_1, ..., pruned_K])`; the largest of tied classes counts. With K = 1
@@ -131,9 +119,7 @@ class PIERate(FunctionalMeasure):
     """
 
     id = "pie_rate"
-    range = (0.0, 1.0)
     symmetric = True
-    kind = "rate"
     models = (2, None)
     source = "Hooker et al. (2019), What Do Compressed Deep Neural Networks Forget?, arXiv 1911.05248"
 
@@ -146,7 +132,7 @@ class PIERate(FunctionalMeasure):
         columns = [a != b] if labels is None else [a != b, a == labels, b == labels]
         return torch.stack(columns, 1).double()
 
-    def reduce(self, rows: Tensor):
+    def reduce(self, rows: Tensor) -> Score:
         score = super().reduce(rows)
         if rows.shape[1] == 3:
             changed = rows[:, 0] == 1

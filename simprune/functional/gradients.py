@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import device_of
-from simprune.functional._base import Score, finite
-from simprune.functional._models import Batch, ModelMeasure, class_scores, truth, undisturbed
+from simprune.functional._base import Score, class_scores, finite
+from simprune.functional._models import Batch, Batches, ModelMeasure, truth, undisturbed
 
 Norm = Literal["linf", "l2"]
-Batches = Callable[[], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ class SaliencyCosineSimilarity(ModelMeasure):
     def _compare(self, models: Sequence[nn.Module], batches: Batches) -> Score:
         rows = torch.cat([self._cosines(models, batch) for batch in batches()])
         used = ~rows.isnan()
-        kept = used.any(1)
-        count, skipped = int(kept.sum()), int((~kept).sum())
+        inputs = rows[used.any(1)]
+        count, skipped = len(inputs), len(rows) - len(inputs)
         details: dict[str, Any] = {"pairs": int(used.sum()), "zero_gradients": int((~used).sum())}
         if not count:
             return Score(math.nan, 0, skipped, f"{self.id}: {self.skips}", details)
         if count > 1:
-            details["standard_error"] = rows[kept].nanmean(1).std().item() / math.sqrt(count)
+            details["standard_error"] = inputs.nanmean(1).std().item() / math.sqrt(count)
         return Score(rows.nanmean().item(), count, skipped, details=details)
 
     def _cosines(self, models: Sequence[nn.Module], batch: Batch) -> Tensor:
@@ -64,11 +63,11 @@ class SaliencyCosineSimilarity(ModelMeasure):
             graphs.append((leaf, output))
         if len({output.shape for _, output in graphs}) > 1:
             raise ValueError(f"{self.id} needs outputs of one shape; got {[tuple(out.shape) for _, out in graphs]}")
-        found = []
+        cosines = []
         for c in range(graphs[0][1].shape[1]):
             maps = [_unit(torch.autograd.grad(out[:, c].sum(), x, retain_graph=True)[0]).abs() for x, out in graphs]
-            found += [(a * b).sum(1) for a, b in itertools.combinations(maps, 2)]
-        return torch.stack(found, 1).clamp_max(1)
+            cosines += [(a * b).sum(1) for a, b in itertools.combinations(maps, 2)]
+        return torch.stack(cosines, 1).clamp_max(1)
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -87,6 +86,39 @@ def _differentiable(model: nn.Module, batch: Batch, inputs: Tensor) -> tuple[Ten
     return leaf, output
 
 
+@dataclass(frozen=True)
+class _Attack:
+    """Projected gradient ascent on the cross-entropy, with the options of `pgd`."""
+
+    norm: Norm = "linf"
+    radius: float = 8 / 255
+    steps: int = 10
+    step_size: float | None = None
+
+    def _step(self) -> float:
+        return 2.5 * self.radius / self.steps if self.step_size is None else self.step_size
+
+    def attack(self, model: nn.Module, batch: Batch, labels: Tensor, start: Tensor | None) -> Tensor:
+        """The batch's inputs after the attack, from the perturbation `start`."""
+        inputs = batch.inputs.detach().to(device_of(model))
+        change = torch.zeros_like(inputs) if start is None else start.to(inputs)
+        step = self._step()
+        for _ in range(self.steps):
+            leaf, output = _differentiable(model, batch, inputs + change)
+            # The gradient of the cross-entropy by the logits, divided by 1 - p_label: every input keeps its direction,
+            # and it does not vanish where the model is certain.
+            own = torch.nn.functional.one_hot(labels.cpu(), output.shape[1]).bool()
+            direction = output.detach().cpu().double().masked_fill(own, -math.inf).softmax(1) - own.double()
+            gradient = torch.autograd.grad(output, leaf, direction.to(output))[0]
+            if self.norm == "linf":
+                change = (change + step * gradient.sign()).clamp(-self.radius, self.radius)
+            else:
+                change = change + step * torch.nan_to_num(_unit(gradient).to(change).view_as(change), nan=0.0)
+                length = torch.linalg.vector_norm(change.flatten(1), dim=1).view(-1, *[1] * (change.ndim - 1))
+                change = change * (self.radius / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
+        return inputs + change
+
+
 def pgd(
     model: nn.Module,
     inputs: Tensor,
@@ -97,11 +129,26 @@ def pgd(
     step_size: float | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Inputs within `radius` of the given ones, (N, ...), that raise the cross-entropy: projected gradient ascent.
+    """Inputs within `radius` of `inputs` that raise the cross-entropy, by projected gradient ascent.
 
-    `norm` and `radius` are in the units of the inputs, which are not clipped to a range; `step_size` is
-    2.5 radius / steps unless given; `start` is a first perturbation. FGSM is `steps=1, step_size=radius`. The model
-    runs in evaluation mode and is afterwards as it was. Source: Madry et al., arXiv 1706.06083.
+    Inputs are not clipped to a range. FGSM is `steps=1, step_size=radius`. The model runs in evaluation mode and is
+    afterwards as it was. Source: Madry et al., arXiv 1706.06083.
+
+    Args:
+        model: returns class scores (N, C).
+        inputs: (N, ...), floating-point.
+        labels: (N,), class indices.
+        norm: of the perturbation of one input.
+        radius: largest norm of a perturbation, in the units of the inputs.
+        steps: gradient steps.
+        step_size: norm of one step in the units of the inputs; None: 2.5 radius / steps.
+        start: first perturbation, of the shape of `inputs`; None: zero.
+
+    Returns:
+        The perturbed inputs, (N, ...), on the model's device.
+
+    Raises:
+        ValueError: if the output does not depend on the inputs by differentiable steps, or gradients are not finite.
 
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
@@ -109,46 +156,13 @@ def pgd(
     tensor([[-0.5000,  0.0000]])
     """
     with undisturbed([model], "pgd"):
-        return _attacked(model, Batch((inputs,), {}, labels), labels, norm, radius, steps, step_size, start)
-
-
-def _attacked(
-    model: nn.Module,
-    batch: Batch,
-    labels: Tensor,
-    norm: Norm,
-    radius: float,
-    steps: int,
-    step_size: float | None,
-    start: Tensor | None,
-) -> Tensor:
-    inputs = batch.inputs.detach().to(device_of(model))
-    change = torch.zeros_like(inputs) if start is None else start.to(inputs)
-    step = 2.5 * radius / steps if step_size is None else step_size
-    for _ in range(steps):
-        leaf, output = _differentiable(model, batch, inputs + change)
-        # The cross-entropy's gradient by the logits, divided by 1 - p_label: the same direction for every input, and
-        # it does not vanish where the model is certain.
-        own = torch.nn.functional.one_hot(labels.cpu(), output.shape[1]).bool()
-        direction = output.detach().cpu().double().masked_fill(own, -math.inf).softmax(1) - own.double()
-        gradient = torch.autograd.grad(output, leaf, direction.to(output))[0]
-        if norm == "linf":
-            change = (change + step * gradient.sign()).clamp(-radius, radius)
-        else:
-            change = change + step * torch.nan_to_num(_unit(gradient).to(change).view_as(change), nan=0.0)
-            length = torch.linalg.vector_norm(change.flatten(1), dim=1).view(-1, *[1] * (change.ndim - 1))
-            change = change * (radius / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
-    return inputs + change
+        return _Attack(norm, radius, steps, step_size).attack(model, Batch({0: inputs}, labels), labels, start)
 
 
 @dataclass(frozen=True)
-class _Attacking(ModelMeasure):
-    """Hyperparameters of the attack; they are in `details["attack"]` too."""
+class _Attacking(_Attack, ModelMeasure):
+    """A measure whose hyperparameters are those of the attack; they are in `details["attack"]` too."""
 
-    norm: Norm = "linf"
-    radius: float = 8 / 255
-    steps: int = 10
-    step_size: float | None = None
     random_start: bool = True
     seed: int = 0
 
@@ -164,8 +178,8 @@ class _Attacking(ModelMeasure):
             raise ValueError(f"{self.id}: at least one step is needed; got steps={self.steps}")
 
     def _settings(self) -> dict[str, Any]:
-        settings = {each.name: getattr(self, each.name) for each in dataclasses.fields(_Attacking)}
-        return settings | {"step_size": 2.5 * self.radius / self.steps if self.step_size is None else self.step_size}
+        settings = {option.name: getattr(self, option.name) for option in dataclasses.fields(_Attacking)}
+        return settings | {"step_size": self._step()}
 
     def _starts(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
         """Uniform perturbations in the ball, drawn sample by sample so that batches do not matter."""
@@ -180,13 +194,15 @@ class _Attacking(ModelMeasure):
         length = self.radius * torch.rand((), generator=generator, dtype=torch.float64) ** (1 / max(1, shape.numel()))
         return length * direction / torch.linalg.vector_norm(direction)
 
-    def _attack(self, model: nn.Module, batch: Batch, labels: Tensor, start: Tensor | None) -> Tensor:
-        return _attacked(model, batch, labels, self.norm, self.radius, self.steps, self.step_size, start)
-
 
 @torch.no_grad()
 def _scores(model: nn.Module, batch: Batch, what: str, inputs: Tensor | None = None) -> Tensor:
     return class_scores(batch.run(model, inputs), what)
+
+
+def _clean(models: Sequence[nn.Module], batch: Batch) -> list[Tensor]:
+    """Every model's class scores for the inputs as they are."""
+    return [_scores(model, batch, f"logits of model {i}") for i, model in enumerate(models, start=1)]
 
 
 @dataclass(frozen=True)
@@ -226,9 +242,11 @@ class AdversarialTransferability(_Attacking):
         fooled = torch.zeros(2, 2, dtype=torch.long)  # attacked model, judging model
         count = skipped = 0
         for batch in batches():
-            clean = [_scores(model, batch, f"logits of model {i}") for i, model in enumerate(models, start=1)]
+            clean = _clean(models, batch)
             if clean[0].shape != clean[1].shape:
-                raise ValueError(f"{self.id} needs outputs of one shape; got {[tuple(each.shape) for each in clean]}")
+                raise ValueError(
+                    f"{self.id} needs outputs of one shape; got {[tuple(scores.shape) for scores in clean]}"
+                )
             labels = truth(batch, clean[0])
             right = (clean[0].argmax(1) == labels) & (clean[1].argmax(1) == labels)
             start = self._starts(batch, generator)
@@ -236,25 +254,23 @@ class AdversarialTransferability(_Attacking):
             if not right.any():
                 continue
             for i, attacked in enumerate(models):
-                found = self._attack(attacked, batch, labels, start)
+                adversarial = self.attack(attacked, batch, labels, start)
                 for j, judge in enumerate(models):
-                    wrong = (
-                        _scores(judge, batch, f"logits of model {j + 1} after the attack", found).argmax(1) != labels
-                    )
-                    fooled[i, j] += (wrong & right).sum()
+                    scores = _scores(judge, batch, f"logits of model {j + 1} after the attack", adversarial)
+                    fooled[i, j] += ((scores.argmax(1) != labels) & right).sum()
         details: dict[str, Any] = {"attack": self._settings()}
         if not count:
             return Score(math.nan, 0, skipped, f"{self.id}: no input is right for both models", details)
-        names = [["a_to_a", "a_to_b"], ["b_to_a", "b_to_b"]]
-        hits = {names[i][j]: int(fooled[i, j]) for i in range(2) for j in range(2)}
+        hits = dict(zip(("a_to_a", "a_to_b", "b_to_a", "b_to_b"), fooled.flatten().tolist(), strict=True))
         rate = (hits["a_to_b"] + hits["b_to_a"]) / (2 * count)
         details |= {"rate": rate} | {name: hit / count for name, hit in hits.items()}
         details["intervals"] = {name: _clopper_pearson(hits[name], count) for name in ("a_to_b", "b_to_a")}
         return Score(math.log(max(self.epsilon, 100 * rate)), count, skipped, details=details)
 
 
-def _clopper_pearson(hits: int, count: int, level: float = 0.95) -> list[float]:
-    tail = (1 - level) / 2
+def _clopper_pearson(hits: int, count: int) -> list[float]:
+    """The two-sided 95 % interval of the share of hits."""
+    tail = (1 - 0.95) / 2
     lower = scipy.stats.beta.ppf(tail, hits, count - hits + 1) if hits else 0.0
     upper = scipy.stats.beta.ppf(1 - tail, hits + 1, count - hits) if hits < count else 1.0
     return [float(lower), float(upper)]
@@ -265,7 +281,7 @@ class ModelDiff(_Attacking):
     """Cosine of how far an attack on a moves each model's outputs, in [-1, 1]; 1 means the same pattern over inputs.
 
     cos(v, v') with v_i = cos(O_i, O~_i) on a and v'_i the same on b: outputs (logits) for the input and for the
-    adversarial input made on a. Values are mostly positive, so the score saturates near 1; `details`: "distance"
+    adversarial input that attacks a. Values are mostly positive, so the score saturates near 1; `details`: "distance"
     (1 - score), "kept_a" and "kept_b" (means of v and v'), "attack". Inputs with a zero output are skipped.
     b may be a black box.
 
@@ -282,15 +298,15 @@ class ModelDiff(_Attacking):
 
     def _compare(self, models: Sequence[nn.Module], batches: Batches) -> Score:
         generator = torch.Generator().manual_seed(self.seed)
-        kept = []
+        parts = []
         for batch in batches():
-            clean = [_scores(model, batch, f"logits of model {i}") for i, model in enumerate(models, start=1)]
+            clean = _clean(models, batch)
             labels = truth(batch, clean[0])
-            found = self._attack(models[0], batch, labels, self._starts(batch, generator))
-            moved = [_scores(model, batch, "logits after the attack", found) for model in models]
+            adversarial = self.attack(models[0], batch, labels, self._starts(batch, generator))
+            moved = [_scores(model, batch, "logits after the attack", adversarial) for model in models]
             cosines = [(_unit(old) * _unit(new)).sum(1) for old, new in zip(clean, moved, strict=True)]
-            kept.append(torch.stack(cosines, 1).clamp(-1, 1))
-        rows = torch.cat(kept)
+            parts.append(torch.stack(cosines, 1).clamp(-1, 1))
+        rows = torch.cat(parts)
         used = rows[~rows.isnan().any(1)]
         count, skipped = len(used), len(rows) - len(used)
         details: dict[str, Any] = {"attack": self._settings()}

@@ -3,17 +3,19 @@
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from simprune.functional._base import FunctionalMeasure, Outputs, Score, class_columns
+from simprune.functional._base import FunctionalMeasure, Outputs, Rate, Score, class_columns
 
+MULTIPLICITY = "Marx, Calmon, Ustun (2020), Predictive Multiplicity in Classification, arXiv 1909.06677"
 SURVEY = "Klabunde et al., Similarity of Neural Network Models, arXiv 2305.06329, section 5"
 
 
 @dataclass(frozen=True)
-class Disagreement(FunctionalMeasure):
+class Disagreement(Rate):
     """Share of samples on which the two predicted classes differ, in [0, 1]; 0 means the same answers.
 
     >>> Disagreement()([[2.0, 1.0], [0.0, 1.0]], [[2.0, 1.0], [1.0, 0.0]])
@@ -21,9 +23,7 @@ class Disagreement(FunctionalMeasure):
     """
 
     id = "disagreement"
-    range = (0.0, 1.0)
     symmetric = True
-    kind = "rate"
     source = SURVEY
 
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
@@ -34,7 +34,6 @@ class Disagreement(FunctionalMeasure):
 class _Classes(FunctionalMeasure):
     """A statistic of the classes that every model predicts."""
 
-    kind = "statistic"
     symmetric = True
     source = SURVEY
 
@@ -42,8 +41,26 @@ class _Classes(FunctionalMeasure):
         return class_columns(outputs)
 
 
+class Kappa(_Classes):
+    """Cohen's kappa of two columns of small integers; undefined, because `constant`, if chance agreement is 1."""
+
+    range = (-1.0, 1.0)
+    larger_is_more_similar = True
+    constant: ClassVar[str]
+
+    def reduce(self, rows: Tensor) -> Score:
+        a, b = rows.T.long()
+        count, size = len(rows), int(rows.max()) + 1
+        same = int((a == b).sum())
+        chance = int(torch.bincount(a, minlength=size) @ torch.bincount(b, minlength=size))  # times N^2, exactly
+        details = {"observed": same / count, "chance": chance / count**2}
+        if chance == count**2:
+            return self._undefined(rows, self.constant, **details)
+        return Score((same * count - chance) / (count**2 - chance), count=count, details=details)
+
+
 @dataclass(frozen=True)
-class CohenKappa(_Classes):
+class CohenKappa(Kappa):
     """Agreement of two models' classes beyond chance, (p_o - p_e) / (1 - p_e), in [-1, 1]; 1 means the same answers.
 
     p_e is the agreement of independent answers with the same class counts. Undefined where both models always
@@ -54,25 +71,8 @@ class CohenKappa(_Classes):
     """
 
     id = "cohen_kappa"
-    range = (-1.0, 1.0)
-    larger_is_more_similar = True
+    constant = "both models give one and the same class everywhere; use disagreement"
     source = "Cohen (1960), Educational and Psychological Measurement 20"
-
-    def reduce(self, rows: Tensor) -> Score:
-        return kappa(self, rows, "both models give one and the same class everywhere; use disagreement")
-
-
-def kappa(measure: FunctionalMeasure, rows: Tensor, constant: str) -> Score:
-    """Cohen's kappa of two columns of small integers; undefined, because `constant`, if chance agreement is 1."""
-    a, b = rows.T.long()
-    count, size = len(rows), int(rows.max()) + 1
-    same = int((a == b).sum())
-    chance = int(torch.bincount(a, minlength=size) @ torch.bincount(b, minlength=size))  # times N^2, exactly
-    details = {"observed": same / count, "chance": chance / count**2}
-    if chance == count**2:
-        return measure._undefined(rows, constant, **details)
-    value = (same * count - chance) / (count**2 - chance)
-    return Score(value, count=count, details=details)
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class FleissKappa(_Classes):
 
 def votes(classes: Tensor) -> Tensor:
     """For every sample and model, how many of the m models (itself included) give the same class, (N, m) int32."""
-    return torch.stack([(classes == each[:, None]).sum(1, dtype=torch.int32) for each in classes.unbind(1)], 1)
+    return torch.stack([(classes == column[:, None]).sum(1, dtype=torch.int32) for column in classes.unbind(1)], 1)
 
 
 @dataclass(frozen=True)
-class Ambiguity(FunctionalMeasure):
+class Ambiguity(Rate):
     """Share of samples on which at least two of the models differ, in [0, 1]; 0 means the same answers.
 
     >>> a, b = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
@@ -119,11 +119,9 @@ class Ambiguity(FunctionalMeasure):
     """
 
     id = "ambiguity"
-    range = (0.0, 1.0)
     symmetric = True
-    kind = "rate"
     models = (1, None)
-    source = "Marx, Calmon, Ustun (2020), Predictive Multiplicity in Classification, arXiv 1909.06677"
+    source = MULTIPLICITY
 
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
         classes = class_columns(outputs)
@@ -142,7 +140,7 @@ class Discrepancy(_Classes):
     id = "discrepancy"
     range = (0.0, 1.0)
     models = (1, None)
-    source = "Marx, Calmon, Ustun (2020), Predictive Multiplicity in Classification, arXiv 1909.06677"
+    source = MULTIPLICITY
 
     def reduce(self, rows: Tensor) -> Score:
         differing = [int((a != b).sum()) for a, b in combinations(rows.unbind(1), 2)]
@@ -150,7 +148,7 @@ class Discrepancy(_Classes):
 
 
 @dataclass(frozen=True)
-class StableCore(FunctionalMeasure):
+class StableCore(Rate):
     """Share of samples on which at least the share `theta` of the models agree, in [0, 1]; 1 means all do.
 
     With theta=1 it is 1 - ambiguity. ValueError unless 0 < theta <= 1.
@@ -163,10 +161,8 @@ class StableCore(FunctionalMeasure):
     theta: float = 1.0
 
     id = "stable_core"
-    range = (0.0, 1.0)
     larger_is_more_similar = True
     symmetric = True
-    kind = "rate"
     models = (1, None)
     source = SURVEY
 

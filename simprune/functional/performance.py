@@ -28,12 +28,10 @@ class PerformanceDifference(FunctionalMeasure):
     range = (0.0, 1.0)
     symmetric = True
     needs_labels = True
-    kind = "statistic"
     models = (2, None)
     source = "Klabunde et al., arXiv 2305.06329, section 5.1"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        assert labels is not None
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         return class_columns(outputs, labels, torch.full_like(labels, outputs[0].shape[1]))
 
     def reduce(self, rows: Tensor) -> Score:
@@ -70,9 +68,9 @@ class AccuracyDrop(FunctionalMeasure):
     kind = "difference"
     source = "paired difference of proportions; standard error as in McNemar (1947)"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        a, b = rights(outputs, labels)
-        return a.double() - b.double()
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        a, b = rights(outputs, labels).double().unbind(1)
+        return a - b
 
     def reduce(self, rows: Tensor) -> Score:
         count, drop, flips = len(rows), rows.mean().item(), rows.abs().sum().item()
@@ -97,12 +95,11 @@ class McNemarExactP(FunctionalMeasure):
     larger_is_more_similar = True
     symmetric = True
     needs_labels = True
-    kind = "statistic"
     source = "McNemar (1947), Psychometrika 12; exact binomial form"
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        a, b = rights(outputs, labels)
-        return a.to(torch.int8) - b.to(torch.int8)
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        a, b = rights(outputs, labels).to(torch.int8).unbind(1)
+        return a - b
 
     def reduce(self, rows: Tensor) -> Score:
         lost, gained = int((rows > 0).sum()), int((rows < 0).sum())

@@ -32,7 +32,6 @@ class PrunePotential(FunctionalMeasure):
     range = (0.0, 1.0)
     larger_is_more_similar = True
     needs_labels = True
-    kind = "statistic"
     models = (2, None)
     source = LOST
 
@@ -44,11 +43,11 @@ class PrunePotential(FunctionalMeasure):
             raise ValueError(f"{self.id}: delta is a difference of error rates in [0, 1]; got {self.delta!r}")
         self._declare(range=(0.0, float(max(self.ratios))))
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
         if len(outputs) != len(self.ratios) + 1:
             expected = f"the dense model, then one for each of the {len(self.ratios)} ratios"
             raise ValueError(f"{self.id} takes the outputs of {expected}; got {len(outputs)}")
-        return torch.stack(rights(outputs, labels), 1).to(torch.int8)
+        return rights(outputs, labels).to(torch.int8)
 
     def reduce(self, rows: Tensor) -> Score:
         dense, *pruned = rows.sum(0).tolist()
@@ -80,8 +79,8 @@ class ExcessErrorDifference(FunctionalMeasure):
     def __call__(self, logits_a: Any, logits_b: Any, labels: Any = None) -> Score:
         raise ValueError(f"{self.id} needs .group([dense, pruned, dense_shifted, pruned_shifted], labels)")
 
-    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        dense, pruned, dense_shifted, pruned_shifted = (right.double() for right in rights(outputs, labels))
+    def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor) -> Tensor:
+        dense, pruned, dense_shifted, pruned_shifted = rights(outputs, labels).double().unbind(1)
         return (pruned - pruned_shifted) - (dense - dense_shifted)
 
 

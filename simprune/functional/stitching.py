@@ -4,17 +4,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import device_of
 from simprune.core.names import did_you_mean
-from simprune.functional._base import Score, finite
-from simprune.functional._models import Batch, ModelMeasure, batches_of, class_scores, truth, undisturbed
+from simprune.functional._base import Score, class_scores, finite
+from simprune.functional._models import Batch, Batches, ModelMeasure, batches_of, truth, undisturbed
 
-Batches = Callable[[], Iterator[Batch]]
 CHUNK = 4  # rows that the factorization takes at once, as a multiple of its width
 
 
@@ -78,9 +78,9 @@ class StitchingScore(ModelMeasure):
         """Score of the two models; see the class."""
         a, b = self._checked(models)
         with undisturbed(models, self.id):
-            joint = _Joint(a, self.layer_a, b, self.layer_b or self.layer_a)
-            fitting = (lambda: self._batches(inputs, labels)) if fit is None else (lambda: self._fit_batches(fit))
-            return self._score(joint, fitting, lambda: self._batches(inputs, labels), fit is None)
+            joint = _Joint(_Cut(a, self.layer_a), _Cut(b, self.layer_b or self.layer_a))
+            testing = partial(self._batches, inputs, labels)
+            return self._score(joint, testing if fit is None else partial(self._fit_batches, fit), testing)
 
     def _fit_batches(self, fit: Any) -> Iterator[Batch]:
         for batch in batches_of(fit, None, f"{self.id}, fit"):
@@ -88,34 +88,34 @@ class StitchingScore(ModelMeasure):
                 raise ValueError(f"{self.id}: training on the task needs batches (inputs, labels) in fit")
             yield batch
 
-    def _score(self, joint: "_Joint", fitting: Batches, testing: Batches, same: bool) -> Score:
-        details: dict[str, Any] = {"fit_on_inputs": same}
+    def _score(self, joint: "_Joint", fitting: Batches, testing: Batches) -> Score:
+        details: dict[str, Any] = {"fit_on_inputs": fitting is testing}
         if self.method == "direct":
-            first, found = _match(joint, fitting)
-            adapters = [first]
-            details |= found
+            adapter, match = _match(joint, fitting)
+            adapters = [adapter]
+            details |= match
         else:
             adapters = [self._train(joint, fitting, seed) for seed in self.seeds]
         identity = joint.shapes is not None and joint.shapes[0] == joint.shapes[1]
         rights, alike = [], []
         with torch.no_grad():
             for batch in testing():
-                own = [class_scores(batch.run(model), "logits").argmax(1) for model in (joint.a, joint.b)]
-                below = joint.below(batch)
+                own = [class_scores(batch.run(cut.model), "logits").argmax(1) for cut in (joint.a, joint.b)]
+                below, _ = joint.both(batch)
                 above = [joint.above(batch, adapter(below)) for adapter in adapters]
                 if identity:
                     above.append(joint.above(batch, below))
-                scores = [class_scores(each, "logits of the stitched model") for each in above]
-                labels = truth(batch, scores[0])
-                classes = [*own, *(each.argmax(1) for each in scores)]
-                rights.append(torch.stack([each == labels for each in classes], 1).double())
-                alike.append((classes[2] == classes[1]).double())
+                stitched = [class_scores(output, "logits of the stitched model") for output in above]
+                classes = torch.stack([*own, *(scores.argmax(1) for scores in stitched)], 1)
+                rights.append((classes == truth(batch, stitched[0])[:, None]).double())
+                alike.append((classes[:, 2] == classes[:, 1]).double())
         right = torch.cat(rights)
         count = len(right)
         accuracy = right.mean(0).tolist()
         change = right[:, 2] - right[:, 1]
-        trained = [each - accuracy[1] for each in accuracy[2 : 2 + len(adapters)]]
+        trained = [share - accuracy[1] for share in accuracy[2 : 2 + len(adapters)]]
         score = sum(trained) / len(trained)
+        variance = change.square().sum().item() - change.sum().item() ** 2 / count  # of the sum
         details |= {
             "penalty": -score,
             "accuracy_a": accuracy[0],
@@ -126,12 +126,11 @@ class StitchingScore(ModelMeasure):
             "agreement": torch.cat(alike).mean().item(),
             "gained": int((change > 0).sum()),
             "lost": int((change < 0).sum()),
-            "standard_error": math.sqrt(max(0.0, change.square().sum().item() - change.sum().item() ** 2 / count))
-            / count,
+            "standard_error": math.sqrt(max(0.0, variance)) / count,
             "resized": joint.resized,
             "bypassed": (bypassed := joint.is_bypassed(next(testing()))),
         }
-        reason = f"{self.id}: b's input also reaches its output around {joint.layer_b}" if bypassed else ""
+        reason = f"{self.id}: b's input also reaches its output around {joint.b.name}" if bypassed else ""
         return Score(score, count, reason=reason, details=details)
 
     def _train(self, joint: "_Joint", fitting: Batches, seed: int) -> "_Adapter":
@@ -141,10 +140,12 @@ class StitchingScore(ModelMeasure):
             for batch in fitting():
                 with torch.no_grad():
                     below, wanted = joint.both(batch)
-                    output = batch.run(joint.b)
+                    output = batch.run(joint.b.model)
                 if adapter is None or optimizer is None:
-                    adapter = _Adapter.random(below.shape[-1], wanted.shape[-1], below, seed)
-                    optimizer = torch.optim.Adam([adapter.weight, adapter.bias], lr=self.lr)
+                    inputs, outputs = below.shape[-1], wanted.shape[-1]
+                    weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(seed))
+                    adapter = _Adapter.fitting(below, weight / math.sqrt(inputs), torch.zeros(outputs))
+                    optimizer = torch.optim.Adam([part.requires_grad_() for part in adapter], lr=self.lr)
                 checked = class_scores(output, "logits of b")
                 target = truth(batch, checked) if self.method == "task" else checked.softmax(1)
                 stitched = joint.above(batch, adapter(below))
@@ -156,26 +157,20 @@ class StitchingScore(ModelMeasure):
         return adapter
 
 
-@dataclass
-class _Adapter:
+class _Adapter(NamedTuple):
     """The linear map with bias, along the last dimension."""
 
     weight: Tensor
     bias: Tensor
 
     @classmethod
-    def random(cls, inputs: int, outputs: int, like: Tensor, seed: int) -> "_Adapter":
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs)
-        weight, bias = (each.to(like.device, _precise(like.dtype)) for each in (weight, torch.zeros(outputs)))
-        return cls(weight.requires_grad_(), bias.requires_grad_())
+    def fitting(cls, activation: Tensor, weight: Tensor, bias: Tensor) -> "_Adapter":
+        """A map on the device of the activation, in its precision or single precision, whichever is higher."""
+        dtype = torch.promote_types(activation.dtype, torch.float32)
+        return cls(weight.to(activation.device, dtype), bias.to(activation.device, dtype))
 
     def __call__(self, rows: Tensor) -> Tensor:
         return rows.to(self.weight) @ self.weight + self.bias
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _match(joint: "_Joint", batches: Batches) -> tuple[_Adapter, dict[str, Any]]:
@@ -187,8 +182,8 @@ def _match(joint: "_Joint", batches: Batches) -> tuple[_Adapter, dict[str, Any]]
     with torch.no_grad():
         for batch in batches():
             below, wanted = joint.both(batch)
-            pair = torch.cat([each.cpu().double().flatten(0, -2) for each in (below, wanted)], 1)
-            finite(pair, f"activations of {joint.layer_a} and {joint.layer_b}", "rows", lambda x: x.ndim == 2)
+            pair = torch.cat([activation.cpu().double().flatten(0, -2) for activation in (below, wanted)], 1)
+            finite(pair, f"activations of {joint.a.name} and {joint.b.name}", "rows", lambda x: x.ndim == 2)
             pair = torch.cat([pair.new_ones(len(pair), 1), pair], 1)
             if factor is None:
                 factor, inputs, like = pair.new_zeros(pair.shape[1], pair.shape[1]), below.shape[-1], below
@@ -210,43 +205,87 @@ def _match(joint: "_Joint", batches: Batches) -> tuple[_Adapter, dict[str, Any]]
     spread = torch.linalg.vector_norm(y).item()
     error = torch.linalg.vector_norm(x @ weight - y).item()
     details = {"relative_error": error / spread if spread else None, "rank": int(solved.rank), "rows": rows}
-    return _Adapter(*(each.to(like.device, _precise(like.dtype)) for each in (weight, bias))), details
+    return _Adapter.fitting(like, weight, bias), details
+
+
+class _Cut:
+    """A module of a model, and the activation that is its output, or the first of its outputs."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        modules = dict(model.named_modules())
+        if name not in modules or not name:
+            raise KeyError(f"{type(model).__name__} has no module {name!r}; {did_you_mean(name, set(modules) - {''})}")
+        self.model, self.name, self.module = model, name, modules[name]
+
+    def swap(self, value: Tensor, source: int, destination: int) -> Tensor:
+        """The value with its channels moved, where the module has maps with channels first, (N, C, H, W)."""
+        last = isinstance(self.module, nn.Linear | nn.LayerNorm)  # their maps are (N, H, W, C)
+        return value if last or value.ndim < 4 else value.movedim(source, destination)
+
+    def seen(self, batch: Batch) -> Tensor:
+        """The activation, copied since later modules may work in place."""
+        seen: list[Tensor] = []
+        with self.hooked(lambda value: seen.append(value.detach().clone())):
+            batch.run(self.model)
+        return seen[0]
+
+    @contextmanager
+    def hooked(self, hook: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Within the block, `hook` sees the activation and may return another; ValueError unless there is one run."""
+        calls = 0
+
+        def counting(module: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            value = output[0] if isinstance(output, tuple | list) and output else output
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise ValueError(f"{self.name}: expected a floating-point activation, got {type(value).__name__}")
+            new = hook(value)
+            if new is None or isinstance(output, Tensor):
+                return new
+            return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
+
+        handle = self.module.register_forward_hook(counting)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if calls != 1:
+            raise ValueError(f"{self.name} ran {calls} times in one pass; stitch at a module that runs exactly once")
 
 
 @dataclass
 class _Joint:
-    """Where the two models are cut. Activations have their channels last here."""
+    """The cuts where the two models are joined. Activations have their channels last here."""
 
-    a: nn.Module
-    layer_a: str
-    b: nn.Module
-    layer_b: str
+    a: _Cut
+    b: _Cut
     shapes: tuple[torch.Size, torch.Size] | None = field(default=None, init=False)  # of one sample, channels last
     resized: list[list[int]] | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self._module_a, self._module_b = _module(self.a, self.layer_a), _module(self.b, self.layer_b)
-        self._last_a, self._last_b = _channels_last(self._module_a), _channels_last(self._module_b)
-
     def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Activations of a, fitted to b's positions and on b's device, and of b."""
-        below = _seen(self.a, self._module_a, self.layer_a, batch)
-        above = _seen(self.b, self._module_b, self.layer_b, batch)
-        return self._fitted(below, above), _to_last(above, self._last_b)
-
-    def below(self, batch: Batch) -> Tensor:
-        return self.both(batch)[0]
+        """Activations of a, resized to b's positions and on b's device, and of b; sets `shapes` and `resized`."""
+        below, above = self.a.seen(batch), self.b.seen(batch)
+        shapes = f"{self.a.name} gives {tuple(below.shape)}, {self.b.name} {tuple(above.shape)}"
+        if below.ndim != above.ndim or below.ndim not in (2, 3, 4):
+            raise ValueError(
+                f"stitching needs two activations (N, D), tokens (N, T, D) or maps (N, C, H, W) of one kind; {shapes}"
+            )
+        below, above = self.a.swap(below, 1, -1).to(device_of(self.b.model)), self.b.swap(above, 1, -1)
+        sizes = [list(activation.shape[1:-1]) for activation in (below, above)]
+        self.shapes = below.shape[1:], above.shape[1:]
+        if sizes[0] != sizes[1]:
+            if below.ndim != 4:
+                raise ValueError(f"stitching maps tokens one by one, so their number must agree; {shapes}")
+            self.resized = sizes
+            maps = nn.functional.interpolate(below.movedim(-1, 1), sizes[1], mode="bilinear", antialias=True)
+            below = maps.movedim(1, -1)
+        return below, above
 
     def above(self, batch: Batch, activation: Tensor, inputs: Tensor | None = None) -> Tensor:
         """b's output with this activation instead of its own."""
-
-        def replace(module: nn.Module, args: Any, output: Any) -> Any:
-            old = _main(output, self.layer_b)
-            new = activation if self._last_b or activation.ndim < 4 else activation.movedim(-1, 1)
-            return _with_main(output, new.to(old.dtype))
-
-        with _hook(self._module_b, replace, self.layer_b):
-            return batch.run(self.b, inputs)
+        with self.b.hooked(lambda old: self.b.swap(activation, -1, 1).to(old.dtype)):
+            return batch.run(self.b.model, inputs)
 
     def is_bypassed(self, batch: Batch) -> bool | None:
         """Whether b's output depends on its input even with the layer replaced; None for inputs without gradient."""
@@ -255,81 +294,6 @@ class _Joint:
         except ValueError:
             return None
         with torch.no_grad():
-            own = _to_last(_seen(self.b, self._module_b, self.layer_b, batch), self._last_b)
-        leaf = inputs.detach().to(device_of(self.b), copy=True).requires_grad_()
+            own = self.b.swap(self.b.seen(batch), 1, -1)
+        leaf = inputs.detach().to(device_of(self.b.model), copy=True).requires_grad_()
         return self.above(batch, own, leaf).requires_grad
-
-    def _fitted(self, below: Tensor, above: Tensor) -> Tensor:
-        """a's activation with b's positions; `shapes` and `resized` are noted."""
-        found = f"{self.layer_a} gives {tuple(below.shape)}, {self.layer_b} {tuple(above.shape)}"
-        if below.ndim != above.ndim or below.ndim not in (2, 3, 4):
-            raise ValueError(
-                f"stitching needs two activations (N, D), tokens (N, T, D) or maps (N, C, H, W) of one kind; {found}"
-            )
-        below, above = _to_last(below, self._last_a).to(device_of(self.b)), _to_last(above, self._last_b)
-        sizes = [list(each.shape[1:-1]) for each in (below, above)]
-        self.shapes = below.shape[1:], above.shape[1:]
-        if sizes[0] != sizes[1]:
-            if below.ndim != 4:
-                raise ValueError(f"stitching maps tokens one by one, so their number must agree; {found}")
-            self.resized = sizes
-            maps = nn.functional.interpolate(below.movedim(-1, 1), sizes[1], mode="bilinear", antialias=True)
-            below = maps.movedim(1, -1)
-        return below
-
-
-def _seen(model: nn.Module, module: nn.Module, name: str, batch: Batch) -> Tensor:
-    """The module's activation, copied since later modules may work in place."""
-    seen: list[Tensor] = []
-    with _hook(module, lambda _module, _args, output: seen.append(_main(output, name).detach().clone()), name):
-        batch.run(model)
-    return seen[0]
-
-
-def _module(model: nn.Module, name: str) -> nn.Module:
-    modules = dict(model.named_modules())
-    if name not in modules or not name:
-        raise KeyError(f"{type(model).__name__} has no module {name!r}; {did_you_mean(name, set(modules) - {''})}")
-    return modules[name]
-
-
-def _channels_last(module: nn.Module) -> bool:
-    """Linear layers and LayerNorm have maps with channels last, (N, H, W, C)."""
-    return isinstance(module, nn.Linear | nn.LayerNorm)
-
-
-def _to_last(value: Tensor, is_last: bool) -> Tensor:
-    return value if is_last or value.ndim < 4 else value.movedim(1, -1)
-
-
-def _main(output: Any, name: str) -> Tensor:
-    """The activation in a module's output: itself, or the first of a tuple."""
-    value = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point activation, got {type(value).__name__}")
-    return value
-
-
-def _with_main(output: Any, value: Tensor) -> Any:
-    if isinstance(output, list):
-        return [value, *output[1:]]
-    return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-@contextmanager
-def _hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any], name: str) -> Iterator[None]:
-    """The hook for a while; ValueError unless the module runs exactly once in it."""
-    calls = 0
-
-    def counting(module: nn.Module, args: Any, output: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return hook(module, args, output)
-
-    handle = module.register_forward_hook(counting)
-    try:
-        yield
-    finally:
-        handle.remove()
-    if calls != 1:
-        raise ValueError(f"{name} ran {calls} times in one pass; stitch at a module that runs exactly once")

@@ -19,13 +19,13 @@ IGNORE = -100
 CHUNK = 1 << 22  # logits that are in float64 at once
 
 
+@dataclass(frozen=True)
 class _Tokens(FunctionalMeasure):
     """Sums over the tokens of every sequence; rows are (N, figures + 1), the last column the number of tokens."""
 
-    shift: bool
+    shift: bool = False
 
     form = "tokens"
-    kind = "statistic"
     source = "mean over tokens"
 
     def _output(self, value: Any, what: str) -> Tensor:
@@ -37,25 +37,22 @@ class _Tokens(FunctionalMeasure):
 
     def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
         if self.shift:
-            outputs = tuple(each[:, :-1] for each in outputs)
+            outputs = tuple(logits[:, :-1] for logits in outputs)
             labels = None if labels is None else labels[:, 1:]
         count, length, classes = outputs[0].shape
         counts = torch.ones(count, length, dtype=torch.bool) if labels is None else labels != IGNORE
-        sequence, place = counts.nonzero(as_tuple=True)
+        sequence, position = counts.nonzero(as_tuple=True)
         sums: list[Tensor] = []
         step = max(1, CHUNK // classes)
-        for some in zip(sequence.split(step), place.split(step), strict=True):
-            a, b = (Outputs(each[some].double()) for each in outputs)
-            figures = self._figures(a, b, None if labels is None else labels[some])
+        for index in zip(sequence.split(step), position.split(step), strict=True):
+            a, b = (Outputs(logits[index].double()) for logits in outputs)
+            figures = self._figures(a, b, None if labels is None else labels[index])
             sums = sums or [torch.zeros(count, dtype=torch.float64) for _ in figures]
             for total, figure in zip(sums, figures, strict=True):
-                total.index_add_(0, some[0], figure)
-        sums = sums or [torch.zeros(count, dtype=torch.float64) for _ in range(self._width)]
+                total.index_add_(0, index[0], figure)
         return torch.stack([*sums, counts.sum(1).double()], 1)
 
-    _width = 1
-
-    def _figures(self, a: Outputs, b: Outputs, labels: Tensor | None) -> list[Tensor]:
+    def _figures(self, a: Outputs, b: Outputs, labels: Any) -> list[Tensor]:
         raise NotImplementedError
 
     def reduce(self, rows: Tensor) -> Score:
@@ -80,12 +77,10 @@ class TokenKLDivergence(_Tokens):
     (0.2851, 0.0)
     """
 
-    shift: bool = False
-
     id = "token_kl_divergence"
     range = (0.0, math.inf)
 
-    def _figures(self, a: Outputs, b: Outputs, labels: Tensor | None) -> list[Tensor]:
+    def _figures(self, a: Outputs, b: Outputs, labels: Any) -> list[Tensor]:
         return [kl_rows(a, b)]
 
 
@@ -99,14 +94,12 @@ class TokenAgreement(_Tokens):
     0.5
     """
 
-    shift: bool = False
-
     id = "token_agreement"
     range = (0.0, 1.0)
     larger_is_more_similar = True
     symmetric = True
 
-    def _figures(self, a: Outputs, b: Outputs, labels: Tensor | None) -> list[Tensor]:
+    def _figures(self, a: Outputs, b: Outputs, labels: Any) -> list[Tensor]:
         return [(a.classes == b.classes).double()]
 
 
@@ -122,16 +115,12 @@ class PerplexityChange(_Tokens):
     1.0
     """
 
-    shift: bool = False
-
     id = "perplexity_change"
     range = (-math.inf, math.inf)
     needs_labels = True
-    _width = 2
 
-    def _figures(self, a: Outputs, b: Outputs, labels: Tensor | None) -> list[Tensor]:
-        assert labels is not None
-        return [-each.log_probabilities.gather(1, labels[:, None])[:, 0] for each in (a, b)]
+    def _figures(self, a: Outputs, b: Outputs, labels: Any) -> list[Tensor]:
+        return [-item.log_probabilities.gather(1, labels[:, None])[:, 0] for item in (a, b)]
 
     def _score(self, rows: Tensor, means: list[float], details: dict[str, Any]) -> Score:
         a, b = torch.tensor(means, dtype=torch.float64).exp().tolist()  # infinite where math.exp would raise

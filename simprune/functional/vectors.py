@@ -1,4 +1,8 @@
-"""Outputs that are not class scores: embeddings and regression, (N, D); other shapes (N, ...) are flattened."""
+"""Outputs that are not class scores.
+
+Embeddings and regression are (N, D); other shapes (N, ...) are flattened. Outputs with several labels per sample have
+one logit per label, (N, L).
+"""
 
 import math
 from collections.abc import Callable
@@ -13,7 +17,7 @@ from simprune.functional._base import FunctionalMeasure, Score, finite
 
 
 class _Vectors(FunctionalMeasure):
-    """A measure of output vectors; labels are not used."""
+    """A measure of output vectors; labels of the samples are not used."""
 
     form = "vectors"
     symmetric = True
@@ -67,7 +71,6 @@ class RelativeError(_Vectors):
     id = "relative_error"
     range = (0.0, math.inf)
     symmetric = False
-    kind = "statistic"
     source = "relative Frobenius norm of the difference"
 
     def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
@@ -136,7 +139,6 @@ class RepresentationalSimilarity(_Vectors):
     id = "representational_similarity"
     range = (-math.inf, math.inf)
     symmetric = False
-    kind = "statistic"
     source = "the measure's own"
 
     def __post_init__(self) -> None:
@@ -152,3 +154,46 @@ class RepresentationalSimilarity(_Vectors):
         if math.isnan(value):
             return self._undefined(rows, "the measure of representations is undefined for these outputs")
         return Score(value, count=len(rows))
+
+
+@dataclass(frozen=True)
+class LabelwiseDisagreement(_Vectors):
+    """Mean over samples and labels of whether the two decisions differ (Hamming), in [0, 1]; 0 means the same.
+
+    Logits (N, L); a label is predicted where the sigmoid of its logit exceeds `threshold`. `details`: "labels", every
+    label's disagreement, and "largest". Labels of the samples are not used. ValueError unless 0 < threshold < 1.
+
+    >>> score = LabelwiseDisagreement()([[1.0, -1.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]])
+    >>> score, score.details["labels"]
+    (0.25, [0.0, 0.5])
+    """
+
+    threshold: float = 0.5
+
+    id = "labelwise_disagreement"
+    range = (0.0, 1.0)
+    kind = "mean"
+    form = "multilabel"
+    source = "Hamming loss of one model against the other"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"{self.id}: threshold is a probability in (0, 1), got {self.threshold!r}")
+
+    def _output(self, value: Any, what: str) -> Tensor:
+        expected = "(N, L) with N >= 1 samples and L >= 1 labels"
+        return finite(value, what, expected, lambda x: x.ndim == 2 and x.shape[1] >= 1)
+
+    def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        a, b = (logits.sigmoid() > self.threshold for logits in outputs)
+        return (a != b).to(torch.int8)
+
+    def values(self, rows: Tensor) -> Tensor:
+        return rows.double().mean(1)
+
+    def reduce(self, rows: Tensor) -> Score:
+        score = super().reduce(rows)
+        shares = (rows.sum(0) / len(rows)).tolist()
+        score.details.update(labels=shares, largest=max(shares))
+        return score
