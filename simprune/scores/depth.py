@@ -11,7 +11,6 @@ from simprune.measures import Measure, SimilarityMatrix
 from simprune.scores.blocks._context import as_redundancy
 from simprune.scores.blocks.segments import fisher_partition, segment_count
 from simprune.scores.blocks.stream import POSITIONS
-from simprune.scores.blocks.windows import distances
 from simprune.scores.layers import Layers
 
 READING = (
@@ -48,13 +47,15 @@ def describe_depth(
             "segments": {"measure": first.measure, "of": [segment[point] for point in points]},
             "blocks": _blocks(layers, scores, matrices, segment),
             "windows": [
-                {"blocks": [block.name for block in chain.blocks],
-                 "distances": [distances(chain, n).tolist() for n in range(1, len(chain.blocks) + 1)]}
+                {
+                    "blocks": [block.name for block in chain.blocks],
+                    "distances": [chain.distances(n).tolist() for n in range(1, len(chain.blocks) + 1)],
+                }
                 for chain in layers.stream.chains
             ],
             "cost": layers.costs.total().to_dict(),
         }
-    )  # fmt: skip
+    )
 
 
 def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -> dict[str, Any]:
@@ -64,8 +65,7 @@ def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -
     """
     by_measure = []
     for measure in compared:
-        labels = first.stream.labels if measure.needs_labels else None
-        a, b = (measure.prepare_all(layers.rows, labels) for layers in (first, second))
+        a, b = (measure.prepare_all(layers.rows, first.stream.labels_for(measure)) for layers in (first, second))
         values = [[measure.compare(layer, other) for other in b] for layer in a]
         by_measure.append({"measure": measure.id, "values": values})
     return finite({"points": list(second.rows), "similarity": by_measure, "cost": second.costs.total().to_dict()})
@@ -89,6 +89,16 @@ def _matrix(matrix: SimilarityMatrix) -> dict[str, Any]:
     return description
 
 
+def _entry(matrix: SimilarityMatrix, row: int, column: int) -> dict[str, float]:
+    """The similarity of two points, its interval and its chance level."""
+    arrays = {"value": matrix.values}
+    if matrix.interval is not None:
+        arrays |= {"low": matrix.interval.low, "high": matrix.interval.high}
+    if matrix.null is not None:
+        arrays["null"] = matrix.null.mean
+    return {name: float(values[row, column]) for name, values in arrays.items()}
+
+
 def _rounded(values: np.ndarray) -> list[list[float]]:
     return np.round(values, 6).tolist()
 
@@ -105,14 +115,6 @@ def _blocks(
             before, after = chain.points[index], chain.points[index + 1]
             a, b = row[before], row[after]
             remaining = layers.costs.after(dropped=[block.name])
-            similar = {}
-            for matrix in matrices:
-                entry = {"value": float(matrix.values[a, b])}
-                if matrix.interval is not None:
-                    entry |= {"low": float(matrix.interval.low[a, b]), "high": float(matrix.interval.high[a, b])}
-                if matrix.null is not None:
-                    entry["null"] = float(matrix.null.mean[a, b])
-                similar[matrix.measure] = entry
             blocks.append(
                 {
                     "name": block.name,
@@ -124,7 +126,7 @@ def _blocks(
                     "macs": total.macs - remaining.macs,
                     "params": total.params - remaining.params,
                     "share": 1 - remaining.macs / max(total.macs, 1),
-                    "similarity": similar,
+                    "similarity": {matrix.measure: _entry(matrix, a, b) for matrix in matrices},
                     "influence": 1 - float(chain.cosine[index, index + 1]),
                     "angle": float(chain.angle[index, index + 1]),
                     "redundancy": scores.get(block.name),

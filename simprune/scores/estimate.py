@@ -7,7 +7,6 @@ import torch
 
 from simprune.core import registry
 from simprune.core.checkpoint import Checkpoint
-from simprune.core.cost import CostModel
 from simprune.core.example import describe
 from simprune.core.redundancy import (
     BLOCK_WHY,
@@ -22,10 +21,10 @@ from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
 from simprune.scores.block_losses import BlockLosses
 from simprune.scores.blocks import BlockContext, observe
-from simprune.scores.channels import ChannelScore, Correlations, score_channels
-from simprune.scores.output_changes import output_changes
+from simprune.scores.channels import ChannelScore, ReaderMoments, score_channels
+from simprune.scores.output_changes import OutputLoss, output_changes
 from simprune.structures import check_structures, structure
-from simprune.trace.capture import Reading, read
+from simprune.trace.capture import read
 from simprune.trace.network import Network
 
 
@@ -80,29 +79,52 @@ def estimate(
     """
     kinds = check_structures(structures)
     score_part, _ = registry.read("score", score)
-    registry.read("block_score", block_score)
-    blocks: list[Block] = []
-    groups: list[UnitGroup] = []
-    refusals: list[tuple[str, str]] = []
-    for kind in kinds:
-        structures_of_kind, refused = structure(kind).find(network)
-        first_chain = 1 + max((block.chain for block in blocks), default=-1)  # every kind numbers its chains from 0
-        blocks += [replace(s, chain=s.chain + first_chain) for s in structures_of_kind if isinstance(s, Block)]
-        groups += [s for s in structures_of_kind if isinstance(s, UnitGroup)]
-        refusals += refused
+    block_part, _ = registry.read("block_score", block_score)
+    blocks, groups, refusals = _find(network, kinds)
     names = [block.name for block in blocks]
     weighed = damage and score_part.facts.get("output_losses", False)
-    correlations, losses = Correlations(groups), BlockLosses(names if weighed else [])
-    scored, context = _score_blocks(
-        network, calibration, measure, blocks, block_score, checkpoint, [correlations, losses], seed
-    )
-    scores = score_channels(network, calibration, groups, score, seed, correlations.values()) if groups else {}
-    interactions = None
+    moments = ReaderMoments(groups, apart=True)
+    losses = BlockLosses(names if weighed else [])
+    readings = [reading for reading in (moments, losses) if reading.sites]
+    context, block_scores = None, dict[str, float]()
+    if blocks:
+        stream = observe(network, calibration, blocks, checkpoint, readings)
+        context = BlockContext(network, calibration, stream, measure, checkpoint)
+        block_scores = _score_blocks(context, names, block_score, seed)
+    elif readings:
+        read(network.model, calibration, readings)
+    correlations = moments.correlations()
+    scores = score_channels(network, calibration, groups, score, seed, correlations) if groups else {}
+    damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
-        scored, scores, interactions = _weigh(network, calibration, scored, groups, scores, losses, seed)
+        measured = block_part.facts.get("measured_damage", False)
+        damages, scores, interactions = _weigh(network, calibration, damages, measured, groups, scores, losses, seed)
+    macs = network.costs.total().macs
     redundancy = Redundancy(
-        blocks=scored,
-        channels=_describe_groups(groups, network.costs, scores, correlations, score_part),
+        blocks=tuple(
+            BlockRedundancy(
+                block,
+                redundancy=block_scores[block.name],
+                share=1 - network.costs.after(dropped=[block.name]).macs / macs,
+                damage=damages[block.name],
+                score=block_part.name,
+                wording=block_part.facts.get("why", BLOCK_WHY),
+            )
+            for block in blocks
+        ),
+        channels=tuple(
+            ChannelRedundancy(
+                group,
+                redundancy=scores[group.name].redundancy,
+                order=scores[group.name].order,
+                damage=scores[group.name].damage,
+                nearest=tuple(correlations[group.name].mean(0).abs().fill_diagonal_(-1).argmax(1).tolist()),
+                share=1 - network.costs.after(group.cut(range(1, group.size))).macs / macs,
+                score=score_part.name,
+                wording=score_part.facts.get("why", UNITS_WHY),
+            )
+            for group in groups
+        ),
         unprunable=tuple(refusals),
         similarity=None if context is None else context.matrix(names),
         measure=measure.id,
@@ -115,109 +137,64 @@ def estimate(
     return Estimate(redundancy, context)
 
 
-def _score_blocks(
-    network: Network,
-    calibration: Iterable,
-    measure: Measure,
-    blocks: Sequence[Block],
-    score: Choice,
-    checkpoint: Checkpoint | None,
-    readings: Sequence[Reading],
-    seed: int,
-) -> tuple[tuple[BlockRedundancy, ...], BlockContext | None]:
-    """Redundancy of every block, with damage 1 - redundancy; `readings` take part in the walk over the batches."""
-    readings = [reading for reading in readings if reading.sites]
-    if not blocks:
-        if readings:
-            read(network.model, calibration, readings)
-        return (), None
-    part, _ = registry.read("block_score", score)
-    stream = observe(network, calibration, blocks, checkpoint, readings)
-    context = BlockContext(network, calibration, stream, measure, checkpoint)
-    names = tuple(block.name for block in blocks)
-    known = None if checkpoint is None else checkpoint.load("scores")
-    if known is not None:
-        scores = dict(zip(names, known["scores"].tolist(), strict=True))
-    else:
-        scores = registry.bound("block_score", score, seed=seed)(context)
-        if checkpoint is not None:
-            checkpoint.save("scores", {"scores": torch.tensor([scores[name] for name in names], dtype=torch.float64)})
-    total = network.costs.total().macs
-    scored = tuple(
-        BlockRedundancy(
-            block,
-            redundancy=scores[block.name],
-            share=1 - network.costs.after(dropped=[block.name]).macs / total,
-            damage=1 - scores[block.name],
-            score=part.name,
-            wording=part.facts.get("why", BLOCK_WHY),
-        )
-        for block in blocks
-    )
-    return scored, context
+def _find(network: Network, kinds: Sequence[str]) -> tuple[list[Block], list[UnitGroup], list[tuple[str, str]]]:
+    """Blocks, groups of units, and (name, reason) of what cannot be removed."""
+    blocks: list[Block] = []
+    groups: list[UnitGroup] = []
+    refusals: list[tuple[str, str]] = []
+    for kind in kinds:
+        structures_of_kind, refused = structure(kind).find(network)
+        first_chain = 1 + max((block.chain for block in blocks), default=-1)  # every kind numbers its chains from 0
+        blocks += [replace(s, chain=s.chain + first_chain) for s in structures_of_kind if isinstance(s, Block)]
+        groups += [s for s in structures_of_kind if isinstance(s, UnitGroup)]
+        refusals += refused
+    return blocks, groups, refusals
+
+
+def _score_blocks(context: BlockContext, names: Sequence[str], score: Choice, seed: int) -> dict[str, float]:
+    """Redundancy of every block by name, in their order; looked up in the checkpoint, or saved there."""
+    stored = None if context.checkpoint is None else context.checkpoint.load("scores")
+    if stored is not None:
+        return dict(zip(names, stored["scores"].tolist(), strict=True))
+    scores = registry.bound("block_score", score, seed=seed)(context)
+    scores = {name: scores[name] for name in names}
+    if context.checkpoint is not None:
+        context.checkpoint.save("scores", {"scores": torch.tensor([*scores.values()], dtype=torch.float64)})
+    return scores
 
 
 def _weigh(
     network: Network,
     calibration: Iterable,
-    blocks: tuple[BlockRedundancy, ...],
+    damages: dict[str, float],
+    measured: bool,
     groups: Sequence[UnitGroup],
     scores: Mapping[str, ChannelScore],
     block_losses: BlockLosses,
     seed: int,
-) -> tuple[tuple[BlockRedundancy, ...], dict[str, ChannelScore], Interactions]:
+) -> tuple[dict[str, float], dict[str, ChannelScore], Interactions]:
     """Damages of blocks and channels as changes of the output, and how these add up.
 
-    The damage of a group's units is the score's, scaled so that half of the group costs what was measured. Blocks that
-    were not scored by similarity keep the order of their scores: the most redundant block gets the least of the
-    measured damages, the next one the second least, and so on. Such blocks do not interact, since the score already
-    says how much a block adds.
+    The damage of a group's units is the score's, scaled so that half of the group costs what was measured. The damage
+    of a block is what was measured for it if `measured`. Otherwise blocks keep the order of their scores: the most
+    redundant block gets the least of the measured damages, the next one the second least, and so on. Such blocks do not
+    interact, since the score already says how much a block adds.
     """
-    names = [entry.name for entry in blocks]
-    losses = {("block", name): [loss] for name, loss in block_losses.losses().items()}
-    losses |= {(group.kind, group.name): list(scores[group.name].losses) for group in groups}
-    damages, interactions = output_changes(
-        network.model, calibration, {key: parts for key, parts in losses.items() if parts}, seed
-    )
-    of_blocks = {name: damages["block", name] for name in names}
-    if any(entry.score != "similarity" for entry in blocks):
-        ranked = sorted(blocks, key=lambda entry: entry.damage)
-        of_blocks = {entry.name: damage for entry, damage in zip(ranked, sorted(of_blocks.values()), strict=True)}
+    losses: dict[tuple[str, str], Sequence[OutputLoss]] = {
+        ("block", name): [loss] for name, loss in block_losses.losses().items()
+    }
+    losses |= {(group.kind, group.name): scores[group.name].losses for group in groups if scores[group.name].losses}
+    changes, interactions = output_changes(network.model, calibration, losses, seed)
+    of_blocks = {name: changes["block", name] for name in damages}
+    if not measured:
+        order = sorted(damages, key=damages.__getitem__)
+        of_blocks = dict(zip(order, sorted(of_blocks.values()), strict=True))
         rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
         interactions = replace(interactions, rows=rows)
-    weighed = tuple(replace(entry, damage=of_blocks[entry.name]) for entry in blocks)
-    scaled = {}
+    scaled = dict(scores)
     for group in groups:
-        score, measured = scores[group.name], damages.get((group.kind, group.name))
+        score, change = scores[group.name], changes.get((group.kind, group.name))
         expected = sum(score.damage[unit] for unit in score.order[: score.half])
-        scaled[group.name] = score if measured is None or expected <= 0 else score.scaled(measured / expected)
-    return weighed, scaled, interactions
-
-
-def _describe_groups(
-    groups: Sequence[UnitGroup],
-    costs: CostModel,
-    scores: Mapping[str, ChannelScore],
-    correlations: Correlations,
-    part: registry.Part,
-) -> tuple[ChannelRedundancy, ...]:
-    total = costs.total().macs
-    values = correlations.values() if groups else {}
-    described = []
-    for group in groups:
-        to_others = values[group.name].mean(0).abs().fill_diagonal_(-1)
-        all_but_one = group.cut(range(1, group.size))
-        score = scores[group.name]
-        described.append(
-            ChannelRedundancy(
-                group,
-                redundancy=score.redundancy,
-                order=score.order,
-                damage=score.damage,
-                nearest=tuple(to_others.argmax(1).tolist()),
-                share=1 - costs.after(all_but_one).macs / total,
-                score=part.name,
-                wording=part.facts.get("why", UNITS_WHY),
-            )
-        )
-    return tuple(described)
+        if change is not None and expected > 0:
+            scaled[group.name] = score.scaled(change / expected)
+    return of_blocks, scaled, interactions

@@ -40,15 +40,15 @@ def read_layers(network: Network, calibration: Iterable) -> Layers:
 
     Rows are means over positions. One forward pass over the batches; memory O(layers x inputs x width).
     """
-    model, costs = network.model, network.costs
+    model = network.model
     composite = {name.rpartition(".")[0] for name, _ in model.named_modules()}
-    names = [
-        name
+    sites = [
+        Site(name)
         for name, seen in network.visits.items()
         if name not in composite and seen.calls == 1 and seen.output is not None and seen.output.ndim > 1
+        if any(parameter.ndim > 1 for parameter in model.get_submodule(name).parameters())
     ]
-    names = [name for name in names if any(p.ndim > 1 for p in model.get_submodule(name).parameters())]
-    return Layers(capture(model, calibration, [Site(name) for name in names]), Stream((), {}, None), costs)
+    return Layers(capture(model, calibration, sites), Stream((), {}, None), network.costs)
 
 
 def read_counterpart(network: Network, calibration: Iterable, like: Layers) -> Layers:
@@ -71,13 +71,11 @@ def read_counterpart(network: Network, calibration: Iterable, like: Layers) -> L
     if not sites:
         return read_layers(network, calibration)
     in_order: dict[str, Site] = {}  # the order of execution, which one batch shows
-    first_batch = [next(iter(calibration))]
-    run(
-        model,
-        first_batch,
-        dict.fromkeys(sites),
-        lambda site, _: in_order.setdefault(site.name, replace(site, mask=None)),
-    )
+
+    def note(site: Site, _: Tensor) -> None:
+        in_order.setdefault(site.name, replace(site, mask=None))
+
+    run(model, [next(iter(calibration))], dict.fromkeys(sites), note)
     return Layers(capture(model, calibration, in_order.values()), Stream((), {}, None), network.costs)
 
 
@@ -110,7 +108,7 @@ def similarity(
     stored = None if checkpoint is None else checkpoint.load(stage)
     if stored is not None:
         return _from_tensors(stored, tuple(layers.rows), measure.id)
-    labels = layers.stream.labels if measure.needs_labels else None
+    labels = layers.stream.labels_for(measure)
     matrix = measures.matrix(measure, layers.rows, labels) if known is None else known
     if null or bootstrap:
         sample = Resampling(measure, layers.rows, labels, {}, seed, inputs)

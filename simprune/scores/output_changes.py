@@ -9,6 +9,7 @@ layers with small maps. The output changes many times more then than by errors t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,15 +61,12 @@ def output_changes(
     batches: dict[tuple[str, str], list[Tensor]] = {key: [] for key in losses}
     pending: dict[tuple[str, str], Tensor] = {}
 
-    def watch(name: str):
-        def see(_: nn.Module, value: Tensor, output: Tensor) -> None:
-            with torch.no_grad():
-                errors = [(key, error(value, output.detach())) for key, error in watched[name]]
-            output.register_hook(lambda gradient: add(gradient, errors))
+    def see(parts: Sequence[tuple[tuple[str, str], Error]], _: nn.Module, value: Tensor, output: Tensor) -> None:
+        with torch.no_grad():
+            errors = [(key, error(value, output.detach())) for key, error in parts]
+        output.register_hook(partial(add, errors))
 
-        return see
-
-    def add(gradient: Tensor, errors: Sequence[tuple[tuple[str, str], Tensor]]) -> None:
+    def add(errors: Sequence[tuple[tuple[str, str], Tensor]], gradient: Tensor) -> None:
         for key, error in errors:
             change = (gradient * error).flatten(1).sum(1, dtype=torch.float64).cpu()
             known = pending.get(key, change[:0])
@@ -82,7 +80,8 @@ def output_changes(
             batches[key].append(change)
         pending.clear()
 
-    variance, count = backpropagate(model, calibration, {name: watch(name) for name in watched}, seed, close)
+    watches = {name: partial(see, parts) for name, parts in watched.items()}
+    variance, count = backpropagate(model, calibration, watches, seed, close)
     changes = {key: torch.cat(parts) if parts else torch.zeros(1) for key, parts in batches.items()}
     damage = {key: float(change.square().sum()) / (count * max(variance, 1e-300)) for key, change in changes.items()}
     return damage, Interactions({key: row for row, key in enumerate(changes)}, _correlation([*changes.values()]))

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from simprune.scores.channels.predictability import eliminate, reader_correlations
+from simprune.scores.channels.correlation import eliminate
 from simprune.structures import structure
 from simprune.trace.network import Network
 from tests.networks import NAMES, build
+from tests.scores.scoring import correlations_of
 
 
 def correlation_of(rows):
@@ -56,9 +57,7 @@ def test_one_channel_and_constant_channels_are_defined():
 def test_batches_do_not_matter_to_the_correlations(network):
     model, x = build(network)
     groups = structure("channels").find(Network(model, ((x[:2],), {})))[0]
-    once, split = (
-        reader_correlations(Network.trace(model, batches[0]), batches, groups) for batches in ([x], x.split(5))
-    )
+    once, split = (correlations_of(model, batches, groups) for batches in ([x], x.split(5)))
     for group in groups:
         assert once[group.name].shape == (len(group.consumers), group.size, group.size)
         np.testing.assert_allclose(once[group.name], split[group.name], atol=1e-9)

@@ -6,7 +6,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from simprune import measures
 from simprune.core.checkpoint import Checkpoint
@@ -40,7 +39,7 @@ class BlockContext:
         known = None if self.checkpoint is None else self.checkpoint.load("similarity")
         if known is not None:
             return SimilarityMatrix(tuple(self.stream.rows), known["values"].numpy(), self.measure.id)
-        matrix = measures.matrix(self.measure, self.stream.rows, self._labels())
+        matrix = measures.matrix(self.measure, self.stream.rows, self.stream.labels_for(self.measure))
         if self.checkpoint is not None:
             self.checkpoint.save("similarity", {"values": torch.from_numpy(matrix.values.copy())})
         return matrix
@@ -62,9 +61,6 @@ class BlockContext:
         """The measure's own values for some points."""
         rows = [self.whole.names.index(point) for point in points]
         return SimilarityMatrix(tuple(points), self.whole.values[np.ix_(rows, rows)], self.measure.id)
-
-    def _labels(self) -> Tensor | None:
-        return self.stream.labels if self.measure.needs_labels else None
 
 
 def as_redundancy(measure: Measure, value: float) -> float:

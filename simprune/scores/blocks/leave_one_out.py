@@ -3,12 +3,12 @@ final representation stays when a block is bypassed."""
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, first_tensor, mask_of
 from simprune.core.progress import progress
 from simprune.core.registry import register
+from simprune.core.rows import Rows
 from simprune.scores.blocks._context import BlockContext, as_redundancy
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import evaluation, uncached
@@ -24,7 +24,7 @@ def leave_one_out(context: BlockContext) -> dict[str, float]:
     """
     model, measure, stream = context.network.model, context.measure, context.stream
     batches = list(checked(context.calibration, "calibration"))
-    labels = stream.labels if measure.needs_labels else None
+    labels = stream.labels_for(measure)
     original = measure.prepare(final_rows(model, batches), labels)
     scores = {}
     for block in progress(stream.blocks, "leave one out"):
@@ -36,7 +36,7 @@ def leave_one_out(context: BlockContext) -> dict[str, float]:
 
 def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
     """(inputs, width) inputs of the last linear layer that runs, means over positions; without one, the outputs."""
-    rows: list[Tensor] = []
+    rows = Rows()
     last: list[Tensor] = []
 
     def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -50,7 +50,5 @@ def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
             last.clear()
             output = call(model, batch)
             value = last[0] if last and len(last[0]) == len(output) else output
-            rows.append(
-                Site("the last layer", "pool", mask=mask_of(batch)).rows(value).to("cpu", torch.float32, copy=True)
-            )
-    return torch.cat(rows).clone()
+            rows.add(Site("the last layer", "pool", mask=mask_of(batch)).rows(value).float())
+    return rows.tensor()

@@ -20,6 +20,7 @@ from simprune.core.checkpoint import Checkpoint
 from simprune.core.progress import progress
 from simprune.core.rows import Rows
 from simprune.core.structures import Block
+from simprune.measures import Measure
 from simprune.trace.capture import Reading, read, reading
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import After, Before, hooks
@@ -38,6 +39,14 @@ class Chain:
     points: tuple[str, ...]
     cosine: np.ndarray  # (points, points), mean over inputs and positions
     angle: np.ndarray  # (points, points), mean angle over pi, in [0, 1]
+
+    def distances(self, n: int) -> np.ndarray:
+        """(windows,) mean angles over pi across all windows of `n` consecutive blocks, by their first block.
+
+        It is 0 where the window keeps the direction of the stream, 0.5 where input and output are orthogonal,
+        and 1 where they are opposite. A chain of fewer than n blocks has no windows.
+        """
+        return np.diagonal(self.angle, offset=n)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,10 @@ class Stream:
     @property
     def blocks(self) -> list[Block]:
         return [block for chain in self.chains for block in chain.blocks]
+
+    def labels_for(self, measure: Measure) -> Tensor | None:
+        """The labels if a measure needs them and the batches have them."""
+        return self.labels if measure.needs_labels else None
 
 
 def observe(
@@ -134,50 +147,45 @@ class _Reader:
         self.pooled = {point: Rows() for names in points.values() for point in names}
         self.mask: Tensor | None = None
         self.unit: dict[str, Tensor] = {}
-        self.layers: set[str] = set()  # that hold branches
         self.stream: Tensor | None = None
-        self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+        self.sums: dict[int, Tensor] = {}  # (2, points, points): cosines and angles
         self.count: dict[int, int] = dict.fromkeys(points, 0)
-        self.chains = chains
-        self.entry = {name: visited.stream_key for name, visited in network.visits.items()}
         self.before: list[tuple[nn.Module, Before]] = []
         self.after: list[tuple[nn.Module, After]] = []
-        for number, chain in self.chains.items():
+        layers: set[str] = set()  # that hold branches
+        for number, chain in chains.items():
             for index, block in enumerate(chain):
-                module = self.model.get_submodule(block.name)
-                entry = self.points[number][0] if index == 0 else None
-                around = block.inside if block.replace == "zero" else block.name
-                if block.replace == "zero" and around not in self.layers:
-                    self.layers.add(around)
-                    self._before(self.model.get_submodule(around), around, entry)
-                elif block.replace == "identity" and entry is not None:
-                    self._before(module, block.name, entry)
-                self._after(module, block)
+                branch, point = block.replace == "zero", points[number][0] if index == 0 else None
+                around = block.inside if branch else block.name
+                if point is not None or (branch and around not in layers):
+                    see = self._before(network.visits[around].stream_key, point, branch)
+                    self.before.append((self.model.get_submodule(around), see))
+                if branch:
+                    layers.add(around)
+                self.after.append((self.model.get_submodule(block.name), self._after(block.name, branch)))
 
-    def _before(self, module: nn.Module, name: str, point: str | None) -> None:
-        key = self.entry[name]
-
+    def _before(self, key: int | str | None, point: str | None, branch: bool) -> Before:
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            value = args[key] if isinstance(key, int) else kwargs[str(key)]
-            if name in self.layers:
+            value = {**dict(enumerate(args)), **kwargs}[key]
+            if branch:
                 self.stream = value.clone()  # later layers may work in place
             if point is not None:
-                self._keep(point, value)
+                self._read(point, value)
 
-        self.before.append((module, see))
+        return see
 
-    def _after(self, module: nn.Module, block: Block) -> None:
+    def _after(self, point: str, branch: bool) -> After:
         def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             value = first_tensor(output)
             assert value is not None
-            if block.replace == "zero":
+            if branch:
                 assert self.stream is not None
                 value = self.stream = self.stream + value
-            self._keep(block.name, value)
+            self._read(point, value)
 
-        self.after.append((module, see))
+        return see
 
-    def _keep(self, point: str, value: Tensor) -> None:
+    def _read(self, point: str, value: Tensor) -> None:
         self.pooled[point].add(Site(point, "pool", mask=self.mask).rows(value).float())
         self.unit[point] = F.normalize(_some_positions(value, self.mask).double(), dim=1)
 
@@ -188,8 +196,7 @@ class _Reader:
             cosine = (unit @ unit.mT).clamp(-1, 1)
             angle = torch.arccos(cosine) / torch.pi
             angle.diagonal(dim1=1, dim2=2).zero_()
-            sums = (cosine.sum(0), angle.sum(0))
-            self.sums[number] = tuple(a + b for a, b in zip(self.sums.get(number, (0, 0)), sums, strict=True))  # pyright: ignore[reportArgumentType]
+            self.sums[number] = self.sums.get(number, 0) + torch.stack([cosine.sum(0), angle.sum(0)])
             self.count[number] += len(unit)
         self.unit.clear()
 
@@ -209,13 +216,13 @@ class _Reader:
             rows.add(state[f"rows/{point}"])
         device = device_of(self.model)
         for number in self.points:
-            self.sums[number] = (state[f"cosine/{number}"].to(device), state[f"angle/{number}"].to(device))
+            self.sums[number] = torch.stack([state[f"cosine/{number}"], state[f"angle/{number}"]]).to(device)
             self.count[number] = int(state[f"count/{number}"])
         return int(state["done"])
 
     def means(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(points, points) mean cosine and angle of a chain."""
-        cosine, angle = (value.cpu().numpy() / self.count[number] for value in self.sums[number])
+        cosine, angle = self.sums[number].cpu().numpy() / self.count[number]
         return cosine, angle
 
 
@@ -224,10 +231,10 @@ def _some_positions(value: Tensor, mask: Tensor | None) -> Tensor:
 
     The golden ratio spreads them over the batch, so that no row or column of a map is preferred.
     """
-    rows = Site("", "positions", mask=mask).rows(value) if value.ndim < 4 else value.flatten(2)
-    count = len(rows) if value.ndim < 4 else len(rows) * rows.shape[2]
-    if count > POSITIONS:
-        chosen = (torch.arange(POSITIONS, dtype=torch.float64) * GOLDEN % 1 * count).long().to(value.device)
-    else:
-        chosen = torch.arange(count, device=value.device)
-    return rows[chosen] if value.ndim < 4 else rows[chosen // rows.shape[2], :, chosen % rows.shape[2]]
+    rows = value.flatten(2).mT if value.ndim >= 4 else Site("", "positions", mask=mask).rows(value)[None]
+    inputs, positions, _ = rows.shape
+    chosen = torch.arange(inputs * positions)
+    if len(chosen) > POSITIONS:
+        chosen = (torch.arange(POSITIONS, dtype=torch.float64) * GOLDEN % 1 * len(chosen)).long()
+    chosen = chosen.to(rows.device)
+    return rows[chosen // positions, chosen % positions]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from simprune.core.registry import Choice, bound
 from simprune.core.structures import UnitGroup
-from simprune.scores.channels._correlations import Correlations
-from simprune.scores.channels._score import ChannelScore
-from simprune.scores.channels.predictability import from_correlations
+from simprune.scores.channels._moments import ReaderMoments
+from simprune.scores.channels._score import ChannelScore, by_unexplained
+from simprune.scores.channels.correlation import eliminate
 from simprune.trace.network import Network
 
-__all__ = ["ChannelScore", "Correlations", "score_channels"]
+__all__ = ["ChannelScore", "ReaderMoments", "score_channels"]
 
 
 def score_channels(
@@ -42,6 +42,5 @@ def score_channels(
         The score of every group by the group's name.
     """
     scores = dict(bound("score", score, seed=seed)(network, calibration, groups))
-    return scores | {
-        group.name: from_correlations(correlations[group.name]) for group in groups if group.name not in scores
-    }
+    left_out = [group.name for group in groups if group.name not in scores]
+    return scores | {name: by_unexplained(*eliminate(correlations[name])) for name in left_out}

@@ -113,9 +113,8 @@ class Rows:
         return _products(self.rows, self.rows, columns)
 
     def inverse_blocks(self, columns: Tensor) -> Tensor:
-        return (
-            torch.eye(columns.shape[1], dtype=self.rows.dtype) - _products(self.factor, self.factor, columns)
-        ) / self.damping
+        changes = _products(self.factor, self.factor, columns)
+        return (torch.eye(columns.shape[1], dtype=self.rows.dtype) - changes) / self.damping
 
     def remove(self, columns: Tensor) -> Tensor:
         removed = self.factor[:, columns]

@@ -1,7 +1,12 @@
-"""What a score says of one group."""
+"""What a score says of one group, and what several scores share to compute it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
+from simprune.core.structures import Slice, UnitGroup
 from simprune.scores.output_changes import OutputLoss
 
 
@@ -28,6 +33,11 @@ class ChannelScore:
     damage: tuple[float, ...]
     losses: tuple[OutputLoss, ...] = field(default=(), compare=False, repr=False)
 
+    @classmethod
+    def of(cls, order: Sequence[int], redundancy: Tensor, damage: Tensor) -> "ChannelScore":
+        """A score from the order of removal and tensors (C,)."""
+        return cls(tuple(order), tuple(redundancy.tolist()), tuple(damage.tolist()))
+
     @property
     def half(self) -> int:
         """How many channels are half of the group, at least one."""
@@ -36,3 +46,72 @@ class ChannelScore:
     def scaled(self, factor: float) -> "ChannelScore":
         """A copy with all damages multiplied by `factor`."""
         return replace(self, damage=tuple(value * factor for value in self.damage))
+
+
+def reading_weights(group: UnitGroup) -> list[Slice]:
+    """The slices of a group that belong to the weights of modules which read its units."""
+    return [part for part in group.slices if part.side == "in" and part.tensor.endswith("weight")]
+
+
+def by_damage(damage: Tensor, order: Sequence[int] | None = None) -> ChannelScore:
+    """The score of units by their damage alone: the least damage is removed first, unless there is another order.
+
+    Redundancy is 1 - damage / the greatest damage of the group.
+
+    >>> by_damage(torch.tensor([0.5, 0.0, 0.25]))
+    ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
+    """
+    damage = damage.clamp(min=0)
+    redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
+    return ChannelScore.of(damage.argsort(stable=True).tolist() if order is None else order, redundancy, damage)
+
+
+def by_shares(parts: Sequence[Tensor]) -> ChannelScore:
+    """The score of units whose damage is their share in a sum: the mean over several (units,) tensors.
+
+    All shares of a tensor of zeros are equal.
+
+    >>> by_shares([torch.tensor([1.0, 3.0]), torch.zeros(2)]).damage
+    (0.375, 0.625)
+    """
+    shares = [part / part.sum() if part.sum() > 0 else torch.full_like(part, 1 / len(part)) for part in parts]
+    return by_damage(torch.stack(shares).mean(0))
+
+
+def by_unexplained(order: Sequence[int], unexplained: Tensor) -> ChannelScore:
+    """The score of units from the (units,) shares of them that the remaining units do not explain at their turn.
+
+    Damage is such a share, divided by the number of units.
+    """
+    unexplained = unexplained.clamp(0, 1)
+    return ChannelScore.of(order, 1 - unexplained, unexplained / len(unexplained))
+
+
+def by_similarity(similarity: Tensor) -> ChannelScore:
+    """The score of units by pairs: again and again the unit is removed that a remaining one resembles most.
+
+    Damage is (1 - s^2) / units, where s is the similarity of the removed unit to the remaining unit that resembles it
+    most. Of several equally similar units the unit is removed that resembles all remaining ones most. No unit remains
+    to replace the last one, so its s is 0; a dead unit, which is 1 similar to all, needs no replacement. O(units^3).
+
+    Args:
+        similarity: (units, units) in [0, 1]; entry (i, j) says how well unit j replaces unit i.
+
+    >>> by_similarity(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.6], [0.0, 0.6, 1.0]])).order
+    (1, 0, 2)
+    """
+    ties = similarity.double().clone().fill_diagonal_(0)
+    size = len(ties)
+    needless = (ties.sum(1) + 1 > size - 1e-9) if size > 1 else torch.zeros(1, dtype=torch.bool)
+    remaining = torch.ones(size, dtype=torch.bool)
+    closest = needless.double()  # similarity of a unit to its replacement, when it is removed
+    order: list[int] = []
+    while len(order) < size - 1:
+        best = ties.max(1).values.masked_fill(~remaining, -1)
+        equal = best >= best.max() - 1e-9
+        unit = int(ties.sum(1).masked_fill(~equal, -1).argmax())
+        closest[unit] = best[unit]
+        remaining[unit] = False
+        ties[:, unit] = 0
+        order.append(unit)
+    return by_unexplained([*order, int(remaining.nonzero()[0, 0])], 1 - closest.square())

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.registry import register
-from simprune.core.structures import UnitGroup
+from simprune.core.structures import Slice, UnitGroup
 from simprune.scores.channels._inputs import Gathered
-from simprune.scores.channels._score import ChannelScore
+from simprune.scores.channels._score import ChannelScore, reading_weights
 from simprune.scores.output_changes import OutputLoss
 from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, taps, weight_of
 from simprune.trace.network import Network
@@ -45,28 +45,24 @@ def second_order(
     refitted, and are left out.
     """
     model = network.model
-    readers: dict[str, _Reader] = {}
-    for group in groups:
-        for part in group.slices:
-            if part.side == "in" and part.tensor.endswith("weight") and can_be_fitted(model.get_submodule(part.module)):
-                readers.setdefault(part.module, _Reader())
-    variance = backpropagate(model, calibration, {name: reader.watch for name, reader in readers.items()}, seed)[0]
-    scores = {}
-    for group in groups:
-        surgeons = [
-            _Surgeon(part.module, model.get_submodule(part.module), readers[part.module], part.indices, variance)
-            for part in group.slices
-            if part.side == "in" and part.module in readers and part.tensor.endswith("weight")
-        ]
-        if surgeons:
-            scores[group.name] = _eliminate(group.size, surgeons)
-    return scores
+    weights = {
+        group: [part for part in reading_weights(group) if can_be_fitted(model.get_submodule(part.module))]
+        for group in groups
+    }
+    readers = {part.module: _Reader(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
+    variance, _ = backpropagate(model, calibration, {name: reader.watch for name, reader in readers.items()}, seed)
+    return {
+        group.name: _eliminate(group.size, [_Surgeon(part, readers[part.module], variance) for part in parts])
+        for group, parts in weights.items()
+        if parts
+    }
 
 
 @dataclass
 class _Reader:
     """Sums over the calibration set for one layer: its inputs, and the gradients at its output."""
 
+    layer: nn.Module
     inputs: Gathered = field(default_factory=Gathered)
     gradients: Tensor | None = None
     samples: int = 0
@@ -74,9 +70,10 @@ class _Reader:
     def watch(self, layer: nn.Module, value: Tensor, output: Tensor) -> None:
         self.inputs.add(patches(layer, value))
         self.samples += len(output)
-        output.register_hook(lambda gradient: self._add(positions(layer, gradient)))
+        output.register_hook(self._add)
 
     def _add(self, gradient: Tensor) -> None:
+        gradient = positions(self.layer, gradient)
         product = (gradient @ gradient.transpose(1, 2)).sum(0, dtype=torch.float64)
         self.gradients = product if self.gradients is None else self.gradients + product
 
@@ -96,22 +93,18 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
             reader.remove(channel)
     damage[remaining[0]] = alone[remaining[0]]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
-    score = ChannelScore((*order, remaining[0]), tuple((1 - lost).tolist()), tuple(damage.tolist()))
+    score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
     return replace(score, losses=tuple(reader.loss(score.order[: score.half]) for reader in readers))
 
 
 class _Surgeon:
     """One reader of a group: its weights and inverse covariance, while channels are removed one after another."""
 
-    def __init__(
-        self, name: str, layer: nn.Module, reader: _Reader, indices: tuple[tuple[int, ...], ...], variance: float
-    ) -> None:
+    def __init__(self, part: Slice, reader: _Reader, variance: float) -> None:
         assert reader.gradients is not None
-        self.name, self.layer = name, layer
-        kernel = taps(layer)
-        self.columns = torch.tensor(
-            [[entry * kernel + tap for entry in entries for tap in range(kernel)] for entries in indices]
-        )
+        self.name, self.layer = part.module, reader.layer
+        kernel = taps(self.layer)
+        self.columns = (torch.tensor(part.indices)[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
         self.inputs = reader.inputs.inverted(RIDGE)
         # The metric G weighs errors of the output. tr(G W ... W^T) = |F W ...|^2 with F^T F = G, so F is multiplied
         # into the weights once and squared norms suffice from there on.
@@ -119,7 +112,7 @@ class _Surgeon:
         values, vectors = torch.linalg.eigh(metric)
         seen = values > RANK * values[-1].clamp(min=0)
         root = (vectors[:, seen] * values[seen].sqrt()).T
-        self.weight = root @ matrix_of(layer).double().cpu()
+        self.weight = root @ matrix_of(self.layer).double().cpu()
 
     def alone(self) -> Tensor:
         """(channels,) error without a channel when nothing is refitted."""

@@ -12,8 +12,7 @@ from torch import Tensor
 from simprune.core.batches import call, checked, labels_of
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
-from simprune.scores.channels._parts import by_damage
-from simprune.scores.channels._score import ChannelScore
+from simprune.scores.channels._score import ChannelScore, by_damage
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.gradients import soft_log_likelihood

@@ -1,7 +1,11 @@
-"""Leave-one-out CKA: how similar are the inputs of a layer to the same inputs without one channel?
+"""Leave one out: what do the inputs of the layers that read a group lose without one channel?
 
-Linear CKA (Kornblith et al., 2019) of a representation X with the remaining columns K of itself is
+`leave_one_out_cka`: linear CKA (Kornblith et al., 2019) of a representation X with the remaining columns K of itself is
 |S_:K|^2 / (|S| |S_KK|) in Frobenius norms, where S is the covariance of X. So it follows from sums of squares of S.
+
+`independence` (CHIP: Sui et al., 2021): with A the rows of a reader's input, the independence of channel c is
+|A|_* - |A without the columns of c|_*. The nuclear norm is the sum of the square roots of the eigenvalues of A^T A, so
+only A^T A is held in memory, not the rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +15,9 @@ from torch import Tensor
 
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
-from simprune.scores.channels._parts import reader_moments
-from simprune.scores.channels._score import ChannelScore
+from simprune.scores.channels._moments import ReaderMoments
+from simprune.scores.channels._score import ChannelScore, by_damage
+from simprune.trace.capture import read
 from simprune.trace.network import Network
 
 
@@ -25,10 +30,11 @@ def leave_one_out_cka(network: Network, calibration: Iterable, groups: Sequence[
     1 - damage / the greatest damage of the group. One pass over the batches; memory O(readers x (channels x
     entries)^2), time O(readers x channels^2) per group after the moments.
     """
-    moments = reader_moments(network, calibration, groups, "positions")
+    moments = ReaderMoments(groups)
+    read(network.model, calibration, [moments])
     return {
-        group.name: eliminate(
-            torch.stack([_blocks(reader.covariance.cpu(), group.size) for reader in moments[group.name]])
+        group.name: _eliminate(
+            torch.stack([_blocks(reader.covariance.cpu(), group.size) for reader in moments.of(group)])
         )
         for group in groups
     }
@@ -41,10 +47,10 @@ def _blocks(covariance: Tensor, units: int) -> Tensor:
     return squares / squares.sum().clamp(min=1e-300)
 
 
-def eliminate(squares: Tensor) -> ChannelScore:
+def _eliminate(squares: Tensor) -> ChannelScore:
     """Greedy removal of the channel without which CKA is greatest, from (readers, C, C) squared covariances.
 
-    >>> eliminate(torch.eye(3).square()[None] * torch.tensor([3.0, 1.0, 2.0])).order
+    >>> _eliminate(torch.eye(3).square()[None] * torch.tensor([3.0, 1.0, 2.0])).order
     (1, 2, 0)
     """
     size = squares.shape[1]
@@ -71,5 +77,38 @@ def eliminate(squares: Tensor) -> ChannelScore:
         among = among - squares[:, :, channel]
         remaining[channel] = False
         order.append(channel)
-    redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
-    return ChannelScore(tuple(order), tuple(redundancy.tolist()), tuple(damage.tolist()))
+    return by_damage(damage, order)
+
+
+@register("score", "independence", source="arXiv:2110.13981")
+def independence(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
+    """Damage: the share of the nuclear norm that is lost with a channel, in [0, 1] (mean over the readers' inputs).
+
+    Rows are pooled over positions, one per input, and not centred. Every channel is compared with all others, also with
+    those that would be removed before it, so both of two duplicates have a damage. One pass over the batches; memory
+    O(readers x channels^2), time O(readers x channels^4).
+    """
+    moments = ReaderMoments(groups, "pool")
+    read(network.model, calibration, [moments])
+    scores = {}
+    for group in groups:
+        grams = [reader.about_origin().scatter.cpu() for reader in moments.of(group)]
+        scores[group.name] = by_damage(torch.stack([_lost_norm(gram, group.size) for gram in grams]).mean(0))
+    return scores
+
+
+def _lost_norm(gram: Tensor, units: int) -> Tensor:
+    """(units,) share of the nuclear norm that is lost with the columns of a unit; `gram` is A^T A, unit after unit.
+
+    >>> _lost_norm(torch.diag(torch.tensor([1.0, 9.0, 0.0])), 3)
+    tensor([0.2500, 0.7500, 0.0000])
+    """
+    whole = _nuclear_norm(gram)
+    columns = torch.arange(len(gram)).view(units, -1)
+    others = [columns[torch.arange(units) != unit].flatten() for unit in range(units)]
+    remaining = torch.stack([_nuclear_norm(gram[columns][:, columns]) for columns in others])
+    return ((whole - remaining) / whole.clamp(min=1e-300)).clamp(0, 1)
+
+
+def _nuclear_norm(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()

@@ -1,0 +1,65 @@
+"""The moments and correlations of a group's units, at the input of every module that reads them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from simprune.core.moments import Moments
+from simprune.core.structures import UnitGroup
+from simprune.scores.channels._score import reading_weights
+from simprune.trace.capture import Reading
+from simprune.trace.sites import Layout, Site
+
+
+class ReaderMoments(Reading):
+    """Reads the moments of every group's units at the input of every module that reads them.
+
+    Args:
+        groups: groups of units.
+        layout: "positions" for one row per position, "pool" for the mean over positions.
+        apart: whether the entries of a unit, of which a flattened map has several, count as samples of one number.
+            Memory is O(readers x units^2) then, else O(readers x (units x entries)^2).
+    """
+
+    def __init__(self, groups: Sequence[UnitGroup], layout: Layout = "positions", apart: bool = False) -> None:
+        self.groups, self.apart = groups, apart
+        self.layout: Layout = layout
+        self._readers: dict[str, list[tuple[str, Tensor]]] = {}
+        for group in groups:
+            for part in reading_weights(group):
+                units = torch.tensor(part.inputs or part.indices)  # (units, entries)
+                self._readers.setdefault(part.module, []).append((group.name, units))
+        self._moments: dict[tuple[str, str, int], Moments] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(name, self.layout, "input") for name in self._readers]
+
+    def see(self, site: Site, value: Tensor) -> None:
+        rows = site.rows(value)
+        for number, (group, units) in enumerate(self._readers[site.module]):
+            units = units.to(rows.device)
+            columns = rows[:, units].movedim(1, -1).flatten(0, 1) if self.apart else rows[:, units.flatten()]
+            key = (group, site.module, 0 if self.apart else number)
+            moments = Moments.of(columns)
+            self._moments[key] = self._moments[key].merge(moments) if key in self._moments else moments
+
+    def of(self, group: UnitGroup) -> list[Moments]:
+        """Moments of one group, unit after unit, one entry per reader; ValueError when no batch was read."""
+        if self._readers and not self._moments:
+            raise ValueError("calibration has no batches; give at least one")
+        return [moments for key, moments in self._moments.items() if key[0] == group.name]
+
+    def correlations(self) -> dict[str, Tensor]:
+        """(readers, C, C) correlations of every group's C units, by its name; ValueError when no batch was read."""
+        return {group.name: torch.stack([_correlation(moments) for moments in self.of(group)]) for group in self.groups}
+
+
+def _correlation(moments: Moments) -> Tensor:
+    """Correlation matrix on the CPU; a dead channel has zero variance and correlates with nothing, itself included."""
+    covariance = moments.covariance.cpu().clone()
+    scale = covariance.diagonal().clamp(min=0).sqrt()
+    alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
+    inverse = torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))
+    return covariance * torch.outer(inverse, inverse)
