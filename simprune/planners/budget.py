@@ -1,4 +1,4 @@
-"""Budgets: what may be kept, as shares of the original's cost or as absolute amounts, several at once.
+"""Budgets: how much of the cost may remain, as shares of the original's cost or as absolute amounts, several at once.
 
 A number in (0, 1] is a share of the original. An absolute amount is a text with a unit, `60M` macs, `0.4M` params,
 `2MB`, `3ms`, or, for what is counted, a whole number above 100. Numbers in between are refused: 50 could mean 50 %.

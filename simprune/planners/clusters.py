@@ -1,4 +1,4 @@
-"""Clusters: similar structures are joined, and one represents each cluster."""
+"""Clusters: similar structures are joined, and one represents every cluster."""
 
 from itertools import pairwise
 
@@ -23,9 +23,8 @@ def clusters(search: Search) -> tuple[Space, Selection]:
     similarity = _runs(search.space.redundancy)
     queue = [(-similarity[entry.name], Step(len(space.menus) + index)) for index, entry in enumerate(space.blocks)]
     for item, menu in enumerate(space.menus):
-        strength = joined[menu.entry.name][1]
-        levels = [(level, count) for level, count in enumerate(menu.counts) if 0 < count <= len(strength)]
-        queue += [(-strength[count - 1], Step(item, level)) for level, count in levels]
+        strength = dict(enumerate(joined[menu.entry.name][1], 1))  # by the number of units removed until then
+        queue += [(-strength[count], Step(item, level)) for level, count in enumerate(menu.counts) if count in strength]
     return space, best_along(search.within(space), ranked(queue))
 
 
@@ -33,10 +32,10 @@ def _join(entry: ChannelRedundancy) -> tuple[list[int], list[float]]:
     """Join the units of a group to clusters until one is left.
 
     Returns the units in the order in which they are removed, those that were never removed last, and the redundancy
-    (falling) of the unit that caused each removal.
+    (falling) of the unit that caused a removal.
     """
     rank = {unit: index for index, unit in enumerate(entry.order)}
-    representative = list(range(len(rank)))  # of the cluster of each unit
+    representative = list(range(len(rank)))  # of the cluster of every unit
     order, strength = [], []
     for unit in sorted(rank, key=lambda unit: (-entry.redundancy[unit], rank[unit])):
         own, nearest = representative[unit], representative[entry.nearest[unit]]

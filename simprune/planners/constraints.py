@@ -1,8 +1,9 @@
 """Constraints: what a plan must leave alone. They hold for every planner: planners see only what may be removed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate, chain
 
 from simprune import settings
 from simprune.core.cost import CostModel
@@ -23,10 +24,6 @@ class Constraints(settings.Constraints):
     be removed.
     """
 
-    def check(self, redundancy: Redundancy) -> None:
-        """Raise ValueError for a name or pattern that fits nothing in the network."""
-        self.check_names(_known(redundancy))
-
     def check_names(self, known: Sequence[str]) -> None:
         """Raise ValueError for a name or pattern that fits none of these names."""
         for pattern in self.protect:
@@ -36,14 +33,9 @@ class Constraints(settings.Constraints):
     def blocks(self, redundancy: Redundancy) -> tuple[BlockRedundancy, ...]:
         """The blocks that may be removed: neither they nor anything inside them is protected."""
         named = [pattern for pattern in self.protect if pattern != RESIDUAL]
-        if not named:
-            return redundancy.blocks
-        known = _known(redundancy)
-        stay = [name for name in known if any(_matches(name, pattern) for pattern in named)]
+        stay = [name for name in known_names(redundancy) if any(_matches(name, pattern) for pattern in named)]
         return tuple(
-            entry
-            for entry in redundancy.blocks
-            if not any(name == entry.name or name.startswith(f"{entry.name}.") for name in stay)
+            entry for entry in redundancy.blocks if not any(f"{name}.".startswith(f"{entry.name}.") for name in stay)
         )
 
     def groups(self, redundancy: Redundancy) -> tuple[ChannelRedundancy, ...]:
@@ -85,15 +77,7 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def _known(redundancy: Redundancy) -> list[str]:
+def known_names(redundancy: Redundancy) -> list[str]:
     """The names of every module that has tensors and of the modules around it, in order, and of all structures."""
-    names: dict[str, None] = {}
-
-    def add(tensors: Iterable[str]) -> None:
-        for tensor in tensors:
-            parts = tensor.split(".")[:-1]
-            names.update(dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts))))
-
-    add(redundancy.costs.tensors)
-    names.update(dict.fromkeys(entry.name for entry in redundancy.entries))
-    return list(names)
+    modules = (accumulate(tensor.split(".")[:-1], "{}.{}".format) for tensor in redundancy.costs.tensors)
+    return list(dict.fromkeys([*chain.from_iterable(modules), *(entry.name for entry in redundancy.entries)]))

@@ -9,7 +9,8 @@ from simprune.planners.space import Selection, Space
 def greedy(search: Search) -> tuple[Space, Selection]:
     """Least expected damage per cost saved first.
 
-    Blocks and channels have a queue each. For every number of blocks from the front of their queue, the channels at the
-    front of theirs are removed until the budget is met; of these selections the one that damages least is returned.
+    Blocks have one queue and channels another. For every number of blocks from the front of their queue, the channels
+    at the front of theirs are removed until the budget is met; of these selections the one that damages least is
+    returned.
     """
     return search.space, greedy_selection(search)

@@ -16,21 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, best, everything, greedy_selection, savings, uniform_selection
+from simprune.planners.search import Search, best, everything, greedy_selection, savings
 from simprune.planners.space import Floats, Selection, Space
+from simprune.planners.uniform import uniform
 
 RESOLUTION = 4096  # cells of the table; fewer where all savings are multiples of a larger cell
 POINTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of all that can be saved, at which savings and damages are taken
 ROUNDS = 3  # of improvement per point where one kind of cost is limited; where several are, one round per mix of kinds
-
-Rows = tuple[NDArray[np.intp], NDArray[np.bool_]]  # levels (N, groups), blocks (N, blocks)
 
 
 @register("planner", "optimal")
 def optimal(search: Search) -> tuple[Space, Selection]:
     """Least expected damage: dynamic programming over channels and blocks, never worse than greedy or uniform."""
     space = search.space
-    candidates = [greedy_selection(search), uniform_selection(search)]
+    candidates = [greedy_selection(search), uniform(search)[1]]
     fixed = None if search.blocks is None else candidates[0].blocks
     kinds = tuple(search.ceilings)
     mixes = dict.fromkeys([kinds, *((kind,) for kind in kinds)])
@@ -51,15 +50,12 @@ def _candidates(
     first = _savings(search, space.nothing, kinds)
     last = _savings(search, everything(space), kinds)
     additive = all(np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(first, last, strict=True))
-    if additive and not space.interacting:
+    if additive and not space.interactions.any():
         return [best(search, *pareto_selections(space, first, fixed=fixed))]
     whole, least = space.cost(space.nothing), space.cost(everything(space))
     candidates = []
     for point in POINTS:
-        limits = {
-            kind: original - point * (original - smallest)
-            for kind, original, smallest in zip(space.kinds, whole, least, strict=True)
-        }
+        limits = dict(zip(space.kinds, whole - point * (whole - least), strict=True))
         nearby = Search(space, {kind: limits[kind] for kind in kinds})
         state = greedy_selection(nearby)
         for _ in range(rounds):
@@ -74,19 +70,19 @@ def _candidates(
 def _savings(search: Search, state: Selection, kinds: Sequence[str]) -> list[Floats]:
     """(levels,) savings of every group, then (0, saving) of every block with all its channels; others as in `state`."""
     space = search.space
-    blocks = np.repeat(state.blocks[None], 2 * len(space.blocks), 0)
     levels = np.repeat(state.levels[None], 2 * len(space.blocks), 0)
+    blocks = np.repeat(state.blocks[None], len(levels), 0)
     for block in range(len(space.blocks)):  # a row with the block, and a row without it
-        blocks[2 * block : 2 * block + 2, space.around(len(space.menus) + block)] = False
+        blocks[2 * block : 2 * block + 2, space.inside[:, len(space.menus) + block]] = False
         blocks[2 * block : 2 * block + 2, block] = (False, True)
-        levels[2 * block, space.inside(block)] = 0
+        levels[2 * block, space.inside[block, : len(space.menus)]] = 0
     costs = search.scalar(space.costs(levels, blocks), kinds)
     return [*savings(search, state, kinds), *(np.array([0, before - after]) for before, after in costs.reshape(-1, 2))]
 
 
 def pareto_selections(
     space: Space, saved: Sequence[Floats], state: Selection | None = None, fixed: NDArray[np.bool_] | None = None
-) -> Rows:
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """The selection of least damage for every amount saved, by dynamic programming; dominated selections are left out.
 
     A block is either removed, or it stays and levels are selected for the groups inside it.
@@ -101,9 +97,9 @@ def pareto_selections(
         levels (N, groups) and blocks (N, blocks), from the least amount saved to the largest. Time is
         O(levels x cells), memory O(structures x cells).
     """
-    children, top = space.children()
+    children = space.children()
     damage = space.damages(state or space.nothing)
-    cells = _cells(saved, children, top, len(space.menus))
+    cells = _cells(saved, children, len(space.menus))
     decided: dict[int, NDArray[np.int16]] = {}
 
     def fold(table: Floats, items: Sequence[int]) -> Floats:
@@ -125,7 +121,7 @@ def pareto_selections(
             decided[item], table = decision, result
         return table
 
-    table = fold(np.zeros(1), top)
+    table = fold(np.zeros(1), children[-1])
     later = np.append(np.minimum.accumulate(table[::-1])[::-1][1:], np.inf)
     starts = np.flatnonzero(np.isfinite(table) & (table <= later))
     levels = np.zeros((len(starts), len(space.menus)), np.intp)
@@ -135,24 +131,20 @@ def pareto_selections(
         """Write what was decided for these items into `rows` of the result; returns the cells before the items."""
         for item in reversed(items):
             level, block = decided[item][cell], item - len(space.menus)
+            before = cell - cells[item][level]
             if block < 0:
                 levels[rows, item] = level
-                cell = cell - cells[item][level]
-                continue
-            blocks[rows, block] = level > 0
-            stays = level == 0
-            inner = unfold(rows[stays], cell[stays], children[block])
-            cell = cell - cells[item][level]
-            cell[stays] = inner
+            else:
+                blocks[rows, block], stays = level > 0, level == 0
+                before[stays] = unfold(rows[stays], cell[stays], children[block])
+            cell = before
         return cell
 
-    unfold(np.arange(len(starts)), starts, top)
+    unfold(np.arange(len(starts)), starts, children[-1])
     return levels, blocks
 
 
-def _cells(
-    saved: Sequence[Floats], children: Sequence[Sequence[int]], top: Sequence[int], groups: int
-) -> list[NDArray[np.intp]]:
+def _cells(saved: Sequence[Floats], children: Sequence[Sequence[int]], groups: int) -> list[NDArray[np.intp]]:
     """Savings in cells of the table, rounded.
 
     A cell is the largest saving that all savings are multiples of, but at least 1 / RESOLUTION of all that can be
@@ -162,11 +154,9 @@ def _cells(
 
     def most(items: Sequence[int]) -> float:
         """The largest saving of these items together."""
-        tops = [max(saved[i].max(), most(children[i - groups]) if i >= groups else 0) for i in items]
-        return sum(tops)
+        return sum(max(saved[i].max(), most(children[i - groups]) if i >= groups else 0) for i in items)
 
-    cell = max(most(top) / RESOLUTION, 1e-300)
-    cell = max(cell, _common(amounts[amounts > 1e-15]))
+    cell = max(most(children[-1]) / RESOLUTION, 1e-300, _common(amounts[amounts > 1e-15]))
     return [np.rint(amount.clip(0) / cell).astype(np.intp) for amount in saved]
 
 

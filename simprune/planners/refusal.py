@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from simprune.core.cost import KINDS, Cost
+from simprune.core.cost import Cost
 from simprune.core.redundancy import Redundancy
 from simprune.planners.budget import Budget
 from simprune.planners.space import Space
@@ -20,17 +20,11 @@ def unreachable(redundancy: Redundancy, budget: Budget, least: Cost, space: Spac
         space: what may be selected.
         planner: its name.
     """
-    original = redundancy.costs.total()
+    original, counted = redundancy.costs.total(), budget.counted.limits
     share = least.share_of(original)
-    reached = ", ".join(
-        f"{kind} {share[kind]:.3f} ({getattr(least, kind):,})" for kind in budget.limits if kind in KINDS
-    )
-    missed = (
-        kind
-        for kind, limit in budget.counted.limits.items()
-        if getattr(least, kind) > limit.of(getattr(original, kind))
-    )
-    kind = next(missed, "macs")
+    reached = ", ".join(f"{kind} {share[kind]:.3f} ({getattr(least, kind):,})" for kind in counted)
+    missed = [kind for kind, limit in counted.items() if getattr(least, kind) > limit.of(getattr(original, kind))]
+    kind = missed[0] if missed else "macs"
     staying = sorted(_staying(redundancy, space, kind), key=lambda item: (-item[0], item[1]))
     names = "; ".join(f"{name}, {part:.1%} of the {kind} ({reason})" for part, name, reason in staying[:NAMED])
     more = f" and {len(staying) - NAMED} more" if len(staying) > NAMED else ""
@@ -44,10 +38,8 @@ def _staying(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[
     """(share of the cost, name, reason) of every structure that no selection removes."""
     total = getattr(redundancy.costs.total(), kind)
     free = {menu.entry.name for menu in space.menus} | {entry.name for entry in space.blocks}
-    reasons = dict(redundancy.unprunable)
-    for entry in redundancy.entries:
-        if entry.name not in free:
-            reasons[entry.name] = "protected, or too narrow for the constraints"
+    bound = [entry.name for entry in redundancy.entries if entry.name not in free]
+    reasons = dict(redundancy.unprunable) | dict.fromkeys(bound, "protected, or too narrow for the constraints")
     for name, reason in reasons.items():
         without = getattr(redundancy.costs.after(dropped=[name]), kind)
         if without < total:

@@ -1,5 +1,6 @@
 """What planners share: the search they are handed, and the walk along a sequence of steps until the budget is met."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -100,32 +101,17 @@ def greedy_selection(search: Search) -> Selection:
     """
     space = search.space
     levels, _ = space.along(_channel_steps(search))
-    candidate_levels, candidate_blocks = [], []
-    removed = np.zeros(len(space.blocks), bool)
-    for block in [None, *_block_order(search)]:
-        if block is not None:
-            removed[block] = True
-        low, high = 0, len(levels) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if search.met(space.costs(levels[middle][None], removed[None]))[0]:
-                high = middle
-            else:
-                low = middle + 1
-        candidate_levels.append(levels[low])
-        candidate_blocks.append(removed.copy())
-    return best(search, np.array(candidate_levels), np.array(candidate_blocks))
+    blocks = _block_queue(search)
 
+    def fewest(removed: NDArray[np.bool_]) -> int:
+        """The first row of `levels` that meets the budget with these blocks; the last one where none does."""
 
-def uniform_selection(search: Search) -> Selection:
-    """The same share of every channel group, the most redundant channels of a group first; no blocks."""
-    queue = [
-        (count / menu.entry.group.size, Step(item, level))
-        for item, menu in enumerate(search.space.menus)
-        for level, count in enumerate(menu.counts)
-        if level
-    ]
-    return best_along(search, ranked(queue))
+        def met(row: int) -> bool:
+            return bool(search.met(space.costs(levels[row][None], removed[None]))[0])
+
+        return bisect_left(range(len(levels) - 1), True, key=met)
+
+    return best(search, levels[[fewest(removed) for removed in blocks]], blocks)
 
 
 def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:
@@ -133,25 +119,24 @@ def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:
     return [step for _, step in sorted(queue, key=lambda pair: pair[0])]
 
 
-def _block_order(search: Search) -> list[int]:
-    """Indices of the blocks, least damage added per cost saved first.
+def _block_queue(search: Search) -> NDArray[np.bool_]:
+    """(blocks + 1, blocks) the removal of the first 0, 1, ... blocks, least damage added per cost saved first.
 
     The added damage is that of a block after all blocks before it in the order, with which it interacts.
     """
     count, space = len(search.space.blocks), search.space
     costs = space.costs(np.zeros((count, len(space.menus)), np.intp), np.eye(count, dtype=bool))
     saved = (search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)).clip(TINY)
-    order: list[int] = []
-    removed, lost = np.zeros(count, bool), 0.0
-    while len(order) < count:
-        remaining = np.flatnonzero(~removed)
-        candidates = np.repeat(removed[None], len(remaining), 0)
+    queue, lost = [np.zeros(count, bool)], 0.0
+    while len(queue) <= count:
+        remaining = np.flatnonzero(~queue[-1])
+        candidates = np.repeat(queue[-1][None], len(remaining), 0)
         candidates[np.arange(len(remaining)), remaining] = True
         damage = space.damage(np.zeros((len(remaining), len(space.menus)), np.intp), candidates)
         row = int(((damage - lost) / saved[remaining]).argmin())
-        order.append(int(remaining[row]))
-        removed, lost = candidates[row], float(damage[row])
-    return order
+        queue.append(candidates[row])
+        lost = float(damage[row])
+    return np.array(queue)
 
 
 def _channel_steps(search: Search) -> list[Step]:
@@ -182,11 +167,10 @@ def savings(search: Search, state: Selection, kinds: Sequence[str] | None = None
     space = search.space
     sizes = [len(menu.counts) for menu in space.menus]
     levels = np.repeat(state.levels[None], sum(sizes), 0)
+    blocks = np.repeat(state.blocks[None], len(levels), 0)
     ends = np.cumsum([0, *sizes])
     for item, (start, stop) in enumerate(pairwise(ends)):
         levels[start:stop, item] = np.arange(stop - start)
-    blocks = np.repeat(state.blocks[None], len(levels), 0)
-    for item, (start, stop) in enumerate(pairwise(ends)):
-        blocks[start:stop, space.around(item)] = False
+        blocks[start:stop, space.inside[:, item]] = False
     costs = search.scalar(space.costs(levels, blocks), kinds)
     return [costs[start] - costs[start:stop] for start, stop in pairwise(ends)]

@@ -6,6 +6,7 @@ and flags (N, blocks). An item is a group or a block: items number the groups fi
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,9 +15,9 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from simprune.core.cost import KINDS, Cost
+from simprune.core.cost import KINDS, Cost, Key
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Redundancy
-from simprune.planners.constraints import Constraints
+from simprune.planners.constraints import Constraints, known_names
 
 Floats = NDArray[np.float64]
 ROWS = 512  # so many selections are evaluated at once, which bounds the memory
@@ -95,7 +96,7 @@ class Space:
         Raises:
             ValueError: for a protected name that the network does not have.
         """
-        constraints.check(redundancy)
+        constraints.check_names(known_names(redundancy))
         menus = (Menu.of(entry, constraints) for entry in constraints.groups(redundancy))
         prunable = tuple(menu for menu in menus if len(menu.counts) > 1)
         return cls(redundancy, prunable, constraints.blocks(redundancy), {})
@@ -108,9 +109,8 @@ class Space:
         menus = [Menu.of(menu.entry, constraints, orders[menu.entry.name]) for menu in self.menus]
         shared = [set(old.counts) & set(new.counts) for old, new in zip(self.menus, menus, strict=True)]
         space = self.only([_levels(old, counts) for old, counts in zip(self.menus, shared, strict=True)])
-        return replace(
-            space, menus=tuple(new.only(_levels(new, counts)) for new, counts in zip(menus, shared, strict=True))
-        )
+        reordered = [new.only(_levels(new, counts)) for new, counts in zip(menus, shared, strict=True)]
+        return replace(space, menus=tuple(reordered))
 
     def only(self, levels: Sequence[Sequence[int] | NDArray[np.intp]]) -> "Space":
         """The same space with these levels of every group alone."""
@@ -126,16 +126,6 @@ class Space:
     def nothing(self) -> Selection:
         """The selection that removes nothing."""
         return Selection(np.zeros(len(self.menus), np.intp), np.zeros(len(self.blocks), bool))
-
-    def chosen(self, steps: Sequence[Step]) -> Selection:
-        """The selection after all of these steps."""
-        selection = self.nothing
-        for step in steps:
-            if step.item < len(self.menus):
-                selection.levels[step.item] = max(selection.levels[step.item], step.level)
-            else:
-                selection.blocks[step.item - len(self.menus)] = True
-        return selection
 
     def along(self, steps: Sequence[Step]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The selections after 0, 1, ... all steps: levels (steps + 1, groups), blocks (steps + 1, blocks)."""
@@ -154,9 +144,12 @@ class Space:
 
     def costs(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
         """(N, kinds) the costs of selections with levels (N, groups) and blocks (N, blocks)."""
-        starts = range(0, len(levels), ROWS)
-        parts = [self._costs(levels[start : start + ROWS], blocks[start : start + ROWS]) for start in starts]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.kinds)))
+        parts = []
+        for start in range(0, max(len(levels), 1), ROWS):
+            outer, effective = self._effective(levels[start : start + ROWS], blocks[start : start + ROWS])
+            extra = [table.costs(effective, outer) for table in self.extra.values()]
+            parts.append(np.column_stack([self._terms.costs(effective, outer), *extra]))
+        return np.concatenate(parts)
 
     def damage(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
         """(N,) expected damage of selections with levels (N, groups) and blocks (N, blocks).
@@ -166,30 +159,24 @@ class Space:
         which exceeds the sum of the damages where changes point the same way (see `simprune.scores.output_changes`).
         """
         length = self._lengths(levels, blocks)
-        return (length**2).sum(1) + ((length @ self._interactions) * length).sum(1)
+        return (length**2).sum(1) + ((length @ self.interactions) * length).sum(1)
 
     def damages(self, state: Selection) -> list[Floats]:
         """(levels,) damage of every group, then (0, damage) of every block, when the others are removed as in `state`.
 
         The whole interaction of a structure with the others is counted as its own, which is what its removal adds.
         """
-        shared = 2 * (self._lengths(state.levels[None], state.blocks[None]) @ self._interactions)[0]
+        shared = 2 * (self._lengths(state.levels[None], state.blocks[None]) @ self.interactions)[0]
         alone = [np.array([0, entry.damage]) for entry in self.blocks] + [menu.damage for menu in self.menus]
         damages = [own + np.sqrt(own) * more for own, more in zip(alone, shared, strict=True)]
         return [*damages[len(self.blocks) :], *damages[: len(self.blocks)]]
 
-    @property
-    def interacting(self) -> bool:
-        """Whether structures interact, so that damages do not simply add up."""
-        return bool(self._interactions.any())
-
     def exact(self, selection: Selection) -> Cost:
         """The cost of a selection by the cost model itself, without the arrays that make `costs` fast."""
         removed, levels = self.removed(selection)
-        cut: dict[tuple[str, int], int] = {}
+        cut: Counter[Key] = Counter()
         for menu, level in levels:
-            for key, count in menu.entry.group.cut(menu.gone(level)).items():
-                cut[key] = cut.get(key, 0) + count
+            cut.update(menu.entry.group.cut(menu.gone(level)))
         stand_ins = {entry.name: entry.block.replace for entry in removed}
         return self.redundancy.costs.after(cut, list(stand_ins), stand_ins)
 
@@ -202,32 +189,35 @@ class Space:
         blocks = [entry for entry, is_removed in zip(self.blocks, outer[0], strict=True) if is_removed]
         return blocks, [(menu, int(level)) for menu, level in zip(self.menus, effective[0], strict=True) if level]
 
-    def children(self) -> tuple[list[list[int]], list[int]]:
-        """The tree of items: for every block the items directly inside it, and the items that are in no block."""
-        inside: list[list[int]] = [[] for _ in self.blocks]
-        top = []
-        depth = self._block_inside.sum(0)
-        for item in range(len(self.menus) + len(self.blocks)):
-            around = self.around(item)
-            if len(around):
-                inside[max(around, key=depth.__getitem__)].append(item)
-            else:
-                top.append(item)
-        return inside, top
+    def children(self) -> list[list[int]]:
+        """The tree of items: for every block the items directly inside it; the last list: the items in no block."""
+        children: list[list[int]] = [[] for _ in range(len(self.blocks) + 1)]
+        depth = self.inside[:, len(self.menus) :].sum(0)
+        for item, blocks in enumerate(self.inside.T):
+            children[max(np.flatnonzero(blocks), key=depth.__getitem__, default=-1)].append(item)
+        return children
 
-    def around(self, item: int) -> NDArray[np.intp]:
-        """Indices of the blocks around an item."""
-        groups = len(self.menus)
-        outside = self._group_inside[:, item] if item < groups else self._block_inside[:, item - groups]
-        return np.flatnonzero(outside)
+    @cached_property
+    def inside(self) -> NDArray[np.bool_]:
+        """(blocks, items) [b, i]: whether item i lies inside block b, and is removed with it.
 
-    def inside(self, block: int) -> NDArray[np.intp]:
-        """Indices of the groups inside a block."""
-        return np.flatnonzero(self._group_inside[block])
+        A group lies inside a block that it is named after, or whose submodule it is named after.
+        """
+        names = [*(f"{menu.entry.name}." for menu in self.menus), *(entry.name for entry in self.blocks)]
+        inside = [[name.startswith(f"{entry.name}.") for name in names] for entry in self.blocks]
+        return np.array(inside, bool).reshape(len(self.blocks), len(names))
+
+    @cached_property
+    def interactions(self) -> Floats:
+        """(structures, structures), blocks first: how far changes of the output agree, in [0, 1]; 0 on the diagonal."""
+        known = self.redundancy.interactions
+        keys = [("block", entry.name) for entry in self.blocks]
+        keys += [(menu.entry.group.kind, menu.entry.name) for menu in self.menus]
+        return np.zeros((len(keys),) * 2) if known is None else known.among(keys) - np.eye(len(keys))
 
     def outermost(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(N, blocks) whether a block is removed and lies in no other removed block."""
-        return blocks & ~(blocks @ self._block_inside)
+        return blocks & ~(blocks @ self.inside[:, len(self.menus) :])
 
     # ---- the arithmetic, vectorised over selections ----
 
@@ -240,37 +230,11 @@ class Space:
 
     def _effective(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
         """The outermost removed blocks (N, blocks), and the levels (N, groups), which are 0 inside removed blocks."""
-        return self.outermost(blocks), np.where(blocks @ self._group_inside, 0, levels)
-
-    @cached_property
-    def _block_inside(self) -> NDArray[np.bool_]:
-        """(blocks, blocks) [b, c]: whether block c lies inside block b."""
-        names = [entry.name for entry in self.blocks]
-        return np.array([[c.startswith(f"{b}.") for c in names] for b in names], bool).reshape(len(names), len(names))
-
-    @cached_property
-    def _group_inside(self) -> NDArray[np.bool_]:
-        """(blocks, groups) [b, g]: whether group g is named after a module of block b, and is removed with it."""
-        groups = [f"{menu.entry.name}." for menu in self.menus]
-        inside = [[name.startswith(f"{entry.name}.") for name in groups] for entry in self.blocks]
-        return np.array(inside, bool).reshape(len(self.blocks), len(groups))
-
-    @cached_property
-    def _interactions(self) -> Floats:
-        """(structures, structures), blocks first: how far changes of the output agree, in [0, 1]; 0 on the diagonal."""
-        interactions = self.redundancy.interactions
-        keys = [("block", entry.name) for entry in self.blocks]
-        keys += [(menu.entry.group.kind, menu.entry.name) for menu in self.menus]
-        return np.zeros((len(keys),) * 2) if interactions is None else interactions.among(keys) - np.eye(len(keys))
+        return self.outermost(blocks), np.where(blocks @ self.inside[:, : len(self.menus)], 0, levels)
 
     @cached_property
     def _terms(self) -> "_Terms":
         return _Terms(self)
-
-    def _costs(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> Floats:
-        outer, effective = self._effective(levels, blocks)
-        counted = self._terms.costs(effective, outer)
-        return np.column_stack([counted, *(extra.costs(effective, outer) for extra in self.extra.values())])
 
 
 @dataclass(frozen=True)
@@ -320,12 +284,11 @@ class _Terms:
         variable = [[factor for factor in term.factors if factor[1] in cuttable] for term in terms]
         width = max(map(len, variable), default=0)
         self.lengths = np.ones((len(terms), width))
-        positions: dict[tuple[str, int], list[int]] = {}  # in the flat `lengths`, by tensor and dimension
+        positions: dict[Key | None, list[int]] = {}  # in the flat `lengths`, by tensor and dimension
         for row, factors in enumerate(variable):
             for column, (length, key) in enumerate(factors):
                 self.lengths[row, column] = length
-                if key is not None:
-                    positions.setdefault(key, []).append(row * width + column)
+                positions.setdefault(key, []).append(row * width + column)
         constant = [math.prod(length for length, key in term.factors if key not in cuttable) for term in terms]
         per_element = np.array([term.per_element for term in terms], float).reshape(len(terms), 3)
         self.element_costs = per_element * np.array(constant, float)[:, None]
@@ -334,19 +297,19 @@ class _Terms:
         ]
         self.drops = np.array(drops, float).reshape(len(names), len(terms))
         self.stand_in_of = np.array([names.index(term.replaces) if term.replaces else -1 for term in terms], int)
-        offsets, groups, targets, tables, start = [], [], [], [], 0
+        cuts: list[tuple[int, int, int]] = []  # where a part of the table begins, the group, the position of the length
+        tables, start = [np.zeros(0)], 0
         for item, lost_by_key in enumerate(lost):
             for key, counts in lost_by_key.items():
-                for position in positions.get(key, []):
-                    offsets.append(start)
-                    groups.append(item)
-                    targets.append(position)
+                cuts += [(start, item, position) for position in positions.get(key, [])]
                 tables.append(counts)
                 start += len(counts)
-        self.offsets, self.groups = np.array(offsets, int), np.array(groups, int)
-        self.table = np.concatenate(tables) if tables else np.zeros(0)
-        size, cuts = self.lengths.size, np.arange(len(targets))
-        self.scatter = scipy.sparse.csr_array((np.ones(len(targets)), (cuts, targets)), shape=(len(targets), size))
+        self.table = np.concatenate(tables)
+        self.offsets, self.groups, targets = np.array(cuts, int).reshape(-1, 3).T
+        rows = np.arange(len(cuts))
+        self.scatter = scipy.sparse.csr_array(
+            (np.ones(len(cuts)), (rows, targets)), shape=(len(cuts), self.lengths.size)
+        )
 
     def costs(self, levels: NDArray[np.intp], outer: NDArray[np.bool_]) -> Floats:
         """(N, 3) macs, params and bytes of selections: levels (N, groups), outermost removed blocks (N, blocks)."""
@@ -363,9 +326,9 @@ def _levels(menu: Menu, counts: Collection[int]) -> list[int]:
     return [level for level, count in enumerate(menu.counts) if count in counts]
 
 
-def _lost(menu: Menu) -> dict[tuple[str, int], Floats]:
+def _lost(menu: Menu) -> dict[Key, Floats]:
     """By tensor and dimension, (levels,) how many entries the dimension loses at every level of a menu."""
-    removed: dict[tuple[str, int], list[set[int]]] = {}
+    removed: dict[Key, list[set[int]]] = {}
     for part in menu.entry.group.slices:
         per_unit = removed.setdefault((part.tensor, part.dim), [set() for _ in menu.order])
         for turn, unit in enumerate(menu.order):

@@ -25,6 +25,7 @@ def threshold(search: Search, *, threshold: float | None = None) -> tuple[Space,
         queue += [(-least[count - 1], Step(item, level)) for level, count in enumerate(menu.counts) if level]
     if threshold is None:
         return space, best_along(search, ranked(queue))
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+    if not 0 <= threshold <= 1:
         raise ValueError(f"planner threshold: threshold must be in [0, 1]; got {threshold!r}")
-    return space, space.chosen([step for rank, step in queue if -rank >= threshold])
+    levels, blocks = space.along([step for rank, step in queue if -rank >= threshold])
+    return space, Selection(levels[-1], blocks[-1])

@@ -1,11 +1,17 @@
 """Uniform: the same share of every group is removed."""
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, uniform_selection
-from simprune.planners.space import Selection, Space
+from simprune.planners.search import Search, best_along, ranked
+from simprune.planners.space import Selection, Space, Step
 
 
 @register("planner", "uniform")
 def uniform(search: Search) -> tuple[Space, Selection]:
     """The same share of every channel group, the most redundant channels of each first; no blocks."""
-    return search.space, uniform_selection(search)
+    queue = [
+        (count / menu.entry.group.size, Step(item, level))
+        for item, menu in enumerate(search.space.menus)
+        for level, count in enumerate(menu.counts)
+        if level
+    ]
+    return search.space, best_along(search, ranked(queue))

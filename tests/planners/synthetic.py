@@ -17,14 +17,15 @@ def chain(
     seed: int = 0,
     scale: int = 60,
 ) -> Redundancy:
-    """Groups of `width` channels, made by one layer and read by the next one; random integer macs per weight.
+    """Groups of `width` channels, produced by one layer and read by the next one; random integer macs per weight.
 
-    `coupled`: the reader makes the next group, so that savings depend on each other; otherwise it makes what stays.
+    `coupled`: the reader produces the next group, so that savings depend on those of other groups; otherwise the reader
+    produces channels that stay.
     `blocks`: every group lies, with its two layers, in a block that can go. `interacting`: damages add up to more.
     """
     generator = np.random.default_rng(seed)
     count = layers + 1 if coupled and not blocks else 2 * layers
-    names = [f"block{place // 2}.layer{place % 2}" if blocks else f"layer{place}" for place in range(count)]
+    names = [f"block{index // 2}.layer{index % 2}" if blocks else f"layer{index}" for index in range(count)]
     tensors = {}
     for name in names:
         tensors[f"{name}.weight"] = TensorCost((width, width, 3, 3), 4, float(generator.integers(1, scale)), True)
@@ -32,13 +33,13 @@ def chain(
     costs = CostModel(tensors, {})
     entries = tuple((unit,) for unit in range(width))
     channels = []
-    for place in range(layers):
-        first = place if coupled and not blocks else 2 * place
-        made, read = names[first], names[first + 1]
+    for index in range(layers):
+        first = index if coupled and not blocks else 2 * index
+        producer, reader = names[first], names[first + 1]
         slices = (
-            Slice(f"{made}.weight", 0, entries, "out"),
-            Slice(f"{made}.bias", 0, entries, "out"),
-            Slice(f"{read}.weight", 1, entries, "in"),
+            Slice(f"{producer}.weight", 0, entries, "out"),
+            Slice(f"{producer}.bias", 0, entries, "out"),
+            Slice(f"{reader}.weight", 1, entries, "in"),
         )
         order, damage = generator.permutation(width), np.zeros(width)
         damage[order] = np.sort(generator.exponential(size=width) * generator.exponential() * 1e-2)
@@ -46,7 +47,7 @@ def chain(
         redundancy = tuple(float(share) for share in 1 - damage / damage.max())
         channels.append(
             ChannelRedundancy(
-                UnitGroup(made, width, slices),
+                UnitGroup(producer, width, slices),
                 redundancy,
                 tuple(int(unit) for unit in order),
                 tuple(float(lost) for lost in damage),

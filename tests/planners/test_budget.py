@@ -9,7 +9,7 @@ ORIGINAL = Cost(1_000_000, 4_000, 16_000)
 
 
 @pytest.mark.parametrize(
-    "kind, given, amount, share",
+    "kind, text, amount, share",
     [
         ("macs", 0.5, 0.5, True),
         ("macs", 1, 1.0, True),
@@ -28,8 +28,8 @@ ORIGINAL = Cost(1_000_000, 4_000, 16_000)
         ("latency", 0.8, 0.8, True),
     ],
 )
-def test_what_is_given_is_understood_and_kept_for_the_next_reader(kind, given, amount, share):
-    budget = Budget.of({kind: given})
+def test_a_limit_is_read_and_written_so_that_it_can_be_read_again(kind, text, amount, share):
+    budget = Budget.of({kind: text})
     limit = budget.limits[kind]
     assert limit.amount == pytest.approx(amount, rel=1e-12)
     assert limit.share is share
