@@ -44,15 +44,15 @@ def agreement(answers: Answers | None, original: Answers | None) -> dict[str, fl
         damage: squared change of the output as a share of its variance. None for what cannot be said, as accuracy
         without labels, or classes where outputs are not (N, classes).
     """
+    values: dict[str, float | None] = dict.fromkeys(("accuracy", "agreement", "damage"))
     if answers is None or original is None:
-        return {"accuracy": None, "agreement": None, "damage": None}
-    damage = relative_error(answers.logits, original.logits)
-    if answers.logits.ndim != 2:
-        return {"accuracy": None, "agreement": None, "damage": damage}
-    predicted = answers.logits.argmax(1)
-    accuracy = None if answers.labels is None else (predicted == answers.labels).double().mean().item()
-    same = (predicted == original.logits.argmax(1)).double().mean().item()
-    return {"accuracy": accuracy, "agreement": same, "damage": damage}
+        return values
+    values["damage"] = relative_error(answers.logits, original.logits)
+    if answers.logits.ndim == 2:
+        for name, classes in (("accuracy", answers.labels), ("agreement", original.logits.argmax(1))):
+            if classes is not None:
+                values[name] = (answers.logits.argmax(1) == classes).double().mean().item()
+    return values
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Taking a block out: its input is handed on, or, where the block's output is added to a stream, zeros are added."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,8 @@ class Bypass(nn.Module):
     handed on, and its other outputs are None.
 
     Args:
-        layout: which arguments the outputs are (see `layout_of`); by default the first tensor is the only output.
+        layout: which arguments the outputs are (see `simprune.trace.visits.Visit.layout`); by default the first tensor
+            is the only output.
         zero: whether zeros are returned instead of the stream.
 
     >>> import torch
@@ -50,37 +51,6 @@ class Bypass(nn.Module):
         return "zero" if self.zero else ""
 
 
-def layout_of(args: tuple, kwargs: Mapping[str, Any], output: Any) -> OutputLayout:
-    """Which arguments of a block its outputs are, by identity; the stream is the first argument of the output's shape.
-
-    Args:
-        args: its positional arguments.
-        kwargs: its arguments by name.
-        output: what it returned for them.
-
-    Raises:
-        ValueError: for an output that is neither a tensor nor a tuple that begins with one, and where no argument has
-            its shape.
-
-    >>> import torch
-    >>> x, bias = torch.ones(2), torch.ones(3)
-    >>> layout_of((x,), {"bias": bias}, (x + 1, bias, None))
-    (0, 'bias', None)
-    """
-    outputs = tuple(output) if isinstance(output, tuple | list) else (output,)
-    if not outputs or not isinstance(outputs[0], Tensor):
-        raise ValueError(f"it returns a {type(output).__name__} and not a tensor, or a tuple that begins with one")
-    arguments = {**dict(enumerate(args)), **kwargs}
-    tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
-    stream = next((key for key, value in tensors.items() if value.shape == outputs[0].shape), None)
-    if stream is None:
-        raise ValueError("it gets no tensor of its output's shape")
-    if not isinstance(output, tuple | list):
-        return stream
-    known = {id(value): key for key, value in arguments.items() if value is not None}
-    return (stream, *(known.get(id(value)) for value in outputs[1:]))
-
-
 def install(model: nn.Module, name: str, module: Bypass) -> None:
     """Put a stand-in where the module `name` was.
 
@@ -88,14 +58,9 @@ def install(model: nn.Module, name: str, module: Bypass) -> None:
     of their layers.
     """
     old = model.get_submodule(name)
-    for key, value in vars(_plain(old)).items():
-        if key not in vars(module) and not hasattr(module, key):
-            module.__dict__[key] = value
-    for (
-        key
-    ) in old._parameters:  # nn.TransformerEncoderLayer reads parameters of its layers: None says that they are gone
-        if not hasattr(module, key):
-            module.__dict__[key] = None
+    # nn.TransformerEncoderLayer reads parameters of its layers: None says that they are gone
+    attributes = dict.fromkeys(old._parameters) | vars(_plain(old))
+    vars(module).update({key: value for key, value in attributes.items() if not hasattr(module, key)})
     module.train(old.training)
     put(model, name, module)
 

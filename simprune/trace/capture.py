@@ -3,9 +3,10 @@
 `read` is the one walk; `capture`, `accumulate` and `stream` are what one usually wants of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,7 @@ from simprune.core.moments import Moments
 from simprune.core.rows import Rows
 from simprune.measures import Streaming
 from simprune.trace.context import evaluation
-from simprune.trace.hooks import hooks
-from simprune.trace.sites import Site, as_tokens, modules_at
+from simprune.trace.sites import Site, as_tokens, hooks_at, require_rows
 
 See = Callable[[Site, Tensor], Any]  # (site, one batch's activation there)
 
@@ -47,22 +47,15 @@ class _Reading:
 @contextmanager
 def watching(model: nn.Module, sites: Iterable[Site], see: See) -> Iterator[None]:
     """Call `see(site, activation)` whenever a site's module runs; the hooks go away, also after an error."""
-    sites = list(sites)
-    modules = modules_at(model, sites)
-    before = [(m, _hook(site, see)) for m, site in zip(modules, sites, strict=True) if site.side == "input"]
-    after = [(m, _hook(site, see)) for m, site in zip(modules, sites, strict=True) if site.side == "output"]
-    with hooks(before, after):
-        yield
 
-
-def _hook(site: Site, see: See) -> Callable[..., None]:
-    def show(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-        value = first_tensor(output if site.side == "output" else (*args, *kwargs.values()))
+    def show(site: Site, module: nn.Module, values: Any) -> None:
+        value = first_tensor(values)
         if value is None:
             raise ValueError(f"{site.name}: no tensor to read")
         see(site, as_tokens(module, value))
 
-    return show
+    with hooks_at(model, sites, show):
+        yield
 
 
 @contextmanager
@@ -70,12 +63,13 @@ def reading(
     model: nn.Module, readings: Iterable[Reading], mask: Callable[[], Tensor | None] = lambda: None
 ) -> Iterator[None]:
     """Show activations to several readings while the block runs; `mask` gives the mask of the batch that is running."""
+
+    def see(reader: Reading, site: Site, value: Tensor) -> None:
+        reader.see(replace(site, mask=mask()), value)
+
     with ExitStack() as stack:
         for reader in readings:
-            see = reader.see
-            stack.enter_context(
-                watching(model, reader.sites, lambda site, value, see=see: see(replace(site, mask=mask()), value))
-            )
+            stack.enter_context(watching(model, reader.sites, partial(see, reader)))
         yield
 
 
@@ -122,7 +116,7 @@ def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[
     sites = list(sites)
     rows = {site.name: Rows() for site in sites}
     run(model, batches, sites, lambda site, value: rows[site.name].add(site.rows(value)))
-    _require_rows(rows)
+    require_rows(sites, rows)
     return {name: rows.pop(name).tensor() for name in [*rows]}
 
 
@@ -143,7 +137,7 @@ def accumulate(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> di
         moments[site.name] = moments[site.name].merge(batch) if site.name in moments else batch
 
     run(model, batches, sites, see)
-    _require_rows({site.name: [1] if site.name in moments else [] for site in sites})
+    require_rows(sites, moments)
     return moments
 
 
@@ -161,25 +155,15 @@ def stream(model: nn.Module, batches: Iterable, sites: Iterable[Site], accumulat
     Streaming(cka_debiased: 15 rows of 2 representations)
     """
     sites = list(sites)
-    parts: dict[str, list[Tensor]] = {}
-    mask: Tensor | None = None
+    rows: dict[str, list[Tensor]] = {site.name: [] for site in sites}
 
     def see(site: Site, value: Tensor) -> None:
-        rows = replace(site, mask=mask).rows(value)
-        parts[site.name].append(rows.to(torch.float64, copy=True))  # a later module may work in place
+        rows[site.name].append(site.rows(value).to(torch.float64, copy=True))  # a later module may work in place
 
-    with evaluation(model), watching(model, sites, see):
-        for batch in checked(batches, "calibration"):
-            parts.update({site.name: [] for site in sites})
-            mask = mask_of(batch)
-            call(model, batch)
-            _require_rows(parts)
-            accumulator.update({name: torch.cat(rows) for name, rows in parts.items()}, labels_of(batch))
-    _require_rows(parts or {site.name: [] for site in sites})
+    for batch in checked(batches, "calibration"):
+        rows = {site.name: [] for site in sites}
+        run(model, [batch], sites, see)
+        require_rows(sites, rows)
+        accumulator.update({name: torch.cat(parts) for name, parts in rows.items()}, labels_of(batch))
+    require_rows(sites, rows)
     return accumulator
-
-
-def _require_rows(rows: Mapping[str, Sized]) -> None:
-    silent = [name for name, values in rows.items() if not values]
-    if silent:
-        raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")

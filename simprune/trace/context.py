@@ -1,13 +1,25 @@
 """Running a network and leaving it as it was: evaluation mode, frozen parameters, no caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from simprune.trace.caches import forgetting
-from simprune.trace.explicit import explicit_attention
+from simprune.trace.explicit import ExplicitAttention
+
+
+@contextmanager
+def _restoring(objects: Iterable[Any], attribute: str) -> Iterator[None]:
+    """After the block, also after an error, an attribute of all objects has the value from before the block."""
+    values = [(item, getattr(item, attribute)) for item in objects]
+    try:
+        yield
+    finally:
+        for item, value in values:
+            setattr(item, attribute, value)
 
 
 @contextmanager
@@ -33,44 +45,53 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     nn.MultiheadAttention runs step by step (see `simprune.trace.explicit`). Tensors that modules store during the pass
     are removed (see `simprune.trace.caches`).
     """
-    modes = [(module, module.training) for model in models for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    for model in models:
-        model.eval()
     try:
-        with explicit_attention(*models), forgetting(*models):
-            yield
+        torch.backends.mha.set_fastpath_enabled(False)
+        with _restoring([module for model in models for module in model.modules()], "training"):
+            for model in models:
+                model.eval()
+            with explicit_attention(*models), forgetting(*models):
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes:
-            module.training = training
+
+
+@contextmanager
+def explicit_attention(*models: nn.Module) -> Iterator[None]:
+    """Within the block, every nn.MultiheadAttention of the models is an `ExplicitAttention`.
+
+    Left out are modules with `bias_k` or `add_zero_attn`, which `ExplicitAttention` does not compute.
+
+    >>> attention = nn.MultiheadAttention(8, 2)
+    >>> with explicit_attention(attention):
+    ...     type(attention).__name__
+    'ExplicitAttention'
+    """
+    modules = [m for model in models for m in model.modules() if type(m) is nn.MultiheadAttention]
+    modules = [module for module in modules if module.bias_k is None and not module.add_zero_attn]
+    with _restoring(modules, "__class__"):
+        for module in modules:
+            module.__class__ = ExplicitAttention
+        yield
 
 
 @contextmanager
 def requiring(model: nn.Module, *targets: nn.Parameter) -> Iterator[None]:
     """Within the block `targets` require gradients, and no other parameter of the model does."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    for parameter in targets:
-        parameter.requires_grad_(True)
-    try:
+    with _restoring(model.parameters(), "requires_grad"):
+        model.requires_grad_(False)
+        for parameter in targets:
+            parameter.requires_grad_(True)
         yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """Within the block no key-value cache is used: with a cache, a layer's second run gives another result."""
-    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
-    cached = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
-    try:
+    configs = [config for module in model.modules() if (config := getattr(module, "config", None))]
+    cached = [config for config in configs if getattr(config, "use_cache", None) is True]
+    with _restoring(cached, "use_cache"):
         for config in cached:
             config.use_cache = False
         yield
-    finally:
-        for config in cached:
-            config.use_cache = True

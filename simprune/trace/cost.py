@@ -5,7 +5,7 @@ and they are stated per input row. BatchNorm, activations and other elementwise 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[st
 
 
 class _Streams:
-    """Finds the blocks whose output has the shape of an argument, by hooks during one forward pass."""
+    """The costs of blocks whose output has the shape of an argument, read by hooks during one forward pass."""
 
     def __init__(self, model: nn.Module, rows: int) -> None:
         self.costs: dict[str, StreamCost] = {}
@@ -52,38 +52,29 @@ class _Streams:
         self.after: list[tuple[nn.Module, After]] = []
         for name, module in model.named_modules():
             if name and next(module.children(), None) is not None:
-                self.before.append((module, self._enter(name)))
-                self.after.append((module, self._leave(name)))
+                self.before.append((module, partial(self._enter, name)))
+                self.after.append((module, partial(self._leave, name)))
             elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
                 dim = int(weight.ndim > 1) if not is_conv1d(module) else 0
-                self.before.append((module, self._read((f"{name}.weight", dim))))
+                self.before.append((module, partial(self._read, (f"{name}.weight", dim))))
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            self._running[name] = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
+    def _enter(self, name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._running[name] = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
 
-        return see
+    def _read(self, key: Key, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        for name, inputs in self._running.items():
+            for index, value in enumerate(inputs):
+                if args and args[0] is value:
+                    self._readers.setdefault((name, index), key)
 
-    def _read(self, key: Key) -> Callable[..., None]:
-        def see(_: nn.Module, args: tuple, __: dict) -> None:
-            for name, inputs in self._running.items():
-                for index, value in enumerate(inputs):
-                    if args and args[0] is value:
-                        self._readers.setdefault((name, index), key)
-
-        return see
-
-    def _leave(self, name: str) -> Callable[..., None]:
-        def see(_: nn.Module, __: tuple, ___: dict, output: Any) -> None:
-            value, inputs = first_tensor(output), self._running.pop(name, [])
-            index = next((i for i, x in enumerate(inputs) if value is not None and x.shape == value.shape), None)
-            if value is None or index is None or value.ndim not in (2, 3, 4):
-                return
-            channels = value.shape[1 if value.ndim == 4 else -1]
-            positions = value.numel() / channels / self._rows
-            self.costs[name] = StreamCost(channels, positions, value.element_size(), self._readers.get((name, index)))
-
-        return see
+    def _leave(self, name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        value, inputs = first_tensor(output), self._running.pop(name, [])
+        index = next((i for i, x in enumerate(inputs) if value is not None and x.shape == value.shape), None)
+        if value is None or index is None or value.ndim not in (2, 3, 4):
+            return
+        channels = value.shape[1 if value.ndim == 4 else -1]
+        positions = value.numel() / channels / self._rows
+        self.costs[name] = StreamCost(channels, positions, value.element_size(), self._readers.get((name, index)))
 
 
 def cost_model(model: nn.Module, example: Example) -> CostModel:

@@ -1,5 +1,6 @@
 """Which layers run in what order, and the BatchNorm behind each."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,21 +27,18 @@ def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, 
     normalisers: dict[str, str] = {}
     alive: list[Tensor] = []  # outputs that still exist have ids that no other tensor gets
 
-    def hook(name: str, module: nn.Module):
-        def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            value = first_tensor((*args, *kwargs.values()))
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if id(value) in producers:
-                    normalisers[producers[id(value)]] = name
-            elif isinstance(output, Tensor):
-                order.append(name)
-                alive.append(output)
-                producers[id(output)] = name
-
-        return see
+    def see(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            layer = producers.get(id(first_tensor((args, kwargs))))
+            if layer is not None:
+                normalisers[layer] = name
+        elif isinstance(output, Tensor):
+            order.append(name)
+            alive.append(output)
+            producers[id(output)] = name
 
     watched = [
-        (module, hook(name, module))
+        (module, partial(see, name))
         for name, module in model.named_modules()
         if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]

@@ -4,9 +4,6 @@ torch's own forward pass calls one function with the weights of all parts: its o
 and it insists on embed_dim / head_dim heads.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,25 +88,3 @@ def make_explicit(module: nn.MultiheadAttention) -> None:
     """Turn an attention module into an `ExplicitAttention`, in place and for good: one with fewer heads needs it."""
     module.__class__ = ExplicitAttention
     module._qkv_same_embed_dim = False  # nn.TransformerEncoderLayer then leaves its fused path, which needs all heads
-
-
-@contextmanager
-def explicit_attention(*models: nn.Module) -> Iterator[None]:
-    """Within the block, every nn.MultiheadAttention of the models is an `ExplicitAttention`.
-
-    Left out are modules with `bias_k` or `add_zero_attn`, which `ExplicitAttention` does not compute.
-
-    >>> attention = nn.MultiheadAttention(8, 2)
-    >>> with explicit_attention(attention):
-    ...     type(attention).__name__
-    'ExplicitAttention'
-    """
-    modules = [m for model in models for m in model.modules() if type(m) is nn.MultiheadAttention]
-    modules = [module for module in modules if module.bias_k is None and not module.add_zero_attn]
-    for module in modules:
-        module.__class__ = ExplicitAttention
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.__class__ = nn.MultiheadAttention

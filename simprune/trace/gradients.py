@@ -1,8 +1,8 @@
 """Features and gradients at named sites, from one forward and one backward pass of every batch."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from simprune.core.batches import call, checked, copied, first_tensor, inputs_of, labels_of
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode
-from simprune.trace.hooks import hooks
-from simprune.trace.sites import Site, as_tokens, modules_at
+from simprune.trace.sites import Site, as_tokens, hooks_at, require_rows
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -78,12 +77,14 @@ def capture_gradients(
         torch.inference_mode(False),
         torch.enable_grad(),
         eval_mode(model),
-        _forking(model, sites, readings.append),
+        hooks_at(model, sites, partial(_fork, readings)),
     ):
         for batch in checked(batches, "batches"):
             readings.clear()
+            # copies, because modules may write into inputs, and gradients must not reach the caller's tensors
+            args, kwargs = copied(inputs_of(batch))
             with forgetting(model):
-                output = call(model, _own(batch))
+                output = call(model, kwargs or (args, None))
             labels = labels_of(batch)
             numbers = loss(output, None if labels is None else labels.to(output.device))
             if numbers.shape != output.shape[:1]:
@@ -96,13 +97,9 @@ def capture_gradients(
                 rows = site.rows(as_tokens(module, gradient))
                 positions = gradient.numel() // rows.numel() if site.layout == "pool" else 1
                 gradients[site.name].append(rows.mul(positions).to("cpu", copy=True))
-    silent = [name for name, rows in features.items() if not rows]
-    if silent:
-        raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")
-    return (
-        {name: torch.cat(rows) for name, rows in features.items()},
-        {name: torch.cat(rows) for name, rows in gradients.items()},
-    )
+    require_rows(sites, features)
+    joined = [{name: torch.cat(rows) for name, rows in parts.items()} for parts in (features, gradients)]
+    return joined[0], joined[1]
 
 
 def _gradients(numbers: Tensor, readings: list[_Reading]) -> tuple[Tensor, ...]:
@@ -138,44 +135,22 @@ def _require_separate(model: nn.Module, sites: list[Site]) -> None:
         )
 
 
-def _own(batch: Any) -> tuple[Any, None] | Mapping[str, Any]:
-    """Copies of the batch's inputs: modules may write into them, and gradients must not reach the caller's tensors."""
-    args, kwargs = inputs_of(batch)
-    return copied(kwargs) if kwargs else (copied(args), None)
-
-
-@contextmanager
-def _forking(model: nn.Module, sites: list[Site], see: Callable[[_Reading], Any]) -> Iterator[None]:
-    """Show every activation to `see`, and hand a copy of it on to the network.
+def _fork(readings: list[_Reading], site: Site, module: nn.Module, values: Any) -> Any:
+    """Append the activation at a site to `readings`, and return a copy of it for the network.
 
     Autograd refuses the gradient of a tensor that was changed in place; later modules change the copy instead.
     """
-    modules = modules_at(model, sites)
-
-    def fork(site: Site, module: nn.Module, values: Any) -> Any:
-        value = first_tensor(values)
-        if value is None or not value.is_floating_point():
-            raise ValueError(f"{site.name}: expected floating-point activations, got {getattr(value, 'dtype', None)}")
-        held = value if value.requires_grad else value.detach().requires_grad_()
-        see(_Reading(site, module, held, site.rows(as_tokens(module, held.detach())).to("cpu", copy=True)))
-        return _replaced(values, value, held.clone())
-
-    def before(site: Site) -> Callable:
-        return lambda module, args, kwargs: fork(site, module, (args, kwargs))
-
-    def after(site: Site) -> Callable:
-        return lambda module, args, kwargs, output: fork(site, module, output)
-
-    pairs = list(zip(modules, sites, strict=True))
-    with hooks(
-        [(module, before(site)) for module, site in pairs if site.side == "input"],
-        [(module, after(site)) for module, site in pairs if site.side == "output"],
-    ):
-        yield
+    value = first_tensor(values)
+    if value is None or not value.is_floating_point():
+        raise ValueError(f"{site.name}: expected floating-point activations, got {getattr(value, 'dtype', None)}")
+    activation = value if value.requires_grad else value.detach().requires_grad_()
+    rows = site.rows(as_tokens(module, activation.detach())).to("cpu", copy=True)
+    readings.append(_Reading(site, module, activation, rows))
+    return _replaced(values, value, activation.clone())
 
 
 def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """The same structure with one tensor in place of another."""
+    """The same structure with `new` where `old` was."""
     if value is old:
         return new
     if isinstance(value, tuple | list):

@@ -101,4 +101,4 @@ class Network:
     @cached_property
     def block_calls(self) -> BlockCalls:
         """Arguments of composite modules, and what runs past them on a shortcut."""
-        return BlockCalls(self.model, self.example)
+        return BlockCalls(self.model, self.visits)

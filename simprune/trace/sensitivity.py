@@ -6,6 +6,7 @@ y, if the errors at different positions are not correlated.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from simprune.core.batches import call, checked, first_tensor
 from simprune.core.moments import Moments
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
-from simprune.trace.hooks import After, hooks
+from simprune.trace.hooks import hooks
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
 
@@ -48,7 +49,8 @@ def backpropagate(
     outputs: Moments | None = None
     # autograd computes only what leads to a target: with a parameter of every module, all outputs get their gradients
     targets = [next(model.get_submodule(name).parameters()) for name in watches]
-    with eval_mode(model), torch.enable_grad(), hooks(after=_hooks(model, watches)), requiring(model, *targets):
+    watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
+    with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *targets):
         for batch in checked(calibration, "calibration"):
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
                 rows = call(model, batch).flatten(0, -2)
@@ -62,13 +64,7 @@ def backpropagate(
     return float(outputs.covariance.diagonal().sum()), outputs.count
 
 
-def _hooks(model: nn.Module, watches: Mapping[str, Watch]) -> list[tuple[nn.Module, After]]:
-    def hook(watch: Watch):
-        def see(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            value, result = first_tensor((*args, *kwargs.values())), first_tensor(output)
-            if value is not None and result is not None:
-                watch(module, value.detach(), result)
-
-        return see
-
-    return [(model.get_submodule(name), hook(watch)) for name, watch in watches.items()]
+def _see(watch: Watch, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    value, result = first_tensor((args, kwargs)), first_tensor(output)
+    if value is not None and result is not None:
+        watch(module, value.detach(), result)

@@ -5,17 +5,17 @@ what the shortcut carries, and by which factor the layer's output is scaled befo
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
-from simprune.trace.context import eval_mode, uncached
+from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
+from simprune.trace.visits import Visit
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,16 @@ class BlockCalls:
     """The composite modules of a model that run once, with their arguments, and what their shortcuts carry.
 
     The properties of a block are computed when they are first asked for, and then remembered.
+
+    Args:
+        model: the network.
+        visits: of its modules (see `simprune.trace.visits.visit`).
     """
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
-        self.model, self.calls = model, _calls(model, example)
+    def __init__(self, model: nn.Module, visits: Mapping[str, Visit]) -> None:
+        self.model = model
+        composite = {name for name, module in model.named_modules() if [*module.children()]}
+        self.calls = {name: seen.call for name, seen in visits.items() if seen.calls == 1 and name in composite}
         self._silent: dict[str, nn.Module | None] = {}
         self._gains: dict[tuple[str, str], Tensor | None] = {}
 
@@ -110,23 +116,6 @@ def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) 
         if gain is not None:
             shortcuts[own[-1]] = Shortcut(name, gain, silent, zero_copy(small.get_submodule(name)))
     return shortcuts
-
-
-def _calls(model: nn.Module, example: Example) -> dict[str, Example]:
-    """Copies of the arguments of all composite modules that run once."""
-    calls: dict[str, Example | None] = {}
-
-    def before(name: str) -> Any:
-        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            calls[name] = copied((args, kwargs)) if name not in calls else None
-
-        return see
-
-    composite = [(name, module) for name, module in model.named_modules() if name and [*module.children()]]
-    args, kwargs = example
-    with torch.no_grad(), eval_mode(model), uncached(model), hooks([(m, before(name)) for name, m in composite]):
-        model(*args, **kwargs)
-    return {name: call for name, call in calls.items() if call is not None}
 
 
 def _output(block: nn.Module, call: Example) -> Tensor | None:

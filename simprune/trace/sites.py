@@ -1,12 +1,15 @@
 """Sites: where a representation is read in a network, and how activations become rows."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from simprune.core.names import did_you_mean
+from simprune.trace.hooks import hooks
 
 Layout = Literal["flatten", "pool", "positions"]
 
@@ -69,13 +72,38 @@ class Site:
         return value.mean(1) if self.layout == "pool" else value.flatten(0, 1)
 
 
-def modules_at(model: nn.Module, sites: Iterable[Site]) -> list[nn.Module]:
-    """The modules of sites, in their order; KeyError, with the closest name, for one that the model does not have."""
+@contextmanager
+def hooks_at(model: nn.Module, sites: Iterable[Site], function: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, a function runs whenever a module runs at whose input or output a site is.
+
+    Args:
+        model: the network.
+        sites: where to read.
+        function: called with the site, its module, and the module's output or (args, kwargs). What it returns
+            replaces these, unless it is None.
+
+    Raises:
+        KeyError: with the closest name, for a site whose module the model does not have.
+    """
+
+    def hook(site: Site, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> Any:
+        return function(site, module, output[0] if output else (args, kwargs))
+
     modules = dict(model.named_modules())
+    by_side: dict[str, list] = {"input": [], "output": []}
     for site in sites:
         if site.module not in modules:
             raise KeyError(f"no module named {site.module!r}; {did_you_mean(site.module, modules)}")
-    return [modules[site.module] for site in sites]
+        by_side[site.side].append((modules[site.module], partial(hook, site)))
+    with hooks(by_side["input"], by_side["output"]):
+        yield
+
+
+def require_rows(sites: Iterable[Site], rows: Mapping[str, object]) -> None:
+    """Raise ValueError with the names of all sites that have no rows under their name, or empty ones."""
+    silent = [site.name for site in sites if not rows.get(site.name)]
+    if silent:
+        raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")
 
 
 def as_tokens(module: nn.Module, activation: Tensor) -> Tensor:

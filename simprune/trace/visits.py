@@ -1,6 +1,7 @@
 """The arguments and the output of every module in one forward pass."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
-from simprune.trace.bypass import OutputLayout, layout_of
+from simprune.trace.bypass import OutputLayout
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks
 
@@ -20,6 +21,11 @@ class Visit:
     `args`, `kwargs` and `returned` are the objects themselves, so that identity shows what was handed on; later modules
     may have changed them in place. `call` and `output` are copies from before that: of the arguments, and of the first
     tensor that the module returned. `calls` counts how often it ran; all else is of its last run.
+
+    >>> x, bias = torch.ones(2), torch.ones(3)
+    >>> visit = Visit((x,), {"bias": bias}, ((x,), {"bias": bias}), returned=(x + 1, bias, None), output=x + 1)
+    >>> visit.layout(), visit.stream_key
+    ((0, 'bias', None), 0)
     """
 
     args: tuple
@@ -30,12 +36,26 @@ class Visit:
     output: Tensor | None = None
 
     def layout(self) -> OutputLayout:
-        """How its outputs follow from its arguments; ValueError as `layout_of`."""
-        return layout_of(self.args, self.kwargs, self.returned)
+        """Which arguments its outputs are, by identity; the first output is the stream, at `stream_key`.
+
+        Raises:
+            ValueError: where it returned neither a tensor nor a tuple that begins with one, and where no argument has
+                its output's shape.
+        """
+        several = isinstance(self.returned, tuple | list)
+        outputs = tuple(self.returned) if several else (self.returned,)
+        if not outputs or not isinstance(outputs[0], Tensor):
+            kind = type(self.returned).__name__
+            raise ValueError(f"it returns a {kind} and not a tensor, or a tuple that begins with one")
+        stream = self.stream_key
+        if stream is None:
+            raise ValueError("it gets no tensor of its output's shape")
+        keys = {id(value): key for key, value in [*enumerate(self.args), *self.kwargs.items()] if value is not None}
+        return (stream, *(keys.get(id(value)) for value in outputs[1:])) if several else stream
 
     @property
     def stream_key(self) -> int | str | None:
-        """Position or name of the first argument that has the output's shape; None where there is none."""
+        """Position or name of the first argument that has the output's shape; None where no argument has it."""
         shape = None if self.output is None else self.output.shape
         return next((key for key, value in self.tensors.items() if value.shape == shape), None)
 
@@ -49,8 +69,7 @@ class Visit:
     def tensors(self) -> dict[int | str, Tensor]:
         """Copies of the arguments that are tensors, by position or name."""
         args, kwargs = self.call
-        arguments = {**dict(enumerate(args)), **kwargs}
-        return {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
+        return {key: value for key, value in [*enumerate(args), *kwargs.items()] if isinstance(value, Tensor)}
 
 
 def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
@@ -62,23 +81,16 @@ def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
     """
     visits: dict[str, Visit] = {}
 
-    def before(name: str):
-        def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            calls = visits[name].calls + 1 if name in visits else 1
-            visits[name] = Visit(args, kwargs, copied((args, kwargs)), calls)
+    def before(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls = visits[name].calls + 1 if name in visits else 1
+        visits[name] = Visit(args, kwargs, copied((args, kwargs)), calls)
 
-        return see
-
-    def after(name: str):
-        def see(_: nn.Module, args: tuple, kwargs: dict, returned: Any) -> None:
-            output = first_tensor(returned)
-            visits[name].returned, visits[name].output = returned, None if output is None else output.clone()
-
-        return see
+    def after(name: str, _: nn.Module, args: tuple, kwargs: dict, returned: Any) -> None:
+        output = first_tensor(returned)
+        visits[name].returned, visits[name].output = returned, None if output is None else output.clone()
 
     watched = [(n, m) for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
-    befores = [(module, before(name)) for name, module in watched]
-    afters = [(module, after(name)) for name, module in watched]
+    befores, afters = ([(module, partial(see, name)) for name, module in watched] for see in (before, after))
     args, kwargs = example
     with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters):
         model(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention in the open gives what it gives closed; layouts are recognised by their parts."""
+"""nn.MultiheadAttention step by step gives what torch's own gives; layouts are recognised by their parts."""
 
 import itertools
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from simprune.trace.attention import attentions
-from simprune.trace.explicit import ExplicitAttention, explicit_attention, make_explicit
+from simprune.trace.context import explicit_attention
+from simprune.trace.explicit import ExplicitAttention, make_explicit
 from simprune.zoo import ViT
 
 BOOL = torch.tensor([[False, True, False, False, True]] * 4)
@@ -17,7 +18,7 @@ BOOL = torch.tensor([[False, True, False, False, True]] * 4)
     "options", [{"batch_first": True}, {}, {"bias": False, "batch_first": True}, {"kdim": 6, "vdim": 10}]
 )
 @pytest.mark.parametrize("need_weights, causal, padding", list(itertools.product([True, False], repeat=3)))
-def test_open_attention_equals_the_closed_one(options, need_weights, causal, padding):
+def test_explicit_attention_equals_torchs_own(options, need_weights, causal, padding):
     closed = nn.MultiheadAttention(8, 2, **options).eval()
     query, key, value = torch.randn(4, 5, 8), torch.randn(4, 5, options.get("kdim", 8)), None
     value = torch.randn(4, 5, options.get("vdim", 8)) if options.get("vdim") else key
@@ -46,7 +47,7 @@ def test_self_attention_unbatched_masks_per_head_and_weights_per_head():
             torch.testing.assert_close(closed(given, given, given, **options), expected)
 
 
-def test_an_opened_layer_leaves_the_fused_path_of_the_encoder():
+def test_an_explicit_attention_leaves_the_fused_path_of_the_encoder():
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
     x = torch.randn(2, 5, 8)
     with torch.no_grad():

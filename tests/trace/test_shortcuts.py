@@ -2,14 +2,15 @@ import torch
 
 from simprune.api import apply, reconstruct
 from simprune.core.plan import Edit
-from simprune.trace.shortcuts import BlockCalls, find_shortcuts
+from simprune.trace.network import Network
+from simprune.trace.shortcuts import find_shortcuts
 from simprune.zoo.residual import ResidualCNN
 from tests.networks import build
 from tests.structures.test_contract import plan_of
 
 
 def found(model, x, layers):
-    return find_shortcuts(model, BlockCalls(model, ((x,), {})), layers)
+    return find_shortcuts(model, Network(model, ((x,), {})).block_calls, layers)
 
 
 def test_the_gain_of_a_normalised_branch_is_its_scale_over_its_deviation():
