@@ -1,4 +1,4 @@
-"""Pages for people: self-contained HTML made from the JSON that a run writes, and the figures of a run for papers."""
+"""Pages for people (self-contained HTML, a function of the JSON that a run writes), and figures for papers."""
 
 from .page import FOLLOWS, render
 

@@ -1,9 +1,7 @@
-"""The analysis page: one self-contained HTML file made from analysis.json. Its one script is fixed and hashed."""
+"""The analysis page: one self-contained HTML file, a function of analysis.json. Its one script is fixed and hashed."""
 
 import base64
-import csv
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ def render_analysis(data: dict[str, Any]) -> str:
             for name, chart in _charts(data).items()
         },
         windows=_windows(data),
-        ids=[each["measure"] for each in data["similarity"]],
+        ids=[entry["measure"] for entry in data["similarity"]],
         headline=_headline(data),
         removable=sum(block["share"] or 0 for block in data["blocks"] if not block["inside"]),
         segments=len(set(data["segments"]["of"])),
@@ -51,14 +49,16 @@ def save_figures(data: dict[str, Any], folder: Path) -> list[Path]:
 def _charts(data: dict[str, Any]) -> dict[str, charts.Chart]:
     """Every chart of the page by the name that its file has."""
     points, other = data["points"], data.get("other") or {"similarity": [], "points": []}
-    similar = {each["measure"]: each["larger_is_more_similar"] for each in data["similarity"]}
+    similar = {entry["measure"]: entry["larger_is_more_similar"] for entry in data["similarity"]}
     drawn = {}
-    for each in data["similarity"]:
-        name, options = each["measure"], {"segments": data["segments"]["of"], "reverse": not similar[each["measure"]]}
-        drawn[f"similarity_{name}"] = charts.similarity_map(each["values"], points, points, name, **options)
-    for each in other["similarity"]:
-        name, options = each["measure"], {"across": "layer of the other", "reverse": not similar[each["measure"]]}
-        drawn[f"other_{name}"] = charts.similarity_map(each["values"], points, other["points"], name, **options)
+    for prefix, entries, columns, options in (
+        ("similarity", data["similarity"], points, {"segments": data["segments"]["of"]}),
+        ("other", other["similarity"], other["points"], {"across": "layer of the other"}),
+    ):
+        for entry in entries:
+            name = entry["measure"]
+            chart = charts.similarity_map(entry["values"], points, columns, name, reverse=not similar[name], **options)
+            drawn[f"{prefix}_{name}"] = chart
     offset = 0
     for title, kind in (("similarity", True), ("distance", False)):
         ids = [name for name, larger in similar.items() if larger == kind]
@@ -77,11 +77,11 @@ def _windows(data: dict[str, Any]) -> dict[str, dict]:
 
 def tables(data: dict[str, Any]) -> dict[str, str]:
     """CSV texts by file name: one matrix per measure, the blocks, the windows."""
-    found = {}
-    for each in data["similarity"]:
-        rows = [[name, *row] for name, row in zip(data["points"], each["values"], strict=True)]
-        found[f"similarity_{each['measure']}.csv"] = _csv([["layer", *data["points"]], *rows])
-    ids = [each["measure"] for each in data["similarity"]]
+    files = {}
+    for entry in data["similarity"]:
+        rows = [[name, *row] for name, row in zip(data["points"], entry["values"], strict=True)]
+        files[f"similarity_{entry['measure']}.csv"] = units.csv_text([["layer", *data["points"]], *rows])
+    ids = [entry["measure"] for entry in data["similarity"]]
     plain = ["name", "chain", "replace", "segment", "macs", "params", "share"]
     plain += ["influence", "angle", "redundancy", "order"]
     head = [*plain, *(f"{key}{suffix}" for key in ids for suffix in ("", "_low", "_high", "_chance"))]
@@ -90,21 +90,15 @@ def tables(data: dict[str, Any]) -> dict[str, str]:
         + [block["similarity"][key].get(part) for key in ids for part in ("value", "low", "high", "null")]
         for block in data["blocks"]
     ]
-    found["blocks.csv"] = _csv([head, *rows])
+    files["blocks.csv"] = units.csv_text([head, *rows])
     windows = [
         [n, window["blocks"][first], window["blocks"][first + n - 1], value]
         for window in data["windows"]
         for n, row in enumerate(window["distances"], 1)
         for first, value in enumerate(row)
     ]
-    found["windows.csv"] = _csv([["n", "first", "last", "angular_distance"], *windows])
-    return found
-
-
-def _csv(rows: list[list]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    files["windows.csv"] = units.csv_text([["n", "first", "last", "angular_distance"], *windows])
+    return files
 
 
 def _average(values: list[list]) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -71,6 +71,13 @@ def _styled(draw: Callable) -> Callable:
     return styled
 
 
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+    """An empty figure of this size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
 @_styled
 def save(charts: Mapping[str, Chart], folder: Path) -> list[Path]:
     """Write charts by name as .svg and .png (300 dpi) and return the paths; the same charts give the same bytes."""
@@ -97,29 +104,23 @@ def inline(chart: Chart, name: str, group: str = "") -> Markup:
     drawn = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]  # a page has its own element
     drawn = re.sub(r"(?s)<metadata>.*?</metadata>|<style.*?</style>", "", drawn, count=2)
     drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn)  # ids of groups, which every figure has alike and nothing refers to
-    drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), drawn)
-    side = chart.cell
+    drawn = re.sub("|".join(VARIABLES), lambda colour: f"var(--{VARIABLES[colour[0]]})", drawn)
+    side, wide = chart.cell, chart.figure.get_figwidth() > COLUMN / 72 + 0.1
     cells = (
-        tag("rect", tag("title", said), class_="hover", x=chart.left + j * side, y=chart.top + i * side, width=side,
+        tag("rect", tag("title", text), class_="hover", x=chart.left + j * side, y=chart.top + i * side, width=side,
             height=side)
-        for i, j, said in (() if group else chart.titles)
+        for i, j, text in (() if group else chart.titles)
     )  # fmt: skip
-    kinds = [
-        "chart",
-        *(["linked"] if group else []),
-        *(["wide"] if chart.figure.get_figwidth() > COLUMN / 72 + 0.1 else []),
-    ]
-    linked = {"tabindex": 0, "data_group": group, "data_cell": f"{side:.6g}", "data_left": f"{chart.left:g}"}
+    linked = {
+        "tabindex": 0, "data_group": group, "data_cell": f"{side:.6g}", "data_left": f"{chart.left:g}",
+        "data_top": f"{chart.top:g}",
+    }  # fmt: skip
     width, height = (72 * inches for inches in chart.figure.get_size_inches())
     return tag(
-        "svg", Markup(drawn), *cells, class_=" ".join(kinds), viewBox=f"0 0 {width:g} {height:g}",
-        width=f"{MAGNIFIED * width:.0f}", role="img", aria_label=chart.label,
-        **(linked | {"data_top": f"{chart.top:g}"} if group else {}),
+        "svg", Markup(drawn), *cells, class_="chart" + (" linked" if group else "") + (" wide" if wide else ""),
+        viewBox=f"0 0 {width:g} {height:g}", width=f"{MAGNIFIED * width:.0f}", role="img", aria_label=chart.label,
+        **(linked if group else {}),
     )  # fmt: skip
-
-
-def _variable(colour: str) -> str:
-    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
 
 
 @_styled
@@ -132,13 +133,18 @@ def similarity_map(
     With `reverse` (for distances) small is bright. `least` is the least side of a cell in points: the map may then be
     wider than a column.
     """
+    from matplotlib.patches import Rectangle
+
     chart = _cells(values, rows, len(columns), measure.replace("_", " "), reverse, gone, least)
     axes = chart.figure.axes[0]
     axes.set_ylabel("layer")
     axes.set_xlabel(across)
-    for start, stop in _runs(segments):
+    edges = [i for i in range(len(segments) + 1) if i in (0, len(segments)) or segments[i] != segments[i - 1]]
+    for start, stop in pairwise(edges):
         for colour, width in (("#111111", 2.2), ("#ffffff", 1.0)):  # a light line on a dark one is seen on every colour
-            axes.add_patch(_frame(start, stop - start, colour, width))
+            if stop - start > 1:
+                corner, length = (start - 0.5, start - 0.5), stop - start
+                axes.add_patch(Rectangle(corner, length, length, fill=False, ec=colour, lw=width, clip_on=False))
     chart.label = f"{measure} between {len(rows)} and {len(columns)} layer outputs; {chart.label}"
     chart.titles = [
         (i, j, f"{row} \N{MULTIPLICATION SIGN} {column}: {units.number(values[i][j])}")
@@ -157,12 +163,11 @@ def window_map(window: Mapping[str, Any]) -> Chart:
     names, rows = window["blocks"], window["distances"]
     count = len(names)
     padded = [[*row, *[None] * (count - len(row))] for row in rows]
-    chart = _cells(padded, [""] * count, count, "angular distance", True, (), 0.0)
+    chart = _cells(padded, [""] * count, count, "angular distance", True)
     axes = chart.figure.axes[0]
     for n, row in enumerate(rows):
-        axes.plot(
-            np.argmin(row) + 0.32, n - 0.32, "o", mfc="#ffffff", mec="#111111", ms=3, mew=0.6
-        )  # beside its number
+        beside = np.argmin(row) + 0.32, n - 0.32  # of the number
+        axes.plot(*beside, "o", mfc="#ffffff", mec="#111111", ms=3, mew=0.6)
     axes.set_xlabel("first block")
     axes.set_ylabel("blocks in the window")
     chart.label = f"Angular distance over windows of up to {count} blocks; {chart.label}"
@@ -175,20 +180,18 @@ def window_map(window: Mapping[str, Any]) -> Chart:
 
 
 def _cells(
-    values: list[list], names: Sequence[str], width: int, label: str, reverse: bool, gone: Iterable[str], least: float
-) -> Chart:
+    values: list[list], names: Sequence[str], width: int, label: str, reverse: bool, gone: Iterable[str] = (),
+    least: float = 0.0,
+) -> Chart:  # fmt: skip
     """Coloured cells with their colour scale below; the geometry is computed here, since the page's script needs it."""
-    from matplotlib.figure import Figure
-
     height, texts = len(names), [units.abbreviate(name, 22) for name in names]
     room = 4.3 * max(map(len, texts), default=0)
+    if max(least, (COLUMN - 42 - room) / max(width, height, 1)) < NAMED_FROM:
+        room = 0.0
     side = max(least, min(26.0, (COLUMN - 42 - room) / max(width, height, 1)))
-    if not room or side < NAMED_FROM:
-        room, texts = 0.0, [""] * height
-        side = max(least, min(26.0, (COLUMN - 42) / max(width, height, 1)))
     left, top = 34 + room, 28.0
     across, down = max(COLUMN / 2, left + side * width + 8), top + side * height + 40
-    figure = Figure(figsize=(across / 72, down / 72))
+    figure = _figure(across / 72, down / 72, layout=None)
 
     def area(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
         return x / across, 1 - (y + h) / down, w / across, h / down
@@ -206,8 +209,8 @@ def _cells(
     axes.set_xticks(range(step - 1, width, step), [str(n) for n in range(step, width + 1, step)])
     shown = range(height) if room else range(step - 1, height, step)
     lost = [bool(name) and name in set(gone) for name in names]
-    crosses = ["\N{MULTIPLICATION X} " if each else "" for each in lost]
-    axes.set_yticks(shown, [f"{crosses[i]}{texts[i]}  {i + 1}" if room else f"{crosses[i]}{i + 1}" for i in shown])
+    crosses = ["\N{MULTIPLICATION X} " if cross else "" for cross in lost]
+    axes.set_yticks(shown, [crosses[i] + (f"{texts[i]}  {i + 1}" if room else f"{i + 1}") for i in shown])
     for i, text in zip(shown, axes.get_yticklabels(), strict=True):
         text.set_color(GONE if lost[i] else SOFT)
     if side >= PRINTED_FROM:
@@ -221,18 +224,16 @@ def _cells(
     bar.set_xticks([low, (low + high) / 2, high], [units.number(x) for x in (low, (low + high) / 2, high)])
     bar.tick_params(length=2)
     ends = ("bright", "dark") if reverse else ("dark", "bright")
-    said = f"colours from {units.number(low)} ({ends[0]}) to {units.number(high)} ({ends[1]})"
-    return Chart(figure, said, side, left, top)
+    colours = f"colours from {units.number(low)} ({ends[0]}) to {units.number(high)} ({ends[1]})"
+    return Chart(figure, colours, side, left, top)
 
 
 @_styled
 def profile(blocks: list[dict[str, Any]], ids: Sequence[str], title: str, offset: int = 0) -> Chart:
     """Every block's input against its output along depth, with intervals, and dashes for chance; below, its share of
     the multiply-adds. Colours and marks are numbered from `offset`."""
-    from matplotlib.figure import Figure
-
     width = max(COLUMN, min(PAGE, 70 + 20 * len(blocks)))
-    figure = Figure(figsize=(width / 72, 2.8), layout="constrained")
+    figure = _figure(width / 72, 2.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     x, known = np.arange(1, len(blocks) + 1), []
     for number, key in enumerate(ids):
@@ -271,9 +272,7 @@ def profile(blocks: list[dict[str, Any]], ids: Sequence[str], title: str, offset
 @_styled
 def frontier(data: Mapping[str, Any], costs: Mapping[str, str], rates: Sequence[str]) -> Chart:
     """What is left (rates) against shares of the original's cost, one curve per kind of plan; dashed, the original."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(COLUMN / 72 * len(costs), 2.6 * len(rates)), layout="constrained")
+    figure = _figure(COLUMN / 72 * len(costs), 2.6 * len(rates))
     grid = figure.subplots(len(rates), len(costs), sharey="row", squeeze=False)
     for row, rate in zip(grid, rates, strict=True):
         for axes, (cost, label) in zip(row, costs.items(), strict=True):
@@ -290,10 +289,9 @@ def _curves(axes: "Axes", data: Mapping[str, Any], cost: str, rate: str) -> None
         axes.axhline(100 * data["original"][rate], color=INK, lw=0.8, ls="--")
     for number, curve in enumerate(data["curves"]):
         points = [
-            point
-            for point in data["points"]
-            if point["curve"] == curve and point[cost] is not None and point[rate] is not None
-        ]  # in order of the budget: of latencies, the order may differ
+            point for point in data["points"] if point["curve"] == curve and None not in (point[cost], point[rate])
+        ]
+        # in order of the budget: of latencies, the order may differ
         colour, line = CURVES[number % 4], ":" if curve == "random" else "-"
         x, y = [100 * point[cost] for point in points], [100 * point[rate] for point in points]
         axes.plot(x, y, MARKERS[number % 4] + line, color=colour, ms=3.5, lw=1, label=curve)
@@ -305,17 +303,15 @@ def _curves(axes: "Axes", data: Mapping[str, Any], cost: str, rate: str) -> None
 @_styled
 def reliability(bins: list[dict[str, Any]], name: str) -> Chart:
     """Accuracy by confidence with 95 % intervals; the dashed diagonal is perfect calibration."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(COLUMN / 72, 3.2), layout="constrained")
+    figure = _figure(COLUMN / 72, 3.2)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=INK, lw=0.8, ls="--")
     axes.grid(color=RULE, lw=0.5)
-    most = max((each["count"] for each in bins), default=1)
-    for each in bins:
-        at, size = 100 * each["confidence"], 3 + 6 * math.sqrt(each["count"] / most)
-        axes.vlines(at, *(100 * end for end in each["bounds"]), color=CURVES[0], lw=1.2, alpha=0.5)
-        axes.plot(at, 100 * each["accuracy"], "o", color=CURVES[0], ms=size)
+    most = max((part["count"] for part in bins), default=1)
+    for part in bins:
+        at, size = 100 * part["confidence"], 3 + 6 * math.sqrt(part["count"] / most)
+        axes.vlines(at, *(100 * end for end in part["bounds"]), color=CURVES[0], lw=1.2, alpha=0.5)
+        axes.plot(at, 100 * part["accuracy"], "o", color=CURVES[0], ms=size)
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="confidence (%)", ylabel="right (%)")
     return Chart(figure, f"Accuracy by confidence, {name} model")
 
@@ -332,15 +328,3 @@ def _two(value: float) -> str:
     if abs(value) >= 10:
         return units.number(value, 2)
     return f"{value:.2f}".replace("-", units.MINUS).replace("0.", ".", 1)
-
-
-def _frame(start: int, length: int, colour: str, width: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((start - 0.5, start - 0.5), length, length, fill=False, ec=colour, lw=width, clip_on=False)
-
-
-def _runs(segments: Sequence[int]) -> list[tuple[int, int]]:
-    """[start, stop) of equal neighbours that are longer than one."""
-    edges = [0, *(i for i in range(1, len(segments)) if segments[i] != segments[i - 1]), len(segments)]
-    return [(start, stop) for start, stop in pairwise(edges) if stop - start > 1]

@@ -1,7 +1,6 @@
 """The frontier as a page, as CSV and as a figure for papers: all pure functions of frontier.json."""
 
-import csv
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from simprune.core.plain import finite
 from . import charts, units
 from .template import fill
 
-COSTS = {"macs": "multiply-adds kept", "latency": "latency, share of the original's"}
-MORE = {"params": "parameters kept", "bytes": "bytes kept"}  # shown where the budgets are of that kind
+COSTS = {
+    "macs": "multiply-adds kept", "latency": "latency, share of the original's", "params": "parameters kept",
+    "bytes": "bytes kept",
+}  # fmt: skip
 RATES = ("accuracy", "agreement")
 COLUMNS = (
     "curve", "kind", "budget", "reachable", "macs", "params", "bytes", "latency", "latency_ms", "accuracy",
@@ -27,36 +28,30 @@ def render_frontier(data: dict[str, Any]) -> str:
     """
     data = {"simprune": "", "model": "", "settings": {}, "inputs": None, "kind": "macs", **finite(data)}
     pictures = [
-        {
-            "rate": rate,
-            "label": label,
-            "chart": charts.inline(charts.frontier(data, {cost: label}, [rate]), rate + cost),
-        }
+        (rate, label, charts.inline(charts.frontier(data, {cost: label}, [rate]), rate + cost))
         for rate in _rates(data)
-        for cost, label in along(data).items()
+        for cost, label in _costs(data).items()
     ]
     return fill("frontier.html", data=data, pictures=pictures, headline=_headline(data))
 
 
 def frontier_csv(data: dict[str, Any]) -> str:
     """One line per point."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[Sequence[Any]] = [COLUMNS]
     for point in data["points"]:
         ends = {
-            f"{rate}_{end}": (point[f"{rate}_bounds"] or (None, None))[place]
+            f"{rate}_{end}": bound
             for rate in RATES
-            for place, end in enumerate(("low", "high"))
+            for end, bound in zip(("low", "high"), point[f"{rate}_bounds"] or (None, None), strict=True)
         }
-        writer.writerow([({"kind": data["kind"]} | point | ends)[column] for column in COLUMNS])
-    return text.getvalue()
+        rows.append([({"kind": data["kind"]} | point | ends)[column] for column in COLUMNS])
+    return units.csv_text(rows)
 
 
 def save_frontier(data: dict[str, Any], folder: Path) -> list[Path]:
     """Write the figure as frontier.svg and frontier.png (300 dpi) and return the paths; none without test data."""
     rates = _rates(data)
-    return charts.save({"frontier": charts.frontier(data, along(data), rates)}, folder) if rates else []
+    return charts.save({"frontier": charts.frontier(data, _costs(data), rates)}, folder) if rates else []
 
 
 def _rates(data: dict[str, Any]) -> list[str]:
@@ -64,11 +59,9 @@ def _rates(data: dict[str, Any]) -> list[str]:
     return [rate for rate in RATES if any(point[rate] is not None for point in data["points"])]
 
 
-def along(data: dict[str, Any]) -> dict[str, str]:
-    """The costs that rates are drawn against, with their names; that of the budgets first."""
-    kind = data.get("kind", "macs")
-    every = COSTS | MORE
-    return {key: every[key] for key in dict.fromkeys((kind, *COSTS))}
+def _costs(data: dict[str, Any]) -> dict[str, str]:
+    """The costs that rates are drawn against, with their names: that of the budgets, multiply-adds, latency."""
+    return {key: COSTS[key] for key in dict.fromkeys((data.get("kind", "macs"), "macs", "latency"))}
 
 
 def _headline(data: dict[str, Any]) -> str:
@@ -80,13 +73,7 @@ def _headline(data: dict[str, Any]) -> str:
     rate = next((rate for rate in RATES if last[rate] is not None), None)
     if rate is None:
         return f"{len(reached)} budgets can be reached, down to {units.percent(last['macs'])} of the multiply-adds."
-    chance = next(
-        (
-            p[rate]
-            for p in data["points"]
-            if p["curve"] == "random" and p["budget"] == last["budget"] and p["reachable"]
-        ),
-        None,
-    )
+    controls = (point for point in data["points"] if point["curve"] == "random" and point["reachable"])
+    chance = next((point[rate] for point in controls if point["budget"] == last["budget"]), None)
     beside = "" if chance is None else f"; a random plan {units.percent(chance)}"
     return f"At {units.percent(last['macs'])} of the multiply-adds: {rate} {units.percent(last[rate])}{beside}."

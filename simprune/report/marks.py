@@ -31,16 +31,12 @@ def track(label: str, *marks: tuple, low: float = 0.0, high: float = 1.0, outcom
     >>> print(track("half", ("dot", 0.5)))
     <span class="track" role="img" aria-label="half" title="half"><i class="dot" style="left:50%"></i></span>
     """
-
-    def at(value: float) -> float:
-        return 100 * min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
-
     drawn = []
-    for kind, start, *stop in marks:
-        if start is None or None in stop:
+    for kind, *ends in marks:
+        if None in ends:
             continue
-        first, last = sorted((at(start), at(stop[0]) if stop else at(start)))
-        width = f";width:{_short(last - first)}%" if stop else ""
+        first, *last = sorted(_percent(value, low, high) for value in ends)
+        width = f";width:{_short(last[0] - first)}%" if last else ""
         drawn.append(tag("i", class_=kind, style=f"left:{_short(first)}%{width}"))
     return tag("span", *drawn, class_=f"track {outcome}".strip(), role="img", aria_label=label, title=label)
 
@@ -62,9 +58,9 @@ def gate(result: Mapping[str, Any]) -> Markup:
     room = 0.06 * ((max(known) - min(known)) or 1.0)
     low, high = min(known) - room, max(known) + room
     bar = ("bounds", low if lower is None else lower, high if upper is None else upper)
-    said = f"value {units.number(value)}, bounds {units.bounds(lower, upper)}, limit {units.number(limit)}"
+    label = f"value {units.number(value)}, bounds {units.bounds(lower, upper)}, limit {units.number(limit)}"
     marks = ([] if lower is upper is None else [bar]) + [("limit", limit), ("dot", value)]
-    return track(said, *marks, low=low, high=high, outcome=str(result.get("outcome")))
+    return track(label, *marks, low=low, high=high, outcome=str(result.get("outcome")))
 
 
 def bars(
@@ -75,13 +71,13 @@ def bars(
     if ordered:
         order.sort(key=lambda index: -(values[index] or 0))
     known = [value for value in values if value is not None]
-    if known:
-        label += f": {units.number(max(known), 2)} down to {units.number(min(known), 2)}" if ordered else ""
+    if known and ordered:
+        label += f": {units.number(max(known), 2)} down to {units.number(min(known), 2)}"
     drawn = [
         tag(
             "i",
             class_="removed" if index in gone else "kept",
-            style=f"height:{_short(_percent(values[index], whole))}%",
+            style=f"height:{_short(_percent(values[index] or 0.0, 0.0, whole))}%",
         )
         for index in order[:: math.ceil(len(order) / BARS) or 1]
     ]
@@ -102,8 +98,9 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
-def _percent(value: float | None, whole: float) -> float:
-    return 100 * min(1.0, max(0.0, (value or 0.0) / (whole or 1.0)))
+def _percent(value: float, low: float, high: float) -> float:
+    """The share of the way from `low` to `high` in percent, from 0 to 100."""
+    return 100 * min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
 
 
 def _short(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file made from the JSON report, without scripts or network."""
+"""The report page: one self-contained HTML file, a function of the JSON report, without scripts or network."""
 
 from markupsafe import Markup
 
@@ -6,14 +6,14 @@ from simprune.core.plain import finite
 
 from . import charts, units
 from .marks import ticks
-from .template import fill, verdict_sentence
+from .template import fill
 
 COSTS = {"macs": "Multiply-adds", "params": "Parameters", "bytes": "Bytes", "latency_ms": "Latency"}
 FORMATS = {
     "macs": units.count, "params": units.count, "bytes": units.size, "latency_ms": units.milliseconds,
     "accuracy": units.percent, "agreement": units.percent,
 }  # fmt: skip
-FOLLOWS = 0.1  # by how much shares of latency and of macs may differ before that is said
+FOLLOWS = 0.1  # shares of latency and of macs that differ by more are reported as such
 EMPTY = {
     "simprune": "", "seed": None, "settings": {}, "environment": {}, "stages": [], "redundancy": {},
     "plan": {}, "reconstruction": [], "finetuning": [], "verdict": None, "notes": [],
@@ -31,14 +31,13 @@ def render(report: dict) -> str:
     (True, False)
     """
     report = EMPTY | {key: value for key, value in finite(report).items() if value is not None}
-    redundancy, edits = report["redundancy"], report["plan"].get("edits") or []
-    stages = report["stages"]
+    edits, stages = report["plan"].get("edits") or [], report["stages"]
     original = next((stage for stage in stages if stage["name"] == "original"), {})
     compressed = [stage for stage in stages if stage["name"] not in ("original", "random control")]
     final = compressed[-1] if compressed else {}
+    time, macs = (_ratio(final, original, key) for key in ("latency_ms", "macs"))
     given_up = "search" in report and report["search"]["chosen"] is None
-    entries = redundancy.get("entries") or []
-    similarity, losses = redundancy.get("similarity") or {}, [epoch["loss"] for epoch in report["finetuning"]]
+    similarity = report["redundancy"].get("similarity") or {}
     removed_blocks = [edit for edit in edits if edit["remove"] == "block"]
     accuracies = [stage["accuracy"] for stage in stages if stage.get("accuracy") is not None]
     span = ticks(min(accuracies), max(accuracies)) if accuracies else None
@@ -49,20 +48,14 @@ def render(report: dict) -> str:
         final=final,
         headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
         outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
-        verdict_sentence=verdict_sentence(report["verdict"]),
-        sluggish=_sluggish(original, final),
-        expected=report["plan"].get("expected") or {},
-        finalists=(report["plan"].get("planner") or {}).get("finalists") or [],
-        edits_left=any(edit.get("left") is not None for edit in edits),
+        sluggish=time is not None and macs is not None and abs(time - macs) > FOLLOWS,
+        edits=edits,
+        entries=report["redundancy"].get("entries") or [],
         removed_blocks=removed_blocks,
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
-        blocks=[entry for entry in entries if entry["kind"] == "block"],
-        channels=[entry for entry in entries if entry["kind"] != "block"],
         similarity=similarity,
         map=_map(similarity, [edit["name"] for edit in removed_blocks]) if similarity.get("names") else None,
-        unprunable=redundancy.get("unprunable") or [],
         longest_error=max([row[k] or 0 for row in report["reconstruction"] for k in ("before", "after")] + [0]),
-        longest_loss=max((loss for loss in losses if loss is not None), default=1.0),
         span=(span[0], span[-1]) if span else None,
         brackets=_brackets(report["search"]["steps"]) if "search" in report else [],
         COSTS=COSTS,
@@ -103,12 +96,6 @@ def _ratio(stage: dict, original: dict, key: str) -> float | None:
     return value / whole if value is not None and whole else None
 
 
-def _sluggish(original: dict, final: dict) -> bool:
-    """Whether the share of the latency that is left is far from that of the macs."""
-    time, macs = (_ratio(final, original, key) for key in ("latency_ms", "macs"))
-    return time is not None and macs is not None and abs(time - macs) > FOLLOWS
-
-
 def _difference(stage: dict, original: dict, key: str) -> float | None:
     value, whole = stage.get(key), original.get(key)
     return value - whole if value is not None and whole is not None else None
@@ -116,15 +103,15 @@ def _difference(stage: dict, original: dict, key: str) -> float | None:
 
 def _headline(original: dict, final: dict, edits: list) -> str:
     """The outcome in one sentence."""
-    kept = [
+    shares = [
         f"{units.percent(share, 0)} of the {word}"
         for key, word in (("macs", "multiply-adds"), ("params", "parameters"))
         if (share := _ratio(final, original, key)) is not None
     ]
-    if not kept:
+    if not shares:
         return f"{len(edits)} edit{'s' * (len(edits) != 1)} planned; costs were not measured."
     before, after = original.get("accuracy"), final.get("accuracy")
     if before is None or after is None:
-        return f"Keeps {' and '.join(kept)}; accuracy was not measured."
+        return f"Keeps {' and '.join(shares)}; accuracy was not measured."
     accuracy = f"accuracy {units.percent(before)} before, {units.percent(after)} after"
-    return f"Keeps {' and '.join(kept)}; {accuracy}."
+    return f"Keeps {' and '.join(shares)}; {accuracy}."

@@ -30,6 +30,7 @@ def fill(template: str, *styles: str, **values) -> str:
     environment.filters["measured"] = lambda value: value if isinstance(value, str) else units.number(value)
     environment.globals |= {
         "marks": marks, "bounds": units.bounds, "ranges": units.ranges, "OUTCOMES": OUTCOMES,
+        "verdict_sentence": verdict_sentence,
         "style": Markup("\n").join(Markup(text(name)) for name in ("style.css", *styles)),
     }  # fmt: skip
     return environment.get_template(template).render(**values)
@@ -45,15 +46,14 @@ def verdict_sentence(verdict: dict | None) -> str:
     if verdict is None or not verdict["gates"]:
         return "No gate was checked, so nothing is claimed about the behaviour."
     gates, on = verdict["gates"], f"{verdict['count']} test inputs"
-    undecided = sum(gate["outcome"] == "inconclusive" for gate in gates)
-    failed = sum(gate["outcome"] == "fail" for gate in gates)
-    if failed:
+    outcomes = [gate["outcome"] for gate in gates]
+    if failed := outcomes.count("fail"):
         return f"{failed} of {len(gates)} gates failed on {on}."
-    if undecided:
+    if undecided := outcomes.count("inconclusive"):
         return f"{undecided} of {len(gates)} gates cannot be decided with {on}."
     return f"Every gate holds on {on} ({len(gates)} checked)."
 
 
 def _breakable(name: str) -> Markup:
     """A module's name that wraps after its dots."""
-    return Markup("<wbr>").join(part for part in re.findall(r"[^.]*\.|[^.]+", name))
+    return Markup("<wbr>").join(re.findall(r"[^.]*\.|[^.]+", name))

@@ -1,4 +1,8 @@
-"""Numbers as people read them; a missing or undefined one is a dash."""
+"""Numbers as people read them, where a missing or undefined one is a dash, and rows as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -117,23 +121,30 @@ def ranges(indices) -> str:
 def abbreviate(name: str, length: int) -> str:
     """A dotted name cut to a length: leading words shrink to one letter, numbers and the last words stay.
 
-    >>> abbreviate("encoder.layers.11.attention.output", 25)
-    'e.l.11.attention.output'
+    A name that is still too long is cut in the middle; its end, which tells layers apart, stays longest.
+
+    >>> abbreviate("encoder.layers.11.attention.output", 25), abbreviate("classification.head", 10)
+    ('e.l.11.attention.output', 'c.head')
+    >>> abbreviate("multihead_attention", 10)
+    'mul…ention'
     """
     words = name.split(".")
-    for place, word in enumerate(words[:-1]):
+    for index, word in enumerate(words[:-1]):
         if len(".".join(words)) > length and not word.isdigit():
-            words[place] = word[:1]
-    return shorten(".".join(words), length)
-
-
-def shorten(name: str, length: int) -> str:
-    """A long name cut in the middle; its end, which tells layers apart, stays longest.
-
-    >>> shorten("encoder.layers.11.attention.output", 20)
-    'encode…ention.output'
-    """
+            words[index] = word[:1]
+    name = ".".join(words)
     if len(name) <= length:
         return name
     head = length // 3
     return f"{name[:head]}…{name[len(name) - (length - head - 1) :]}"
+
+
+def csv_text(rows: Iterable[Iterable]) -> str:
+    """Rows as the text of a CSV file.
+
+    >>> csv_text([["name", "share"], ["a,b", 0.5]])
+    'name,share\\n"a,b",0.5\\n'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -6,7 +6,12 @@ from xml.etree import ElementTree
 from simprune.core.plain import finite
 
 from . import charts
-from .template import OUTCOMES, fill, verdict_sentence
+from .template import OUTCOMES, fill
+
+EMPTY: dict[str, Any] = {
+    "examples": [], "recall": [], "reliability": {}, "changes": [], "changed": 0, "confusion": [],
+    "class_scores": False,
+}  # fmt: skip
 
 
 def render_verdict(verdict: dict[str, Any], evidence: dict[str, Any]) -> str:
@@ -17,24 +22,17 @@ def render_verdict(verdict: dict[str, Any], evidence: dict[str, Any]) -> str:
     (True, False)
     """
     gates = [
-        gate | {"name": label(gate)} | {key: _number(gate[key]) for key in ("value", "lower", "upper")}
-        for gate in verdict["gates"]
+        gate
+        | {"name": label(gate)}
+        | {key: None if isinstance(gate[key], str) else gate[key] for key in ("value", "lower", "upper")}
+        for gate in verdict["gates"]  # JSON has an infinite bound as a text
     ]
-    empty: dict[str, Any] = {
-        "examples": [],
-        "recall": [],
-        "reliability": {},
-        "changes": [],
-        "changed": 0,
-        "confusion": [],
-    }
-    seen = {**empty, "class_scores": False, **evidence}
+    seen = EMPTY | evidence
     changed = [n for i, row in enumerate(seen["confusion"]) for j, n in enumerate(row) if i != j]
     lowest = min((row[f"{key}_bounds"][0] for row in seen["recall"] for key in ("before", "after")), default=0.0)
     return fill(
         "verdict.html",
         verdict=finite(verdict | {"gates": gates}),
-        sentence=verdict_sentence(verdict),
         seen=seen,
         most_changed=max([1, *changed]),
         lowest=int(lowest * 10) / 10,
@@ -65,13 +63,8 @@ def junit(verdict: dict[str, Any]) -> str:
     suite = ElementTree.Element("testsuite", attributes)
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", name=label(gate), classname="simprune.validate")
-        said = f"value {gate['value']}, bounds {gate['lower']} to {gate['upper']}, limit {gate['limit']}"
+        message = f"value {gate['value']}, bounds {gate['lower']} to {gate['upper']}, limit {gate['limit']}"
         kind = {"fail": "failure", "inconclusive": "error"}.get(gate["outcome"], "system-out")
-        child = ElementTree.SubElement(case, kind, {} if kind == "system-out" else {"message": said})
-        child.text = f"{said}: {gate['detail']}"
+        child = ElementTree.SubElement(case, kind, {} if kind == "system-out" else {"message": message})
+        child.text = f"{message}: {gate['detail']}"
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode()
-
-
-def _number(value: float | str | None) -> float | None:
-    """None for what JSON has as a text, an infinite bound."""
-    return None if isinstance(value, str) else value
