@@ -36,12 +36,7 @@ class Score(float):
     details: dict[str, Any]
 
     def __new__(
-        cls,
-        value: float,
-        count: int = 0,
-        skipped: int = 0,
-        reason: str = "",
-        details: Mapping[str, Any] | None = None,
+        cls, value: float, count: int = 0, skipped: int = 0, reason: str = "", details: Mapping[str, Any] | None = None
     ) -> Self:
         score = super().__new__(cls, value)
         score.count, score.skipped, score.reason, score.details = count, skipped, reason, dict(details or {})
@@ -120,8 +115,8 @@ def finite(
 def _numbers(values: Any, what: str, wanted: str, kinds: str) -> Tensor:
     """Values whose type is one of `kinds`, NumPy's letters, on the CPU (models may live on different devices)."""
     if isinstance(values, Tensor):
-        kind = "c" if values.is_complex() else "f" if values.is_floating_point() else "i"
-        kind, dtype = "b" if values.dtype == torch.bool else kind, values.dtype
+        dtype = values.dtype
+        kind = "c" if dtype.is_complex else "f" if dtype.is_floating_point else "b" if dtype == torch.bool else "i"
     else:
         values = np.asarray(values)
         kind, dtype = values.dtype.kind, values.dtype
@@ -177,7 +172,7 @@ class FunctionalMeasure(Registered, ABC):
 
     part = "functional"
 
-    range: ClassVar[tuple[float, float]]
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     larger_is_more_similar: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
@@ -235,6 +230,11 @@ class FunctionalMeasure(Registered, ABC):
             return Score(math.nan, count=0, skipped=skipped, reason=f"{self.id}: {self.skips}")
         return Score(used.double().mean().item(), count=len(used), skipped=skipped)
 
+    def _require(self, holds: bool, otherwise: str) -> None:
+        """ValueError that says `otherwise`, unless the condition on the hyperparameters holds."""
+        if not holds:
+            raise ValueError(f"{self.id}: {otherwise}")
+
     def _undefined(self, rows: Tensor, reason: str, value: float = math.nan, **details: Any) -> Score:
         """A score that its formula does not give, with the reason."""
         return Score(value, count=len(rows), reason=f"{self.id}: {reason}", details=details)
@@ -277,9 +277,9 @@ class Gathered:
 
 
 class Stream:
-    """Score of a measure over batches: only rows are kept, so memory does not grow with the number of classes.
+    """Score of a measure over batches: only rows are stored, so memory does not grow with the number of classes.
 
-    (A measure that does not `streams` needs all outputs; they are kept until `rows`.) ValueError for a batch that
+    (A measure that does not `streams` needs all outputs; they are stored until `rows`.) ValueError for a batch that
     does not fit the ones before, and for no batch at all.
 
     >>> from simprune import functional
@@ -319,9 +319,8 @@ class Stream:
             return self._rows.tensor().view(-1, *self._shape)
         batches, labels = zip(*self._batches, strict=True)
         outputs = [torch.cat(list(map(torch.as_tensor, parts))) for parts in zip(*batches, strict=True)]
-        return self.measure.per_sample(
-            outputs, torch.cat(list(map(torch.as_tensor, labels))) if self._layout[2] else None
-        )
+        truth = torch.cat(list(map(torch.as_tensor, labels))) if self._layout[2] else None
+        return self.measure.per_sample(outputs, truth)
 
     def score(self) -> Score:
         """Score of all batches so far."""
@@ -331,7 +330,6 @@ class Stream:
 class Rate(FunctionalMeasure):
     """A share of the samples: rows are 0 and 1, NaN where a sample does not count."""
 
-    range = (0.0, 1.0)
     kind = "rate"
 
 

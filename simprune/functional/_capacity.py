@@ -38,7 +38,7 @@ def capacity(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _step(p: Tensor, w: Tensor, slack: Tensor, q: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
-    """One Newton step towards slack_j = max D - D_j, slack_j w_j = target, with w and slack kept positive."""
+    """One Newton step towards slack_j = max D - D_j, slack_j w_j = target, where w and slack stay positive."""
     target = (0.1 * (slack * w).mean(1, keepdim=True)).clamp_min(TOLERANCE / 1000)
     # changes sum to 0, so neither taking q from all rows nor adding to all entries matters, except for rounding: the
     # first keeps entries as small as the rows' differences, the second fills the direction w, in which they vanish

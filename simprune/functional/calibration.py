@@ -113,8 +113,7 @@ class _Bins(_Confidence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bins < 1:
-            raise ValueError(f"{self.id}: at least one bin is needed, got bins={self.bins}")
+        self._require(self.bins >= 1, f"at least one bin is needed, got bins={self.bins}")
 
     def _gaps(self, confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Samples per bin, and |sum of right - sum of confidence| of each."""

@@ -35,7 +35,6 @@ class SaliencyCosineSimilarity(ModelMeasure):
     """
 
     id = "saliency_cosine_similarity"
-    range = (0.0, 1.0)
     larger_is_more_similar = True
     symmetric = True
     models = (2, None)
@@ -172,10 +171,8 @@ class _Attacking(_Attack, ModelMeasure):
         super().__post_init__()
         for name in ("radius", "step_size"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{self.id}: {name} must be positive and finite; got {value!r}")
-        if self.steps < 1:
-            raise ValueError(f"{self.id}: at least one step is needed; got steps={self.steps}")
+            self._require(value is None or 0 < value < math.inf, f"{name} must be positive and finite; got {value!r}")
+        self._require(self.steps >= 1, f"at least one step is needed; got steps={self.steps}")
 
     def _settings(self) -> dict[str, Any]:
         settings = {option.name: getattr(self, option.name) for option in dataclasses.fields(_Attacking)}
@@ -233,8 +230,7 @@ class AdversarialTransferability(_Attacking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.epsilon <= 1:
-            raise ValueError(f"{self.id}: epsilon must lie in (0, 1]; got {self.epsilon!r}")
+        self._require(0 < self.epsilon <= 1, f"epsilon must lie in (0, 1]; got {self.epsilon!r}")
         self._declare(range=(math.log(self.epsilon), math.log(100)))
 
     def _compare(self, models: Sequence[nn.Module], batches: Batches) -> Score:

@@ -138,7 +138,6 @@ class Discrepancy(_Classes):
     """
 
     id = "discrepancy"
-    range = (0.0, 1.0)
     models = (1, None)
     source = MULTIPLICITY
 
@@ -168,8 +167,7 @@ class StableCore(Rate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.theta <= 1:
-            raise ValueError(f"{self.id}: theta is a share of the models in (0, 1], got {self.theta!r}")
+        self._require(0 < self.theta <= 1, f"theta is a share of the models in (0, 1], got {self.theta!r}")
 
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
         most = votes(class_columns(outputs)).amax(1).double()

@@ -11,7 +11,7 @@ from simprune.functional._base import FunctionalMeasure, Outputs, Score
 from simprune.functional._capacity import capacity
 from simprune.functional.hard import SURVEY
 
-CHUNK = 1 << 22  # probabilities of all models that are held at once
+CHUNK = 1 << 22  # probabilities of all models that are in memory at once
 
 
 class _Soft(FunctionalMeasure):
@@ -31,8 +31,7 @@ class _Norm(_Soft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.p >= 1:
-            raise ValueError(f"{self.id}: p of the norm must be >= 1 or infinity, got {self.p!r}")
+        self._require(self.p >= 1, f"p of the norm must be >= 1 or infinity, got {self.p!r}")
         self._declare(range=(0.0, self.share * 2 ** (1 / self.p)))
 
     def _norm(self, rows: Tensor) -> Tensor:
@@ -102,14 +101,11 @@ class SurrogateChurn(_Soft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"{self.id}: alpha must be positive and finite, got {self.alpha!r}")
+        self._require(0 < self.alpha < math.inf, f"alpha must be positive and finite, got {self.alpha!r}")
 
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        a, b = (
-            (self.alpha * (item.log_probabilities - item.log_probabilities.amax(1, keepdim=True))).exp()
-            for item in outputs
-        )
+        logs = (item.log_probabilities for item in outputs)
+        a, b = ((self.alpha * (log - log.amax(1, keepdim=True))).exp() for log in logs)
         return (a - b).abs().sum(1) / 2
 
 
@@ -132,8 +128,7 @@ class JensenShannonDivergence(_Soft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 < self.base < math.inf:
-            raise ValueError(f"{self.id}: base of the logarithm must be a finite number > 1; got {self.base!r}")
+        self._require(1 < self.base < math.inf, f"base of the logarithm must be a finite number > 1; got {self.base!r}")
         self._declare(range=(0.0, math.log(2) / math.log(self.base)))
 
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
@@ -188,11 +183,10 @@ class RashomonCapacity(_Soft):
     source = "Hsu, Calmon (2022), Rashomon Capacity, arXiv 2206.01295"
 
     def _rows(self, outputs: tuple[Outputs, ...], labels: Tensor | None) -> Tensor:
-        count, classes = outputs[0].shape
-        step = max(1, CHUNK // (len(outputs) * classes))
+        step = max(1, CHUNK // (len(outputs) * outputs[0].shape[1]))
         rows = []
-        for start in range(0, count, step):
-            lower, upper = capacity(torch.stack([item.probabilities[start : start + step] for item in outputs], 1))
+        for chunk in zip(*(item.probabilities.split(step) for item in outputs), strict=True):
+            lower, upper = capacity(torch.stack(chunk, 1))
             rows.append(torch.stack([lower.exp(), upper.exp() - lower.exp()], 1))
         return torch.cat(rows)
 

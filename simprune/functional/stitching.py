@@ -23,12 +23,12 @@ class StitchingScore(ModelMeasure):
     """Accuracy of a's lower and b's upper layers joined by a linear map, minus b's own, in [-1, 1]; 0 or more: fits.
 
     a runs up to the output of module `layer_a`, whose activation is mapped, with bias, to replace that of `layer_b`
-    (the same name unless given) in b: a 1x1 convolution for maps (N, C, H, W), token by token for (N, T, D), plainly
+    (None: the same name) in b: a 1x1 convolution for maps (N, C, H, W), token by token for (N, T, D), plainly
     for (N, D). Maps of another size are resized (bilinear) first. Both models are frozen. `method`:
 
     - "direct": the map is the least-squares match of the two activations (of least norm if there are several);
     - "task": it is trained by Adam on the labels, "soft_labels": on b's probabilities; `epochs` and `lr`, once for
-      each of `seeds`, whose scores are averaged.
+      every one of `seeds`, whose scores are averaged.
 
     `f(a, b, inputs, labels=..., fit=batches)` fits on other data than it scores on, as a test should; without `fit`
     on the same (`details["fit_on_inputs"]`). `details`: "penalty" (-score), "accuracy_a", "accuracy_b", "accuracy"
@@ -63,11 +63,9 @@ class StitchingScore(ModelMeasure):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.epochs < 1 or not self.seeds or not 0 < self.lr < math.inf:
-            raise ValueError(
-                f"{self.id}: epochs and seeds must be at least one, lr positive; "
-                f"got epochs={self.epochs}, seeds={self.seeds}, lr={self.lr}"
-            )
+        chosen = f"epochs={self.epochs}, seeds={self.seeds}, lr={self.lr}"
+        fits = self.epochs >= 1 and bool(self.seeds) and 0 < self.lr < math.inf
+        self._require(fits, f"epochs and seeds must be at least one, lr positive; got {chosen}")
 
     def __call__(
         self, model_a: nn.Module, model_b: nn.Module, inputs: Any, labels: Any = None, fit: Iterable | None = None
@@ -96,20 +94,19 @@ class StitchingScore(ModelMeasure):
             details |= match
         else:
             adapters = [self._train(joint, fitting, seed) for seed in self.seeds]
-        identity = joint.shapes is not None and joint.shapes[0] == joint.shapes[1]
-        rights, alike = [], []
+        answers = []  # labels, and the classes of a, of b, and of every stitched model
         with torch.no_grad():
             for batch in testing():
                 own = [class_scores(batch.run(cut.model), "logits").argmax(1) for cut in (joint.a, joint.b)]
                 below, _ = joint.both(batch)
                 above = [joint.above(batch, adapter(below)) for adapter in adapters]
-                if identity:
+                if joint.same_shape:
                     above.append(joint.above(batch, below))
                 stitched = [class_scores(output, "logits of the stitched model") for output in above]
-                classes = torch.stack([*own, *(scores.argmax(1) for scores in stitched)], 1)
-                rights.append((classes == truth(batch, stitched[0])[:, None]).double())
-                alike.append((classes[:, 2] == classes[:, 1]).double())
-        right = torch.cat(rights)
+                classes = [*own, *(scores.argmax(1) for scores in stitched)]
+                answers.append(torch.stack([truth(batch, stitched[0]), *classes], 1))
+        answer = torch.cat(answers)
+        right = (answer[:, 1:] == answer[:, :1]).double()
         count = len(right)
         accuracy = right.mean(0).tolist()
         change = right[:, 2] - right[:, 1]
@@ -122,8 +119,8 @@ class StitchingScore(ModelMeasure):
             "accuracy_b": accuracy[1],
             "accuracy": accuracy[1] + score,
             "scores": trained,
-            "identity": accuracy[-1] - accuracy[1] if identity else None,
-            "agreement": torch.cat(alike).mean().item(),
+            "identity": accuracy[-1] - accuracy[1] if joint.same_shape else None,
+            "agreement": (answer[:, 3] == answer[:, 2]).double().mean().item(),
             "gained": int((change > 0).sum()),
             "lost": int((change < 0).sum()),
             "standard_error": math.sqrt(max(0.0, variance)) / count,
@@ -260,11 +257,11 @@ class _Joint:
 
     a: _Cut
     b: _Cut
-    shapes: tuple[torch.Size, torch.Size] | None = field(default=None, init=False)  # of one sample, channels last
+    same_shape: bool = field(default=False, init=False)  # of one sample's activations
     resized: list[list[int]] | None = field(default=None, init=False)
 
     def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Activations of a, resized to b's positions and on b's device, and of b; sets `shapes` and `resized`."""
+        """Activations of a, resized to b's positions and on b's device, and of b; sets `same_shape` and `resized`."""
         below, above = self.a.seen(batch), self.b.seen(batch)
         shapes = f"{self.a.name} gives {tuple(below.shape)}, {self.b.name} {tuple(above.shape)}"
         if below.ndim != above.ndim or below.ndim not in (2, 3, 4):
@@ -273,7 +270,7 @@ class _Joint:
             )
         below, above = self.a.swap(below, 1, -1).to(device_of(self.b.model)), self.b.swap(above, 1, -1)
         sizes = [list(activation.shape[1:-1]) for activation in (below, above)]
-        self.shapes = below.shape[1:], above.shape[1:]
+        self.same_shape = below.shape[1:] == above.shape[1:]
         if sizes[0] != sizes[1]:
             if below.ndim != 4:
                 raise ValueError(f"stitching maps tokens one by one, so their number must agree; {shapes}")

@@ -95,7 +95,6 @@ class TokenAgreement(_Tokens):
     """
 
     id = "token_agreement"
-    range = (0.0, 1.0)
     larger_is_more_similar = True
     symmetric = True
 

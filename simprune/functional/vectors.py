@@ -99,7 +99,6 @@ class NeighbourOverlap(_Vectors):
     k: int = 10
 
     id = "neighbour_overlap"
-    range = (0.0, 1.0)
     larger_is_more_similar = True
     kind = "mean"
     streams = False
@@ -108,8 +107,7 @@ class NeighbourOverlap(_Vectors):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"{self.id}: at least one neighbour is needed, got k={self.k}")
+        self._require(self.k >= 1, f"at least one neighbour is needed, got k={self.k}")
 
     def _rows(self, outputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
         count = len(outputs[0])
@@ -127,7 +125,7 @@ class RepresentationalSimilarity(_Vectors):
     """Any similarity of representations, applied to the outputs (N, D): `measure(A, B)`, a function giving a number.
 
     Such as `simprune.measures.get("cka_debiased")`; its direction, range and symmetry are taken from it where it
-    states them. All outputs are kept: memory is that of the outputs.
+    states them. All outputs are stored: memory is that of the outputs.
 
     >>> f = RepresentationalSimilarity(lambda A, B: float((A - B).abs().max()))
     >>> f([[1.0], [2.0]], [[1.0], [5.0]])
@@ -171,15 +169,13 @@ class LabelwiseDisagreement(_Vectors):
     threshold: float = 0.5
 
     id = "labelwise_disagreement"
-    range = (0.0, 1.0)
     kind = "mean"
     form = "multilabel"
     source = "Hamming loss of one model against the other"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"{self.id}: threshold is a probability in (0, 1), got {self.threshold!r}")
+        self._require(0 < self.threshold < 1, f"threshold is a probability in (0, 1), got {self.threshold!r}")
 
     def _output(self, value: Any, what: str) -> Tensor:
         expected = "(N, L) with N >= 1 samples and L >= 1 labels"
