@@ -1,6 +1,7 @@
 """What a batch is: a tensor, `(inputs, labels)`, or a dict as from transformers; and how a model is run on one."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,11 +25,9 @@ def inputs_of(batch: Any) -> tuple[tuple, dict]:
         if isinstance(inputs, Mapping):
             return (), dict(inputs)
         return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-    raise ValueError(
-        f"a batch must be a tensor, (inputs, labels) or a dict; got {type(batch).__name__}"
-        + (f" of length {len(batch)}" if isinstance(batch, tuple | list) else "")
-        + "; wrap several inputs as ((input_1, input_2), labels)"
-    )
+    length = f" of length {len(batch)}" if isinstance(batch, tuple | list) else ""
+    what = f"a batch must be a tensor, (inputs, labels) or a dict; got {type(batch).__name__}{length}"
+    raise ValueError(f"{what}; wrap several inputs as ((input_1, input_2), labels)")
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -85,11 +84,10 @@ def copied(value: Any) -> Any:
 
 def first_tensor(value: Any) -> Tensor | None:
     """The main tensor of a module's output: itself, `.logits`, or the first one inside a tuple or dict."""
+    logits = getattr(value, "logits", None)
+    value = logits if isinstance(logits, Tensor) else value
     if isinstance(value, Tensor):
         return value
-    logits = getattr(value, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
@@ -99,8 +97,7 @@ def first_tensor(value: Any) -> Tensor | None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first parameter or buffer (CPU when there is none)."""
-    tensor = next(iter([*model.parameters(), *model.buffers()][:1]), None)
-    return torch.device("cpu") if tensor is None else tensor.device
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def call(model: nn.Module, batch: Any) -> Tensor:

@@ -6,6 +6,7 @@ registered part (`simprune.core.registry`), with options that hold for every par
 
 import dataclasses
 import inspect
+import operator
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, field, fields
@@ -17,6 +18,7 @@ from simprune.core.registry import Choice
 from simprune.core.types import has_type
 
 F = TypeVar("F", bound=Callable[..., Any])
+LIMITS = {"least": operator.ge, "most": operator.le, "above": operator.gt, "below": operator.lt}
 LISTS = {"data": "data"}  # what `simprune list` calls the parts of a kind, where that is not its plural
 
 
@@ -26,23 +28,24 @@ def option(
     *,
     commands: Sequence[str] = (),
     kind: str = "",
-    least: float | None = None,
-    most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
     example: str = "",
+    **limits: float,
 ) -> Any:
     """One line of a table.
 
     Args:
-        default: the value if nothing is said; a class, such as a group of options, is called to make it.
+        default: the value of an option that is left out; a class, such as a group of options, is called for the value.
         help: one sentence.
         commands: functions of `simprune.api` that take it.
         kind: the registry's kind of which it is a choice, or of which its items are.
-        least, most, above, below: limits of a number, or of the numbers in a list.
         example: what to type, for errors.
+        limits: of a number, or of the numbers in a list, by the names of `LIMITS`: least, most, above, below.
+
+    Raises:
+        KeyError: for a limit of another name.
     """
-    limits = {"least": least, "most": most, "above": above, "below": below}
+    for limit in limits:
+        LIMITS[limit]
     facts = {"help": help, "commands": tuple(commands), "kind": kind, "limits": limits, "example": example}
     if isinstance(default, type):
         return field(default_factory=default, metadata=facts)
@@ -145,21 +148,17 @@ def checked(name: str, value: Any, hint: Any, facts: Mapping[str, Any]) -> Any:
     if several and isinstance(value, list | tuple):
         value = tuple(value)
     items = value if several and isinstance(value, tuple) else [value]
-    if not has_type(value, hint) or not all(_within(item, **facts["limits"]) for item in items):
+    if not has_type(value, hint) or not all(_within(item, facts["limits"]) for item in items):
         raise ValueError(f"{name}: expected {phrase(hint, facts)}; got {shown(value)}")
     kind = facts["kind"]
     if name == "structures" and not value:
         raise ValueError(f"structures is empty; name some of: {', '.join(registry.parts(kind))}")
     patterns = kind == "repair" and isinstance(value, Mapping) and "name" not in value
     for item in dict(value).values() if patterns else items:
-        if kind and item is not None and not _is_part(item):
+        is_part = hasattr(item, "compare") and hasattr(item, "prepare")  # a measure with its hyperparameters
+        if kind and item is not None and not is_part:
             _in_words_of(name, registry.read, kind, item)
     return value
-
-
-def _is_part(value: Any) -> bool:
-    """Whether it is no choice but the object itself, as a measure with its hyperparameters."""
-    return hasattr(value, "compare") and hasattr(value, "prepare")
 
 
 def _in_words_of(name: str, look_up: Callable[..., Any], *choice: Any) -> Any:
@@ -171,23 +170,17 @@ def _in_words_of(name: str, look_up: Callable[..., Any], *choice: Any) -> Any:
         raise type(error)(text if name.replace("_", " ") in text else f"{name}: {text}") from None
 
 
-def _within(value: Any, least: float | None, most: float | None, above: float | None, below: float | None) -> bool:
-    """Whether a number is within limits; what is no number is not judged."""
+def _within(value: Any, limits: Mapping[str, float]) -> bool:
+    """Whether a number is within limits and is not NaN; true for what is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
-    return (
-        (least is None or value >= least)
-        and (most is None or value <= most)
-        and (above is None or value > above)
-        and (below is None or value < below)
-        and value == value
-    )
+    return value == value and all(LIMITS[name](value, limit) for name, limit in limits.items())
 
 
 def phrase(hint: Any, facts: Mapping[str, Any]) -> str:
     """What an option expects, in words.
 
-    >>> phrase(float, {"limits": {"least": 0, "most": None, "above": None, "below": 1}, "example": ""})
+    >>> phrase(float, {"limits": {"least": 0, "below": 1}, "example": ""})
     'a number in [0, 1)'
     """
     kinds = [hint] if get_origin(hint) in (Sequence, Mapping, Literal) else list(get_args(hint) or [hint])
@@ -197,25 +190,27 @@ def phrase(hint: Any, facts: Mapping[str, Any]) -> str:
     return " or ".join(dict.fromkeys(words)) + (f", such as {facts['example']}" if facts["example"] else "")
 
 
-def _word(hint: Any, limits: Mapping[str, float | None]) -> str:
+def _word(hint: Any, limits: Mapping[str, float]) -> str:
+    """A type in words, with the limits where it is a number."""
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is Sequence:
-        items = {str: " of names", float: f" of numbers{_limits(**limits)}"}
+        items = {str: " of names", float: f" of numbers{_limits(limits)}"}
         return "a list" + items.get(get_args(hint)[0], "")
     if get_origin(hint) is Mapping:
         return "a mapping"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words.get(hint, "a value") + (_limits(**limits) if hint in (int, float) else "")
+    return words.get(hint, "a value") + (_limits(limits) if hint in (int, float) else "")
 
 
-def _limits(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
-    low, high = least if least is not None else above, most if most is not None else below
-    if low is not None and high is not None:
-        return f" in {'[' if least is not None else '('}{low:g}, {high:g}{']' if most is not None else ')'}"
-    if low is not None:
-        return f" of at least {low:g}" if least is not None else f" above {low:g}"
-    return ""
+def _limits(limits: Mapping[str, float]) -> str:
+    """Limits in words; an upper limit alone has none."""
+    low, high = limits.get("least", limits.get("above")), limits.get("most", limits.get("below"))
+    if low is None:
+        return ""
+    if high is None:
+        return f" of at least {low:g}" if "least" in limits else f" above {low:g}"
+    return f" in {'[' if 'least' in limits else '('}{low:g}, {high:g}{']' if 'most' in limits else ')'}"
 
 
 def shown(value: Any) -> str:
@@ -244,24 +239,16 @@ def takes_options(table: type[Options], command: str = "", **defaults: Any) -> C
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
         hints = get_type_hints(table)
-        own = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
-        taken = [entry for entry in listed(table, command) if entry.name not in signature.parameters]
-        added = [
-            inspect.Parameter(
-                entry.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=defaults.get(entry.name, default_of(entry)),
-                annotation=hints[entry.name],
-            )
-            for entry in taken
-        ]
-        function.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore
-        lines = [f"        {entry.name}: {describe(entry)}." for entry in taken]
-        wrapped = [
-            textwrap.fill(line, 120, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
-            for line in lines
-        ]
-        function.__doc__ = (function.__doc__ or "").replace("        {options}", "\n".join(wrapped))
+        parameters = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
+        wrap = textwrap.TextWrapper(120, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
+        lines = []
+        for entry in listed(table, command):
+            if entry.name not in signature.parameters:
+                parameter = inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[entry.name])
+                parameters.append(parameter.replace(default=defaults.get(entry.name, default_of(entry))))
+                lines.append(wrap.fill(f"        {entry.name}: {describe(entry)}."))
+        function.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
+        function.__doc__ = (function.__doc__ or "").replace("        {options}", "\n".join(lines))
         return function
 
     return decorate

@@ -1,6 +1,7 @@
 """Batches of which the first can be looked at without a further walk over all of them."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from simprune.core.batches import checked
@@ -32,20 +33,15 @@ class Peekable:
         """The first batch."""
         if self._begun is None:
             rest = iter(self.batches)
-            end = object()
-            batch = next(rest, end)
-            if batch is end:
-                raise ValueError(f"{self.name} has no batches; give at least one")
-            self._begun = batch, rest
+            try:
+                self._begun = next(rest), rest
+            except StopIteration:
+                raise ValueError(f"{self.name} has no batches; give at least one") from None
         return self._begun[0]
 
     def __len__(self) -> int:
         return len(self.batches)  # pyright: ignore[reportArgumentType]  # TypeError where the batches have no length
 
     def __iter__(self) -> Iterator[Any]:
-        if self._begun is None:
-            yield from self.batches
-            return
-        (first, rest), self._begun = self._begun, None
-        yield first
-        yield from rest
+        begun, self._begun = self._begun, None
+        return iter(self.batches) if begun is None else chain([begun[0]], begun[1])

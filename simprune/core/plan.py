@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from simprune.core.registry import parts
 from simprune.core.store import write_whole
 
 FORMAT = 1
+MAPPINGS = ("inputs", "budget", "planner", "original", "expected")  # fields of a plan that are mappings
 Replacement = Literal["identity", "zero", "linear", "mean"]
 Method = str | Mapping[str, Any]  # of repair: a name, a mapping with `name` and options, or one with patterns of names
 HEADER = """\
@@ -46,7 +48,7 @@ class Edit:
         indices: of the channels or heads that are removed, counted in the original from 0.
         of: how many channels or heads the original module has.
         reason: for the reader.
-        replace: what takes the place of a block: its input ("identity"), nothing, where the block's output is added to
+        replace: what replaces a block: its input ("identity"), nothing, where the block's output is added to
             a stream ("zero"), or its input plus a fitted linear map ("linear") or constant ("mean") of it (see
             `simprune.repair.stand_ins`).
         damage: what the planner expects to be lost, in the unit of the score; None if unknown.
@@ -67,29 +69,32 @@ class Edit:
     damage: float | None = None
 
     def __post_init__(self) -> None:
-        if self.remove != "block" and self.remove not in (known := parts("structure")):
+        problem = self._problem()
+        if problem:
+            raise ValueError(f"edit of {self.name}: {problem}")
+
+    def _problem(self) -> str:
+        """Why no edit can have these values; empty when one can."""
+        units, indices = self.remove, self.indices
+        if units != "block" and units not in (known := parts("structure")):
             kinds = ["block", *(kind for kind in known if kind not in ("blocks", "sub_blocks"))]
-            raise ValueError(f"edit of {self.name}: remove must be one of {', '.join(kinds)}; got {self.remove!r}")
-        if self.replace not in get_args(Replacement) or (self.remove != "block" and self.replace != "identity"):
-            options = get_args(Replacement) if self.remove == "block" else "left out (it is for blocks)"
-            raise ValueError(f"edit of {self.name}: replace must be {options}; got {self.replace!r}")
-        if self.remove == "block":
-            return
-        where = f"edit of {self.name}"
-        if not self.indices:
-            raise ValueError(f"{where}: no {self.remove} are listed; delete the edit to keep them all")
-        if any(not isinstance(i, int) or isinstance(i, bool) for i in self.indices):
-            raise ValueError(f"{where}: indices must be whole numbers; got {list(self.indices)}")
-        if len(set(self.indices)) < len(self.indices):
-            twice = sorted({i for i in self.indices if self.indices.count(i) > 1})
-            raise ValueError(f"{where}: {self.remove} {twice} are listed twice; list each once")
-        if min(self.indices) < 0 or max(self.indices) >= self.of:
-            outside = sorted(i for i in self.indices if not 0 <= i < self.of)
-            last = f"the layer has {self.remove} 0 to {self.of - 1}"
-            raise ValueError(f"{where}: {self.remove} {outside} are out of range; {last}")
-        if len(self.indices) == self.of:
-            what = f"all {self.of} {self.remove} would go and leave the layer empty"
-            raise ValueError(f"{where}: {what}; keep at least one")
+            return f"remove must be one of {', '.join(kinds)}; got {units!r}"
+        if self.replace not in get_args(Replacement) or (units != "block" and self.replace != "identity"):
+            options = get_args(Replacement) if units == "block" else "left out (it is for blocks)"
+            return f"replace must be {options}; got {self.replace!r}"
+        if units == "block":
+            return ""
+        if not indices:
+            return f"no {units} are listed; delete the edit to keep them all"
+        if any(not isinstance(index, int) or isinstance(index, bool) for index in indices):
+            return f"indices must be whole numbers; got {list(indices)}"
+        if twice := sorted(index for index, times in Counter(indices).items() if times > 1):
+            return f"{units} {twice} are listed twice; list each once"
+        if outside := sorted(index for index in indices if not 0 <= index < self.of):
+            return f"{units} {outside} are out of range; the layer has {units} 0 to {self.of - 1}"
+        if len(indices) == self.of:
+            return f"all {self.of} {units} would go and leave the layer empty; keep at least one"
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """The edit as it is written to plan.yaml."""
@@ -136,32 +141,32 @@ class Plan:
         for edit in self.edits:
             around = next((block for block in self.blocks if _around(block, edit)), None)
             if around is not None:
-                raise ValueError(
-                    f"plan: {edit.name} lies inside {around}, which is removed whole; delete one of the two edits"
-                )
+                what = f"{edit.name} lies inside {around}, which is removed whole"
+                raise ValueError(f"plan: {what}; delete one of the two edits")
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks that are removed."""
-        return tuple(edit.name for edit in self.edits if edit.remove == "block")
+        return tuple(edit.name for edit in self.whole)
 
     @property
     def whole(self) -> tuple[Edit, ...]:
         """The edits that remove blocks."""
-        return tuple(edit for edit in self.edits if edit.remove == "block")
+        return self.of_kind("block")
 
     def of_kind(self, kind: str) -> tuple[Edit, ...]:
         """The edits that remove units of one kind, such as channels or heads."""
         return tuple(edit for edit in self.edits if edit.remove == kind)
 
     def check(self, model: nn.Module) -> None:
-        """Raise ValueError unless this plan was made for a model of these tensor names and shapes."""
+        """Raise ValueError unless the model has the tensor names and shapes to which this plan is bound."""
         modules = dict(model.named_modules())
         for edit in self.edits:
             if edit.name not in modules:
                 hint = did_you_mean(edit.name, modules)
                 raise ValueError(f"plan: the model has no module named {edit.name!r}; {hint}")
-            width = getattr(modules[edit.name], "out_channels", getattr(modules[edit.name], "out_features", None))
+            layer = modules[edit.name]
+            width = getattr(layer, "out_channels", getattr(layer, "out_features", None))
             if edit.remove == "channels" and width is not None and edit.of != width:
                 raise ValueError(f"plan: {edit.name} has {width} output channels, not {edit.of}")
         actual = fingerprint(model)
@@ -173,16 +178,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.yaml."""
-        return {
-            "simprune_plan": FORMAT,
-            "fingerprint": self.fingerprint,
-            "inputs": dict(self.inputs),
-            "budget": dict(self.budget),
-            "planner": dict(self.planner),
-            "original": dict(self.original),
-            "expected": dict(self.expected),
-            "edits": [edit.to_dict() for edit in self.edits],
-        }
+        head = {"simprune_plan": FORMAT, "fingerprint": self.fingerprint}
+        mappings = {name: dict(getattr(self, name)) for name in MAPPINGS}
+        return {**head, **mappings, "edits": [edit.to_dict() for edit in self.edits]}
 
     def to_yaml(self) -> str:
         """The file's text: the same plan is always the same bytes."""
@@ -204,20 +202,12 @@ class Plan:
             raise ValueError("plan: expected a simprune plan (a mapping with simprune_plan, fingerprint, edits)")
         if data["simprune_plan"] != FORMAT:
             raise ValueError(f"plan: format {data['simprune_plan']!r} is not known; this simprune reads {FORMAT}")
-        known = {"simprune_plan", "fingerprint", "inputs", "budget", "planner", "original", "expected", "edits"}
-        _refuse_unknown(data, known, "plan")
+        _refuse_unknown(data, {"simprune_plan", "fingerprint", *MAPPINGS, "edits"}, "plan")
         for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
             if not isinstance(data.get(key), kind):
                 raise ValueError(f"plan: {key} must be a {kind.__name__}; got {data.get(key)!r}")
-        return cls(
-            edits=tuple(_edit(item) for item in data["edits"]),
-            fingerprint=data["fingerprint"],
-            inputs=data["inputs"],
-            budget=data.get("budget") or {},
-            planner=data.get("planner") or {},
-            original=data.get("original") or {},
-            expected=data.get("expected") or {},
-        )
+        mappings = {name: data.get(name) or {} for name in MAPPINGS}
+        return cls(tuple(_edit(item) for item in data["edits"]), data["fingerprint"], **mappings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write plan.yaml: whole, or not at all."""
@@ -255,7 +245,7 @@ def _refuse_unknown(data: dict, known: set[str], where: str) -> None:
 def _edit(item: Any) -> Edit:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise ValueError(f"plan: every edit needs remove and name; got {item!r}")
-    _refuse_unknown(item, {"remove", "name", "indices", "of", "reason", "replace", "damage"}, f"edit of {item['name']}")
+    _refuse_unknown(item, {entry.name for entry in fields(Edit)}, f"edit of {item['name']}")
     indices, of = item.get("indices", []), item.get("of", 0)
     if not isinstance(indices, list) or not isinstance(of, int):
         raise ValueError(f"edit of {item['name']}: indices must be a list and of a whole number")

@@ -42,13 +42,8 @@ class BlockRedundancy:
         return self.block.name
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": "block",
-            "name": self.name,
-            "redundancy": _round(self.redundancy),
-            "share": _round(self.share),
-            "neighbour": "input",
-        }
+        numbers = {"redundancy": _round(self.redundancy), "share": _round(self.share)}
+        return {"kind": "block", "name": self.name, **numbers, "neighbour": "input"}
 
     def why(self, measure: str) -> str:
         """The redundancy in words; `measure` is the name of the similarity that analysis used."""
@@ -89,15 +84,10 @@ class ChannelRedundancy:
         return self.wording.format(least=min(values), mean=sum(values) / len(values), score=self.score)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.group.kind,
-            "name": self.name,
-            "size": self.group.size,
-            "redundancy": [_round(value) for value in self.redundancy],
-            "order": list(self.order),
-            "nearest": list(self.nearest),
-            "share": _round(self.share),
-        }
+        names = {"kind": self.group.kind, "name": self.name, "size": self.group.size}
+        redundancy = [_round(value) for value in self.redundancy]
+        units = {"redundancy": redundancy, "order": list(self.order), "nearest": list(self.nearest)}
+        return {**names, **units, "share": _round(self.share)}
 
 
 @dataclass(frozen=True)
@@ -203,9 +193,9 @@ class Redundancy:
         return (*self.blocks, *self.channels)
 
     def replacing(self, stand_in: str) -> "Redundancy":
-        """A copy in which another module takes the place of whole blocks (see `simprune.repair.stand_ins`).
+        """A copy in which another module replaces whole blocks (see `simprune.repair.stand_ins`).
 
-        The output of a sub-block is added to a stream, so nothing has to take its place.
+        The output of a sub-block is added to a stream, so nothing has to replace it.
 
         Args:
             stand_in: "identity", "linear" or "mean".
@@ -223,17 +213,14 @@ class Redundancy:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of redundancy.json; interactions and points are left out."""
-        matrix = self.similarity
+        similarity = None
+        if self.similarity is not None:
+            values = [[_round(value) for value in row] for row in self.similarity.values]
+            similarity = {"measure": self.measure, "names": list(self.similarity.names), "values": values}
         return {
             "entries": [entry.to_dict() for entry in self.entries],
             "unprunable": [{"name": name, "reason": reason} for name, reason in self.unprunable],
-            "similarity": None
-            if matrix is None
-            else {
-                "measure": self.measure,
-                "names": list(matrix.names),
-                "values": [[_round(value) for value in row] for row in matrix.values.tolist()],
-            },
+            "similarity": similarity,
             "cost": self.costs.total().to_dict(),
             "trials": [trial.to_dict() for trial in self.trials],
         }
@@ -241,27 +228,19 @@ class Redundancy:
     def table(self, width: int = 100) -> str:
         """Every structure with its redundancy and its share of the macs, as text of at most `width` columns."""
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
         by = [f"blocks by {self.measure}"] if self.blocks else []
         kinds = dict.fromkeys(entry.group.kind for entry in self.channels)
         by += [f"{' and '.join(kinds)} by {self.channels[0].score}"] if self.channels else []
-        table = Table(title="Redundancy", caption="; ".join(by))
-        table.add_column("structure", overflow="fold")
-        table.add_column("kind")
-        for column in ("redundancy", "of the macs"):
-            table.add_column(column, justify="right")
-        for entry in self.entries:
-            if isinstance(entry, BlockRedundancy):
-                table.add_row(entry.name, "block", f"{entry.redundancy:.3f}", f"{entry.share:.1%}")
-            else:
-                above = sum(value >= 0.9 for value in entry.redundancy)
-                table.add_row(
-                    entry.name,
-                    f"{entry.group.size} {entry.group.kind}",
-                    f"{sum(entry.redundancy) / entry.group.size:.3f} ({above} over 0.9)",
-                    f"{entry.share:.1%}",
-                )
+        numbers = [Column(name, justify="right") for name in ("redundancy", "of the macs")]
+        table = Table(Column("structure", overflow="fold"), "kind", *numbers, title="Redundancy", caption="; ".join(by))
+        for entry in self.blocks:
+            table.add_row(entry.name, "block", f"{entry.redundancy:.3f}", f"{entry.share:.1%}")
+        for entry in self.channels:
+            size, above = entry.group.size, sum(value >= 0.9 for value in entry.redundancy)
+            redundancy = f"{sum(entry.redundancy) / size:.3f} ({above} over 0.9)"
+            table.add_row(entry.name, f"{size} {entry.group.kind}", redundancy, f"{entry.share:.1%}")
         for name, reason in self.unprunable:
             table.add_row(name, "not removable", reason, "")
         console = Console(width=width)

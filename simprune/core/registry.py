@@ -1,13 +1,13 @@
-"""The registry: every part that a run can be made of, by kind and name, and how a choice of one is read.
+"""The registry: every part that a run can consist of, by kind and name, and how a choice of a part is read.
 
 A part is a function or a dataclass in one file, registered where it is defined:
 
     @register("score", "taylor", source="arXiv:1906.10771")
     def taylor(network, calibration, groups, *, order: int = 1): ...
 
-The files of simprune's own folders are imported when the parts of a kind are first asked for. Parts of other packages
-are found by entry points of the group `simprune`, each of which names a module to import. Options are the keyword-only
-parameters of a function, or the fields of a dataclass.
+The files of simprune's own folders are imported when the parts of a kind are first asked for. Other packages name
+modules to import by entry points of the group `simprune`. Options are the keyword-only parameters of a function, or the
+fields of a dataclass.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -61,7 +61,7 @@ class Part:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Defaults of its options by name; `dataclasses.MISSING` for an option that has to be given."""
+        """Defaults of its options by name; `dataclasses.MISSING` for an option without a default."""
         if dataclasses.is_dataclass(self.make):
             return {option.name: _default(option) for option in dataclasses.fields(self.make) if option.init}
         parameters = inspect.signature(self.make).parameters.values()
@@ -102,9 +102,8 @@ def register(kind: str, name: str, *, source: str = "", **facts: Any) -> Callabl
 
     def add(part: T) -> T:
         known = _parts[kind].get(name)
-        origin = (part.__module__, part.__qualname__)  # pyright: ignore[reportAttributeAccessIssue]
-        if known is not None and (known.make.__module__, known.make.__qualname__) != origin:  # not a mere reload
-            raise ValueError(f"{_word(kind)} id {name!r} is taken by {known.make.__module__}.{known.make.__qualname__}")
+        if known is not None and _origin(known.make) != _origin(part):  # not a mere reload of the same file
+            raise ValueError(f"{_word(kind)} id {name!r} is taken by {_origin(known.make)}")
         _parts[kind][name] = Part(kind, name, part, source, facts)  # pyright: ignore[reportArgumentType]
         return part
 
@@ -113,9 +112,7 @@ def register(kind: str, name: str, *, source: str = "", **facts: Any) -> Callabl
 
 def parts(kind: str) -> dict[str, Part]:
     """All parts of a kind by name, sorted; those of simprune's folders and of other packages."""
-    for folder in FOLDERS[kind]:
-        _import_folder(folder)
-    _import_entry_points()
+    _import_parts(kind)
     return dict(sorted(_parts[kind].items()))
 
 
@@ -131,13 +128,12 @@ def find(kind: str, name: str) -> Part:
     return known[name]
 
 
-def read(kind: str, choice: Choice, aside: Iterable[str] = ()) -> tuple[Part, dict[str, Any]]:
+def read(kind: str, choice: Choice) -> tuple[Part, dict[str, Any]]:
     """The part that a choice names, and its options, checked.
 
     Args:
         kind: of the part.
         choice: a name, or a mapping with `name` and options.
-        aside: keys of the mapping that are no options of the part, and that the caller reads himself.
 
     Raises:
         KeyError: for an unknown name.
@@ -148,14 +144,10 @@ def read(kind: str, choice: Choice, aside: Iterable[str] = ()) -> tuple[Part, di
     >>> part.name, options
     ('threshold', {'threshold': 0.9})
     """
-    if isinstance(choice, str):
-        name, options = choice, {}
-    elif isinstance(choice, Mapping) and isinstance(choice.get("name"), str):
-        name, options = choice["name"], {key: value for key, value in choice.items() if key != "name"}
-    else:
+    mapping = {"name": choice} if isinstance(choice, str) else choice
+    if not isinstance(mapping, Mapping) or not isinstance(mapping.get("name"), str):
         raise ValueError(f"{kind}: expected a name, or a mapping with name and options; got {choice!r}")
-    part = find(kind, name)
-    options = {key: value for key, value in options.items() if key not in set(aside)}
+    part, options = find(kind, mapping["name"]), {key: value for key, value in mapping.items() if key != "name"}
     check_options(part, options)
     return part, options
 
@@ -186,16 +178,12 @@ def bound(kind: str, choice: Choice, **context: Any) -> Callable[..., Any]:
 
 
 @cache
-def _import_folder(package: str) -> None:
-    """Import every file of a folder, so that what is defined there registers itself."""
-    folder = importlib.import_module(package)
-    for module in pkgutil.iter_modules(folder.__path__):
-        if not module.ispkg:
-            importlib.import_module(f"{package}.{module.name}")
-
-
-@cache
-def _import_entry_points() -> None:
+def _import_parts(kind: str) -> None:
+    """Import every file of a kind's folders, and what other packages name, so that their parts register themselves."""
+    for package in FOLDERS[kind]:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            if not module.ispkg:
+                importlib.import_module(f"{package}.{module.name}")
     for entry_point in entry_points(group=ENTRY_POINTS):
         entry_point.load()
 
@@ -204,5 +192,11 @@ def _default(option: dataclasses.Field) -> Any:
     return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
 
 
+def _origin(part: Any) -> str:
+    """The module in which a function or class is defined, and its name there."""
+    return f"{part.__module__}.{part.__qualname__}"
+
+
 def _word(kind: str) -> str:
+    """What error messages call a kind."""
     return WORDS.get(kind, kind)

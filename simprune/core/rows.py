@@ -28,12 +28,12 @@ class Rows:
 
     def add(self, rows: Tensor) -> None:
         """Copy (n, D) rows to the end."""
+        if self.block is None:
+            self.block = torch.empty(0, rows.shape[1], dtype=rows.dtype)
         count = self.count + len(rows)
-        if self.block is None or count > len(self.block):
-            size = max(count, FIRST if self.block is None else 2 * len(self.block))
-            grown = torch.empty(size, rows.shape[1], dtype=rows.dtype)
-            if self.block is not None:
-                grown[: self.count] = self.block[: self.count]
+        if count > len(self.block):
+            grown = torch.empty(max(count, FIRST, 2 * len(self.block)), rows.shape[1], dtype=rows.dtype)
+            grown[: self.count] = self.block[: self.count]
             self.block = grown
         self.block[self.count : count] = rows
         self.count = count

@@ -69,12 +69,10 @@ class SimilarityMatrix:
         """The matrix as text, three decimals."""
         first = max(map(len, self.names))
         widths = [max(len(name), 7) for name in self.names]
-        head = " " * first + "".join(f"{name:>{w + 2}}" for name, w in zip(self.names, widths, strict=True))
-        lines = [
-            f"{name:<{first}}" + "".join(f"{v:>{w + 2}.3f}" for v, w in zip(row, widths, strict=True))
-            for name, row in zip(self.names, self.values, strict=True)
-        ]
-        return "\n".join([head, *lines])
+        lines = [" " * first + "".join(f"{name:>{w + 2}}" for name, w in zip(self.names, widths, strict=True))]
+        for name, row in zip(self.names, self.values, strict=True):
+            lines.append(f"{name:<{first}}" + "".join(f"{v:>{w + 2}.3f}" for v, w in zip(row, widths, strict=True)))
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"SimilarityMatrix {self.measure}\n{self.table()}"

@@ -14,7 +14,7 @@ class Block:
 
     Args:
         name: of the module.
-        replace: what takes its place: "identity", its input; "zero", nothing is added to the stream; or another
+        replace: what replaces it: "identity", its input; "zero", nothing is added to the stream; or another
             stand-in (see `simprune.repair.stand_ins`).
         chain: number of its chain. In a chain every block begins with the output of the one before.
         inside: the block that a sub-block is part of.

@@ -16,15 +16,13 @@ def has_type(value: Any, hint: Any) -> bool:
     (True, False, True, True)
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
     if origin in (types.UnionType, typing.Union):
         return any(has_type(value, item) for item in inner)
     if origin is Literal:
         return any(value == item and type(value) is type(item) for item in inner)
+    if hint is Any or not isinstance(origin or hint, type):
+        return True
     if origin is not None:
-        if not isinstance(origin, type):
-            return True
         if isinstance(value, str) and issubclass(origin, Sequence):
             return False
         if issubclass(origin, tuple) and isinstance(value, list):  # as read from a file
@@ -34,10 +32,6 @@ def has_type(value: Any, hint: Any) -> bool:
         if isinstance(value, Mapping) and len(inner) == 2:
             return all(has_type(key, inner[0]) and has_type(item, inner[1]) for key, item in value.items())
         return not isinstance(value, Sequence) or not inner or all(has_type(item, inner[0]) for item in value)
-    if hint is None or hint is type(None):
-        return value is None
-    if not isinstance(hint, type):
-        return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))

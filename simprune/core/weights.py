@@ -37,18 +37,18 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
     own = model.state_dict()
     both = [name for name in own if name in stored]
     addresses = {own[name].data_ptr() for name in both} - {0}  # empty tensors have no memory, and address 0
-    missing = [name for name, tensor in own.items() if name not in stored and not _tied(tensor, addresses)]
+    tied = {name for name, value in own.items() if isinstance(value, torch.Tensor) and value.data_ptr() in addresses}
+    missing = [name for name in own if name not in stored and name not in tied]
     surplus = [name for name in stored if name not in own]
     reshaped = [name for name in both if stored[name].shape != own[name].shape]
     if strict:
         for name in sorted(both):
             wanted, value = own[name], stored[name]
             if value.shape != wanted.shape:
-                shapes = f"{list(value.shape)}, the model needs {list(wanted.shape)}"
-                raise ValueError(f"{path}: {name} is {shapes}; {FIT}")
+                raise ValueError(f"{path}: {name} is {list(value.shape)}, the model needs {list(wanted.shape)}; {FIT}")
             if value.dtype != wanted.dtype:
-                dtypes = f"{value.dtype}, the model has {wanted.dtype}"
-                raise ValueError(f"{path}: {name} is {dtypes}; build it in the former")
+                end = f"the model has {wanted.dtype}; build it in the former"
+                raise ValueError(f"{path}: {name} is {value.dtype}, {end}")
         if missing or surplus:
             what = f"{missing[0]} is missing" if missing else f"{min(surplus)} is not in the model"
             raise ValueError(f"{path}: {what}; {FIT}")
@@ -59,11 +59,6 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{path} does not fit {type(model).__name__}: it {problem} {names[0]!r}{more}")
     model.load_state_dict(stored, strict=False)
-
-
-def _tied(value: object, addresses: set[int]) -> bool:
-    """Whether a tensor begins at one of these addresses in memory."""
-    return isinstance(value, torch.Tensor) and value.data_ptr() in addresses
 
 
 def digest(model: nn.Module) -> str:

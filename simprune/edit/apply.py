@@ -1,9 +1,10 @@
 """Applying a plan to a copy of the original, and checking the copy against the prediction of the plan's effects."""
 
 import copy
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
@@ -49,13 +50,14 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
                 structure.remove(small, network.example, edits)
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
-    _verify(small, network, effects)
-    _delete(small, network.example)
+    output = _verify(small, network, effects)
+    _delete(small, network.example, output)
     restate(small)
     return small
 
 
 def _bypass_blocks(plan: Plan, small: nn.Module, network: Network) -> None:
+    """Replace every block that the plan removes by its stand-in; ValueError for one that cannot be removed."""
     for edit in plan.whole:
         if edit.name not in network.visits:
             raise ValueError(f"plan: {edit.name} does not run, or has no parameters; delete its edit")
@@ -74,31 +76,30 @@ def _producers(name: str, effects: Effects) -> list[str]:
     return layers
 
 
-def _delete(small: nn.Module, example: Example) -> None:
-    """Shorten counted lists of layers; ValueError when that changes the network's output."""
+def _delete(small: nn.Module, example: Example, before: Tensor) -> None:
+    """Shorten counted lists of layers; ValueError when that changes the network's output, which is `before` now."""
+    if not compact(small):
+        return
     args, kwargs = example
     with eval_mode(small), torch.no_grad():
-        before = first_tensor(small(*args, **kwargs))
-        if not compact(small):
-            return
         after = first_tensor(small(*args, **kwargs))
-    if before is None or after is None or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+    if after is None or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
         raise ValueError(
             "edit failed: the network depends on its layers' numbers, so none can be deleted from its list"
         )
 
 
-def _verify(small: nn.Module, network: Network, effects: Effects) -> None:
-    """Raise ValueError unless shapes, output shape and cost are as planned, and a pass in training mode works."""
-    model, example = network.model, network.example
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if effects.inside_dropped(name):
-            continue
-        shape = [size - effects.cut.get((name, dim), 0) for dim, size in enumerate(tensor.shape)]
-        actual = small.get_parameter(name) if isinstance(tensor, nn.Parameter) else small.get_buffer(name)
-        if list(actual.shape) != shape:
-            raise ValueError(f"edit failed: {name} should have shape {shape} and has {list(actual.shape)}")
-    args, kwargs = example
+def _verify(small: nn.Module, network: Network, effects: Effects) -> Tensor:
+    """The output of the small network on the example.
+
+    Raises ValueError unless shapes, output shape and cost are as planned, and a pass in training mode works.
+    """
+    model, cut, (args, kwargs) = network.model, effects.cut, network.example
+    actual = dict(chain(small.named_parameters(remove_duplicate=False), small.named_buffers(remove_duplicate=False)))
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        shape = [size - cut.get((name, dim), 0) for dim, size in enumerate(tensor.shape)]
+        if not effects.inside_dropped(name) and list(actual[name].shape) != shape:
+            raise ValueError(f"edit failed: {name} should have shape {shape} and has {list(actual[name].shape)}")
     trial = copy.deepcopy(small)  # training mode moves BatchNorm statistics
     with torch.no_grad():
         with eval_mode(small):
@@ -107,7 +108,8 @@ def _verify(small: nn.Module, network: Network, effects: Effects) -> None:
         trial(*args, **kwargs)
     if before is None or after is None or before.shape != after.shape:
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
-    planned = network.costs.after(effects.cut, effects.dropped)
-    actual_cost = cost_model(small, example).after(dropped=effects.dropped)  # without stand-ins
-    if planned != actual_cost:
-        raise ValueError(f"edit failed: planned cost {planned} but the network costs {actual_cost}")
+    planned = network.costs.after(cut, effects.dropped)
+    cost = cost_model(small, network.example).after(dropped=effects.dropped)  # without stand-ins
+    if planned != cost:
+        raise ValueError(f"edit failed: planned cost {planned} but the network costs {cost}")
+    return after

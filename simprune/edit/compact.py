@@ -8,6 +8,7 @@ and `from_pretrained` builds the model from the configuration. Removed blocks el
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from simprune.trace.bypass import Bypass
 
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
 DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
-NOTE = "_simprune_compaction"  # attribute of a model that holds its `Compaction`
+NOTE = "_simprune_compaction"  # attribute of a model that holds the `Change`s by which its layers were deleted
 
 
 @dataclass
@@ -28,29 +29,9 @@ class Change:
     before: Any
     after: Any
 
-
-@dataclass
-class Compaction:
-    """A deletion that can be undone and done again.
-
-    Args:
-        lists: lists, with their layers before and after.
-        changes: of the attributes that count or index the layers.
-        done: whether the layers are deleted now.
-    """
-
-    lists: list[tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]]
-    changes: list[Change]
-    done: bool = False
-
     def set(self, done: bool) -> None:
-        """Delete the layers, or put them back."""
-        self.done = done
-        for layers, before, after in self.lists:
-            layers._modules.clear()
-            layers.extend(after if done else before)
-        for change in self.changes:
-            setattr(change.owner, change.name, change.after if done else change.before)
+        """Make the change, or undo it."""
+        setattr(self.owner, self.name, self.after if done else self.before)
 
 
 def compact(model: nn.Module) -> bool:
@@ -58,48 +39,54 @@ def compact(model: nn.Module) -> bool:
 
     The model remembers the deletion, so that `restored` can undo it. Returns whether anything was changed.
     """
-    lists: list[tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]] = []
     changes: list[Change] = []
     for path, layers in model.named_modules():
         if not isinstance(layers, nn.ModuleList):
             continue
         before = list(layers)
         counters = list(_counters(model, path, len(before)))
-        stand_ins = [_removable(module) for module in before]
-        remaining = [module for module, removable in zip(before, stand_ins, strict=True) if not removable]
+        stays = [not _removable(module) for module in before]
+        remaining = list(compress(before, stays))
         if counters and remaining and len(remaining) < len(before):
-            lists.append((layers, before, remaining))
+            # the list's own dictionary is exchanged, because a ModuleList cannot be assigned another content
+            changes.append(Change(layers, "_modules", layers._modules, nn.ModuleList(remaining)._modules))
             changes += [Change(owner, name, len(before), len(remaining)) for owner, name in counters]
-            changes += _lists_of_one_entry_per_layer(counters, stand_ins)
+            changes += _lists_of_one_entry_per_layer(counters, stays)
         changes += _indices(before, remaining if counters and remaining else before)
-    if not lists and not changes:
-        return False
-    compaction = Compaction(lists, changes)
-    model.__dict__[NOTE] = compaction  # nn.Module does not see it: copied with the model, but not in its state
-    compaction.set(True)
-    return True
+    _delete(model, changes)
+    return bool(changes)
+
+
+def _delete(model: nn.Module, changes: list[Change]) -> None:
+    """Make the changes, and note them."""
+    for change in changes:
+        change.set(True)
+    if changes:
+        model.__dict__[NOTE] = changes  # nn.Module does not see it: copied with the model, but not in its state
+
+
+def _put_back(model: nn.Module) -> list[Change]:
+    """Undo the changes that a model notes, and delete the note. Returns the changes."""
+    changes = model.__dict__.pop(NOTE, [])
+    for change in changes:
+        change.set(False)
+    return changes
 
 
 def compact_again(model: nn.Module) -> bool:
     """Delete anew, for a model whose stand-ins have lost their weights since it was compacted; returns as `compact`."""
-    compaction = model.__dict__.pop(NOTE, None)
-    if compaction is not None:
-        compaction.set(False)
+    _put_back(model)
     return compact(model)
 
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Within the block, deleted layers are back as stand-ins, so that every module has the original's name."""
-    compaction = model.__dict__.get(NOTE)
-    if compaction is None or not compaction.done:  # nothing was deleted, or an outer `restored` has put it back
-        yield
-        return
-    compaction.set(False)
+    changes = _put_back(model)  # none if nothing was deleted, or if an outer `restored` has put the layers back
     try:
         yield
     finally:
-        compaction.set(True)
+        _delete(model, changes)
 
 
 def _removable(module: nn.Module) -> bool:
@@ -132,14 +119,14 @@ def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, s
             yield config, name
 
 
-def _lists_of_one_entry_per_layer(counters: list[tuple[Any, str]], gone: list[bool]) -> list[Change]:
+def _lists_of_one_entry_per_layer(counters: list[tuple[Any, str]], stays: list[bool]) -> list[Change]:
     """Changes of lists in configurations that have an entry for every layer, such as `layer_types`."""
-    changes = []
-    for config in {id(owner): owner for owner, _ in counters if not isinstance(owner, nn.Module)}.values():
-        for name, value in vars(config).items():
-            if isinstance(value, list) and len(value) == len(gone):
-                changes.append(Change(config, name, value, [v for v, out in zip(value, gone, strict=True) if not out]))
-    return changes
+    return [
+        Change(config, name, value, list(compress(value, stays)))
+        for config in {id(owner): owner for owner, _ in counters if not isinstance(owner, nn.Module)}.values()
+        for name, value in vars(config).items()
+        if isinstance(value, list) and len(value) == len(stays)
+    ]
 
 
 def _indices(before: list[nn.Module], remaining: list[nn.Module]) -> list[Change]:

@@ -37,6 +37,7 @@ def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
     """Configurations to try: as it is; with the actual numbers of heads; and with the other sizes replaced as well.
 
     The last two come a second time with the width of a head, which some classes read although it is not their field.
+    Fields are set without the checks that classes make on assignment: building the model checks all fields together.
     """
     yield config
     layouts = list(attentions(model).values())
@@ -49,19 +50,14 @@ def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
         ):
             for field in fields:
                 if len(counts) == 1 and (isinstance(vars(trial).get(field), int) or fields == HEAD_WIDTHS[:1]):
-                    _set(trial, field, next(iter(counts)))
+                    vars(trial)[field] = min(counts)
         yield trial
         trial = copy.deepcopy(trial)
         for old, new in _mismatches(model, trial) or ():
             stated = [field for field, value in vars(trial).items() if value == old and not isinstance(value, bool)]
             for field in stated or [field for field in DERIVED if hasattr(trial, field)]:
-                _set(trial, field, new)
+                vars(trial)[field] = new
         yield trial
-
-
-def _set(config: Any, field: str, value: int) -> None:
-    """Set a field without the checks that classes make on assignment: building the model checks all fields together."""
-    vars(config)[field] = value
 
 
 def _mismatches(model: nn.Module, config: Any) -> set[tuple[int, int]] | None:

@@ -38,7 +38,7 @@ class Mapped(Bypass):
         return f"folded into {self.folded_into}" if self.folded_into else ""
 
     def set(self, weight: Tensor, intercept: Tensor) -> None:
-        """The map x -> x + weight x + intercept, with weight (C, C); a mean keeps the intercept only."""
+        """Set the map to x -> x + weight x + intercept, with weight (C, C); a mean stores the intercept only."""
         with torch.no_grad():
             if self.constant:
                 self.shift.copy_(intercept)
@@ -55,10 +55,7 @@ class Mapped(Bypass):
     def empty(self, folded_into: str) -> None:
         """Delete the parameters, which a layer has absorbed (`simprune.repair.absorb`): the input is returned."""
         self.folded_into = folded_into
-        if self.constant:
-            del self.shift
-        else:
-            del self.map
+        delattr(self, "shift" if self.constant else "map")
 
 
 def stand_in(replace: str, layout: OutputLayout, x: Tensor | None) -> Bypass:

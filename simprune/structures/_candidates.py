@@ -30,18 +30,11 @@ def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, li
     A module that has several names appears under the first.
     """
     with eval_mode(model), uncached(model), torch.no_grad():
-        names = [
-            name
-            for name, visit in visits.items()
-            if _has_shortcut(model.get_submodule(name), visit) and not _adds_a_sibling(visits, name)
-        ]
-
-    def inside(name: str) -> list[str]:
-        below = [other for other in names if other.startswith(f"{name}.")]
-        return [a for a in below if not any(a.startswith(f"{b}.") for b in below)]
+        shortcuts = [name for name, visit in visits.items() if _has_shortcut(model.get_submodule(name), visit)]
+    names = [name for name in shortcuts if not _adds_a_sibling(visits, name)]
 
     def descend(name: str) -> Iterator[tuple[str, list[str]]]:
-        inner = inside(name)
+        inner = _outermost([other for other in names if other.startswith(f"{name}.")])
         whole = sum(1 for _ in model.get_submodule(name).parameters())
         parts = sum(1 for other in inner for _ in model.get_submodule(other).parameters())
         if parts == whole and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner):
@@ -50,8 +43,12 @@ def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, li
         else:
             yield name, inner
 
-    top = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
-    return [block for name in top for block in descend(name)]
+    return [block for name in _outermost(names) for block in descend(name)]
+
+
+def _outermost(names: list[str]) -> list[str]:
+    """Those of some modules that are inside no other of them."""
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
 def _has_shortcut(module: nn.Module, visit: Visit) -> bool:
@@ -120,14 +117,11 @@ def _is_layer(model: nn.Module, name: str, inner: list[str], names: list[str]) -
     They are, if no two have parameters of the same names and shapes, and if there are two of them or the network has
     several layers of this class.
     """
-    signatures = {tuple(_signature(model, other)) for other in inner}
+    layers = [model.get_submodule(other) for other in inner]
+    signatures = {tuple((key, value.shape) for key, value in layer.named_parameters()) for layer in layers}
     kind = type(model.get_submodule(name))
     same_class = sum(type(model.get_submodule(other)) is kind for other in names)
     return len(signatures) == len(inner) > 1 and (len(inner) == 2 or (same_class > 1 and kind is not nn.Sequential))
-
-
-def _signature(model: nn.Module, name: str) -> list[tuple[str, torch.Size]]:
-    return [(key, parameter.shape) for key, parameter in model.get_submodule(name).named_parameters()]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -154,10 +148,5 @@ def branches_of(model: nn.Module, name: str, visits: Mapping[str, Visit]) -> lis
     total = whole.input + sum(torch.as_tensor(visits[branch].output) for branch in branches)
     if len(branches) < 2 or not equal(total, whole.output):
         return []
-
-    def whole_branch(name: str) -> bool:
-        x = visits[name].input
-        composite = next(model.get_submodule(name).children(), None) is not None
-        return composite and x is not None and x.shape == torch.as_tensor(whole.input).shape
-
-    return [branch for branch in branches if whole_branch(branch)]
+    composite = [branch for branch in branches if next(model.get_submodule(branch).children(), None) is not None]
+    return [name for name in composite if (x := visits[name].input) is not None and x.shape == whole.input.shape]

@@ -1,14 +1,27 @@
 """Blocks, whose input can take the place of their output, and sub-blocks inside them.
 
-`_candidates.py` says which modules are candidates, `_bypass_proof.py` proves on a copy that they can be bypassed.
+`_candidates.py` says which modules are candidates. The proof is here: on a copy, the network runs without the block.
 """
 
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.batches import first_tensor
+from simprune.core.example import rows_of
 from simprune.core.registry import register
 from simprune.core.structures import Block
-from simprune.structures._bypass_proof import prove_bypasses
-from simprune.structures._candidates import branches_of, resolve
-from simprune.structures._structure import Refusals, Structure
+from simprune.structures import Refusals, Structure
+from simprune.structures._candidates import branches_of, equal, resolve
+from simprune.structures.proof import first_line
+from simprune.trace.bypass import Bypass, without
+from simprune.trace.context import eval_mode, uncached
 from simprune.trace.network import Network
+from simprune.trace.visits import Visit
 
 
 @register("structure", "blocks")
@@ -19,7 +32,7 @@ class Blocks(Structure):
     """
 
     def find(self, network: Network) -> tuple[list[Block], Refusals]:
-        return prove_bypasses(network, [Block(name) for name, _ in resolve(network.model, network.visits)])
+        return _prove(network, [Block(name) for name, _ in resolve(network.model, network.visits)])
 
 
 @register("structure", "sub_blocks")
@@ -33,8 +46,76 @@ class SubBlocks(Structure):
         sub_blocks = []
         for name, inner in resolve(network.model, network.visits):
             branches = [] if len(inner) > 1 else branches_of(network.model, name, network.visits)
-            if branches:
-                sub_blocks += [Block(branch, "zero", inside=name) for branch in branches]
-            else:
-                sub_blocks += [Block(sub_block, inside=name) for sub_block in inner]
-        return prove_bypasses(network, sub_blocks)
+            replacement = "zero" if branches else "identity"
+            sub_blocks += [Block(sub_block, replacement, inside=name) for sub_block in branches or inner]
+        return _prove(network, sub_blocks)
+
+
+def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals]:
+    """Blocks without which the network runs, numbered by chain, and the names of the others with the reason.
+
+    Cost: one copy of the network, and one forward pass of the example per block.
+    """
+    if not blocks:
+        return [], []
+    trial = copy.deepcopy(network.model)
+    uses = Counter(module for _, module in network.model.named_modules(remove_duplicate=False))
+    lengths = {block.name: len(torch.as_tensor(network.visits[block.name].output)) for block in blocks}
+    rows, differ = rows_of(network.example), len(set(lengths.values())) > 1
+    reasons: dict[str, str] = {}
+    for block in blocks:
+        visit = network.visits[block.name]
+        if visit.calls > 1:
+            reason = f"it runs {visit.calls} times in one forward pass"
+        elif uses[network.model.get_submodule(block.name)] > 1:
+            reason = "the same module stands in several places of the network"
+        elif differ and lengths[block.name] != rows:
+            reason = f"it gets {lengths[block.name]} parts of {rows} inputs, other blocks whole inputs"
+        else:
+            reason = _failure(network, trial, block)
+        if reason is not None:
+            reasons[block.name] = reason
+    return _chained([block for block in blocks if block.name not in reasons], network.visits), list(reasons.items())
+
+
+def _failure(network: Network, trial: nn.Module, block: Block) -> str | None:
+    """Why the network cannot do without a block; None when it can. The trial is a copy, which is left as it was."""
+    visit, expected, (args, kwargs) = network.visits[block.name], network.output, network.example
+    if block.replace == "identity" and _returns_more(visit):
+        return "it also makes a tensor that later layers may need"
+    try:
+        stand_in = Bypass(visit.layout(), block.replace == "zero")
+        with without(trial, block.name, stand_in), eval_mode(trial), uncached(trial), torch.no_grad():
+            after = first_tensor(trial(*args, **kwargs))
+    except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
+        return f"the network fails without it ({first_line(error)})"
+    if expected is None or after is None or expected.shape != after.shape:
+        return "the network's output changes its shape without it"
+    return None
+
+
+def _returns_more(visit: Visit) -> bool:
+    """Whether a module returns, besides its first tensor, one that it did not get as an argument."""
+    if not isinstance(visit.returned, tuple | list):
+        return False
+    arguments = {id(value) for value in (*visit.args, *visit.kwargs.values())}
+    return any(isinstance(value, Tensor) and id(value) not in arguments for value in visit.returned[1:])
+
+
+def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:
+    """The blocks with the numbers of their chains; in a chain every block begins with the output of the one before."""
+    chained: list[Block] = []
+    end: Tensor | None = None
+    chain, layer = -1, ""
+    for block in blocks:
+        around = visits[block.inside or block.name]
+        if block.replace == "zero":
+            before = end if block.inside == layer else around.input
+            after = None if before is None else before + torch.as_tensor(visits[block.name].output)
+        else:
+            before, after = visits[block.name].input, visits[block.name].output
+        if end is None or before is None or not equal(before, end):
+            chain += 1
+        chained.append(replace(block, chain=chain))
+        end, layer = after, block.inside
+    return chained

@@ -11,7 +11,7 @@ from torch import nn
 from simprune.core.cost import Example
 from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, UnitGroup
-from simprune.structures._structure import Refusals, UnitStructure
+from simprune.structures import Refusals, UnitStructure
 from simprune.structures.proof import prove
 from simprune.trace.coupling import ROOTS, CouplingGraph
 from simprune.trace.network import Network

@@ -7,7 +7,7 @@ from torch import nn
 from simprune.core.cost import Example
 from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
-from simprune.structures._structure import Refusals, UnitStructure
+from simprune.structures import Refusals, UnitStructure
 from simprune.structures.proof import prove
 from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions
 from simprune.trace.cut import cut
@@ -86,23 +86,18 @@ def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int])
         raise ValueError(f"{attention.name}: every {shared} query heads share one key/value head and go together")
     if len(groups) == attention.groups:
         raise ValueError(f"{attention.name}: all {attention.heads} heads would go; keep at least one")
-    removed: dict[tuple[str, int], list[int]] = {}
-    for rows in (*attention.rows, attention.joint):
-        removed.setdefault((rows.tensor, rows.dim), []).extend(i for g in groups for i in attention.entries(rows, g))
-    for (tensor, dim), indices in removed.items():
-        cut(model, tensor, dim, indices)
+    for part in head_group(attention).slices:
+        cut(model, part.tensor, part.dim, [entry for group in groups for entry in part.indices[group]])
     module = model.get_submodule(attention.name)
     if isinstance(module, nn.MultiheadAttention):
         make_explicit(module)
     remaining = attention.groups - len(groups)
     count = remaining * (attention.heads // attention.groups)
-    _update(module, HEAD_COUNTS, attention.heads, count)
-    _update(module, KEY_VALUE_COUNTS, attention.groups, remaining)
-    _update(module, JOINT_WIDTHS, attention.heads * attention.width, count * attention.width)
-
-
-def _update(module: nn.Module, names: Sequence[str], old: int, new: int) -> None:
-    """Set those of the named attributes of a module that have the old value."""
-    for name in names:
-        if vars(module).get(name) == old:
-            setattr(module, name, new)
+    for names, old, new in (
+        (HEAD_COUNTS, attention.heads, count),
+        (KEY_VALUE_COUNTS, attention.groups, remaining),
+        (JOINT_WIDTHS, attention.heads * attention.width, count * attention.width),
+    ):
+        for name in names:
+            if vars(module).get(name) == old:
+                setattr(module, name, new)

@@ -1,8 +1,8 @@
 """The proof that units can be removed: on a copy, a network without a unit equals one whose readers ignore it."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import first_tensor
 from simprune.core.structures import NotPrunable, UnitGroup
-from simprune.structures._structure import UnitStructure
+from simprune.structures import UnitStructure
 from simprune.trace.context import eval_mode
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
@@ -23,7 +23,7 @@ def prove(
 
     The network without the unit has to run, to return an output of the same shape, to cost what is predicted, and to
     equal a network whose readers ignore the unit (normalisations across channels are replaced in both). All groups are
-    tried at once. When that fails, each half of them is tried, and so on, until the groups that fail remain.
+    tried at once. When that fails, both halves of them are tried, and so on, until the groups that fail remain.
 
     Args:
         network: the original.
@@ -32,7 +32,6 @@ def prove(
     """
     if not groups:
         return [], []
-
     reason = _failure(network, groups, structure)
     if reason is None:
         return list(groups), []
@@ -46,30 +45,29 @@ def prove(
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
     """Why these groups cannot lose their middle units together; None when they can."""
     cut, masked = copy.deepcopy(network.model), copy.deepcopy(network.model)
-    example, before, costs = network.example, network.output, network.costs
-    args, kwargs = example
+    before, (args, kwargs) = network.output, network.example
+    lost: Counter[tuple[str, int]] = Counter()
     try:
-        structure.remove(cut, example, [((group.name,), group.expand([group.size // 2])) for group in groups])
+        edits = [((group.name,), group.expand([group.size // 2])) for group in groups]
+        structure.remove(cut, network.example, edits)
         for group in groups:
             _ignore(masked, group, group.size // 2)
+            lost.update(group.cut([group.size // 2]))
+        actual = measure_cost(cut, network.example)
         with eval_mode(cut, masked), torch.no_grad():
             after = first_tensor(cut(*args, **kwargs))
-            with without_mixing(cut, masked):
-                without, ignored = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
-        actual = measure_cost(cut, example)
+            _stop_mixing(cut)
+            _stop_mixing(masked)
+            without, ignored = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
-        return f"the network fails without one of its {groups[0].kind} ({_first_line(error)})"
+        return f"the network fails without one of its {groups[0].kind} ({first_line(error)})"
     if before is None or after is None or before.shape != after.shape:
         return "its output is the network's output"
     if without is None or ignored is None or not _close(without, ignored):
         return "removing a part of it differs from ignoring that part, so the traced coupling is wrong"
-    lost: dict[tuple[str, int], int] = {}
-    for group in groups:
-        for key, count in group.cut([group.size // 2]).items():
-            lost[key] = lost.get(key, 0) + count
-    if costs.after(lost) != actual:
+    if network.costs.after(lost) != actual:
         return "what the network costs without a part of it cannot be predicted"
     return None
 
@@ -82,43 +80,29 @@ def _ignore(model: nn.Module, group: UnitGroup, unit: int) -> None:
             model.get_parameter(part.tensor).data.index_fill_(part.dim, index, 0.0)
 
 
-@contextmanager
-def without_mixing(*models: nn.Module) -> Iterator[None]:
-    """For a while, normalisations across channels become tanh, so that removing a channel does not change the others.
+def _stop_mixing(model: nn.Module) -> None:
+    """Make normalisations across channels tanh, in place, so that removing a channel does not change the others.
 
-    tanh is bounded, so that nothing overflows, and nonlinear, so that a channel at a wrong index changes the output.
+    These are leaves with such a name: LayerNorm, GroupNorm, every library's RMSNorm. tanh is bounded, so that nothing
+    overflows, and nonlinear, so that a channel at a wrong index changes the output.
     """
 
     def entrywise(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.tanh(x)
 
-    with ExitStack() as stack:
-        for module in (module for model in models for module in model.modules()):
-            if _mixes(module):
-                own = vars(module).get("forward")
-                module.forward = entrywise
-                stack.callback(_restore, module, own)
-        yield
-
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    del module.forward
-    if forward is not None:
-        module.forward = forward
-
-
-def _mixes(module: nn.Module) -> bool:
-    """A leaf that normalises over channels, by its name: LayerNorm, GroupNorm, every library's RMSNorm."""
-    name = type(module).__name__.lower()
-    if next(module.children(), None) is not None or "batchnorm" in name or "instancenorm" in name:
-        return False
-    return "norm" in name
+    for module in model.modules():
+        name = type(module).__name__.lower()
+        leaf = next(module.children(), None) is None
+        if leaf and "norm" in name and "batchnorm" not in name and "instancenorm" not in name:
+            module.forward = entrywise
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs differ by at most a thousandth of the largest entry."""
     scale = float(b.abs().max()) + 1e-6
     return bool((a - b).abs().max() <= 1e-3 * scale)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
