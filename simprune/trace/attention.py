@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from simprune.trace.layers import is_conv1d, matrix_of, output_dim
+
 # Names of the children that project queries, keys and values apart, all at once, and the heads' joint output.
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn")
@@ -71,11 +73,6 @@ class Attention:
         return frozenset(tensor.rpartition(".")[0] for tensor in tensors)
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D: a linear layer whose weight is stored as (inputs, outputs)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
 def attentions(model: nn.Module) -> dict[str, Attention]:
     """The layouts of all self-attention modules whose layout is known, by name.
 
@@ -103,12 +100,12 @@ def _of_multihead(name: str, module: nn.MultiheadAttention) -> Attention | None:
         return None
     prefix = f"{name}." if name else ""
     heads, width = module.num_heads, module.head_dim
-    weights = ["in_proj_weight"] if module.in_proj_weight is not None else [f"{x}_proj_weight" for x in "qkv"]
     starts = [0, heads * width, 2 * heads * width]
-    if len(weights) == 1:
-        rows = [HeadRows(prefix + weights[0], 0, heads, start) for start in starts]
+    if module.in_proj_weight is not None:
+        rows = [HeadRows(f"{prefix}in_proj_weight", 0, heads, start) for start in starts]
     else:
-        rows = [HeadRows(prefix + weight, 0, heads) for weight in weights]
+        rows = [HeadRows(f"{prefix}{x}_proj_weight", 0, heads) for x in "qkv"]
+    reads = tuple((tensor, 1) for tensor in dict.fromkeys(part.tensor for part in rows))
     if module.in_proj_bias is not None:
         rows += [HeadRows(f"{prefix}in_proj_bias", 0, heads, start) for start in starts]
     output = f"{prefix}out_proj"
@@ -119,8 +116,8 @@ def _of_multihead(name: str, module: nn.MultiheadAttention) -> Attention | None:
         width=width,
         rows=tuple(rows),
         joint=HeadRows(f"{output}.weight", 1, heads),
-        reads=tuple((prefix + weight, 1) for weight in weights),
-        writes=tuple(_along_outputs(output, module.out_proj)),
+        reads=reads,
+        writes=along_outputs(output, module.out_proj),
     )
 
 
@@ -134,23 +131,23 @@ def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention
     if not projections or output is None or not _holds_only(module, {*projections, *PER_HEAD_NORMS}, output, name):
         return None
     output_layer = model.get_submodule(output)
-    joint = _inputs(output_layer)
+    joint = matrix_of(output_layer).shape[1]
     width = _head_width(module, joint)
-    groups = _key_value_heads([_outputs(children[child]) for child in projections], joint, width) if width else 0
+    sizes = [len(matrix_of(children[child])) for child in projections]
+    groups = _key_value_heads(sizes, joint, width) if width else 0
     if not groups:
         return None
     heads, prefix = joint // width, f"{name}." if name else ""
     layers = {prefix + child: children[child] for child in projections}
-    inside = output.startswith(prefix)
     return Attention(
         name=name,
         heads=heads,
         groups=groups,
         width=width,
         rows=tuple(_head_rows(layers, heads, groups, width)),
-        joint=HeadRows(f"{output}.weight", _input_dim(output_layer), heads),
-        reads=tuple((f"{layer}.weight", _input_dim(projection)) for layer, projection in layers.items()),
-        writes=tuple(_along_outputs(output, output_layer)) if inside else (),
+        joint=HeadRows(f"{output}.weight", 1 - output_dim(output_layer), heads),
+        reads=tuple((f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items()),
+        writes=along_outputs(output, output_layer) if output.startswith(prefix) else (),
     )
 
 
@@ -207,7 +204,7 @@ def _head_rows(layers: Mapping[str, nn.Module], heads: int, groups: int, width: 
     return [
         HeadRows(tensor, dim, count, start)
         for name, start, count in slots
-        for tensor, dim in _along_outputs(name, layers[name])
+        for tensor, dim in along_outputs(name, layers[name])
     ]
 
 
@@ -218,19 +215,7 @@ def _is_projection(module: nn.Module | None) -> bool:
     return module is not None and (isinstance(module, nn.Linear) or is_conv1d(module))
 
 
-def _input_dim(layer: nn.Module) -> int:
-    return 0 if is_conv1d(layer) else 1
-
-
-def _inputs(layer: nn.Module) -> int:
-    return layer.get_parameter("weight").shape[_input_dim(layer)]
-
-
-def _outputs(layer: nn.Module) -> int:
-    return layer.get_parameter("weight").shape[1 - _input_dim(layer)]
-
-
-def _along_outputs(name: str, layer: nn.Module) -> list[Entry]:
+def along_outputs(name: str, layer: nn.Module) -> tuple[Entry, ...]:
     """Tensors of a projection that have one entry per output, and the dimension along which these lie."""
-    bias = [(f"{name}.bias", 0)] if layer.bias is not None else []
-    return [(f"{name}.weight", 1 - _input_dim(layer)), *bias]
+    weight = (f"{name}.weight", output_dim(layer))
+    return (weight,) if layer.bias is None else (weight, (f"{name}.bias", 0))

@@ -65,10 +65,10 @@ def install(model: nn.Module, name: str, module: Bypass) -> None:
     put(model, name, module)
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Make `module` the submodule `name` of a model."""
+def put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
+    """Make `value` the submodule or parameter `name` of a model."""
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
+    setattr(model.get_submodule(parent), attribute, value)
 
 
 def _plain(module: nn.Module) -> SimpleNamespace:

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from simprune.core.batches import first_tensor
 from simprune.core.cost import Cost, CostModel, Example, Key, StreamCost, TensorCost
 from simprune.core.example import rows_of
-from simprune.trace.attention import attentions, is_conv1d
+from simprune.trace.attention import attentions
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import After, Before, hooks
+from simprune.trace.layers import is_conv1d
 
 PROJECTIONS = ("aten.mm", "aten.addmm")  # operators by which nn.MultiheadAttention applies its own weights
 

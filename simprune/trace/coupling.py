@@ -9,16 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch_pruning as tp
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch_pruning.dependency.group import Group
 
 from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
 from simprune.core.structures import Coupling, NotPrunable, Slice
-from simprune.trace.attention import is_conv1d
+from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode, requiring
+from simprune.trace.layers import is_conv1d
 from simprune.trace.pruners import opaque, pruners
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
@@ -48,24 +52,23 @@ class CouplingGraph:
         self.model = model
         self._names = {module: name for name, module in model.named_modules()}
         args, kwargs = example
-        by_type, self.attention = pruners(model)
-        whole = [*self.attention, *(module for module in self._names if is_conv1d(module))]
-        inside = {part for module in self.attention for part in module.modules()} - set(self.attention)
-        self._hidden = {self._names[part] for part in inside} | {
-            layer for layout in self.attention.values() for layer in layout.layers if not layout.writes
-        }
+        by_type, self._sides, self._hidden = pruners(model)
         # torch-pruning traces by gradients, so all parameters require them: a frozen layer would be missing
         with requiring(model, *model.parameters()), eval_mode(model), torch.enable_grad():
             model(*args, **kwargs)  # an error of the model itself is raised here, not inside the trace
-            with opaque(whole), _traceable():
-                self._graph = tp.DependencyGraph().build_dependency(
-                    model,
-                    example_inputs=args,  # unused, but required: forward_fn has its arguments
-                    forward_fn=lambda net, _: net(*args, **kwargs),
-                    output_transform=first_tensor,
-                    customized_pruners=by_type,
-                    verbose=False,
-                )
+            try:
+                with opaque(self._sides):
+                    self._graph = tp.DependencyGraph().build_dependency(
+                        model,
+                        example_inputs=args,  # unused, but required: forward_fn has its arguments
+                        forward_fn=lambda net, _: net(*args, **kwargs),
+                        output_transform=first_tensor,
+                        customized_pruners=by_type,
+                        verbose=False,
+                    )
+            except Exception as error:  # of any type, and torch-pruning's own: the model has just run
+                reason = f"torch-pruning cannot trace the network ({type(error).__name__}: {error})"
+                raise NotPrunable(reason) from None
         widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
         self._index_cap = 4 * widest
         self._item_cap = 8 * len(self._graph.module2node) + 64
@@ -172,9 +175,8 @@ class CouplingGraph:
         module = target.module
         if isinstance(module, nn.Parameter):
             yield (self._graph._param_to_name[module], target.pruning_dim, side), by_channel
-        elif module in self.attention:
-            layout = self.attention[module]
-            for tensor, dim in layout.writes if side == "out" else layout.reads:
+        elif module in self._sides:
+            for tensor, dim in self._sides[module].writes if side == "out" else self._sides[module].reads:
                 yield (tensor, dim, side), by_channel
         elif module in self._names:
             prefix = f"{self._names[module]}." if self._names[module] else ""
@@ -236,22 +238,13 @@ class CouplingGraph:
         A number that equals the old width by chance is changed as well; the proof on a copy shows where that is wrong.
         """
         for module, name in self._names.items():
-            if next(module.children(), None) is None or module in self.attention:
+            if next(module.children(), None) is None or module in self._sides:
                 continue
             if name and not any(layer.startswith(f"{name}.") for layer in changed):
                 continue
             for attribute in STATED_WIDTHS:
                 if vars(module).get(attribute) == old:
                     setattr(module, attribute, new)
-
-
-@contextmanager
-def _traceable() -> Iterator[None]:
-    """Turn every error within the block into NotPrunable: the model has just run, so the error is torch-pruning's."""
-    try:
-        yield
-    except Exception as error:  # torch-pruning raises errors of any type
-        raise NotPrunable(f"torch-pruning cannot trace the network ({type(error).__name__}: {error})") from None
 
 
 def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
@@ -266,28 +259,21 @@ def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
 
 
 def _units(width: int, tensors: Iterable[list[set[int]]]) -> tuple[tuple[int, ...], ...]:
-    """Sets of channels that are connected by shared entries, in order of their first channel (union-find).
+    """Sets of channels that are connected by shared entries, in order of their first channel.
 
     >>> _units(3, [[{0}, {1}, {0}]])
     ((0, 2), (1,))
     """
-    parent = list(range(width))
-
-    def top(channel: int) -> int:
-        while parent[channel] != channel:
-            parent[channel] = parent[parent[channel]]
-            channel = parent[channel]
-        return channel
-
+    links = []  # between a channel and the first channel with the same entry
     for by_channel in tensors:
         first: dict[int, int] = {}
         for channel, indices in enumerate(by_channel):
-            for index in indices:
-                a, b = top(first.setdefault(index, channel)), top(channel)
-                parent[max(a, b)] = min(a, b)
+            links += [(first.setdefault(index, channel), channel) for index in indices]
+    rows, columns = np.array(links, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(links)), (rows, columns)), shape=(width, width))
     units: dict[int, list[int]] = {}
-    for channel in range(width):
-        units.setdefault(top(channel), []).append(channel)
+    for channel, label in enumerate(connected_components(graph, directed=False)[1]):
+        units.setdefault(label, []).append(channel)
     return tuple(map(tuple, units.values()))
 
 
@@ -310,5 +296,4 @@ def _tie_again(model: nn.Module, tied: list[list[str]]) -> None:
         for name in others:
             if model.get_parameter(name).shape != shared.shape:
                 raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, shared)
+            put(model, name, shared)

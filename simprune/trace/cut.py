@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from simprune.trace.attention import is_conv1d
+from simprune.trace.layers import is_conv1d
 
 
 def cut(model: nn.Module, tensor: str, dim: int, indices: Iterable[int]) -> None:

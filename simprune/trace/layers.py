@@ -5,9 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.moments import Moments
-from simprune.trace.attention import is_conv1d
 
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D: a linear layer whose weight is stored as (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def can_be_fitted(layer: nn.Module) -> bool:

@@ -1,69 +1,58 @@
 """Rules for torch-pruning: how to cut modules that it does not know or cuts wrongly, and which to treat as one step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch_pruning.pruner.function import BasePruningFunc, GroupNormPruner
+from torch_pruning.pruner.function import BasePruningFunc, GroupNormPruner, LayernormPruner
 
 from simprune.core.batches import first_tensor
-from simprune.trace.attention import Attention, attentions, is_conv1d
+from simprune.trace.attention import Entry, along_outputs, attentions
 from simprune.trace.cut import cut
 from simprune.trace.explicit import ExplicitAttention, make_explicit
+from simprune.trace.layers import is_conv1d
 
 
-class AttentionPruner(BasePruningFunc):
-    """Attention as one operation: inputs are columns of its projections, outputs rows of the output projection."""
+class Sides(NamedTuple):
+    """The tensors, with dimensions, along which a module's input channels lie, and those of its output channels."""
 
-    def __init__(self, model: nn.Module, layouts: dict[nn.Module, Attention]) -> None:
+    reads: tuple[Entry, ...]
+    writes: tuple[Entry, ...]
+
+
+class SidesPruner(BasePruningFunc):
+    """Modules that are cut as one operation, such as attention: a channel goes from all tensors of its side."""
+
+    def __init__(self, model: nn.Module, sides: dict[nn.Module, Sides]) -> None:
         super().__init__()
-        self.model, self.layouts = model, layouts
+        self.model, self.sides = model, sides
 
-    def _cut(self, module: nn.Module, tensors: Sequence[tuple[str, int]], indices: Sequence[int]) -> nn.Module:
+    def _cut(self, module: nn.Module, tensors: Sequence[Entry], indices: Sequence[int]) -> nn.Module:
         for tensor, dim in tensors:
             cut(self.model, tensor, dim, indices)
         if isinstance(module, nn.MultiheadAttention):
             make_explicit(module)
         return module
 
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        return self._cut(layer, self.layouts[layer].writes, idxs)
-
-    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        return self._cut(layer, self.layouts[layer].reads, idxs)
-
-    def get_out_channels(self, layer: nn.Module) -> int | None:
-        return self._size(self.layouts[layer].writes)
-
-    def get_in_channels(self, layer: nn.Module) -> int | None:
-        return self._size(self.layouts[layer].reads)
-
-    def _size(self, tensors: Sequence[tuple[str, int]]) -> int | None:
+    def _size(self, tensors: Sequence[Entry]) -> int | None:
         return next((self.model.get_parameter(tensor).shape[dim] for tensor, dim in tensors), None)
 
-
-class Conv1DPruner(BasePruningFunc):
-    """transformers' Conv1D: a linear layer with its weight as (inputs, outputs)."""
-
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        cut(layer, "weight", 1, idxs)
-        cut(layer, "bias", 0, idxs)
-        return layer
+        return self._cut(layer, self.sides[layer].writes, idxs)
 
     def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        cut(layer, "weight", 0, idxs)
-        return layer
+        return self._cut(layer, self.sides[layer].reads, idxs)
 
-    def get_out_channels(self, layer: nn.Module) -> int:
-        return layer.get_parameter("weight").shape[1]
+    def get_out_channels(self, layer: nn.Module) -> int | None:
+        return self._size(self.sides[layer].writes)
 
-    def get_in_channels(self, layer: nn.Module) -> int:
-        return layer.get_parameter("weight").shape[0]
+    def get_in_channels(self, layer: nn.Module) -> int | None:
+        return self._size(self.sides[layer].reads)
 
 
-class RMSNormPruner(BasePruningFunc):
+class RMSNormPruner(LayernormPruner):
     """nn.RMSNorm over the last dimension: `normalized_shape` follows its weight."""
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
@@ -73,11 +62,6 @@ class RMSNormPruner(BasePruningFunc):
         return layer
 
     prune_in_channels = prune_out_channels
-
-    def get_out_channels(self, layer: Any) -> int:
-        return layer.normalized_shape[-1]
-
-    get_in_channels = get_out_channels
 
 
 class GroupwisePruner(GroupNormPruner):
@@ -92,31 +76,33 @@ class GroupwisePruner(GroupNormPruner):
     prune_in_channels = prune_out_channels
 
 
-def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Module, Attention]]:
+def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Module, Sides], frozenset[str]]:
     """Pruners for the modules of a model.
 
     torch-pruning looks pruners up by exact type. Attention modules of a type therefore get one only if the layout is
     known for all modules of that type.
 
     Returns:
-        Type -> pruner; the attention modules that have one, with their layouts.
+        Type -> pruner; the modules that are cut as one operation (attention, transformers' Conv1D); the names of the
+        projections of attention modules.
     """
-    by_type: dict[type, BasePruningFunc] = {}
-    for module in model.modules():
+    known = {model.get_submodule(name): layout for name, layout in attentions(model).items()}
+    unknown = {type(module) for module in model.modules() if module not in known}
+    layouts = {module: layout for module, layout in known.items() if type(module) not in unknown}
+    sides = {module: Sides(layout.reads, layout.writes) for module, layout in layouts.items()}
+    for name, module in model.named_modules():
         if is_conv1d(module):
-            by_type[type(module)] = Conv1DPruner()
-        elif isinstance(module, nn.RMSNorm):
+            sides[module] = Sides(((f"{name}.weight", 0),), along_outputs(name, module))
+    types = {type(module) for module in sides}
+    if types & {nn.MultiheadAttention, ExplicitAttention}:  # a module changes its class within `explicit_attention`
+        types |= {nn.MultiheadAttention, ExplicitAttention}
+    by_type: dict[type, BasePruningFunc] = dict.fromkeys(types, SidesPruner(model, sides))
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm):
             by_type[type(module)] = RMSNormPruner()
         elif isinstance(module, nn.GroupNorm):
             by_type[type(module)] = GroupwisePruner()
-    layouts = {model.get_submodule(name): layout for name, layout in attentions(model).items()}
-    unknown = {type(module) for module in model.modules() if module not in layouts}
-    attention = {module: layout for module, layout in layouts.items() if type(module) not in unknown}
-    types = {type(module) for module in attention}
-    if types & {nn.MultiheadAttention, ExplicitAttention}:  # a module changes its class within `explicit_attention`
-        types |= {nn.MultiheadAttention, ExplicitAttention}
-    by_type.update(dict.fromkeys(types, AttentionPruner(model, attention)))
-    return by_type, attention
+    return by_type, sides, frozenset().union(*(layout.layers for layout in layouts.values()))
 
 
 class _Whole(torch.autograd.Function):
@@ -128,7 +114,7 @@ class _Whole(torch.autograd.Function):
 
 
 @contextmanager
-def opaque(modules: Sequence[nn.Module]) -> Iterator[None]:
+def opaque(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block, torch-pruning's trace sees each of the modules as a single operation."""
     own = [(module, vars(module).get("forward")) for module in modules]
     for module in modules:
