@@ -51,7 +51,13 @@ def names() -> list[str]:
 def get(id: str, **hyper: Any) -> Measure:
     """The measure `id` with these hyperparameters.
 
-    Raises KeyError for an unknown id, naming the nearest, and ValueError for unknown or bad hyperparameters.
+    Args:
+        id: one of `names()`.
+        hyper: hyperparameters, fields of the measure's dataclass.
+
+    Raises:
+        KeyError: for an unknown id; the message names the nearest.
+        ValueError: for an unknown, missing or bad hyperparameter.
 
     >>> get("cka_rbf", threshold=0.4)
     CKARBF(threshold=0.4, debiased=False)
@@ -73,16 +79,27 @@ def matrix(
     resample_inputs: int | None = None,
     **options: Any,
 ) -> SimilarityMatrix:
-    """Values for all pairs of representations {name: X (N, D)}: one `prepare` each, then all pairs together.
+    """Values for all pairs of representations: one `prepare` per representation, then all pairs together.
 
-    A value may also be a dict of the arguments of `prepare`, or already prepared. `options` are
-    hyperparameters (with an id) or inputs common to all representations (the measure's `extras`).
+    Args:
+        measure: an id, or a measure with its hyperparameters.
+        representations: X (N, D) by name; or a dict of the arguments of `prepare`, or what `prepare` returned.
+        labels: (N,) integers, for a measure that needs them.
+        null: "permuted" adds `.null`, the values after every representation's inputs are shuffled on their own: the
+            score of unrelated representations of these widths.
+        bootstrap: number of random halves of the inputs; above 0 it adds `.interval`.
+        repeats: number of shuffles for `null`, 100 if None; without `null`, the measure's hyperparameter.
+        seed: of shuffles and halves, 0 if None, and of a measure that has a seed.
+        resample_inputs: number of inputs, drawn once, that shuffles and halves choose from; chance is then that of so
+            few inputs, and the interval is scaled to all.
+        options: hyperparameters (with an id), and inputs that all representations share (the measure's `extras`).
 
-    `null="permuted"` adds `.null`, the values after shuffling inputs apart, `repeats` times (100): what unrelated
-    representations of these widths would score. `bootstrap=B` adds `.interval` from B random halves of the inputs.
-    Both compute the matrix that many times, equal for equal `seed` (0), which a measure's own `seed` follows; with
-    `resample_inputs` from that many inputs, drawn once: chance is that of so few, the interval is scaled to all.
-    Raises as `get`, `prepare` and `compare` do.
+    Returns:
+        The values (L, L) with the names; `null` and `bootstrap` compute them once more per shuffle or half.
+
+    Raises:
+        KeyError: as `get`.
+        ValueError: as `get`, `prepare` and `compare`; for `null` or `bootstrap` of what is prepared already.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(10, 3))
@@ -93,7 +110,7 @@ def matrix(
     """
     source = classes().get(measure) if isinstance(measure, str) else measure
     common = {name: options.pop(name) for name in (source.extras if source else ()) if name in options}
-    own = {each.name for each in dataclasses.fields(source)} if isinstance(measure, str) and source else set()
+    own = {field.name for field in dataclasses.fields(source)} if isinstance(measure, str) and source else set()
     if seed is not None and ("seed" in own or not (null or bootstrap)):
         options["seed"] = seed
     if repeats is not None and ("repeats" in own or not null):
@@ -119,11 +136,19 @@ def matrix(
 def streaming(
     measures: str | Measure | Iterable[str | Measure], names: Iterable[str], limit_bytes: int = 4 * 2**30, **hyper: Any
 ) -> Streaming:
-    """An accumulator for one measure, or several that share it, over representations called `names`.
+    """An accumulator of moments of representations, for one measure or several that share it.
 
-    `update` it with batches of rows, `merge` it with another's, then ask for `matrix()`: the value of all rows
-    at once, up to rounding, without keeping them. Raises ValueError for a measure that has no such form, and on
-    the first update if the moments (8 bytes x (sum of widths)^2) exceed `limit_bytes`.
+    `update` it with batches of rows, `merge` it with another one, then ask for `matrix()`: the value of all rows at
+    once, up to rounding, without storing them.
+
+    Args:
+        measures: ids, or measures with their hyperparameters.
+        names: of the representations.
+        limit_bytes: the first update raises ValueError if the moments, 8 bytes x (sum of widths)^2, need more.
+        hyper: hyperparameters of the one id.
+
+    Raises:
+        ValueError: for a measure that has no such form, for equal names, and for hyperparameters without one id.
 
     >>> import torch
     >>> X = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
@@ -136,4 +161,5 @@ def streaming(
     several = [measures] if isinstance(measures, str | Measure) else list(measures)
     if hyper and not (len(several) == 1 and isinstance(several[0], str)):
         raise ValueError(f"{', '.join(hyper)}: hyperparameters go with one id; pass get(id, ...) for several measures")
-    return Streaming([get(each, **hyper) if isinstance(each, str) else each for each in several], names, limit_bytes)
+    chosen = [get(measure, **hyper) if isinstance(measure, str) else measure for measure in several]
+    return Streaming(chosen, names, limit_bytes)

@@ -1,4 +1,4 @@
-"""What a similarity measure is: declared traits, `prepare` once per representation, `compare` once per pair.
+"""The protocol of similarity measures: traits, `prepare` once per representation, `compare` once per pair.
 
 A measure is a frozen dataclass in any module of this package. Its fields are its hyperparameters, its class
 attributes state what a caller may rely on, and it implements `_prepare` and `_compare` on clean tensors;
@@ -6,7 +6,7 @@ everything else (validation, errors, warnings, matrices, registration by `id`) i
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ class DegenerateWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What one measure remembers of one representation: of `rows` inputs and `width` units, its `data`."""
+    """The `data` that one measure needs of one representation of `rows` inputs and `width` units."""
 
     measure: "Measure"
     rows: int
@@ -49,25 +49,39 @@ class Prepared:
 class Measure(Registered):
     """Similarity of two representations X (N, D) and Y (N, D') whose rows belong to the same N inputs.
 
-    A subclass sets the class attributes below (a hyperparameter may change them per object, see `_declare`),
-    implements `_prepare` and `_compare`, and is registered by having an `id`.
+    A subclass sets the class attributes below that differ (hyperparameters may change them per object, see
+    `_configure`), implements `_prepare` and `_compare`, and is registered by having an `id`. Its `source`, unless
+    stated, is the paragraph of its docstring that starts with "Source: ".
     """
 
     part = "measure"
 
-    larger_is_more_similar: ClassVar[bool]
-    range: ClassVar[tuple[float, float]]
+    larger_is_more_similar: ClassVar[bool] = True
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     symmetric: ClassVar[bool] = True
     is_metric: ClassVar[bool] = False
     invariant_to: ClassVar[frozenset[str]]  # codes from INVARIANCES
     needs_labels: ClassVar[bool] = False
     minimum_rows: ClassVar[int] = 2
-    cost: ClassVar[str]  # one sentence: what prepare holds and costs, what a pair costs
+    cost: ClassVar[str]  # one sentence: size and cost of what prepare returns, cost of a pair
     undefined: ClassVar[str]  # when the value is NaN; as a sentence's end: "cka is undefined here: ..."
     extras: ClassVar[tuple[str, ...]] = ()  # further inputs of `prepare`, (N, any) each, such as "gradients"
     keeps_float32: ClassVar[bool] = False  # `_prepare` gets float32 rows as float32; otherwise always float64
 
-    # ---- what a subclass implements, on validated tensors of one device ----
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        source = (cls.__doc__ or "").partition("Source: ")[2].partition("\n\n")[0]
+        if source and "source" not in cls.__dict__:
+            cls.source = " ".join(source.split()).removesuffix(".")
+        super().__init_subclass__(**kwargs)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._configure()
+
+    # ---- implemented by a subclass; tensors are validated and on one device ----
+
+    def _configure(self) -> None:
+        """Refuse hyperparameters beyond their limits (`_require`) and `_declare` the traits that depend on them."""
 
     def _prepare(self, *inputs: Any, **named: Any) -> Any:
         """`(X)`, plus `labels=` if `needs_labels`, plus every name in `extras`, to whatever a pair needs."""
@@ -79,17 +93,7 @@ class Measure(Registered):
 
     def _matrix(self, items: Sequence[Any]) -> Tensor:
         """All pairs (L, L), float64; overridden where all pairs together are cheaper than one by one."""
-        size = len(items)
-        pairs = [(i, j) for i in range(size) for j in range(i if self.symmetric else 0, size)]
-        values = torch.stack(
-            [torch.as_tensor(self._compare(items[i], items[j]), dtype=torch.float64) for i, j in pairs]
-        )
-        first, second = torch.tensor(pairs, device=values.device).T
-        result = values.new_empty(size, size)
-        result[first, second] = values
-        if self.symmetric:
-            result[second, first] = values
-        return result
+        return all_pairs(lambda i, j: self._compare(items[i], items[j]), len(items), self.symmetric)
 
     def _check_pair(self, a: Prepared, b: Prepared) -> None:
         """Refuse representations that do not describe the same inputs."""
@@ -99,40 +103,37 @@ class Measure(Registered):
                 f"got {a.rows} and {b.rows}"
             )
 
-    # ---- what a caller uses ----
+    # ---- for callers ----
 
     def prepare(self, X: Any, labels: Any = None, **extra: Any) -> Prepared:
         """Everything `compare` needs to know of X (N, D), computed once; X itself is not changed.
 
-        X is a tensor or array of finite numbers; the result lives on its device. `labels` (N,) are integers.
-        Raises ValueError if X is not such or has too few rows, or if labels or extras do not fit.
+        Args:
+            X: tensor or array (N, D) of finite numbers; the result lives on its device.
+            labels: (N,) integers, for a measure with `needs_labels`.
+            extra: the measure's `extras` by name, (N, any).
+
+        Raises:
+            ValueError: if X is not such or has too few rows, or if labels or extras do not fit.
         """
         return self.prepare_all({"X": {"X": X, **extra}}, labels)[0]
 
     def prepare_all(self, representations: Mapping[str, Any], labels: Any = None, **extra: Any) -> list[Prepared]:
-        """`prepare` each value: rows, a dict of the arguments of `prepare`, or what was prepared before.
+        """`prepare` of every value: rows, a dict of the arguments of `prepare`, or an earlier result, which stays.
 
-        `labels` and `extra` go to every one. Checking all of them together costs one device round trip.
+        `labels` and `extra` go to every representation. To check all of them together costs one device round trip.
         """
-        given = {
-            name: value if isinstance(value, Mapping) else {"X": value}
-            for name, value in representations.items()
-            if not isinstance(value, Prepared)
-        }
-        inputs = {name: self._inputs(name, {**extra, **values}) for name, values in given.items()}
-        _require_finite(self.id, inputs)
-        if self.needs_labels and inputs:
+        rows = {name: value for name, value in representations.items() if not isinstance(value, Prepared)}
+        inputs = {name: self._inputs(name, value, extra) for name, value in rows.items()}
+        require_finite(self.id, inputs)
+        if self.needs_labels:
             for values in inputs.values():
-                values["labels"] = _labels(self.id, labels, values["X"])
-        prepared = []
-        for name, value in representations.items():
-            if isinstance(value, Prepared):
-                prepared.append(value)
-                continue
-            X = inputs[name].pop("X")
-            count, width = X.shape
-            prepared.append(Prepared(self, count, width, X.device, self._prepare(X, **inputs[name])))
-        return prepared
+                values["labels"] = class_labels(self.id, labels, values["X"])
+        prepared = dict(representations)
+        for name, values in inputs.items():
+            X = values.pop("X")
+            prepared[name] = Prepared(self, len(X), X.shape[1], X.device, self._prepare(X, **values))
+        return list(prepared.values())
 
     def compare(self, a: Prepared, b: Prepared) -> float:
         """The value for two prepared representations; NaN with an UndefinedWarning where there is none.
@@ -141,8 +142,7 @@ class Measure(Registered):
         """
         self._check([a, b])
         value = float(self._compare(a.data, b.data))
-        if np.isnan(value):
-            self._warn("here")
+        self._warn_if_undefined(value)
         return value
 
     def __call__(self, X: Any, Y: Any, labels: Any = None, **extra: Any) -> float:
@@ -156,36 +156,48 @@ class Measure(Registered):
     def matrix(self, prepared: Sequence[Prepared], names: Sequence[str] | None = None) -> np.ndarray:
         """Values of all pairs, (L, L) float64; row i, column j is `compare(prepared[i], prepared[j])`."""
         self._check(prepared)
-        values = self._matrix([each.data for each in prepared]).cpu().numpy()
-        self._warn_of_undefined(values, names)
+        values = self._matrix([item.data for item in prepared]).cpu().numpy()
+        self._warn_if_undefined(values, names)
         return values
 
-    def _warn_of_undefined(self, values: np.ndarray, names: Sequence[str] | None = None) -> None:
-        if np.isnan(values).any():
-            alone = np.flatnonzero(np.isnan(values.diagonal())).tolist()
-            self._warn("for " + (", ".join(str(names[i] if names else i) for i in alone) or "some pairs"))
-
-    def _warn(self, where: str) -> None:
+    def _warn_if_undefined(self, values: np.ndarray | float, names: Sequence[str] | None = None) -> None:
+        """Warn of NaN in one value, or in a matrix (L, L), where the representations without a value are named."""
+        undefined = np.isnan(values)
+        if not undefined.any():
+            return
+        where = "here"
+        if undefined.ndim:
+            alone = np.flatnonzero(undefined.diagonal()).tolist()
+            where = "for " + (", ".join(str(names[i] if names else i) for i in alone) or "some pairs")
         warnings.warn(f"{self.id} is undefined {where}: {self.undefined}", UndefinedWarning, stacklevel=3)
 
     # ---- checks ----
 
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        """Raise ValueError unless a condition on the hyperparameter `name` holds; `expected` completes "must be"."""
+        if not holds:
+            raise ValueError(f"{self.id}: {name} must be {expected}, got {getattr(self, name)!r}")
+
     def _check(self, prepared: Sequence[Prepared]) -> None:
         if not prepared:
             raise ValueError(f"{self.id}: expected at least one representation, got none")
-        for each in prepared:
-            if not isinstance(each, Prepared) or each.measure != self:
-                got = each.measure if isinstance(each, Prepared) else type(each).__name__
+        for item in prepared:
+            if not isinstance(item, Prepared) or item.measure != self:
+                got = item.measure if isinstance(item, Prepared) else type(item).__name__
                 raise ValueError(f"expected what {self} has prepared, got {got}: call its prepare(X)")
-            if each.device != prepared[0].device:
+            if item.device != prepared[0].device:
                 raise ValueError(
                     f"{self.id}: expected representations on one device, got {prepared[0].device} and "
-                    f"{each.device}: move them together"
+                    f"{item.device}: move them together"
                 )
-            self._check_pair(prepared[0], each)
+            self._check_pair(prepared[0], item)
 
-    def _inputs(self, name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """One representation's inputs as float tensors of the same N rows on one device."""
+    def _inputs(self, name: str, value: Any, common: Mapping[str, Any]) -> dict[str, Tensor]:
+        """One representation's inputs as float tensors of the same N rows on one device.
+
+        `value` is rows X (N, D) or a mapping of inputs by name; `common` has inputs that all representations share.
+        """
+        values = {**common, **(value if isinstance(value, Mapping) else {"X": value})}
         expected = ("X", *self.extras)
         if set(values) != set(expected):
             raise ValueError(
@@ -223,47 +235,68 @@ class Measure(Registered):
 
 
 @dataclass(frozen=True)
-class Statistic(Measure):
+class Distance(Measure):
+    """A measure that is 0 for equal representations and unbounded, unless a subclass narrows `range`."""
+
+    larger_is_more_similar = False
+    range = (0.0, float("inf"))
+
+
+@dataclass(frozen=True)
+class Statistic(Distance):
     """A number describing one representation; two of them are compared by its absolute difference.
 
     `_prepare` returns that number as a 0-d tensor or float.
     """
-
-    larger_is_more_similar = False
-    range = (0.0, float("inf"))
 
     def _compare(self, a: Any, b: Any) -> Tensor | float:
         return abs(a - b)
 
     def describe(self, X: Any, labels: Any = None, **extra: Any) -> float:
         """The statistic of X (N, D); raises as `prepare`, NaN with an UndefinedWarning where undefined."""
-        value = float(self.prepare(X, labels, **extra).data)
-        if np.isnan(value):
-            self._warn("here")
+        value = self.prepare(X, labels, **extra).data
+        value = value.item() if isinstance(value, Tensor) else value
+        self._warn_if_undefined(value)
         return value
 
 
-def _require_finite(id: str, inputs: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Refuse NaN, infinity and sums that overflow: one cheap sum per tensor, one round trip per device."""
-    tensors = [(name, key, rows) for name, values in inputs.items() for key, rows in values.items()]
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for _, _, rows in tensors:
-        by_device.setdefault(rows.device, []).append(rows.sum().double())
-    if all(torch.stack(sums).isfinite().all() for sums in by_device.values()):
+def all_pairs(value: Callable[[int, int], Tensor | float], count: int, symmetric: bool) -> Tensor:
+    """`value(i, j)` for all pairs of `count` items: (count, count), float64; for i <= j only if `symmetric`."""
+    first, second = (
+        torch.triu_indices(count, count) if symmetric else torch.cartesian_prod(*[torch.arange(count)] * 2).T
+    )
+    values = torch.stack(
+        [
+            torch.as_tensor(value(i, j), dtype=torch.float64)
+            for i, j in zip(first.tolist(), second.tolist(), strict=True)
+        ]
+    )
+    result = values.new_empty(count, count)
+    result[second, first] = values  # the other half if symmetric; otherwise overwritten in whole
+    result[first, second] = values
+    return result
+
+
+def require_finite(id: str, inputs: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse NaN, infinity and sums that overflow: one cheap sum per tensor, one round trip for all."""
+    tensors = [(_label(name, key), rows) for name, values in inputs.items() for key, rows in values.items()]
+    sums = [rows.sum().double() for _, rows in tensors]
+    if not sums or torch.stack([value.to(sums[0].device) for value in sums]).isfinite().all():
         return
-    for name, key, rows in tensors:
+    for label, rows in tensors:
         bad = int((~rows.isfinite()).sum())
         if bad:
-            raise ValueError(f"{id}: {_label(name, key)} must be finite, got {bad} NaN or infinite entries")
+            raise ValueError(f"{id}: {label} must be finite, got {bad} NaN or infinite entries")
         if not rows.sum().isfinite():
-            raise ValueError(f"{id}: {_label(name, key)} is too large for {rows.dtype}: scale it down")
+            raise ValueError(f"{id}: {label} is too large for {rows.dtype}: scale it down")
 
 
 def _label(name: str, key: str) -> str:
     return name if key == "X" else f"{key} of {name}"
 
 
-def _labels(id: str, labels: Any, X: Tensor) -> Tensor:
+def class_labels(id: str, labels: Any, X: Tensor) -> Tensor:
+    """Labels as integers (N,) on the device of X (N, D); ValueError if they are none or do not fit."""
     if labels is None:
         raise ValueError(f"{id} needs labels: pass labels=, one integer per row")
     classes = torch.as_tensor(labels)

@@ -29,7 +29,7 @@ def basis(X: Tensor) -> Basis:
 
 
 def warn_if_spanning(measure: Measure, rank: int, count: int) -> None:
-    """Say so if centred rows leave no direction out: then nothing can be found missing in them."""
+    """Warn if centred rows span every direction: then no other representation has a direction that they lack."""
     if rank >= count - 1:
         warnings.warn(
             f"{measure.id}: {count} rows of rank {rank} span every direction there is, so comparisons with them "
@@ -66,7 +66,7 @@ def gap(a: Tensor, b: Tensor) -> Tensor:
     lost = 1 - torch.linalg.svdvals(product).sum()
     if lost > NEAR:
         return lost
-    U, _, Vt = torch.linalg.svd(product, full_matrices=False)  # so near, the difference itself keeps the digits
+    U, _, Vt = torch.linalg.svd(product, full_matrices=False)  # the difference itself is exact so near
     left, right = a @ U, b @ Vt.T
     parts = torch.cat([left - right, a - left @ U.T, b - right @ Vt], 1)
     return parts.square().sum() / 2

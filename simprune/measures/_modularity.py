@@ -20,26 +20,21 @@ def modularity(adjacency: Tensor, communities: Tensor) -> Tensor:
     return _modularity(adjacency.sum(1), within, communities)
 
 
-def class_graph_modularity(
-    X: Tensor, labels: Tensor, k: int, weights: str = "cosine", symmetrize: str = "mean"
-) -> Tensor:
+def class_graph_modularity(X: Tensor, labels: Tensor, k: int, binary: bool = False) -> Tensor:
     """Q of the classes in the graph of the k nearest neighbours by cosine, 0-d float64; rows X (N, D), labels (N,).
 
-    A directed edge weighs its cosine, or 1 with weights="binary". An edge in both directions keeps that weight
-    in A; one that is not keeps half of it with symmetrize="mean", all of it with "or". O(N^2 D), O(N k) memory.
+    In A, an edge in both directions weighs its cosine and an edge in one direction half of it; if `binary`, both
+    weigh 1. O(N^2 D), O(N k) memory.
     """
     indices, cosines = nearest(X, k)
     count = len(X)
     start = torch.arange(count, device=X.device)[:, None].expand_as(indices).flatten()
     end = indices.flatten()
-    weight = torch.ones_like(cosines).flatten() if weights == "binary" else cosines.flatten()
-    if symmetrize == "or":
-        edges = (start * count + end).sort().values
-        back = end * count + start
-        found = edges[torch.searchsorted(edges, back).clamp_(max=len(edges) - 1)] == back
-        weight = torch.where(found, weight / 2, weight)  # it comes once from each side
+    if binary:
+        mutual = torch.isin(end * count + start, start * count + end)
+        weight = 1 - mutual.to(cosines.dtype) / 2  # a mutual edge comes once from each side
     else:
-        weight = weight / 2
+        weight = cosines.flatten() / 2
     degree = weight.new_zeros(count).index_add_(0, start, weight).index_add_(0, end, weight)
     within = 2 * (weight * (labels[start] == labels[end])).sum()
     return _modularity(degree, within, labels)
@@ -47,15 +42,9 @@ def class_graph_modularity(
 
 def _modularity(degree: Tensor, within: Tensor, communities: Tensor) -> Tensor:
     total = degree.sum()
-    share = degree.new_zeros(len(degree)).index_add_(0, consecutive(communities), degree) / total
+    community = communities.unique(return_inverse=True)[1]
+    share = degree.new_zeros(len(degree)).index_add_(0, community, degree) / total
     return torch.where(total > 0, within / total - share.square().sum(), math.nan)
-
-
-def consecutive(labels: Tensor) -> Tensor:
-    """Labels (N,) renumbered from 0 in ascending order, without asking the device how many there are."""
-    ordered, order = labels.sort()
-    changes = (ordered.diff(prepend=ordered[:1]) != 0).cumsum(0)
-    return torch.empty_like(changes).scatter_(0, order, changes)
 
 
 def louvain(adjacency: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -66,10 +55,10 @@ def louvain(adjacency: np.ndarray, seed: int = 0) -> np.ndarray:
     order = np.argsort(adjacency.sum(1), kind="stable")
     ordered = adjacency[np.ix_(order, order)]
     rng = np.random.default_rng(seed)
-    found = [_louvain(ordered, rng) for _ in range(STARTS)]
-    values = [float(modularity(torch.from_numpy(ordered), torch.from_numpy(each))) for each in found]
+    partitions = [_louvain(ordered, rng) for _ in range(STARTS)]
+    values = [float(modularity(torch.from_numpy(ordered), torch.from_numpy(partition))) for partition in partitions]
     communities = np.empty(len(order), dtype=np.int64)
-    communities[order] = found[int(np.argmax(values))]
+    communities[order] = partitions[int(np.argmax(values))]
     return communities
 
 

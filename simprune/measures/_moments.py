@@ -1,4 +1,4 @@
-"""What second moments say about a pair of representations: measures that need no rows.
+"""Measures that follow from the second moments of two representations and need no rows.
 
 `FORMS[id](measure, moments)` gives the values of all pairs (L, L), or for a statistic the value of each
 representation (L,). Equal to the measure on the rows up to rounding, except that moments square the condition
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from simprune.measures.alignment import angle
+from simprune.measures._base import all_pairs
+from simprune.measures._factors import angle
 from simprune.measures.matching import assignment, transport
 
 CUT = 1e-10  # of the largest eigenvalue of a scatter matrix
 
-FORMS: dict[str, Callable[[Any, "Joint"], Tensor]] = {}
+Form = Callable[[Any, "Joint"], Tensor]
+FORMS: dict[str, Form] = {}
 
 
 class Spectrum(NamedTuple):
@@ -38,15 +40,13 @@ class Joint:
 
     def __init__(self, count: int, mean: Tensor, product: Tensor, widths: tuple[int, ...], **extra: Tensor):
         self.count, self.mean, self.product, self.widths, self.extra = count, mean, product, widths, extra
-        self._spectra: dict[int, Spectrum] = {}
 
     def __len__(self) -> int:
         return len(self.widths)
 
     @cached_property
     def slices(self) -> list[slice]:
-        ends = torch.tensor(self.widths).cumsum(0).tolist()
-        return [slice(end - width, end) for end, width in zip(ends, self.widths, strict=True)]
+        return [slice(sum(self.widths[:i]), sum(self.widths[: i + 1])) for i in range(len(self))]
 
     @cached_property
     def uncentred(self) -> "Joint":
@@ -59,7 +59,7 @@ class Joint:
 
     @cached_property
     def owner(self) -> Tensor:
-        """(W, L), 1 where a unit belongs to a representation: multiplying sums over each one's units."""
+        """(W, L), 1 where a unit belongs to a representation: a product with it sums over the units of each."""
         owner = self.mean.new_zeros(len(self.mean), len(self))
         for column, part in enumerate(self.slices):
             owner[part, column] = 1.0
@@ -75,22 +75,24 @@ class Joint:
         """|X|^2 (L,)."""
         return self.product.diagonal() @ self.owner
 
-    def spectrum(self, i: int) -> Spectrum:
-        if i not in self._spectra:
+    @cached_property
+    def spectra(self) -> list[Spectrum]:
+        spectra = []
+        for i in range(len(self)):
             values, vectors = torch.linalg.eigh(self.block(i, i))
-            kept = values > CUT * values[-1].clamp(min=0)
-            self._spectra[i] = Spectrum(values[kept].flip(0), vectors[:, kept].flip(1))
-        return self._spectra[i]
+            above = values > CUT * values[-1].clamp(min=0)
+            spectra.append(Spectrum(values[above].flip(0), vectors[:, above].flip(1)))
+        return spectra
 
     @cached_property
     def ranks(self) -> Tensor:
         """(L,), NaN instead of 0."""
-        ranks = self.mean.new_tensor([len(self.spectrum(i).values) for i in range(len(self))])
+        ranks = self.mean.new_tensor([len(spectrum.values) for spectrum in self.spectra])
         return torch.where(ranks > 0, ranks, math.nan)
 
     def white(self, i: int, keep: int | None = None) -> Tensor:
         """The map (D, r) after which the columns of X are orthonormal."""
-        values, vectors = self.spectrum(i)
+        values, vectors = self.spectra[i]
         return vectors[:, :keep] * values[:keep].rsqrt()
 
     def canonical(self, i: int, j: int) -> Tensor:
@@ -99,13 +101,7 @@ class Joint:
 
     def pairs(self, value: Callable[[int, int], Tensor], symmetric: bool = True) -> Tensor:
         """`value(i, j)` for all pairs: (L, L)."""
-        result = self.product.new_empty(len(self), len(self))
-        for i in range(len(self)):
-            for j in range(i if symmetric else 0, len(self)):
-                result[i, j] = value(i, j)
-                if symmetric:
-                    result[j, i] = result[i, j]
-        return result
+        return all_pairs(value, len(self), symmetric)
 
     @cached_property
     def nuclear(self) -> Tensor:
@@ -120,9 +116,8 @@ class Joint:
 
 
 def _form(*ids: str):
-    def register(function):
-        for id in ids:
-            FORMS[id] = function
+    def register(function: Form) -> Form:
+        FORMS.update(dict.fromkeys(ids, function))
         return function
 
     return register
@@ -152,13 +147,7 @@ def _cka(measure, m: Joint) -> Tensor:
     return measure._score(inner, size[:, None], size)
 
 
-@_form(
-    "normalized_bures",
-    "angular_shape_metric",
-    "orthogonal_procrustes",
-    "procrustes_size_shape",
-    "procrustes_raw",
-)
+@_form("normalized_bures", "angular_shape_metric", "orthogonal_procrustes", "procrustes_size_shape", "procrustes_raw")
 def _rotation(measure, m: Joint) -> Tensor:
     m = m if measure.centre else m.uncentred
     return _rotated(measure, m.nuclear, m.traces)
@@ -167,7 +156,7 @@ def _rotation(measure, m: Joint) -> Tensor:
 def _rotated(measure, nuclear: Tensor, traces: Tensor) -> Tensor:
     norms = traces.sqrt()
     both = norms[:, None] * norms
-    lost = torch.where(both == 0, math.nan if "IS" in measure.invariant_to else 1.0, 1 - nuclear / both)
+    lost = torch.where(both == 0, 1.0 if measure.sizes_count else math.nan, 1 - nuclear / both)
     lost = torch.where(lost < 8 * torch.finfo(lost.dtype).eps, 0.0, lost)  # rounding, or a little below zero
     return measure._value(lost, norms[:, None], norms)
 
@@ -175,12 +164,11 @@ def _rotated(measure, nuclear: Tensor, traces: Tensor) -> Tensor:
 @_form("partial_whitening_shape_metric")
 def _partial_whitening(measure, m: Joint) -> Tensor:
     maps = []
-    for i in range(len(m)):
-        values, vectors = m.spectrum(i)
+    for values, vectors in m.spectra:
         maps.append((vectors * (measure.alpha + (1 - measure.alpha) * values.rsqrt())) @ vectors.T)
-    traces = torch.stack([(each @ m.block(i, i) @ each).trace() for i, each in enumerate(maps)])
+    traces = torch.stack([(whitening @ m.block(i, i) @ whitening).trace() for i, whitening in enumerate(maps)])
     nuclear = m.pairs(lambda i, j: traces[i] if i == j else _singular(maps[i] @ m.block(i, j) @ maps[j]).sum())
-    return _rotated(measure, nuclear, torch.where(traces > 0, traces, math.nan))
+    return _rotated(measure, nuclear, traces)
 
 
 # ---- subspaces: whitened blocks ----
@@ -212,8 +200,8 @@ def _cca_angle(measure, m: Joint) -> Tensor:
 @_form("svcca")
 def _svcca(measure, m: Joint) -> Tensor:
     leading = []
-    for i in range(len(m)):
-        rest = m.spectrum(i).values.flip(0).cumsum(0).flip(0)
+    for i, spectrum in enumerate(m.spectra):
+        rest = spectrum.values.flip(0).cumsum(0).flip(0)
         leading.append(m.white(i, int((rest > (1 - measure.threshold) * rest[:1]).sum())))
     return m.pairs(lambda i, j: _singular(leading[i].T @ m.block(i, j) @ leading[j]).clamp(max=1).mean())
 
@@ -256,10 +244,9 @@ def _linear_regression(measure, m: Joint) -> Tensor:
 @_form("gulp")
 def _gulp(measure, m: Joint) -> Tensor:
     maps, sizes = [], []
-    for i in range(len(m)):
-        values, vectors = m.spectrum(i)
-        share = values / m.traces[i]
-        maps.append(vectors * (share + measure.lam).rsqrt() / m.traces[i].sqrt())
+    for (values, vectors), trace in zip(m.spectra, m.traces, strict=True):
+        share = values / trace
+        maps.append(vectors * (share + measure.lam).rsqrt() / trace.sqrt())
         sizes.append((share / (share + measure.lam)).square().sum() if len(share) else share.new_tensor(math.nan))
 
     def distance(i: int, j: int) -> Tensor:
@@ -297,11 +284,9 @@ def _soft_matching_distance(measure, m: Joint) -> Tensor:
 
     def distance(i: int, j: int) -> Tensor:
         block = m.block(i, j)
-        plan = transport(block)
-        apart = (
-            squares[m.slices[i]][plan.first] + squares[m.slices[j]][plan.second] - 2 * block[plan.first, plan.second]
-        )
-        return (apart.clamp(min=0) @ plan.weight).sqrt()
+        first, second, weight = transport(block)
+        apart = squares[m.slices[i]][first] + squares[m.slices[j]][second] - 2 * block[first, second]
+        return (apart.clamp(min=0) @ weight).sqrt()
 
     return m.pairs(distance)
 

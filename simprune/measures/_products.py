@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simprune.core.neighbours import unit_scaled_
 from simprune.measures._base import Measure
 
 TILE = 2**21  # float64 entries held at once while products are accumulated (16 MiB)
@@ -20,6 +21,13 @@ def centred(X: Tensor) -> Tensor:
     """
     shifted = X - X[0]
     return shifted.sub_(shifted.mean(0))
+
+
+def unit_norm(X: Tensor) -> Tensor:
+    """X (N, D) divided by its Frobenius norm, and overwritten; zero stays zero."""
+    rows = unit_scaled_(X)
+    norm = torch.linalg.vector_norm(rows)
+    return rows / torch.where(norm > 0, norm, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +67,11 @@ class InnerProduct(Measure):
 
     def _matrix(self, items: Sequence[Vector]) -> Tensor:
         sizes = torch.stack([item.size for item in items])
-        return self._score(self._product(items, items), sizes[:, None], sizes[None, :])
+        return self._score(self._all_products(items), sizes[:, None], sizes[None, :])
+
+    def _all_products(self, items: Sequence[Vector]) -> Tensor:
+        """Inner products (L, L) in float64; overridden where a shape of all items allows a cheaper way."""
+        return self._product(items, items)
 
     def _product(self, firsts: Sequence[Vector], seconds: Sequence[Vector]) -> Tensor:
         """Inner products (len(firsts), len(seconds)) in float64."""

@@ -15,15 +15,22 @@ import torch
 from torch import Tensor
 
 from simprune.core.similarity import Interval, Null
-from simprune.measures._base import DegenerateWarning, Measure, Prepared, Statistic, UndefinedWarning, _labels
+from simprune.measures._base import DegenerateWarning, Measure, Prepared, Statistic, UndefinedWarning, class_labels
 
 QUANTILES = {"2.5%": 0.025, "50%": 0.5, "97.5%": 0.975}
 
 
 class Resampling:
-    """The rows that `matrix` was given, to be drawn from; raises ValueError for what is already prepared.
+    """The rows behind a matrix of similarities, to draw inputs from.
 
-    `inputs`: take that many of them, at random, and draw from those alone; None for all.
+    Args:
+        measure: the measure of the matrix.
+        representations, labels, common: the arguments of `prepare_all`.
+        seed: of all draws.
+        inputs: number of inputs to choose at random and draw from; None for all.
+
+    Raises:
+        ValueError: for a prepared representation, whose rows are gone, and where `inputs` is too small.
     """
 
     def __init__(
@@ -40,34 +47,25 @@ class Resampling:
         for name, value in representations.items():
             if isinstance(value, Prepared):
                 raise ValueError(f"{name} is prepared already: null and bootstrap need its rows")
-            self.rows[name] = measure._inputs(
-                name, {**common, **(value if isinstance(value, Mapping) else {"X": value})}
-            )
-        first = next(iter(self.rows.values()))["X"]
-        self.labels = _labels(measure.id, labels, first) if measure.needs_labels else None
-        self.total = self.inputs = len(first)
+            self.rows[name] = measure._inputs(name, value, common)
+            if measure.needs_labels:
+                self.rows[name]["labels"] = class_labels(measure.id, labels, self.rows[name]["X"])
+        self.total = self.inputs = len(next(iter(self.rows.values()))["X"])
         if inputs is not None and inputs < self.total:
-            self._take(inputs)
+            if inputs < 2 * measure.minimum_rows:
+                raise ValueError(f"resample_inputs must be at least {2 * measure.minimum_rows}, got {inputs}")
+            self._require_same_inputs("resample_inputs")
+            chosen = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))[:inputs]
+            self.rows = {name: _drawn(rows, chosen) for name, rows in self.rows.items()}
+            self.inputs = inputs
 
-    def _take(self, inputs: int) -> None:
-        if inputs < 2 * self.measure.minimum_rows:
-            raise ValueError(f"resample_inputs must be at least {2 * self.measure.minimum_rows}, got {inputs}")
-        self._same_inputs("resample_inputs")
-        chosen = torch.randperm(self.total, generator=torch.Generator().manual_seed(self.seed))[:inputs]
-        self.rows = {
-            name: {key: each[chosen.to(each.device)] for key, each in values.items()}
-            for name, values in self.rows.items()
-        }
-        self.labels = None if self.labels is None else self.labels[chosen.to(self.labels.device)]
-        self.inputs = inputs
-
-    def _same_inputs(self, what: str) -> None:
-        counts = {len(each["X"]) for each in self.rows.values()}
+    def _require_same_inputs(self, what: str) -> None:
+        counts = {len(rows["X"]) for rows in self.rows.values()}
         if len(counts) > 1:
             raise ValueError(f"{what} draws the same inputs everywhere: expected equal numbers of rows, got {counts}")
 
     def null(self, kind: str, repeats: int, values: np.ndarray) -> Null:
-        """The values (repeats, L, L) without pairing; the diagonal compares each with itself shuffled."""
+        """Statistics of `repeats` matrices (L, L) of shuffled inputs; the diagonal compares rows with them shuffled."""
         if kind != "permuted":
             raise ValueError(f'null must be "permuted", got {kind!r}')
         if repeats < 1:
@@ -76,18 +74,17 @@ class Resampling:
             raise ValueError(f"{self.measure.id} describes one representation: the pairing of inputs has no part in it")
         generator = torch.Generator().manual_seed(self.seed)
         with warnings.catch_warnings():
-            _ignore_what_was_said()
-            paired = [self._prepare(name) for name in self.rows]
+            _ignore_repeated_warnings()
+            paired = [self.measure.prepare(**rows) for rows in self.rows.values()]
             drawn = []
             for _ in range(repeats):
                 shuffled = [
-                    self._prepare(name, torch.randperm(each.rows, generator=generator))
-                    for name, each in zip(self.rows, paired, strict=True)
+                    self.measure.prepare(**_drawn(rows, torch.randperm(len(rows["X"]), generator=generator)))
+                    for rows in self.rows.values()
                 ]
-                found = self.measure.matrix(shuffled)
-                for k, (one, other) in enumerate(zip(paired, shuffled, strict=True)):
-                    found[k, k] = self.measure.compare(one, other)
-                drawn.append(found)
+                matrix = self.measure.matrix(shuffled)
+                np.fill_diagonal(matrix, list(map(self.measure.compare, paired, shuffled)))
+                drawn.append(matrix)
         chance = np.stack(drawn)
         as_similar = chance >= values if self.measure.larger_is_more_similar else chance <= values
         p_value = np.where(np.isnan(values), np.nan, (1 + as_similar.sum(0)) / (1 + repeats))
@@ -98,29 +95,28 @@ class Resampling:
         """Bounds around `values`, within the measure's range."""
         if resamples < 2:
             raise ValueError(f"bootstrap must be at least 2 resamples, got {resamples}")
-        self._same_inputs("bootstrap")
+        self._require_same_inputs("bootstrap")
         count = self.inputs
         generator = torch.Generator().manual_seed(self.seed)
         with warnings.catch_warnings():
-            _ignore_what_was_said()
+            _ignore_repeated_warnings()
             drawn = []
             for _ in range(resamples):
                 half = torch.randperm(count, generator=generator)[: count // 2]
-                drawn.append(self.measure.matrix([self._prepare(name, half) for name in self.rows]))
+                halves = [self.measure.prepare(**_drawn(rows, half)) for rows in self.rows.values()]
+                drawn.append(self.measure.matrix(halves))
         spread = np.stack(drawn)
         spread = (spread - spread.mean(0)) * (count / self.total) ** 0.5  # that of all inputs is narrower
         low, high = (np.quantile(spread, level, axis=0) + values for level in (0.025, 0.975))
         return Interval(np.clip(low, *self.measure.range), np.clip(high, *self.measure.range), resamples, count)
 
-    def _prepare(self, name: str, index: Tensor | None = None) -> Prepared:
-        def drawn(rows: Tensor) -> Tensor:
-            return rows if index is None else rows[index.to(rows.device)]
 
-        labels = None if self.labels is None else drawn(self.labels)
-        return self.measure.prepare(labels=labels, **{key: drawn(each) for key, each in self.rows[name].items()})
+def _drawn(rows: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """Rows at `index` (n,) of every input of one representation."""
+    return {name: values[index.to(values.device)] for name, values in rows.items()}
 
 
-def _ignore_what_was_said() -> None:
+def _ignore_repeated_warnings() -> None:
     """The matrix itself has warned already."""
     for category in (UndefinedWarning, DegenerateWarning):
         warnings.simplefilter("ignore", category)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simprune.core.neighbours import directions
 from simprune.core.similarity import SimilarityMatrix
-from simprune.measures._base import Measure, Statistic, _labels, _require_finite
+from simprune.measures._base import Measure, Statistic, class_labels, require_finite
 from simprune.measures._moments import FORMS, Joint
 
 NORMED = ("cka_debiased",)  # measures that need squared lengths of rows besides second moments
@@ -54,27 +54,40 @@ class Streaming:
         """Rows seen."""
         return int(self.moments[0, 0]) if self.widths else 0
 
-    @torch.inference_mode(False)  # what is made in inference mode could not be updated outside of it
+    @torch.inference_mode(False)  # a tensor that is created in inference mode cannot be updated outside of it
     def update(self, batch: Mapping[str, Any], labels: Any = None) -> "Streaming":
-        """Add rows {name: (n, D)} of the same n inputs at every name; in place, and refused as a whole if bad."""
+        """Add a batch of rows, in place.
+
+        Args:
+            batch: rows (n, D) of the same n inputs for every name.
+            labels: (n,) integers, for a measure that needs them.
+
+        Returns:
+            This accumulator.
+
+        Raises:
+            ValueError: for names, widths, rows or labels that do not fit; nothing of the batch is added then.
+        """
         if set(batch) != set(self.names):
             raise ValueError(f"expected rows of {', '.join(self.names)}, got {', '.join(batch) or 'none'}")
         first = self.measures[0]
         rows = [first._rows_of(name, batch[name]) for name in self.names]
-        counts, widths = [len(each) for each in rows], tuple(each.shape[1] for each in rows)
+        counts, widths = [len(part) for part in rows], tuple(part.shape[1] for part in rows)
         if len(set(counts)) > 1 or not counts[0]:
             raise ValueError(f"expected the same inputs at every name, at least one; got {counts} rows")
         if self.widths and widths != self.widths:
             raise ValueError(f"expected widths {list(self.widths)} as before, got {list(widths)}")
         W, device = sum(widths), self.origin.device if self.widths else rows[0].device
-        joined = torch.cat([each.to(device, torch.float64) for each in rows], 1)
+        joined = torch.cat([part.to(device, torch.float64) for part in rows], 1)
         if not joined.sum().isfinite():
-            _require_finite("streaming", {name: {"X": each} for name, each in zip(self.names, rows, strict=True)})
-        classes = _labels("streaming", labels, joined) if self.needs_labels else None
+            require_finite("streaming", {name: {"X": part} for name, part in zip(self.names, rows, strict=True)})
+        classes = class_labels("streaming", labels, joined) if self.needs_labels else None
         if not self.widths:
             self._start(widths, joined[0])
         if classes is not None:
-            self._count_classes(joined, classes)
+            units = torch.cat([directions(part) for part in joined.split(widths, 1)], 1)
+            names, index = classes.unique(return_inverse=True)
+            self._add_classes(names.tolist(), units.new_zeros(len(names), W).index_add_(0, index, units))
         table = joined.new_ones(len(joined), self.moments.shape[1])
         torch.sub(joined, self.origin, out=table[:, 1 : 1 + W])
         if self.normed:
@@ -87,7 +100,11 @@ class Streaming:
 
     @torch.inference_mode(False)
     def merge(self, other: "Streaming") -> "Streaming":
-        """Add what another accumulator of the same measures and names has seen; in place."""
+        """Add the rows of another accumulator of the same measures and names, in place, and return this one.
+
+        Raises:
+            ValueError: for other measures, names or widths.
+        """
         if (self.measures, self.names) != (other.measures, other.names):
             raise ValueError(f"cannot merge {other} into {self}: expected the same measures and names")
         if not other.widths:
@@ -100,9 +117,7 @@ class Streaming:
             device = self.origin.device
             shift = self.origin - other.origin.to(device)
             self.moments += moved(other.moments.to(device), shift, self.widths)
-        for each, sums in other.classes.items():
-            sums = sums.to(self.origin.device)
-            self.classes[each] = self.classes[each] + sums if each in self.classes else sums.clone()
+        self._add_classes(other.classes, other.classes.values())
         self._joint = None
         return self
 
@@ -113,13 +128,12 @@ class Streaming:
         if isinstance(chosen, Statistic):
             values = (values[:, None] - values).abs()
         result = values.cpu().numpy()
-        chosen._warn_of_undefined(result, self.names)
+        chosen._warn_if_undefined(result, self.names)
         return SimilarityMatrix(self.names, result, chosen.id)
 
     def value(self, first: str, second: str, measure: str | Measure | None = None) -> float:
         """The value of one pair."""
-        found = self.matrix(measure)
-        return float(found.values[found.names.index(first), found.names.index(second)])
+        return float(self.matrix(measure).values[self.names.index(first), self.names.index(second)])
 
     def describe(self, measure: str | Measure | None = None) -> dict[str, float]:
         """A statistic of every representation."""
@@ -140,21 +154,17 @@ class Streaming:
         self.origin = first.clone()
         self.moments = self.origin.new_zeros(side if self.products else 1, side)
 
-    def _count_classes(self, joined: Tensor, labels: Tensor) -> None:
-        units = [directions(part) for part in joined.split(self.widths, 1)]
-        table = torch.cat(units, 1)
-        found, position = labels.unique(return_inverse=True)
-        sums = table.new_zeros(len(found), table.shape[1]).index_add_(0, position, table)
-        for each, add in zip(found.tolist(), sums, strict=True):
-            self.classes[each] = self.classes[each] + add if each in self.classes else add.clone()
+    def _add_classes(self, labels: Iterable[int], sums: Iterable[Tensor]) -> None:
+        for label, part in zip(labels, sums, strict=True):
+            self.classes[label] = self.classes.get(label, 0) + part.to(self.origin.device)
 
     def _chosen(self, measure: str | Measure | None) -> Measure:
-        found = [each for each in self.measures if measure is None or measure in (each, each.id)]
-        if len(found) != 1:
+        fitting = [known for known in self.measures if measure is None or measure in (known, known.id)]
+        if len(fitting) != 1:
             raise ValueError(
                 f"expected one of {', '.join(map(repr, self.measures))}, got {measure!r}: name the one you want"
             )
-        return found[0]
+        return fitting[0]
 
     def _finished(self, measure: Measure) -> Joint:
         n, W = self.count, sum(self.widths)

@@ -1,12 +1,11 @@
 """How alike two representations are after the best rotation, or the best linear map, of one onto the other.
 
 The rotation never has to be formed: with X, Y of norm 1, min |X Q - Y|^2 = 2 - 2 |X'Y|_*, a nuclear norm. It does
-not change when rows are expressed in other orthonormal coordinates, so at most min(N, D) of them are kept, and
+not change when rows are expressed in other orthonormal coordinates, so at most min(N, D) of them are stored, and
 representations of different widths need no padding.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,32 +13,29 @@ import torch
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
-from simprune.measures._base import DegenerateWarning, Measure
+from simprune.measures._base import Distance, Measure
 from simprune.measures._factors import FactorProduct, Shape, angle, basis, coordinates, gap, shape, warn_if_spanning
 from simprune.measures._products import Vector, centred
-
-WILLIAMS = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
-DING = "Ding, Denain, Steinhardt 2021, arXiv:2108.01661"
+from simprune.measures._rows import warn_of_zero_rows
 
 
 @dataclass(frozen=True)
-class Rotation(Measure):
+class Rotation(Distance):
     """Measures that are a function `_value` of 1 - |X'Y|_* / (|X| |Y|) and of the norms."""
 
-    range = (0.0, math.inf)
-    larger_is_more_similar = False
     is_metric = True
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
     cost = "prepare: rows in min(N, D) coordinates, at most one QR; pair: singular values of X'Y, O(N r r' + r^3)"
     undefined = "a representation is the same for all inputs"
     centre: ClassVar[bool] = True
+    sizes_count: ClassVar[bool] = False  # then a zero representation has a value; otherwise it has no direction
 
     def _prepare(self, X: Tensor) -> Shape:
         return shape(centred(X) if self.centre else X)
 
     def _compare(self, a: Shape, b: Shape) -> Tensor:
         lost = gap(a.rows, b.rows)
-        if "IS" in self.invariant_to:  # without a norm there is no direction; where norms matter, zero is one
+        if not self.sizes_count:
             lost = torch.where((a.norm > 0) & (b.norm > 0), lost, math.nan)
         return self._value(lost, a.norm, b.norm)
 
@@ -62,7 +58,6 @@ class OrthogonalProcrustes(Rotation):
 
     id = "orthogonal_procrustes"
     range = (0.0, math.sqrt(2))
-    source = DING
 
     def _value(self, lost: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
         return (2 * lost).sqrt().clamp(max=self.range[1])
@@ -83,8 +78,8 @@ class ProcrustesSizeShape(Rotation):
 
     id = "procrustes_size_shape"
     invariant_to = frozenset({"PT", "OT", "TR"})
-    source = WILLIAMS
     undefined = "never: every pair has a value"
+    sizes_count = True
 
     def _value(self, lost: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
         return ((norm_a - norm_b).square() + 2 * norm_a * norm_b * lost).sqrt()
@@ -105,7 +100,6 @@ class ProcrustesRaw(ProcrustesSizeShape):
 
     id = "procrustes_raw"
     invariant_to = frozenset({"PT", "OT"})
-    source = "Schönemann 1966, Psychometrika 31"
     centre = False
 
 
@@ -124,7 +118,6 @@ class AngularShapeMetric(Rotation):
 
     id = "angular_shape_metric"
     range = (0.0, math.pi / 2)
-    source = WILLIAMS
 
     def _value(self, lost: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
         return angle(lost)
@@ -147,7 +140,6 @@ class NormalizedBures(Rotation):
     range = (0.0, 1.0)
     larger_is_more_similar = True
     is_metric = False
-    source = "Tang, Maddox, Dickens, Diethe, Damianou 2020, arXiv:2003.11498"
 
     def _value(self, lost: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
         return 1 - lost
@@ -173,10 +165,8 @@ class PartialWhiteningShapeMetric(AngularShapeMetric):
     invariant_to = frozenset({"PT", "OT", "TR"})
     cost = "prepare: partly whitened coordinates (N, r), one SVD; pair: singular values, O(N r r' + r^3)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"{self.id}: alpha must be from 0 to 1, got {self.alpha!r}")
+    def _configure(self) -> None:
+        self._require("alpha", 0 <= self.alpha <= 1, "from 0 to 1")
         if self.alpha in (0, 1):
             more = {"IS", "ILT", "AT"} if self.alpha == 0 else {"IS"}
             self._declare(invariant_to=self.invariant_to | more)
@@ -186,10 +176,6 @@ class PartialWhiteningShapeMetric(AngularShapeMetric):
         if self.alpha == 0:
             warn_if_spanning(self, len(s), len(X))
         return shape(U * (self.alpha * s + (1 - self.alpha)))
-
-    def _compare(self, a: Shape, b: Shape) -> Tensor:
-        lost = torch.where((a.norm > 0) & (b.norm > 0), gap(a.rows, b.rows), math.nan)
-        return angle(lost)
 
 
 @dataclass(frozen=True)
@@ -211,18 +197,13 @@ class LinearRegression(FactorProduct):
     target: str = "first"
 
     id = "linear_regression"
-    range = (0.0, 1.0)
-    larger_is_more_similar = True
     symmetric = False
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
-    source = "Kornblith, Norouzi, Lee, Hinton 2019, arXiv:1905.00414"
     cost = "prepare: a basis (N, r) and rows in it (N, r), one SVD; pair: O(N r r'); all pairs: that, or one product"
     undefined = "the predicted representation is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.target not in ("first", "second"):
-            raise ValueError(f'linear_regression: target must be "first" or "second", got {self.target!r}')
+    def _configure(self) -> None:
+        self._require("target", self.target in ("first", "second"), '"first" or "second"')
         if self.target == "second":
             self._declare(invariant_to=self.invariant_to | {"ILT", "AT"})
 
@@ -245,28 +226,34 @@ class Rows(NamedTuple):
     lengths: Tensor
 
 
-def nonzero_rows(measure: Measure, X: Tensor, rows: Tensor) -> Rows:
-    """`rows` with the lengths of X's, which are zero exactly where all units are; says how many are."""
-    lengths = torch.linalg.vector_norm(X, dim=1)
-    zero = int((lengths == 0).sum())
-    if zero:
-        warnings.warn(
-            f"{measure.id}: {zero} of {len(X)} rows are zero, have no direction and are left out",
-            DegenerateWarning,
-            stacklevel=5,
-        )
-    return Rows(rows, lengths)
+@dataclass(frozen=True)
+class RowCosine(Measure):
+    """Mean cosine of rows after an alignment of units, over inputs whose rows are zero on neither side."""
 
+    range = (-1.0, 1.0)
+    undefined = "in every row one of the representations is zero"
 
-def mean_cosine(aligned: Tensor, other: Tensor, lengths_a: Tensor, lengths_b: Tensor) -> Tensor:
-    """Mean cosine of rows whose lengths are given, over pairs that both have one; NaN if none has."""
-    lengths = lengths_a * lengths_b
-    cosines = (aligned * other).sum(1) / torch.where(lengths > 0, lengths, 1.0)
-    return (cosines.sum() / (lengths > 0).sum()).clamp(-1.0, 1.0)
+    def _prepare(self, X: Tensor) -> Rows:
+        X = unit_scaled_(X.clone())
+        warn_of_zero_rows(self, X, "are zero, have no direction and are left out")
+        return Rows(self._coordinates(X), torch.linalg.vector_norm(X, dim=1))
+
+    def _coordinates(self, X: Tensor) -> Tensor:
+        return X
+
+    def _compare(self, a: Rows, b: Rows) -> Tensor:
+        lengths = a.lengths * b.lengths
+        first, second = self._aligned(a.rows, b.rows)
+        cosines = (first * second).sum(1) / torch.where(lengths > 0, lengths, 1.0)
+        return (cosines.sum() / (lengths > 0).sum()).clamp(-1.0, 1.0)
+
+    def _aligned(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with as many units, in which they are as close as possible."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class AlignedCosine(Measure):
+class AlignedCosine(RowCosine):
     """Mean cosine between rows after the best rotation, in [-1, 1], 1 = equal up to rotation and row lengths.
 
     mean_i cos(X_i Q, Y_i), Q = argmin |X Q - Y| over rotations; X (N, D), Y (N, D') not centred. Directions of
@@ -281,17 +268,12 @@ class AlignedCosine(Measure):
     """
 
     id = "aligned_cosine"
-    range = (-1.0, 1.0)
-    larger_is_more_similar = True
     invariant_to = frozenset({"PT", "OT", "IS"})
-    source = "Hamilton, Leskovec, Jurafsky 2016, arXiv:1606.02821"
     cost = "prepare: rows in min(N, D) coordinates, at most one QR; pair: an SVD of X'Y, O(N r r' + r^3)"
-    undefined = "in every row one of the representations is zero"
 
-    def _prepare(self, X: Tensor) -> Rows:
-        X = unit_scaled_(X.clone())
-        return nonzero_rows(self, X, coordinates(X))
+    def _coordinates(self, X: Tensor) -> Tensor:
+        return coordinates(X)
 
-    def _compare(self, a: Rows, b: Rows) -> Tensor:
-        U, _, Vt = basis(a.rows.T @ b.rows)
-        return mean_cosine(a.rows @ U, b.rows @ Vt.T, a.lengths, b.lengths)
+    def _aligned(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        U, _, Vt = basis(X.T @ Y)
+        return X @ U, Y @ Vt.T

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
-from simprune.measures._base import Measure
+from simprune.measures._base import Distance, Measure
 from simprune.measures._factors import Basis, FactorProduct, angle, basis, gap, warn_if_spanning
 from simprune.measures._products import Vector, centred
 
 AFFINE = frozenset({"PT", "OT", "IS", "ILT", "TR", "AT"})
-SIMILAR = frozenset({"PT", "OT", "IS", "TR"})
-CONSTANT = "a representation is the same for all inputs"
 EQUAL = 1e-10  # correlations this close are one that occurs several times
 SVD = "prepare: an orthonormal basis (N, r), one SVD, O(N D min(N, D))"
 
@@ -43,14 +41,23 @@ class Subspace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MeanCCA(Measure):
+class Canonical(Measure):
+    """Measures of canonical correlations."""
+
+    invariant_to = AFFINE
+    cost = f"{SVD}; pair: singular values of an r x r' product, O(N r r' + r^3)"
+    undefined = "a representation is the same for all inputs"
+
+
+@dataclass(frozen=True)
+class MeanCCA(Canonical):
     """Mean canonical correlation in [0, 1], 1 = one span contains the other.
 
     sum(rho) / min(r, r') for X (N, D), Y (N, D') of rank r, r'; `denominator="dim"` divides by min(D, D') instead,
     so that a dead unit counts as a correlation of 0. Needs N well above D + D'; a DegenerateWarning says where
     N is too small. Raises ValueError for any other denominator.
 
-    Source: Hotelling 1936, Biometrika 28; Raghu et al. 2017, arXiv:1706.05806.
+    Source: Hotelling 1936, Biometrika 28; Raghu, Gilmer, Yosinski, Sohl-Dickstein 2017, arXiv:1706.05806.
 
     >>> X = torch.eye(5)[:, :2]
     >>> round(MeanCCA()(X, X[:, :1]), 4), round(MeanCCA()(X[:, :1], X[:, 1:]), 4)
@@ -60,17 +67,9 @@ class MeanCCA(Measure):
     denominator: str = "rank"
 
     id = "mean_cca"
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
-    invariant_to = AFFINE
-    source = "Hotelling 1936, Biometrika 28; Raghu, Gilmer, Yosinski, Sohl-Dickstein 2017, arXiv:1706.05806"
-    cost = f"{SVD}; pair: singular values of an r x r' product, O(N r r' + r^3)"
-    undefined = CONSTANT
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.denominator not in ("rank", "dim"):
-            raise ValueError(f'mean_cca: denominator must be "rank" or "dim", got {self.denominator!r}')
+    def _configure(self) -> None:
+        self._require("denominator", self.denominator in ("rank", "dim"), '"rank" or "dim"')
 
     def _prepare(self, X: Tensor) -> Subspace:
         return Subspace(centred_basis(self, X).U, X.shape[1])
@@ -82,13 +81,14 @@ class MeanCCA(Measure):
 
 
 @dataclass(frozen=True)
-class MeanSquaredCCA(FactorProduct):
+class MeanSquaredCCA(Canonical, FactorProduct):
     """Mean squared canonical correlation in [0, 1], 1 = one span contains the other.
 
     |Q'Q'|^2 / min(r, r') for X (N, D), Y (N, D') of rank r, r'. Needs N well above D + D'; a DegenerateWarning says
     where N is too small.
 
-    Source: Yanai 1974, generalized coefficient of determination; Kornblith et al. 2019, arXiv:1905.00414.
+    Source: Yanai 1974, Behaviormetrika 1, generalized coefficient of determination; Kornblith, Norouzi, Lee, Hinton
+    2019, arXiv:1905.00414.
 
     >>> X = torch.eye(5)[:, :2]
     >>> round(MeanSquaredCCA()(X[:, :1], X[:, 1:]), 4)
@@ -96,12 +96,7 @@ class MeanSquaredCCA(FactorProduct):
     """
 
     id = "mean_squared_cca"
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
-    invariant_to = AFFINE
-    source = "Yanai 1974, Behaviormetrika 1; Kornblith, Norouzi, Lee, Hinton 2019, arXiv:1905.00414"
     cost = f"{SVD}; pair: an r x r' product, O(N r r'); all pairs: that, or one product of N x N projectors"
-    undefined = CONSTANT
 
     def _prepare(self, X: Tensor) -> Vector:
         U = centred_basis(self, X).U
@@ -113,7 +108,7 @@ class MeanSquaredCCA(FactorProduct):
 
 
 @dataclass(frozen=True)
-class CCAAngularDistance(Measure):
+class CCAAngularDistance(Canonical, Distance):
     """Angle between whitened representations, arccos(sum(rho) / sqrt(r r')), in [0, pi/2]; a metric, 0 = same span.
 
     X (N, D), Y (N, D') of rank r, r'. Needs N well above D + D'; a DegenerateWarning says where N is too small.
@@ -126,13 +121,8 @@ class CCAAngularDistance(Measure):
     """
 
     id = "cca_angular_distance"
-    larger_is_more_similar = False
     range = (0.0, math.pi / 2)
     is_metric = True
-    invariant_to = AFFINE
-    source = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
-    cost = f"{SVD}; pair: singular values of an r x r' product, O(N r r' + r^3)"
-    undefined = CONSTANT
 
     def _prepare(self, X: Tensor) -> Tensor:
         U = centred_basis(self, X).U
@@ -143,7 +133,7 @@ class CCAAngularDistance(Measure):
 
 
 @dataclass(frozen=True)
-class SVCCA(Measure):
+class SVCCA(Canonical):
     """`mean_cca` of the leading principal components, in [0, 1], 1 = one leading span contains the other.
 
     On each side the fewest components that hold the share `threshold` of the variance. X (N, D), Y (N, D').
@@ -159,25 +149,19 @@ class SVCCA(Measure):
     threshold: float = 0.99
 
     id = "svcca"
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
-    invariant_to = SIMILAR
-    source = "Raghu, Gilmer, Yosinski, Sohl-Dickstein 2017, arXiv:1706.05806"
+    invariant_to = frozenset({"PT", "OT", "IS", "TR"})
     cost = "prepare: k leading components (N, k), one SVD, O(N D min(N, D)); pair: O(N k k' + k^3)"
-    undefined = CONSTANT
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"svcca: threshold must be above 0 and at most 1, got {self.threshold!r}")
+    def _configure(self) -> None:
+        self._require("threshold", 0 < self.threshold <= 1, "above 0 and at most 1")
 
     def _prepare(self, X: Tensor) -> Tensor:
         U, s, _ = basis(unit_scaled_(centred(X)))
-        # What is left from each component on, summed from the small end: exact where a running total would round.
+        # Variance from every component on, summed from the small end: exact where a running total would round.
         rest = s.square().flip(0).cumsum(0).flip(0)
-        kept = int((rest > (1 - self.threshold) * rest[:1]).sum())
-        warn_if_spanning(self, kept, len(X))
-        return U[:, :kept]
+        leading = int((rest > (1 - self.threshold) * rest[:1]).sum())
+        warn_if_spanning(self, leading, len(X))
+        return U[:, :leading]
 
     def _compare(self, a: Tensor, b: Tensor) -> Tensor:
         return correlations(a, b).mean()  # the mean of no correlations is NaN
@@ -191,7 +175,7 @@ class Variates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PWCCA(Measure):
+class PWCCA(Canonical):
     """Canonical correlations weighted by how much of a representation they account for, in [0, 1].
 
     sum(alpha rho) / sum(alpha), alpha_i = sum_j |<h_i, x_j>| over the units x_j of one side and its canonical
@@ -212,20 +196,15 @@ class PWCCA(Measure):
     weights: str = "first"
 
     id = "pwcca"
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
     symmetric = False
     invariant_to = frozenset({"PT", "IS", "TR"})
-    source = "Morcos, Raghu, Bengio 2018, arXiv:1806.05759"
     cost = (
         "prepare: an orthonormal basis (N, r) and the units in it (r, D), one SVD; pair: an r x r' SVD, O(N r r' + r^3)"
     )
-    undefined = CONSTANT
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weights not in ("first", "second", "smaller", "mean"):
-            raise ValueError(f'pwcca: weights must be "first", "second", "smaller" or "mean", got {self.weights!r}')
+    def _configure(self) -> None:
+        known = ("first", "second", "smaller", "mean")
+        self._require("weights", self.weights in known, '"first", "second", "smaller" or "mean"')
         if self.weights == "second":
             self._declare(invariant_to=AFFINE)
         if self.weights == "mean":

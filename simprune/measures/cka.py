@@ -8,15 +8,13 @@ it stands, and turns U-centring (no diagonal, unbiased HSIC) into adding
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
 from simprune.measures._products import InnerProduct, Vector, centred
-
-KORNBLITH = "Kornblith, Norouzi, Lee, Hinton 2019, arXiv:1905.00414"
 
 
 class Features(NamedTuple):
@@ -30,8 +28,12 @@ class Features(NamedTuple):
 class Alignment(InnerProduct):
     """Cosine of two centred kernel matrices: <K, L> / (|K| |L|)."""
 
-    larger_is_more_similar = True
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
+    debiased = False  # a subclass may make it a hyperparameter
+
+    def _configure(self) -> None:
+        if self.debiased:
+            self._declare(range=(-1.0, 1.0), minimum_rows=4)
 
     def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
         return (inner / (size_a * size_b).sqrt()).clamp(*self.range)
@@ -41,6 +43,12 @@ class Alignment(InnerProduct):
         square = torch.linalg.vector_norm(K, dim=1).double().square().sum()  # short sums keep float32's digits
         noise = (16 * torch.finfo(K.dtype).eps * trace).square() / len(K)
         return Vector(len(K), torch.where(square > noise, square, math.nan), K)
+
+
+def kernel_vector(K: Tensor, scale: Tensor) -> Vector:
+    """K (N, any) and its squared norm, NaN where that is only rounding error of a matrix of norm `scale`."""
+    square = K.square().sum()
+    return Vector(len(K), torch.where(square > (16 * torch.finfo(K.dtype).eps * scale).square(), square, math.nan), K)
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,14 @@ class CKA(Alignment):
     """
 
     id = "cka"
-    range = (0.0, 1.0)
-    source = KORNBLITH
     keeps_float32 = True
     cost = "prepare: the Gram matrix, O(N^2 D), or only centred rows if 2D <= N; pair: O(N^2), or O(N D D')"
     undefined = "a representation is the same for all inputs"
-    debiased: ClassVar[bool] = False
 
     def _prepare(self, X: Tensor) -> Vector:
         rows = unit_scaled_(centred(X))
         count, width = rows.shape
-        # A thin representation is kept as it is: its Gram matrix would be larger. What can vanish in
+        # The rows of a thin representation are stored, for its Gram matrix would be larger. A kernel that vanishes in
         # U-centring (all rows equally far apart) has D >= N - 1, and so takes the first branch.
         if 2 * width > count:
             K = rows @ rows.T
@@ -81,7 +86,7 @@ class CKA(Alignment):
 
     def _rows(self, item: Vector, start: int, stop: int) -> Tensor:
         if isinstance(item.values, Tensor):
-            return item.values[start:stop]
+            return super()._rows(item, start, stop)
         rows, diagonal = item.values
         return self._centred_(rows[start:stop] @ rows.T, diagonal, start)
 
@@ -101,7 +106,7 @@ class CKA(Alignment):
         if isinstance(b.values, Tensor):
             a, b = b, a
         right = b.values.rows
-        if isinstance(a.values, Tensor):  # a.values is centred: what centring would change in b's Gram cancels
+        if isinstance(a.values, Tensor):  # a.values is centred, so that centring b's Gram matrix changes nothing
             dtype = torch.promote_types(a.values.dtype, right.dtype)
             right = right.to(dtype)
             return ((a.values.to(dtype) @ right) * right).sum(dtype=torch.float64)
@@ -126,16 +131,16 @@ class CKA(Alignment):
 
     def _features_product(self, items: Sequence[Features]) -> Tensor:
         """|X'Y|^2 of all pairs (L, L), each X' at once with all Y: a few wide products and no small ones."""
-        widths = [each.rows.shape[1] for each in items]
-        joined = torch.cat([each.rows for each in items], 1)
+        widths = [item.rows.shape[1] for item in items]
+        joined = torch.cat([item.rows for item in items], 1)
         inner = items[0].diagonal.new_zeros(len(items), len(items))
         start = 0
-        for place, width in enumerate(widths):
+        for i, width in enumerate(widths):
             columns = (joined[:, start : start + width].T @ joined[:, start:]).double().square_().sum(0)
-            inner[place, place:] = inner[place:, place] = torch.stack([p.sum() for p in columns.split(widths[place:])])
+            inner[i, i:] = inner[i:, i] = torch.stack([part.sum() for part in columns.split(widths[i:])])
             start += width
         if self.debiased:
-            d = torch.stack([each.diagonal for each in items])
+            d = torch.stack([item.diagonal for item in items])
             n, total = d.shape[1], d.sum(1)
             inner += torch.outer(total, total) / ((n - 1) * (n - 2)) - d @ d.T * (n / (n - 2))
         return inner
@@ -147,7 +152,8 @@ class CKADebiased(CKA):
 
     The cosine of U-centred Gram matrices (zero diagonal, zero row sums) of centred features; at least 4 rows.
 
-    Source: Song et al. 2012 (JMLR 13) for HSIC; Szekely and Rizzo 2014 for U-centring.
+    Source: Song, Smola, Gretton, Bedo, Borgwardt 2012, JMLR 13, for HSIC; Szekely, Rizzo 2014, arXiv:1310.2926, for
+    U-centring.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> X, Y = torch.randn(100, 400, generator=g), torch.randn(100, 400, generator=g)
@@ -158,7 +164,6 @@ class CKADebiased(CKA):
     id = "cka_debiased"
     range = (-1.0, 1.0)
     minimum_rows = 4
-    source = "Song, Smola, Gretton, Bedo, Borgwardt 2012, JMLR 13; Szekely, Rizzo 2014, arXiv:1310.2926"
     undefined = "a representation is the same for all inputs, or has all inputs equally far apart"
     debiased = True
 
@@ -178,7 +183,6 @@ class CKAAngular(CKA):
     range = (0.0, math.pi / 2)
     larger_is_more_similar = False
     is_metric = True
-    source = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
 
     def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
         return (inner / (size_a * size_b).sqrt()).clamp(0.0, 1.0).arccos()
@@ -202,17 +206,12 @@ class CKARBF(Alignment):
     debiased: bool = False
 
     id = "cka_rbf"
-    range = (0.0, 1.0)
-    source = KORNBLITH
     cost = "prepare: the N x N centred kernel matrix, O(N^2 D) and a median of N^2 numbers; pair: O(N^2)"
     undefined = "in a representation the median distance is zero, or all inputs are equally far apart"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold < math.inf:
-            raise ValueError(f"cka_rbf: threshold must be positive, got {self.threshold!r}")
-        if self.debiased:
-            self._declare(range=(-1.0, 1.0), minimum_rows=4)
+    def _configure(self) -> None:
+        super()._configure()
+        self._require("threshold", 0 < self.threshold < math.inf, "positive")
 
     def _prepare(self, X: Tensor) -> Vector:
         K = gaussian(X, self.threshold)

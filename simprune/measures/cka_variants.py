@@ -1,4 +1,4 @@
-"""Centred kernel alignment of batches, of sparse graphs, and without what the inputs already share."""
+"""Centred kernel alignment of batches, of sparse graphs, and without the similarities of the inputs themselves."""
 
 import math
 from dataclasses import dataclass
@@ -7,17 +7,9 @@ import torch
 from torch import Tensor
 
 from simprune.core.neighbours import directions, largest, unit_scaled_
-from simprune.measures._products import Vector, centred
+from simprune.measures._products import Vector, centred, unit_norm
 from simprune.measures._rows import warn_of_zero_rows
-from simprune.measures.cka import Alignment, centred_kernel_, gaussian
-
-CONSTANT = "a representation is the same for all inputs"
-
-
-def _vector(K: Tensor, scale: Tensor) -> Vector:
-    """K and its squared norm, NaN where that is only rounding error of a matrix of norm `scale`."""
-    square = K.square().sum()
-    return Vector(len(K), torch.where(square > (16 * torch.finfo(K.dtype).eps * scale).square(), square, math.nan), K)
+from simprune.measures.cka import Alignment, centred_kernel_, gaussian, kernel_vector
 
 
 @dataclass(frozen=True)
@@ -39,14 +31,11 @@ class CKAMinibatch(Alignment):
     id = "cka_minibatch"
     range = (-1.0, 1.0)
     minimum_rows = 4
-    source = "Nguyen, Raghu, Kornblith 2021, arXiv:2010.15327"
     cost = "prepare: one Gram matrix per batch of B rows, N x B numbers, O(N B D); pair: O(N B)"
     undefined = "in every batch, a representation is the same for all inputs or has them equally far apart"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 4:
-            raise ValueError(f"cka_minibatch: batch_size must be at least 4, got {self.batch_size}")
+    def _configure(self) -> None:
+        self._require("batch_size", self.batch_size >= 4, "at least 4")
 
     def _prepare(self, X: Tensor) -> Vector:
         last = len(X) % self.batch_size
@@ -65,7 +54,7 @@ class CKAMinibatch(Alignment):
             weight = 1 / math.sqrt(n * (n - 3))
             scale = scale + (K.trace() * weight).square()
             blocks[start : start + n, :n] = weight * centred_kernel_(K, debiased=True)
-        return _vector(blocks, scale.sqrt())
+        return kernel_vector(blocks, scale.sqrt())
 
 
 @dataclass(frozen=True)
@@ -89,16 +78,12 @@ class CKASparse(Alignment):
     id = "cka_sparse"
     range = (-1.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS"})
-    source = "Chen et al. 2021, Graph-Based Similarity of Neural Network Representations, arXiv:2111.11165"
     cost = "prepare: the N x N centred sparse kernel, O(N^2 D); pair: O(N^2)"
     undefined = "the kept entries are equal in all rows and columns, or the median distance is zero (rbf)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kernel not in ("cosine", "linear", "rbf"):
-            raise ValueError(f'cka_sparse: kernel must be "cosine", "linear" or "rbf", got {self.kernel!r}')
-        if self.top < 1:
-            raise ValueError(f"cka_sparse: top must be at least 1, got {self.top}")
+    def _configure(self) -> None:
+        self._require("kernel", self.kernel in ("cosine", "linear", "rbf"), '"cosine", "linear" or "rbf"')
+        self._require("top", self.top >= 1, "at least 1")
         self._declare(minimum_rows=max(2, self.top))
         if self.kernel == "rbf":
             self._declare(invariant_to=frozenset({"PT", "OT", "IS", "TR"}))
@@ -112,11 +97,11 @@ class CKASparse(Alignment):
             rows = directions(X) if self.kernel == "cosine" else unit_scaled_(X.clone())
             full = rows @ rows.T
         bound = full.abs().max()
-        kept = largest((full / torch.where(bound > 0, bound, 1.0)).nan_to_num(), self.top)
-        K = torch.zeros_like(full).scatter_(1, kept, full.gather(1, kept))
+        top = largest((full / torch.where(bound > 0, bound, 1.0)).nan_to_num(), self.top)
+        K = torch.zeros_like(full).scatter_(1, top, full.gather(1, top))
         scale = torch.linalg.vector_norm(K)
         K = K - K.mean(0)
-        return _vector(K - K.mean(1, keepdim=True), scale)
+        return kernel_vector(K - K.mean(1, keepdim=True), scale)
 
 
 @dataclass(frozen=True)
@@ -129,7 +114,7 @@ class CKADeconfounded(Alignment):
     Source: Cui, Kumar, Marttinen, Kaski 2022, arXiv:2202.00095.
 
     >>> X, Y, Z = torch.randn(3, 30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    >>> shared = [torch.cat([each, 5 * Z], 1) for each in (X, Y)]
+    >>> shared = [torch.cat([rows, 5 * Z], 1) for rows in (X, Y)]
     >>> from simprune import measures
     >>> round(measures.get("cka")(*shared), 1), round(CKADeconfounded()(*shared, confounder=Z), 1)
     (1.0, 0.1)
@@ -138,14 +123,11 @@ class CKADeconfounded(Alignment):
     psd: bool = True
 
     id = "cka_deconfounded"
-    range = (0.0, 1.0)
     extras = ("confounder",)
-    source = "Cui, Kumar, Marttinen, Kaski 2022, arXiv:2202.00095"
     cost = "prepare: the N x N residual kernel, O(N^2 D) and one eigendecomposition, O(N^3); pair: O(N^2)"
     undefined = "a representation is the same for all inputs, or has the similarities of the confounder"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
         if not self.psd:
             self._declare(range=(-1.0, 1.0))
 
@@ -158,11 +140,9 @@ class CKADeconfounded(Alignment):
             values, vectors = torch.linalg.eigh(K)
             noise = len(K) * torch.finfo(K.dtype).eps * scale
             K = (vectors * torch.where(values > noise, values, 0.0)) @ vectors.T
-        return _vector(K, scale)
+        return kernel_vector(K, scale)
 
 
 def _unit_gram(X: Tensor) -> Tensor:
-    rows = unit_scaled_(centred(X))
-    norm = torch.linalg.vector_norm(rows)
-    rows = rows / torch.where(norm > 0, norm, 1.0)
+    rows = unit_norm(centred(X))
     return rows @ rows.T

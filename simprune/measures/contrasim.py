@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simprune.core.neighbours import unit_scaled_
-from simprune.measures._base import Measure, _require_finite
+from simprune.measures._base import Measure, require_finite
 from simprune.measures._products import centred
 
 HIDDEN = 128
@@ -28,7 +28,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         weights = [self.first[width] for width in sorted(self.first)] + [self.second]
-        bytes_ = b"".join(each.detach().cpu().numpy().tobytes() for each in weights)
+        bytes_ = b"".join(weight.detach().cpu().numpy().tobytes() for weight in weights)
         object.__setattr__(self, "digest", hashlib.sha256(bytes_).hexdigest()[:16])
 
     def __eq__(self, other: object) -> bool:
@@ -69,14 +69,11 @@ class ContraSim(Measure):
 
     id = "contrasim"
     range = (-1.0, 1.0)
-    larger_is_more_similar = True
     invariant_to = frozenset({"IS", "TR"})  # by construction; others as far as they were learned
-    source = "Rahamim, Belinkov 2024, arXiv:2303.16992"
     cost = "fit: some hundred steps; prepare: encoded rows (N, size), O(N D); pair: O(N size)"
     undefined = "a representation is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
         if self.size < 1 or self.steps < 1 or not self.temperature > 0 or not self.learning_rate > 0:
             raise ValueError("contrasim: size, steps, temperature and learning_rate must be positive")
 
@@ -85,7 +82,7 @@ class ContraSim(Measure):
 
         Raises ValueError if a set has fewer than two representations, or rows that do not fit together.
         """
-        studies = [self._study(each) for each in sets]
+        studies = [self._study(representations) for representations in sets]
         if not studies:
             raise ValueError("contrasim: fit needs at least one set of representations, got none")
         device = studies[0][0].device
@@ -111,14 +108,14 @@ class ContraSim(Measure):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        first = {width: each.detach() for width, each in encoder.first.items()}
+        first = {width: weight.detach() for width, weight in encoder.first.items()}
         return dataclasses.replace(self, encoder=Encoder(first, encoder.second.detach()))
 
     def _study(self, representations: Mapping[str, Any]) -> list[Tensor]:
         """Validated and scaled rows of one set."""
-        inputs = {name: self._inputs(name, {"X": X}) for name, X in representations.items()}
-        _require_finite(self.id, inputs)
-        rows = [_scaled(each["X"]) for each in inputs.values()]
+        inputs = {name: self._inputs(name, {"X": X}, {}) for name, X in representations.items()}
+        require_finite(self.id, inputs)
+        rows = [_scaled(values["X"]) for values in inputs.values()]
         if len(rows) < 2 or len({len(X) for X in rows}) > 1:
             raise ValueError(
                 "contrasim: fit needs sets of at least two representations of the same inputs, "

@@ -7,23 +7,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
-from simprune.measures._base import Measure, Prepared
+from simprune.measures._base import Distance, Prepared
 from simprune.measures._products import TILE, centred
-from simprune.measures._rows import distances, symmetric
+from simprune.measures._rows import distance_matrix
 
 
 class LivingTimes(NamedTuple):
     """Share of the scales at which there are i loops (repeats, i_max), and its mean over repeats (i_max,)."""
 
-    each: Tensor
+    repeats: Tensor
     mean: Tensor
 
 
 @dataclass(frozen=True)
-class GeometryScore(Measure):
+class GeometryScore(Distance):
     """Squared difference of how long each number of loops lives, in [0, 2], 0 = equal; no metric.
 
     `landmarks` rows of X (N, D) are drawn with replacement. In their witness complex, whose scale alpha runs from 0 to
@@ -51,45 +52,37 @@ class GeometryScore(Measure):
     seed: int = 0
 
     id = "geometry_score"
-    larger_is_more_similar = False
     range = (0.0, 2.0)  # both vectors are non-negative and sum to at most 1
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
-    source = "Khrulkov, Oseledets 2018, arXiv:1802.02664"
     cost = (
         "prepare: repeats x i_max numbers, O(N^2 D) with N^2 distances held meanwhile, then on the CPU per repeat "
         "O(N landmarks) and the reduction of a complex of about N triangles; pair: O(i_max)"
     )
     undefined = "the representation is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
         if self.landmarks < 3 or self.i_max < 1 or self.repeats < 2:
             raise ValueError(
                 "geometry_score: landmarks must be at least 3, i_max at least 1 and repeats at least 2; "
                 f"got {self.landmarks}, {self.i_max} and {self.repeats}"
             )
-        if self.gamma is not None and not 0 < self.gamma < math.inf:
-            raise ValueError(f"geometry_score: gamma must be positive or None, got {self.gamma!r}")
+        self._require("gamma", self.gamma is None or 0 < self.gamma < math.inf, "positive or None")
 
     def error(self, a: Prepared, b: Prepared) -> float:
         """Standard error of `compare(a, b)` over draws of landmarks, to first order."""
         self._check([a, b])
-        influence = 2 * (a.data.each - b.data.each) @ (a.data.mean - b.data.mean)
+        influence = 2 * (a.data.repeats - b.data.repeats) @ (a.data.mean - b.data.mean)
         return float(influence.std() / math.sqrt(self.repeats))
 
     def _prepare(self, X: Tensor) -> LivingTimes:
         count = len(X)
-        apart = symmetric(distances(unit_scaled_(centred(X))), count).cpu().numpy()
+        apart = distance_matrix(unit_scaled_(centred(X))).cpu().numpy()
         gamma = count / (128 * 5000) if self.gamma is None else self.gamma
         rng = np.random.default_rng(self.seed)
-        each = np.stack(
-            [
-                living_times(apart[:, rng.integers(count, size=self.landmarks)], gamma, self.i_max)
-                for _ in range(self.repeats)
-            ]
-        )
-        found = torch.from_numpy(each).to(X.device)
-        return LivingTimes(found, found.mean(0))
+        draws = (rng.integers(count, size=self.landmarks) for _ in range(self.repeats))
+        times = np.stack([living_times(apart[:, landmarks], gamma, self.i_max) for landmarks in draws])
+        repeats = torch.from_numpy(times).to(X.device)
+        return LivingTimes(repeats, repeats.mean(0))
 
     def _compare(self, a: LivingTimes, b: LivingTimes) -> Tensor:
         return (a.mean - b.mean).square().sum()
@@ -105,12 +98,11 @@ def living_times(apart: np.ndarray, gamma: float, i_max: int) -> np.ndarray:
         return np.full(i_max, math.nan)
     born, dead = loops(*witness_complex(apart, top))
     times = np.concatenate([[0.0], born, dead, [top]])
-    change = np.concatenate([[0], np.ones(len(born), int), np.full(len(dead), -1), [0]])
+    change = np.repeat([0, 1, -1, 0], [1, len(born), len(dead), 1])
     order = np.argsort(times, kind="stable")
     alive = change[order].cumsum()[:-1]
     lengths = np.diff(times[order])
-    kept = alive < i_max
-    return np.bincount(alive[kept], lengths[kept], i_max) / top
+    return np.bincount(alive, lengths, i_max)[:i_max] / top
 
 
 def witness_complex(apart: np.ndarray, top: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,28 +125,28 @@ def witness_complex(apart: np.ndarray, top: float) -> tuple[np.ndarray, np.ndarr
     corners = np.stack([codes // count**2, codes // count % count, codes % count], 1)
     for i, j in itertools.combinations(range(3), 2):
         earliest = np.maximum(earliest, edges[corners[:, i], corners[:, j]])
-    kept = earliest <= top
-    return edges, corners[kept], earliest[kept]
+    within = earliest <= top
+    return edges, corners[within], earliest[within]
 
 
 def _seen(order: np.ndarray, ordered: np.ndarray, size: int, top: float) -> tuple[np.ndarray, np.ndarray]:
     """Sets of `size` landmarks that some row sees at a scale up to `top`: codes in base `landmarks`, and scales.
 
-    A set is given by its places in a row's order of landmarks. The nearest landmark outside a set is no farther
-    than place `size` - 1, unless the set is the `size` nearest, which are seen from 0 on.
+    A set is stated by its ranks, from 0, in a row's order of landmarks. The nearest landmark outside a set has rank
+    `size` - 1 at most, unless the set is the `size` nearest, which are seen from 0 on.
     """
     rows, count = ordered.shape
     depth = int((ordered <= ordered[:, size - 1 : size] + top).sum(1).max())
-    places = np.array(list(itertools.combinations(range(depth), size)))
-    outside = np.array([next(p for p in range(size + 1) if p not in chosen) for chosen in places.tolist()])
+    ranks = np.array(list(itertools.combinations(range(depth), size)))
+    outside = np.array([next(rank for rank in range(size + 1) if rank not in chosen) for chosen in ranks.tolist()])
     outside = np.minimum(outside, count - 1)  # all landmarks inside: scale 0, as below
     codes, scales = [], []
-    step = max(1, TILE // len(places))
+    step = max(1, TILE // len(ranks))
     for start in range(0, rows, step):
         near = ordered[start : start + step]
-        scale = np.maximum(near[:, places[:, -1]] - near[:, outside], 0.0)
+        scale = np.maximum(near[:, ranks[:, -1]] - near[:, outside], 0.0)
         row, which = np.nonzero(scale <= top)
-        corners = np.sort(order[start + row[:, None], places[which]], axis=1)
+        corners = np.sort(order[start + row[:, None], ranks[which]], axis=1)
         codes.append(corners @ count ** np.arange(size - 1, -1, -1))
         scales.append(scale[row, which])
     return np.concatenate(codes), np.concatenate(scales)
@@ -170,29 +162,18 @@ def loops(edges: np.ndarray, corners: np.ndarray, scales: np.ndarray) -> tuple[n
     times = edges[starts, ends]
     order = np.argsort(times, kind="stable")
     order = order[: int(np.isfinite(times).sum())]
-    place = np.zeros(edges.shape, dtype=np.int64)
-    place[starts[order], ends[order]] = np.arange(len(order))
+    rank = np.zeros(edges.shape, dtype=np.int64)
+    rank[starts[order], ends[order]] = np.arange(len(order))
 
-    root = list(range(len(edges)))
-
-    def find(vertex: int) -> int:
-        while root[vertex] != vertex:
-            root[vertex] = root[root[vertex]]
-            vertex = root[vertex]
-        return vertex
-
-    born = []
-    for edge in order:
-        a, b = find(int(starts[edge])), find(int(ends[edge]))
-        if a == b:
-            born.append(times[edge])
-        root[a] = b
+    components = DisjointSet(range(len(edges)))
+    ordered = zip(starts[order].tolist(), ends[order].tolist(), times[order].tolist(), strict=True)
+    born = [time for start, end, time in ordered if not components.merge(start, end)]
 
     dead: list[float] = []
     reduced: dict[int, int] = {}
     sequence = np.argsort(scales, kind="stable")
     i, j, k = corners[sequence].T
-    sides = np.stack([place[i, j], place[i, k], place[j, k]], 1).tolist()
+    sides = np.stack([rank[i, j], rank[i, k], rank[j, k]], 1).tolist()
     for (a, b, c), time in zip(sides, scales[sequence].tolist(), strict=True):
         if len(dead) == len(born):
             break

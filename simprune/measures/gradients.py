@@ -20,26 +20,21 @@ from simprune.measures._factors import Shape, gap
 from simprune.measures._products import Vector
 from simprune.measures.cka import Alignment, centred_kernel_
 
-TANG = "Tang, Maddox, Dickens, Diethe, Damianou 2020, Similarity of Neural Networks with Gradients, arXiv:2003.11498"
-
 
 @dataclass(frozen=True)
 class _WithGradients(Measure):
-    """What both measures share: the kernel, exact or from a sketch over inputs, and its baseline."""
+    """The kernel of both measures, exact or from a sketch over inputs, and its baseline."""
 
     sketch: int | None = None
     chunks: int = 1
     seed: int = 0
 
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS"})
     extras = ("gradients",)
-    source = TANG
     undefined = "features or gradients vanish, or their kernel is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
+        super()._configure()
         if self.sketch is None:
             if self.chunks != 1:
                 raise ValueError(f"{self.id}: chunks={self.chunks} divides a sketch; set sketch too")
@@ -52,22 +47,22 @@ class _WithGradients(Measure):
     def baseline(self, a: Prepared, Y: Any, gradients: Any, repeats: int = 10) -> np.ndarray:
         """Values (repeats,) of `a` against Y (N, D) and its gradients (N, D') with their inputs shuffled.
 
-        What unrelated representations of these sizes get; a value means something as far as it exceeds these.
+        These are scores of unrelated representations of these sizes; a value means something as far as it is higher.
         Rows of Y and of its gradients are shuffled together, from `seed`. Raises ValueError as `prepare`.
         """
-        given = self._inputs("Y", {"X": Y, "gradients": gradients})
+        inputs = self._inputs("Y", Y, {"gradients": gradients})
         rng = np.random.default_rng([self.seed, 1])
-        found = []
+        values = []
         for _ in range(repeats):
-            order = rng.permutation(len(given["X"]))
-            other = self.prepare(given["X"][order], gradients=given["gradients"][order])
+            order = rng.permutation(len(inputs["X"]))
+            other = self.prepare(**{name: rows[order] for name, rows in inputs.items()})
             self._check_pair(a, other)
-            found.append(float(self._compare(a.data, other.data)))
-        return np.array(found)
+            values.append(float(self._compare(a.data, other.data)))
+        return np.array(values)
 
     def _kernel(self, X: Tensor, gradients: Tensor) -> Tensor:
         """The kernel of all inputs (N, N), or of their sketch (sketch, sketch)."""
-        parts = [unit_scaled_(each.clone()) for each in (X, gradients)]
+        parts = [unit_scaled_(rows.clone()) for rows in (X, gradients)]
         if self.sketch is not None:
             parts = sketched(parts, self.sketch, self.chunks, self.seed)
         F, G = parts
@@ -80,7 +75,7 @@ class _WithGradients(Measure):
                 f"{self.id}: a sketch of {self.sketch} rows raises values, most of all of unrelated representations: "
                 "compare them with baseline(...) and with no value of another sketch or without one"
             )
-            if len({each.rows for each in prepared}) > 1:
+            if len({item.rows for item in prepared}) > 1:
                 text += "; across different inputs they also depend on how the sketch happens to pair them"
             warnings.warn(text, DegenerateWarning, stacklevel=4)
 
@@ -121,7 +116,8 @@ class GradientCKA(_WithGradients, Alignment):
     and gradients alike; then different numbers of inputs compare. It raises values (a DegenerateWarning says so):
     `baseline(...)` gives those of shuffled inputs. Raises ValueError for M < 4 or no multiple of `chunks`.
 
-    Source: Tang, Maddox, Dickens, Diethe, Damianou 2020, arXiv:2003.11498; Clarkson, Woodruff 2013 for the sketch.
+    Source: Tang, Maddox, Dickens, Diethe, Damianou 2020, Similarity of Neural Networks with Gradients,
+    arXiv:2003.11498; Clarkson, Woodruff 2013 for the sketch.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> F, G = torch.randn(30, 4, generator=g), torch.randn(30, 4, generator=g)
@@ -133,11 +129,6 @@ class GradientCKA(_WithGradients, Alignment):
 
     id = "gradient_cka"
     cost = "prepare: the N x N kernel (sketch: M x M), O(N^2 (D + D')); pair: O(N^2)"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.debiased:
-            self._declare(range=(-1.0, 1.0), minimum_rows=4)
 
     def _prepare(self, X: Tensor, gradients: Tensor) -> Vector:
         K = self._kernel(X, gradients)
@@ -153,7 +144,8 @@ class GradientNBS(_WithGradients):
     `gradients` G (N, any); computed as a nuclear norm of factors of K and L. Its arccos is a metric. `sketch`,
     `chunks`, `seed`, `baseline(...)` and errors as for `gradient_cka`.
 
-    Source: Tang, Maddox, Dickens, Diethe, Damianou 2020, arXiv:2003.11498.
+    Source: Tang, Maddox, Dickens, Diethe, Damianou 2020, Similarity of Neural Networks with Gradients,
+    arXiv:2003.11498.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> F, G = torch.randn(30, 4, generator=g), torch.randn(30, 4, generator=g)
@@ -175,8 +167,8 @@ class GradientNBS(_WithGradients):
         total = values.clamp(min=0).sum()
         if total <= 16 * noise * trace:
             return Shape(K.new_zeros(len(K), 1), K.new_zeros(()))
-        kept = values > noise * values[-1]
-        factor = vectors[:, kept] * values[kept].sqrt()
+        above = values > noise * values[-1]
+        factor = vectors[:, above] * values[above].sqrt()
         norm = torch.linalg.vector_norm(factor)
         return Shape(factor / norm, norm)
 

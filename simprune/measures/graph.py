@@ -7,7 +7,7 @@ is the mean of both directions: an edge chosen by one end only has half its weig
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,13 @@ from torch import Tensor
 from simprune.core.neighbours import directions, nearest
 from simprune.measures._base import Prepared, Statistic
 from simprune.measures._modularity import class_graph_modularity
-from simprune.measures._products import TILE, InnerProduct, Vector, centred
+from simprune.measures._products import TILE, Vector, centred
 from simprune.measures._rows import warn_of_zero_rows
-
-CHEN = "Chen, Lu, Yang, Wang, Xuan, Zhu et al. 2021, Graph-Based Similarity, arXiv:2111.11165"
+from simprune.measures.cka import Alignment
 
 
 @dataclass(frozen=True)
-class GBS(InnerProduct):
+class GBS(Alignment):
     """Mean over inputs of the cosine between their rows in two graphs of inputs; in [-1, 1], 1 = equal graphs.
 
     The graph of X (N, D) is the matrix of cosines of its rows with zero diagonal, or with `k` that of the k nearest
@@ -31,7 +30,8 @@ class GBS(InnerProduct):
     the published form does not, and much of what it sees is the mean. `nodes(a, b)` gives the cosine of every input.
     Raises ValueError for k < 1 and for k >= N.
 
-    Source: Chen et al. 2021, Graph-Based Similarity of Neural Network Representations, arXiv:2111.11165.
+    Source: Chen, Lu, Yang, Wang, Xuan, Zhu et al. 2021, Graph-Based Similarity of Neural Network Representations,
+    arXiv:2111.11165.
 
     >>> X = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
     >>> gbs = GBS(k=4)
@@ -43,28 +43,24 @@ class GBS(InnerProduct):
     center: bool = False
 
     id = "gbs"
-    larger_is_more_similar = True
     range = (-1.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS"})
-    source = CHEN
     cost = (
         "prepare: the N x N graph, O(N^2 D), or only rows of length 1 if dense and 2D <= N; pair: O(N^2), or O(N D D')"
     )
     undefined = "in a graph no input has an edge: rows are zero or orthogonal to each other"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"gbs: k must be at least 1 or None for the dense graph, got {self.k}")
+    def _configure(self) -> None:
+        self._require("k", self.k is None or self.k >= 1, "at least 1 or None for the dense graph")
         self._declare(minimum_rows=max(2, (self.k or 1) + 1))
         self._declare(keeps_float32=self.k is None)  # rounding must not decide who is a neighbour
         if self.center:
-            self._declare(invariant_to=frozenset({"PT", "OT", "IS", "TR"}))
+            self._declare(invariant_to=Alignment.invariant_to)
 
     def nodes(self, a: Prepared, b: Prepared) -> Tensor:
         """The cosine of every input's edges in both graphs, (N,) float64; `compare(a, b)` is its mean."""
         self._check([a, b])
-        first, second = (self._rows(each.data, 0, each.rows) for each in (a, b))
+        first, second = (self._rows(item.data, 0, item.rows) for item in (a, b))
         return (first.double() * second).sum(1)
 
     def _prepare(self, X: Tensor) -> Vector:
@@ -74,7 +70,12 @@ class GBS(InnerProduct):
         if self.k is None and 2 * rows.shape[1] <= len(rows):
             thin = _thin(directions(rows.double()), max(noise, 1e-7), X.dtype)
             return Vector(len(X), self._size(thin.weight > 0), thin)
-        graph = _dense(directions(rows)) if self.k is None else _sparse(rows, self.k)
+        if self.k is None:
+            graph = _dense(directions(rows))
+        else:
+            indices, cosines = nearest(rows, self.k)
+            directed = rows.new_zeros(len(rows), len(rows)).scatter_(1, indices, cosines)
+            graph = (directed + directed.T) / 2
         length = torch.linalg.vector_norm(graph, dim=1, keepdim=True)
         graph = graph.div_(torch.where(length > noise, length, math.inf))
         return Vector(len(X), self._size(length > noise), graph)
@@ -84,7 +85,7 @@ class GBS(InnerProduct):
 
     def _rows(self, item: Vector, start: int, stop: int) -> Tensor:
         if isinstance(item.values, Tensor):
-            return item.values[start:stop]
+            return super()._rows(item, start, stop)
         graph = _dense(item.values.rows, start, stop)
         return graph.mul_(item.values.weight[start:stop, None].to(graph.dtype))
 
@@ -93,19 +94,15 @@ class GBS(InnerProduct):
             return super()._inner(a, b)
         return _thin_products(a.values, [b.values])[0]
 
-    def _matrix(self, items: Sequence[Vector]) -> Tensor:
+    def _all_products(self, items: Sequence[Vector]) -> Tensor:
         thin = [item.values for item in items if not isinstance(item.values, Tensor)]
-        count, width = items[0].height, sum(each.rows.shape[1] for each in thin)
+        count, width = items[0].height, sum(graph.rows.shape[1] for graph in thin)
         if len(thin) < len(items) or width**2 > count * (width + len(items) ** 2):
-            return super()._matrix(items)
+            return super()._all_products(items)
         inner = items[0].size.new_zeros(len(items), len(items))
-        for place, each in enumerate(thin):
-            inner[place, place:] = inner[place:, place] = _thin_products(each, thin[place:])
-        sizes = torch.stack([item.size for item in items])
-        return self._score(inner, sizes[:, None], sizes[None, :])
-
-    def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
-        return (inner / (size_a * size_b).sqrt()).clamp(-1.0, 1.0)
+        for i, graph in enumerate(thin):
+            inner[i, i:] = inner[i:, i] = _thin_products(graph, thin[i:])
+        return inner
 
 
 class Thin(NamedTuple):
@@ -128,8 +125,10 @@ def _thin(rows: Tensor, noise: float, dtype: torch.dtype) -> Thin:
 
 
 def _thin_products(a: Thin, others: Sequence[Thin]) -> Tensor:
-    """Sum over inputs of the cosines of a's edges and each other's: with u, v rows, sum_j (u_i u_j)(v_i v_j) is
-    u_i' (U' V) v_i, so no graph is formed."""
+    """Sums over inputs of the cosines between a's edges and those of every graph in `others`: (len(others),).
+
+    With rows u, v: sum_j (u_i u_j)(v_i v_j) = u_i' (U' V) v_i, so no graph is formed.
+    """
     joined = torch.cat([other.rows for other in others], 1)
     own = a.rows.to(torch.promote_types(a.rows.dtype, joined.dtype))
     joined = joined.to(own.dtype)
@@ -144,12 +143,6 @@ def _dense(rows: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
     graph = rows[start:stop] @ rows.T
     graph.diagonal(start).zero_()
     return graph
-
-
-def _sparse(X: Tensor, k: int) -> Tensor:
-    indices, cosines = nearest(X, k)
-    directed = X.new_zeros(len(X), len(X)).scatter_(1, indices, cosines)
-    return (directed + directed.T) / 2
 
 
 class Motifs(float):
@@ -178,7 +171,8 @@ class GBSMotif(Statistic):
     their cosine is not zero. Needs labels (N,). `describe` returns the share, and in its `counts` how many triangles
     have nodes of one class, two classes, three classes. Raises ValueError for k < 1 and for k >= N.
 
-    Source: Chen et al. 2021, Graph-Based Similarity of Neural Network Representations, arXiv:2111.11165.
+    Source: Chen, Lu, Yang, Wang, Xuan, Zhu et al. 2021, Graph-Based Similarity of Neural Network Representations,
+    arXiv:2111.11165.
 
     >>> X = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0], [0.1, 1.0], [0.2, 1.0]])
     >>> motifs = GBSMotif(k=2).describe(X, labels=[0, 0, 0, 1, 1, 2])
@@ -192,60 +186,45 @@ class GBSMotif(Statistic):
     range = (0.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS"})
     needs_labels = True
-    source = CHEN
     cost = "prepare: three numbers, O(N^2 D) in row blocks, then the paths of length 2, about O(N k^2); pair: O(1)"
     undefined = "the graph has no triangles"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_neighbour(self, self.k)
+    def _configure(self) -> None:
+        self._require("k", self.k >= 1, "at least 1")
+        self._declare(minimum_rows=self.k + 1)
 
     def _prepare(self, X: Tensor, labels: Tensor) -> Motifs:
         warn_of_zero_rows(self, X)
         indices, cosines = nearest(X, self.k)
         return Motifs(_triangles(indices, cosines.abs() > 1e-12, labels))
 
-    def describe(self, X: Any, labels: Any = None, **extra: Any) -> Motifs:
-        """The share of X (N, D) with its `counts`; NaN, with an UndefinedWarning, without triangles."""
-        found = self.prepare(X, labels, **extra).data
-        if math.isnan(found):
-            self._warn("here")
-        return found
 
-
-def _require_neighbour(measure: "GBSMotif | GraphModularity", k: int) -> None:
-    if k < 1:
-        raise ValueError(f"{measure.id}: k must be at least 1, got {k}")
-    measure._declare(minimum_rows=k + 1)
-
-
-def _triangles(indices: Tensor, kept: Tensor, labels: Tensor) -> list[int]:
-    """Triangles of nodes of one, two, three classes, in the undirected graph of kept neighbours (N, k).
+def _triangles(indices: Tensor, joined: Tensor, labels: Tensor) -> list[int]:
+    """Triangles of nodes of one, two, three classes, in the undirected graph of the neighbours (N, k) with an edge.
 
     Every triangle is met once, as an edge u < v and an edge v < w; a tile of such paths is held.
     """
     count = len(indices)
-    first, which = kept.nonzero(as_tuple=True)
+    first, which = joined.nonzero(as_tuple=True)
     second = indices[first, which]
     edges = (torch.minimum(first, second) * count + torch.maximum(first, second)).unique()
     u, v = edges // count, edges % count
-    begin = torch.searchsorted(u, torch.arange(count + 1, device=u.device))  # where each node's edges are
+    begin = torch.searchsorted(u, torch.arange(count + 1, device=u.device))  # index of every node's first edge
     paths = begin[v + 1] - begin[v]
-    found = [0, 0, 0]
+    counts = [0, 0, 0]
     step = max(1, TILE // max(1, int(paths.max()))) if len(edges) else 1
     for some in torch.arange(len(edges), device=u.device).split(step):
-        edge = some.repeat_interleave(paths[some])
-        nth = torch.arange(len(edge), device=u.device) - (paths[some].cumsum(0) - paths[some]).repeat_interleave(
-            paths[some]
-        )
+        lengths = paths[some]
+        edge = some.repeat_interleave(lengths)
+        nth = torch.arange(len(edge), device=u.device) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
         w = v[begin[v[edge]] + nth]
         third = u[edge] * count + w
         closed = edges[torch.searchsorted(edges, third).clamp_(max=len(edges) - 1)] == third
         a, b, c = (labels[nodes[closed]] for nodes in (u[edge], v[edge], w))
         equal = (a == b).int() + (b == c) + (a == c)
         for kind, pairs in enumerate((3, 1, 0)):
-            found[kind] += int((equal == pairs).sum())
-    return found
+            counts[kind] += int((equal == pairs).sum())
+    return counts
 
 
 @dataclass(frozen=True)
@@ -255,7 +234,8 @@ class GraphModularity(Statistic):
     Nodes are rows of X (N, D). Needs labels (N,). A zero row has cosine 0 to all, with a DegenerateWarning. Binary
     edges and k = 10: `knn_graph_modularity`. Raises ValueError for k < 1 and for k >= N.
 
-    Source: Lu et al. 2022, Understanding the Dynamics of DNNs Using Graph Modularity, arXiv:2111.12485.
+    Source: Lu, Yang, Zhu, Chen, Yu, Xu, Chen, Xuan 2022, Understanding the Dynamics of DNNs Using Graph Modularity,
+    arXiv:2111.12485; Newman 2006, arXiv:physics/0602124.
 
     >>> X = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> GraphModularity(k=1).describe(X, labels=[0, 0, 1, 1])
@@ -267,14 +247,37 @@ class GraphModularity(Statistic):
     id = "graph_modularity"
     invariant_to = frozenset({"PT", "OT", "IS"})
     needs_labels = True
-    source = "Lu, Yang, Zhu, Chen, Yu, Xu, Chen, Xuan 2022, arXiv:2111.12485; Newman 2006, arXiv:physics/0602124"
     cost = "prepare: one number, O(N^2 D) in row blocks; pair: O(1)"
     undefined = "the weights of all edges do not add up to a positive number"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_neighbour(self, self.k)
+    binary: ClassVar[bool] = False
+
+    def _configure(self) -> None:
+        self._require("k", self.k >= 1, "at least 1")
+        self._declare(minimum_rows=self.k + 1)
 
     def _prepare(self, X: Tensor, labels: Tensor) -> Tensor:
         warn_of_zero_rows(self, X)
-        return class_graph_modularity(X, labels, self.k)
+        return class_graph_modularity(X, labels, self.k, self.binary)
+
+
+@dataclass(frozen=True)
+class KNNGraphModularity(GraphModularity):
+    """Newman modularity of the classes in the graph of the k nearest rows by cosine; at most 1, 1 = well separated.
+
+    Rows of X (N, D) are nodes; an edge of weight 1 joins two if either is among the other's k nearest. Needs labels
+    (N,). A zero row has cosine 0 to all, with a DegenerateWarning. The paper has weighted edges and k = 3
+    (`graph_modularity`). Raises ValueError for k < 1.
+
+    Source: Lu, Yang, Zhu, Chen, Yu, Xu, Chen, Xuan 2022, arXiv:2111.12485; Newman 2006, arXiv:physics/0602124.
+
+    >>> X = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> KNNGraphModularity(k=1).describe(X, labels=[0, 0, 1, 1])
+    0.5
+    """
+
+    k: int = 10
+
+    id = "knn_graph_modularity"
+    undefined = "this does not occur for finite rows"
+    binary = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simprune.core.neighbours import largest, unit_scaled_
-from simprune.measures._base import DegenerateWarning, Measure, Prepared
+from simprune.measures._base import DegenerateWarning, Distance, Prepared
 from simprune.measures._products import TILE, centred
 
 TIMES = 256  # between 0.1 and 10, equally spaced in their logarithm
@@ -25,7 +25,7 @@ class HeatTrace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class IMD(Measure):
+class IMD(Distance):
     """Largest weighted difference of heat traces of the graphs of nearest neighbours; in [0, inf), 0 = equal.
 
     scale * max over t of e^(-2(t + 1/t)) |h(t) - h'(t)|, h(t) = tr(e^(-tL)) / N at 256 log-spaced t in [0.1, 10]; L is
@@ -37,7 +37,8 @@ class IMD(Measure):
     vectors drawn from `seed`, the same for all representations, with a DegenerateWarning that states the standard
     error; `error(a, b)` gives it for a pair. Raises ValueError for k < 1, scale <= 0, probes < 2.
 
-    Source: Tsitsulin et al. 2020, The Shape of Data, arXiv:1905.11141; Ubaru, Chen, Saad 2017 for the quadrature.
+    Source: Tsitsulin, Munkhoeva, Mottin, Karras, Bronstein, Oseledets, Müller 2020, The Shape of Data,
+    arXiv:1905.11141; Ubaru, Chen, Saad 2017 for the quadrature.
 
     >>> X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     >>> IMD()(X, 2 * X + 1), round(IMD(scale=1e6)(X, X**3))
@@ -51,18 +52,14 @@ class IMD(Measure):
     seed: int = 0
 
     id = "imd"
-    larger_is_more_similar = False
-    range = (0.0, math.inf)
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
-    source = "Tsitsulin, Munkhoeva, Mottin, Karras, Bronstein, Oseledets, Müller 2020, arXiv:1905.11141"
     cost = (
         "prepare: 512 numbers, O(N^2 D) and one O(N^3) eigvalsh, or O(N k) per Lanczos step and probe above "
         "exact_up_to rows; pair: O(1)"
     )
     undefined = "the representation is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
         if self.k < 1 or not 0 < self.scale < math.inf or self.probes < 2:
             raise ValueError(
                 "imd: k must be at least 1, scale positive and probes at least 2; "
@@ -85,7 +82,7 @@ class IMD(Measure):
         return HeatTrace(torch.where(X.any(), values, math.nan), error)
 
     def error(self, a: Prepared, b: Prepared) -> float:
-        """At most this is the standard error of `compare(a, b)`: 0 where both traces are exact."""
+        """An upper bound of the standard error of `compare(a, b)`: 0 where both traces are exact."""
         self._check([a, b])
         return float((self._weights(a.device) * (a.data.error + b.data.error)).max())
 
@@ -94,16 +91,16 @@ class IMD(Measure):
         return self.scale * torch.exp(-2 * (times + 1 / times))
 
     def _prepare(self, X: Tensor) -> HeatTrace:
-        found = self.heat_trace(X)
+        trace = self.heat_trace(X)
         if len(X) > self.exact_up_to:
-            worst = float((self._weights(X.device) * found.error).max())
+            worst = float((self._weights(X.device) * trace.error).max())
             warnings.warn(
                 f"imd: {len(X)} rows are more than exact_up_to={self.exact_up_to}, so the heat trace is an estimate "
                 f"from {self.probes} probes; it adds a standard error of up to {worst:.2g} to a distance",
                 DegenerateWarning,
                 stacklevel=4,
             )
-        return found
+        return trace
 
     def _compare(self, a: HeatTrace, b: HeatTrace) -> Tensor:
         return (self._weights(a.values.device) * (a.values - b.values).abs()).max()
@@ -120,15 +117,15 @@ def nearest_by_distance(X: Tensor, k: int) -> Tensor:
     """
     count = len(X)
     step = max(1, TILE // count)
-    found = []
+    parts = []
     for start in range(0, count, step):
         apart = torch.cdist(X[start : start + step], X, compute_mode="donot_use_mm_for_euclid_dist")
         apart.diagonal(start).fill_(math.inf)
         bound = apart.kthvalue(k, dim=1, keepdim=True).values
         # in units of the k-th distance, so that ties are recognised at every scale
         near = torch.where(apart <= 2 * bound, apart / torch.where(bound > 0, 2 * bound, 1.0), 1.5)
-        found.append(largest(-near, k))
-    return torch.cat(found)
+        parts.append(largest(-near, k))
+    return torch.cat(parts)
 
 
 def laplacian(neighbours: Tensor, count: int) -> Tensor:
@@ -137,12 +134,10 @@ def laplacian(neighbours: Tensor, count: int) -> Tensor:
     end = neighbours.flatten()
     codes = torch.cat([start * count + end, end * count + start]).unique()
     start, end = codes // count, codes % count
-    degree = torch.zeros(count, dtype=torch.float64, device=codes.device).index_add_(
-        0, start, torch.ones(len(codes), dtype=torch.float64, device=codes.device)
-    )
+    degree = start.bincount(minlength=count).double()
     weight = (degree[start] * degree[end]).rsqrt()
-    each = torch.arange(count, device=codes.device)
-    indices = torch.stack([torch.cat([start, each]), torch.cat([end, each])])
+    diagonal = torch.arange(count, device=codes.device)
+    indices = torch.stack([torch.cat([start, diagonal]), torch.cat([end, diagonal])])
     values = torch.cat([-weight, torch.ones_like(degree)])
     return torch.sparse_coo_tensor(indices, values, (count, count), check_invariants=False).coalesce()
 
@@ -151,7 +146,7 @@ def lanczos_traces(L: Tensor, times: Tensor, probes: int, seed: int) -> Tensor:
     """Estimates (probes, len(times)) of tr(e^(-tL)) / N, one per random sign vector; their mean is unbiased.
 
     L (N, N) is symmetric and sparse. From a vector v of norm 1, Lanczos gives nodes and weights of a quadrature for
-    v' e^(-tL) v; its vectors are kept orthogonal explicitly.
+    v' e^(-tL) v; its vectors are made orthogonal explicitly.
     """
     count = len(L)
     generator = torch.Generator().manual_seed(seed)
@@ -167,14 +162,14 @@ def _quadrature(L: Tensor, v: Tensor, times: Tensor) -> Tensor:
     tridiagonal = v.new_zeros(len(v), steps, steps)
     for step in range(steps):
         basis[:, step] = v
-        found = basis[:, : step + 1]
+        earlier = basis[:, : step + 1]
         w = torch.sparse.mm(L, v.T).T
         tridiagonal[:, step, step] = (w * v).sum(1)
         for _ in range(2):  # once is not enough in floating point, twice is
-            w = w - (found.mT @ (found @ w[..., None]))[..., 0]
+            w = w - (earlier.mT @ (earlier @ w[..., None]))[..., 0]
         length = torch.linalg.vector_norm(w, dim=1)
         if step + 1 < steps:
-            length = torch.where(length > 1e-12, length, 0.0)  # the space is exhausted: what follows has no weight
+            length = torch.where(length > 1e-12, length, 0.0)  # the space is exhausted: later steps have no weight
             tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = length
             v = w / torch.where(length > 0, length, math.inf)[:, None]
     nodes, vectors = torch.linalg.eigh(tridiagonal)

@@ -13,15 +13,11 @@ import scipy
 import torch
 from torch import Tensor
 
-from simprune.core.neighbours import unit_scaled_
-from simprune.measures._base import Measure
+from simprune.measures._base import Distance, Measure
 from simprune.measures._factors import basis
-from simprune.measures._products import centred
-from simprune.measures.alignment import Rows, mean_cosine, nonzero_rows
+from simprune.measures._products import centred, unit_norm
+from simprune.measures.alignment import RowCosine
 
-WILLIAMS = "Williams, Kunz, Kornblith, Linderman 2021, arXiv:2110.14739"
-KHOSLA = "Khosla, Williams 2024, arXiv:2311.09466"
-LI = "Li, Yosinski, Clune, Lipson, Hopcroft 2016, arXiv:1511.07543"
 NEVER = "never: every pair has a value"
 
 
@@ -42,7 +38,7 @@ class Plan(NamedTuple):
 def transport(scores: Tensor) -> Plan:
     """The plan of largest total score with row sums 1/D and column sums 1/D'.
 
-    In units of 1 / lcm(D, D') an optimal plan is made of integers. If every unit of the wider side needs few of
+    In units of 1 / lcm(D, D') an optimal plan consists of integers. If every unit of the wider side needs few of
     them it is an assignment of copied units, otherwise a linear program whose vertex is rounded to integers.
     """
     wide, narrow = max(scores.shape), min(scores.shape)
@@ -100,7 +96,7 @@ def unit_columns(X: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PermutationProcrustes(Measure):
+class PermutationProcrustes(Distance):
     """Distance left after the best reordering of units, in [0, inf); a metric between equal widths, 0 = equal.
 
     min over permutations P of |X P - Y|, X (N, D), Y (N, D'), the narrower one filled up with zero units;
@@ -116,16 +112,12 @@ class PermutationProcrustes(Measure):
     center: bool = False
 
     id = "permutation_procrustes"
-    range = (0.0, math.inf)
-    larger_is_more_similar = False
     is_metric = True
     invariant_to = frozenset({"PT"})
-    source = WILLIAMS
     cost = "prepare: rows (N, D); pair: a D x D' product and an assignment on the host, O(N D D' + D^3)"
     undefined = NEVER
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
         if self.center:
             self._declare(invariant_to=self.invariant_to | {"TR"})
 
@@ -138,7 +130,7 @@ class PermutationProcrustes(Measure):
 
 
 @dataclass(frozen=True)
-class PermutationAngular(Measure):
+class PermutationAngular(Distance):
     """Angle left after the best reordering of units, in [0, pi]; a metric between equal widths, 0 = equal.
 
     arccos of the largest <X P, Y> over permutations P, X (N, D) and Y (N, D') centred (unless `center=False`) and
@@ -155,22 +147,17 @@ class PermutationAngular(Measure):
 
     id = "permutation_angular"
     range = (0.0, math.pi)
-    larger_is_more_similar = False
     is_metric = True
     invariant_to = frozenset({"PT", "IS", "TR"})
-    source = WILLIAMS
     cost = "prepare: rows of norm 1 (N, D); pair: a D x D' product and an assignment, O(N D D' + D^3)"
     undefined = "a representation is the same for all inputs (with center=False: zero)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _configure(self) -> None:
         if not self.center:
             self._declare(invariant_to=self.invariant_to - {"TR"})
 
     def _prepare(self, X: Tensor) -> Tensor:
-        X = unit_scaled_(centred(X) if self.center else X.clone())
-        norm = torch.linalg.vector_norm(X)
-        return X / torch.where(norm > 0, norm, 1.0)
+        return unit_norm(centred(X) if self.center else X.clone())
 
     def _compare(self, a: Tensor, b: Tensor) -> Tensor:
         X, Y = matched(a, b)
@@ -180,7 +167,7 @@ class PermutationAngular(Measure):
 
 
 @dataclass(frozen=True)
-class SoftMatchingDistance(Measure):
+class SoftMatchingDistance(Distance):
     """Distance of units after the best soft matching, in [0, inf); a metric for any widths, 0 = equal.
 
     sqrt(min over P of sum_ij P_ij |x_i - y_j|^2), x_i, y_j the centred units of X (N, D), Y (N, D'), P >= 0 with row
@@ -194,11 +181,8 @@ class SoftMatchingDistance(Measure):
     """
 
     id = "soft_matching_distance"
-    range = (0.0, math.inf)
-    larger_is_more_similar = False
     is_metric = True
     invariant_to = frozenset({"PT", "TR"})
-    source = KHOSLA
     cost = (
         "prepare: centred rows (N, D); pair: a D x D' product and an assignment, O(N D D' + D^3), or, where the "
         "widths' least common multiple is above four times the larger, a linear program in D D' unknowns"
@@ -218,7 +202,6 @@ class Correlation(Measure):
     """Measures of the correlations C (D, D') between units; a constant unit correlates 0 with everything."""
 
     range = (-1.0, 1.0)
-    larger_is_more_similar = True
     invariant_to = frozenset({"PT", "IS", "TR"})
     cost = "prepare: standardised units (N, D); pair: a D x D' product and an assignment, O(N D D' + D^3)"
     undefined = NEVER
@@ -248,7 +231,6 @@ class SoftMatchingCorrelation(Correlation):
     """
 
     id = "soft_matching_correlation"
-    source = KHOSLA
     cost = SoftMatchingDistance.cost.replace("centred rows", "standardised units")
 
     def _value(self, C: Tensor) -> Tensor:
@@ -271,7 +253,6 @@ class HardCorrelationMatch(Correlation):
     """
 
     id = "hard_correlation_match"
-    source = LI
 
     def _value(self, C: Tensor) -> Tensor:
         return C[assignment(C)].mean()
@@ -292,7 +273,6 @@ class SoftCorrelationMatch(Correlation):
     """
 
     id = "soft_correlation_match"
-    source = LI
     cost = "prepare: standardised units (N, D); pair: a D x D' product, O(N D D')"
 
     def _value(self, C: Tensor) -> Tensor:
@@ -300,7 +280,7 @@ class SoftCorrelationMatch(Correlation):
 
 
 @dataclass(frozen=True)
-class PermutationAlignedCosine(Measure):
+class PermutationAlignedCosine(RowCosine):
     """Mean cosine between rows after the best reordering of units, in [-1, 1], 1 = equal up to it and row lengths.
 
     mean_i cos(X_i P, Y_i), P = argmax <X P, Y> over permutations; X (N, D), Y (N, D') not centred, the narrower one
@@ -314,19 +294,11 @@ class PermutationAlignedCosine(Measure):
     """
 
     id = "permutation_aligned_cosine"
-    range = (-1.0, 1.0)
-    larger_is_more_similar = True
     invariant_to = frozenset({"PT", "IS"})
-    source = "Hamilton, Leskovec, Jurafsky 2016, arXiv:1606.02821"
     cost = "prepare: rows (N, D); pair: a D x D' product and an assignment, O(N D D' + D^3)"
-    undefined = "in every row one of the representations is zero"
 
-    def _prepare(self, X: Tensor) -> Rows:
-        X = unit_scaled_(X.clone())
-        return nonzero_rows(self, X, X)
-
-    def _compare(self, a: Rows, b: Rows) -> Tensor:
-        return mean_cosine(*matched(a.rows, b.rows), a.lengths, b.lengths)
+    def _aligned(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        return matched(X, Y)
 
 
 @dataclass(frozen=True)
@@ -349,38 +321,31 @@ class MaximumMatch(Measure):
     epsilon: float
 
     id = "maximum_match"
-    range = (0.0, 1.0)
-    larger_is_more_similar = True
     invariant_to = frozenset({"PT", "IS"})
-    source = "Wang, Hu, Gu, Wu, Hu, He, Hopcroft 2018, arXiv:1810.11750"
     cost = "prepare: units of length 1 (N, D); pair: one SVD per round, O(N D^2), until no unit is dropped"
     undefined = NEVER
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.epsilon <= 1:
-            raise ValueError(f"maximum_match: epsilon must be above 0 and at most 1, got {self.epsilon!r}")
+    def _configure(self) -> None:
+        self._require("epsilon", 0 < self.epsilon <= 1, "above 0 and at most 1")
 
     def _prepare(self, X: Tensor) -> Tensor:
         return unit_columns(X)
 
     def _compare(self, a: Tensor, b: Tensor) -> float:
-        """Drop what is not in the span of what is left of the other side, in turn: the largest sets are unique."""
+        """Drop units outside of the span of the other side's remaining units, in turn: the largest sets are unique."""
         X, Y = a, b
-        while True:
-            kept = self._within(X, Y)
-            others = self._within(Y, kept)
-            stable = kept.shape == X.shape and others.shape == Y.shape
-            X, Y = kept, others
-            if stable:
-                return (X.shape[1] + Y.shape[1]) / (a.shape[1] + b.shape[1])
+        width = -1
+        while width != X.shape[1] + Y.shape[1]:
+            width = X.shape[1] + Y.shape[1]
+            X = self._within(X, Y)
+            Y = self._within(Y, X)
+        return width / (a.shape[1] + b.shape[1])
 
     def _within(self, units: Tensor, others: Tensor) -> Tensor:
         """The columns of `units` no further than epsilon from the span of `others`."""
+        rest = units
         if others.shape[1]:
             U = basis(others).U
-            left = units - U @ (U.T @ units)
-        else:
-            left = units
+            rest = units - U @ (U.T @ units)
         rounding = max(units.shape) * torch.finfo(units.dtype).eps
-        return units[:, torch.linalg.vector_norm(left, dim=0) <= self.epsilon + rounding]
+        return units[:, torch.linalg.vector_norm(rest, dim=0) <= self.epsilon + rounding]

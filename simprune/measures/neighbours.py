@@ -1,4 +1,4 @@
-"""Neighbourhoods: do two representations find the same inputs next to each input?
+"""Neighbourhoods: are the same inputs next to an input in two representations?
 
 The k nearest rows are those of largest cosine, the row itself left out, most similar first; cosines equal up to
 rounding go by row number, and a zero row has cosine 0 to all.
@@ -15,12 +15,9 @@ from simprune.core.neighbours import directions, nearest
 from simprune.measures._base import Measure
 from simprune.measures._rows import warn_of_zero_rows
 
-SURVEY = "Klabunde, Schumacher, Strohmaier, Lemmerich 2023, arXiv:2305.06329"
-HUH = "Huh, Cheung, Wang, Isola 2024, arXiv:2405.07987"
-
 
 class Neighbours(NamedTuple):
-    """Of each row: its k neighbours in ascending order of index (N, k), their ranks from 1, their `values`."""
+    """The k neighbours of every row in ascending order of index (N, k), their ranks from 1, their `values`."""
 
     indices: Tensor
     ranks: Tensor
@@ -28,15 +25,15 @@ class Neighbours(NamedTuple):
 
 
 class Common(NamedTuple):
-    """For each neighbour in the first: is it one in the second too (N, k), and where there (else anywhere)."""
+    """Whether a neighbour in the first is one in the second too (N, k), and its column there (else any column)."""
 
     shared: Tensor
-    place: Tensor
+    column: Tensor
 
 
 def common(a: Neighbours, b: Neighbours) -> Common:
-    place = torch.searchsorted(b.indices, a.indices).clamp_(max=b.indices.shape[1] - 1)
-    return Common(b.indices.gather(1, place) == a.indices, place)
+    column = torch.searchsorted(b.indices, a.indices).clamp_(max=b.indices.shape[1] - 1)
+    return Common(b.indices.gather(1, column) == a.indices, column)
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,12 @@ class Neighbourhood(Measure):
 
     k: int = 10
 
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS"})
     cost = "prepare: k neighbours of each row, 3 N k numbers, O(N^2 D) in row blocks; pair: O(N k log k)"
     undefined = "this does not occur for finite rows"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"{self.id}: k must be at least 1, got {self.k}")
+    def _configure(self) -> None:
+        self._require("k", self.k >= 1, "at least 1")
         self._declare(minimum_rows=self.k + 1)
 
     def _prepare(self, X: Tensor) -> Neighbours:
@@ -79,7 +72,7 @@ def _jaccard(both: Common) -> Tensor:
 
 
 def _rank_similarity(a: Neighbours, b: Neighbours, both: Common) -> Tensor:
-    first, second = a.ranks.double(), b.ranks.gather(1, both.place).double()
+    first, second = a.ranks.double(), b.ranks.gather(1, both.column).double()
     agreement = torch.where(both.shared, 2 / ((1 + (first - second).abs()) * (first + second)), 0.0).sum(1)
     best = (1 / torch.arange(1, first.shape[1] + 1, device=first.device, dtype=torch.float64)).cumsum(0)
     count = both.shared.sum(1)
@@ -100,7 +93,6 @@ class KNNJaccard(Neighbourhood):
     """
 
     id = "knn_jaccard"
-    source = SURVEY
 
     def _per_row(self, a: Neighbours, b: Neighbours, both: Common) -> Tensor:
         return _jaccard(both)
@@ -120,7 +112,6 @@ class MutualKNN(Neighbourhood):
     """
 
     id = "mutual_knn"
-    source = HUH
 
     def _per_row(self, a: Neighbours, b: Neighbours, both: Common) -> Tensor:
         return both.shared.sum(1, dtype=torch.float64) / self.k
@@ -142,7 +133,6 @@ class RankSimilarity(Neighbourhood):
     """
 
     id = "rank_similarity"
-    source = SURVEY
 
     def _per_row(self, a: Neighbours, b: Neighbours, both: Common) -> Tensor:
         return _rank_similarity(a, b, both)
@@ -163,7 +153,6 @@ class JointRankJaccard(Neighbourhood):
     """
 
     id = "joint_rank_jaccard"
-    source = SURVEY
 
     def _per_row(self, a: Neighbours, b: Neighbours, both: Common) -> Tensor:
         return _rank_similarity(a, b, both) * _jaccard(both)
@@ -186,7 +175,6 @@ class CKNNA(Neighbourhood):
 
     id = "cknna"
     range = (-1.0, 1.0)
-    source = HUH
     undefined = "the cosines of a row to its neighbours and to all rows are equal, for every row"
 
     def _values(self, X: Tensor, cosines: Tensor) -> Tensor:
@@ -195,7 +183,7 @@ class CKNNA(Neighbourhood):
 
     def _compare(self, a: Neighbours, b: Neighbours) -> Tensor:
         both = common(a, b)
-        inner = (a.values * torch.where(both.shared, b.values.gather(1, both.place), 0.0)).sum()
+        inner = (a.values * torch.where(both.shared, b.values.gather(1, both.column), 0.0)).sum()
         noise = a.values.numel() * (16 * torch.finfo(a.values.dtype).eps) ** 2
         sizes = a.values.square().sum(), b.values.square().sum()
         defined = torch.minimum(*sizes) > noise
@@ -226,7 +214,6 @@ class SecondOrderCosine(Neighbourhood):
 
     id = "second_order_cosine"
     range = (-1.0, 1.0)
-    source = "Hamilton, Leskovec, Jurafsky 2016, arXiv:1606.02821"
     cost = "prepare: k neighbours of each row and the N x N cosines, O(N^2 D); pair: O(N k log k)"
     undefined = "every row has cosine 0 to all its neighbours"
 
@@ -237,7 +224,7 @@ class SecondOrderCosine(Neighbourhood):
     def _compare(self, a: Cosines, b: Cosines) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         union = torch.cat([a.near.indices, b.near.indices], 1)
         once = torch.cat([torch.ones_like(a.near.indices, dtype=torch.bool), ~common(b.near, a.near).shared], 1)
-        x, y = (torch.where(once, each.all.gather(1, union), 0.0) for each in (a, b))
+        x, y = (torch.where(once, item.all.gather(1, union), 0.0) for item in (a, b))
         lengths = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
         counts = lengths > 0
         cosines = torch.where(counts, (x * y).sum(1) / torch.where(counts, lengths, 1.0), 0.0)

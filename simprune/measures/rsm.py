@@ -1,4 +1,4 @@
-"""Representational similarity matrices (RSMs): which inputs a representation holds for alike, entry by entry."""
+"""Representational similarity matrices (RSMs): which inputs are alike in a representation, entry by entry."""
 
 import math
 from collections.abc import Sequence
@@ -8,19 +8,20 @@ import numpy as np
 import scipy
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss, pdist
 
 from simprune.core.neighbours import TIE, directions, unit_scaled_
-from simprune.measures._base import Measure
+from simprune.measures._base import Distance, Measure
 from simprune.measures._factors import basis
 from simprune.measures._products import TILE, InnerProduct, Vector, centred
-from simprune.measures._rows import above_diagonal, distances, symmetric, warn_of_zero_rows
-from simprune.measures.cka import centred_kernel_
+from simprune.measures._rows import above_diagonal, distance_matrix, warn_of_zero_rows
+from simprune.measures.cka import Alignment, centred_kernel_, kernel_vector
 
 NEAR = 1e-4  # of the squared norms; below, their difference with the product has lost too many digits
 
 
 @dataclass(frozen=True)
-class Difference(InnerProduct):
+class Difference(Distance, InnerProduct):
     """|phi(X) - phi(Y)| from the squared norms (`size`) and the product, or directly where the two are close."""
 
     def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
@@ -69,23 +70,18 @@ class RSMNormDifference(Difference):
     inner: str = "euclidean"
 
     id = "rsm_norm_difference"
-    larger_is_more_similar = False
-    range = (0.0, math.inf)
     is_metric = True
     invariant_to = frozenset({"PT", "OT", "TR"})
-    source = "Klabunde, Schumacher, Strohmaier, Lemmerich 2023, arXiv:2305.06329"
     cost = "prepare: N^2/2 entries, O(N^2 D); pair: O(N^2)"
     undefined = "this does not occur for finite rows"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.inner not in ("euclidean", "dot"):
-            raise ValueError(f'rsm_norm_difference: inner must be "euclidean" or "dot", got {self.inner!r}')
+    def _configure(self) -> None:
+        self._require("inner", self.inner in ("euclidean", "dot"), '"euclidean" or "dot"')
         if self.inner == "dot":
             self._declare(invariant_to=frozenset({"PT", "OT"}))
 
     def _prepare(self, X: Tensor) -> Vector:
-        entries = _dot_products(X) if self.inner == "dot" else math.sqrt(2) * distances(X)
+        entries = _dot_products(X) if self.inner == "dot" else math.sqrt(2) * pdist(X)
         return Vector(len(entries), entries.square().sum(), entries[:, None])
 
 
@@ -126,22 +122,19 @@ class RSA(Difference):
     range = (-1.0, 1.0)
     invariant_to = frozenset({"PT", "IS"})
     minimum_rows = 3
-    source = "Kriegeskorte, Mur, Bandettini 2008, doi:10.3389/neuro.06.004.2008"
     cost = (
         "prepare: N^2/2 entries, O(N^2 D), for ranks a sort of them; pair: O(N^2), for kendall O(N^2 log N) on the CPU"
     )
     undefined = "all entries of an RSM are equal (for correlation: rows of one unit, or constant rows)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, known in (("inner", INNER), ("outer", OUTER)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"rsa: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+    def _configure(self) -> None:
+        self._require("inner", self.inner in INNER, f"one of {', '.join(INNER)}")
+        self._require("outer", self.outer in OUTER, f"one of {', '.join(OUTER)}")
         self._declare(invariant_to=INNER[self.inner])
         if self.outer == "euclidean":
-            keeps = {"correlation", "cosine", "mahalanobis"}
-            invariant = INNER[self.inner] if self.inner in keeps else INNER[self.inner] - {"IS"}
-            self._declare(larger_is_more_similar=False, range=(0.0, math.inf), is_metric=True, invariant_to=invariant)
+            if self.inner in ("dot", "euclidean", "sqeuclidean"):
+                self._declare(invariant_to=self.invariant_to - {"IS"})
+            self._declare(larger_is_more_similar=False, range=Distance.range, is_metric=True)
 
     def _prepare(self, X: Tensor) -> Vector:
         entries = self._entries(X)
@@ -159,15 +152,15 @@ class RSA(Difference):
     def _entries(self, X: Tensor) -> Tensor:
         if self.inner == "correlation":
             X = centred(X.T).T
-            warn_of_zero_rows(self, X, "are equal across units")
+            warn_of_zero_rows(self, X, "are equal across units and have no direction; they count as similar to no row")
         elif self.inner == "cosine":
             warn_of_zero_rows(self, X)
         elif self.inner == "mahalanobis":
-            return distances(basis(unit_scaled_(centred(X))).U) * math.sqrt(len(X) - 1)
+            return pdist(basis(unit_scaled_(centred(X))).U) * math.sqrt(len(X) - 1)
         if self.inner in ("correlation", "cosine", "dot"):
             rows = X if self.inner == "dot" else directions(X)
             return above_diagonal(rows @ rows.T)
-        apart = distances(X)
+        apart = pdist(X)
         return apart.square_() if self.inner == "sqeuclidean" else apart
 
     def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
@@ -179,7 +172,7 @@ class RSA(Difference):
         if self.outer == "euclidean":
             return super()._compare(a, b)
         if self.outer == "kendall":
-            tau = np.asarray(scipy.stats.kendalltau(*(each.values.flatten().cpu().numpy() for each in (a, b))))[0]
+            tau = np.asarray(scipy.stats.kendalltau(*(item.values.flatten().cpu().numpy() for item in (a, b))))[0]
             return torch.where((a.size + b.size).isnan(), math.nan, a.size.new_tensor(float(tau)))
         return InnerProduct._compare(self, a, b)
 
@@ -192,15 +185,13 @@ class RSA(Difference):
 def mean_ranks(values: Tensor, tie: Tensor) -> Tensor:
     """Ranks 1..M of values (M,), float64; values no more than `tie` from the next share their mean rank."""
     ordered, order = values.sort()
-    place = torch.arange(len(values), device=values.device)
-    breaks = ordered.diff() > tie
-    first = torch.where(torch.nn.functional.pad(breaks, (1, 0), value=True), place, 0).cummax(0).values
-    last = torch.where(torch.nn.functional.pad(breaks, (0, 1), value=True), place, len(values)).flip(0).cummin(0).values
-    return torch.empty_like(values).scatter_(0, order, 1 + (first + last.flip(0)).to(values.dtype) / 2)
+    run = torch.nn.functional.pad(ordered.diff() > tie, (1, 0)).cumsum(0)  # number of each entry's run of ties
+    first, last = torch.searchsorted(run, run), torch.searchsorted(run, run, right=True) - 1
+    return torch.empty_like(values).scatter_(0, order, 1 + (first + last).to(values.dtype) / 2)
 
 
 @dataclass(frozen=True)
-class DistanceCorrelation(InnerProduct):
+class DistanceCorrelation(Alignment):
     """Distance correlation of X (N, D) and Y (N, D'), in [0, 1], 0 = independent (for large N), 1 = equal in shape.
 
     The root of <A, B> / (|A| |B|), A and B doubly centred Euclidean distances. Rises to 1 for unrelated wide
@@ -216,31 +207,21 @@ class DistanceCorrelation(InnerProduct):
     debiased: bool = False
 
     id = "distance_correlation"
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
-    invariant_to = frozenset({"PT", "OT", "IS", "TR"})
-    source = "Szekely, Rizzo, Bakirov 2007, arXiv:0803.4101; Szekely, Rizzo 2013, doi:10.1016/j.jmva.2013.02.012"
     cost = "prepare: the N x N centred distances, O(N^2 D); pair: O(N^2)"
     undefined = "a representation is the same for all inputs, or (debiased) has them all equally far apart"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.debiased:
-            self._declare(range=(-1.0, 1.0), minimum_rows=4)
-
     def _prepare(self, X: Tensor) -> Vector:
-        A = symmetric(distances(unit_scaled_(centred(X))), len(X))
-        noise = (16 * torch.finfo(A.dtype).eps * torch.linalg.vector_norm(A)).square()
-        square = centred_kernel_(A, self.debiased).square().sum()
-        return Vector(len(A), torch.where(square > noise, square, math.nan), A)
+        A = distance_matrix(unit_scaled_(centred(X)))
+        scale = torch.linalg.vector_norm(A)
+        return kernel_vector(centred_kernel_(A, self.debiased), scale)
 
     def _score(self, inner: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
-        ratio = (inner / (size_a * size_b).sqrt()).clamp(*self.range)
+        ratio = super()._score(inner, size_a, size_b)
         return ratio if self.debiased else ratio.sqrt()
 
 
 @dataclass(frozen=True)
-class RelationalKnowledgeLoss(Measure):
+class RelationalKnowledgeLoss(Distance):
     """Huber loss (delta = 1) between relations of rows, summed, in [0, inf), 0 = equal; grows with N.
 
     form="distance": distances between rows of X (N, D), in units of their mean, over all ordered pairs. "angle": the
@@ -259,29 +240,23 @@ class RelationalKnowledgeLoss(Measure):
     seed: int = 0
 
     id = "relational_knowledge_loss"
-    larger_is_more_similar = False
-    range = (0.0, math.inf)
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
     minimum_rows = 3
-    source = "Park, Kim, Lu, Cho 2019, arXiv:1904.05068"
     cost = "prepare: N^2/2 distances, O(N^2 D), or T cosines, O(T D), T = min(triples, N^3); pair: O(N^2) or O(T)"
     undefined = "a representation is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.form not in ("distance", "angle"):
-            raise ValueError(f'relational_knowledge_loss: form must be "distance" or "angle", got {self.form!r}')
-        if self.triples < 1:
-            raise ValueError(f"relational_knowledge_loss: triples must be at least 1, got {self.triples}")
+    def _configure(self) -> None:
+        self._require("form", self.form in ("distance", "angle"), '"distance" or "angle"')
+        self._require("triples", self.triples >= 1, "at least 1")
 
     def _prepare(self, X: Tensor) -> tuple[Tensor, float]:
-        """Relations (M,), and how many ordered tuples each stands for."""
+        """Relations (M,), and the number of ordered tuples that one of them stands for."""
         if self.form == "distance":
-            apart = distances(unit_scaled_(centred(X)))
+            apart = pdist(unit_scaled_(centred(X)))
             return apart / apart.mean(), 2.0
         count = len(X)
         total = count * (count - 1) * (count - 2)
-        i, j, k = (each.to(X.device) for each in self._triples(count, total))
+        i, j, k = (index.to(X.device) for index in self._triples(count, total))
         rows = unit_scaled_(centred(X))
         step = max(1, TILE // X.shape[1])
         cosines = [
@@ -304,4 +279,4 @@ class RelationalKnowledgeLoss(Measure):
         return [(middle + 1 + first) % count, middle, (middle + 1 + second) % count]
 
     def _compare(self, a: tuple[Tensor, float], b: tuple[Tensor, float]) -> Tensor:
-        return a[1] * torch.nn.functional.huber_loss(a[0], b[0], reduction="sum")
+        return a[1] * huber_loss(a[0], b[0], reduction="sum")

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pdist
 
 from simprune.core.neighbours import directions, unit_scaled_
 from simprune.measures._base import DegenerateWarning, Statistic
-from simprune.measures._modularity import class_graph_modularity, consecutive, louvain, modularity
+from simprune.measures._modularity import louvain, modularity
 from simprune.measures._products import centred
-from simprune.measures._rows import distances, symmetric, warn_of_zero_rows
+from simprune.measures._rows import distance_matrix, warn_of_zero_rows
 
 NEVER = "this does not occur for finite rows"
 
@@ -28,7 +29,6 @@ class Magnitude(Statistic):
 
     id = "magnitude"
     invariant_to = frozenset({"PT", "OT"})
-    source = "Klabunde, Schumacher, Strohmaier, Lemmerich 2023, arXiv:2305.06329"
     cost = "prepare: one number, O(N D); pair: O(1)"
     undefined = NEVER
 
@@ -50,7 +50,6 @@ class Concentricity(Statistic):
 
     id = "concentricity"
     invariant_to = frozenset({"PT", "OT", "IS"})
-    source = Magnitude.source
     cost = "prepare: one number, O(N D); pair: O(1)"
     undefined = "the mean of all rows is zero"
 
@@ -81,14 +80,11 @@ class Uniformity(Statistic):
 
     id = "uniformity"
     invariant_to = frozenset({"PT", "OT", "IS"})
-    source = "Wang, Isola 2020, arXiv:2005.10242"
     cost = "prepare: one number, O(N^2 D), N^2/2 distances held meanwhile; pair: O(1)"
     undefined = NEVER
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.t < math.inf:
-            raise ValueError(f"uniformity: t must be positive, got {self.t!r}")
+    def _configure(self) -> None:
+        self._require("t", 0 < self.t < math.inf, "positive")
         if not self.normalize:
             self._declare(invariant_to=frozenset({"PT", "OT", "TR"}))
 
@@ -97,7 +93,7 @@ class Uniformity(Statistic):
             warn_of_zero_rows(self, X)
             X = directions(X)
         count = len(X)
-        kernel = distances(X).square_().mul_(-self.t).exp_()
+        kernel = pdist(X).square_().mul_(-self.t).exp_()
         return ((count + 2 * kernel.sum()) / count**2).log()  # a = b adds 1 each, so this cannot vanish
 
 
@@ -117,13 +113,12 @@ class Tolerance(Statistic):
     id = "tolerance"
     invariant_to = frozenset({"PT", "OT", "IS"})
     needs_labels = True
-    source = "Wang, Liu 2021, arXiv:2012.09740"
     cost = "prepare: one number, O(N D); pair: O(1)"
     undefined = NEVER
 
     def _prepare(self, X: Tensor, labels: Tensor) -> Tensor:
         warn_of_zero_rows(self, X)
-        sums = torch.zeros_like(X).index_add_(0, consecutive(labels), directions(X))
+        sums = torch.zeros_like(X).index_add_(0, labels.unique(return_inverse=True)[1], directions(X))
         return sums.square().sum() / len(X) ** 2
 
 
@@ -135,9 +130,10 @@ class IntrinsicDimension(Statistic):
     -log(1 - rank/N) = d log(mu) through 0 over the lower nine tenths of mu; "mle" is the maximum-likelihood
     (N - 1) / sum log(mu). With k > 2 neighbours "mle" is Levina and Bickel's estimate pooled over rows,
     (N(k - 1) - 1) / sum_j log(r_k / r_j). Duplicate rows are used once, with a DegenerateWarning. Raises ValueError
-    for another method, for k < 2, and for k given with "twonn".
+    for another method, for k < 2, and for "twonn" with another k.
 
-    Source: Facco et al. 2017, doi:10.1038/s41598-017-11873-y; Levina, Bickel 2004; MacKay, Ghahramani 2005.
+    Source: Facco, d'Errico, Rodriguez, Laio 2017, doi:10.1038/s41598-017-11873-y; Levina, Bickel 2004, NeurIPS;
+    MacKay, Ghahramani 2005.
 
     >>> X = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
     >>> round(IntrinsicDimension().describe(X @ torch.ones(2, 9).triu()), 1)
@@ -150,20 +146,16 @@ class IntrinsicDimension(Statistic):
     id = "intrinsic_dimension"
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
     minimum_rows = 3
-    source = "Facco, d'Errico, Rodriguez, Laio 2017, doi:10.1038/s41598-017-11873-y; Levina, Bickel 2004, NeurIPS"
     cost = "prepare: one number, O(N^2 D), N^2 distances held meanwhile; pair: O(1)"
     undefined = "too few rows differ, or every row's nearest neighbours are equally far"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.method not in ("twonn", "mle"):
-            raise ValueError(f'intrinsic_dimension: method must be "twonn" or "mle", got {self.method!r}')
-        if self.k < 2 or (self.method == "twonn" and self.k != 2):
-            raise ValueError(f'intrinsic_dimension: k must be at least 2, and 2 for "twonn", got {self.k}')
+    def _configure(self) -> None:
+        self._require("method", self.method in ("twonn", "mle"), '"twonn" or "mle"')
+        self._require("k", self.k == 2 or (self.k > 2 and self.method == "mle"), 'at least 2, and 2 for "twonn"')
         self._declare(minimum_rows=self.k + 1)
 
     def _prepare(self, X: Tensor) -> Tensor | float:
-        apart = symmetric(distances(X), len(X))
+        apart = distance_matrix(X)
         apart.diagonal().fill_(math.inf)
         first = ~(apart == 0).tril().any(1)
         count = int(first.sum())
@@ -181,44 +173,10 @@ class IntrinsicDimension(Statistic):
         if self.method == "mle":
             total = ratios.sum()
             return torch.where(total > 0, (ratios.numel() - 1) / total, math.nan)
-        kept = 9 * count // 10
-        x = ratios.flatten().sort().values[:kept]
-        y = -torch.log1p(-torch.arange(1, kept + 1, device=x.device, dtype=x.dtype) / count)
+        lower = 9 * count // 10
+        x = ratios.flatten().sort().values[:lower]
+        y = -torch.log1p(-torch.arange(1, lower + 1, device=x.device, dtype=x.dtype) / count)
         return torch.where(x.any(), x @ y / (x @ x), math.nan)
-
-
-@dataclass(frozen=True)
-class KNNGraphModularity(Statistic):
-    """Newman modularity of the classes in the graph of the k nearest rows by cosine; at most 1, 1 = well separated.
-
-    Rows of X (N, D) are nodes; an edge of weight 1 joins two if either is among the other's k nearest. Needs labels
-    (N,). A zero row has cosine 0 to all, with a DegenerateWarning. Raises ValueError for k < 1.
-
-    Source: Lu et al. 2022, arXiv:2111.12485 (there k=3 and weighted: `graph_modularity`).
-
-    >>> X = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    >>> KNNGraphModularity(k=1).describe(X, labels=[0, 0, 1, 1])
-    0.5
-    """
-
-    k: int = 10
-
-    id = "knn_graph_modularity"
-    invariant_to = frozenset({"PT", "OT", "IS"})
-    needs_labels = True
-    source = "Lu, Yang, Zhu, Chen, Yu, Xu, Chen, Xuan 2022, arXiv:2111.12485; Newman 2006, arXiv:physics/0602124"
-    cost = "prepare: one number, O(N^2 D) in row blocks; pair: O(1)"
-    undefined = NEVER
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"{self.id}: k must be at least 1, got {self.k}")
-        self._declare(minimum_rows=self.k + 1)
-
-    def _prepare(self, X: Tensor, labels: Tensor) -> Tensor:
-        warn_of_zero_rows(self, X)
-        return class_graph_modularity(X, labels, self.k, weights="binary", symmetrize="or")
 
 
 @dataclass(frozen=True)
@@ -233,7 +191,6 @@ class ParticipationRatio(Statistic):
 
     id = "participation_ratio"
     invariant_to = frozenset({"PT", "OT", "IS", "TR"})
-    source = "Gao, Ganguli 2015, arXiv:1503.08779"
     cost = "prepare: one number, O(N D min(N, D)); pair: O(1)"
     undefined = "the representation is the same for all inputs"
 
@@ -261,7 +218,6 @@ class NeuronGraphModularity(Statistic):
 
     id = "neuron_graph_modularity"
     invariant_to = frozenset({"PT", "IS", "TR"})
-    source = "Lange, Rolnick, Kording 2022, Clustering units in neural networks; Blondel et al. 2008, arXiv:0803.0476"
     cost = "prepare: one number, O(N D^2), then on the CPU a few dozen sweeps of O(D^2); pair: O(1)"
     undefined = "no two units are correlated"
 

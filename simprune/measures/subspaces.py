@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
-from simprune.measures._base import Measure
+from simprune.measures._base import Distance
 from simprune.measures._factors import FactorProduct, basis, warn_if_spanning
 from simprune.measures._products import Vector, centred
 from simprune.measures.rsm import Difference
@@ -28,10 +28,7 @@ class EigenspaceOverlap(FactorProduct):
     """
 
     id = "eigenspace_overlap"
-    larger_is_more_similar = True
-    range = (0.0, 1.0)
     invariant_to = frozenset({"PT", "OT", "IS", "ILT"})
-    source = "May, Zhang, Dao, Re 2019, arXiv:1909.01264"
     cost = "prepare: an orthonormal basis (N, r), one SVD, O(N D min(N, D)); pair: an r x r' product, O(N r r')"
     undefined = "a representation is zero for all inputs"
 
@@ -61,21 +58,16 @@ class GULP(Difference, FactorProduct):
     lam: float = 0.0
 
     id = "gulp"
-    larger_is_more_similar = False
-    range = (0.0, math.inf)
     is_metric = True
     invariant_to = frozenset({"PT", "OT", "IS", "ILT", "TR", "AT"})
-    source = "Boix-Adsera, Lawrence, Stepaniants, Rigollet 2022, arXiv:2210.06545"
     cost = (
         "prepare: a factor of G (N, r), one SVD, O(N D min(N, D)); pair: O(N r r'), or O(N^2 r) where nearly equal; "
         "all pairs: that, or one product of N x N matrices"
     )
     undefined = "a representation is the same for all inputs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.lam < math.inf:
-            raise ValueError(f"gulp: lam must be 0 or positive, got {self.lam!r}")
+    def _configure(self) -> None:
+        self._require("lam", 0 <= self.lam < math.inf, "0 or positive")
         if self.lam > 0:
             self._declare(invariant_to=frozenset({"PT", "OT", "IS", "TR"}))
 
@@ -90,7 +82,7 @@ class GULP(Difference, FactorProduct):
 
 
 @dataclass(frozen=True)
-class RiemannianDistance(Measure):
+class RiemannianDistance(Distance):
     """Geodesic distance of the Gram matrices S = X X' / D as positive definite matrices, in [0, inf); a metric.
 
     sqrt(sum_i log^2 lambda_i), lambda the generalised eigenvalues of S and S', X (N, D), Y (N, D'). Without `reg`
@@ -107,18 +99,13 @@ class RiemannianDistance(Measure):
     reg: float | None = None
 
     id = "riemannian_distance"
-    larger_is_more_similar = False
-    range = (0.0, math.inf)
     is_metric = True
     invariant_to = frozenset({"PT", "OT"})
-    source = "Shahbazi, Shirali, Aghajan, Nili 2021, doi:10.1016/j.neuroimage.2021.118271"
     cost = "prepare: a triangular factor (N, N) of S, O(N^2 max(N, D)); pair: a triangular solve and an SVD, O(N^3)"
     undefined = "rows of a representation are linearly dependent, which puts it infinitely far away: pass reg="
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reg is not None and not 0 < self.reg < math.inf:
-            raise ValueError(f"riemannian_distance: reg must be positive or None, got {self.reg!r}")
+    def _configure(self) -> None:
+        self._require("reg", self.reg is None or 0 < self.reg < math.inf, "positive or None")
 
     def _prepare(self, X: Tensor) -> Tensor:
         count, width = X.shape

@@ -123,7 +123,7 @@ def test_declares_everything(measure):
     assert measure.cost
     assert measure.undefined
     assert ">>>" in (type(measure).__doc__ or "")
-    assert "Source:" in (type(measure).__doc__ or "")
+    assert f"Source: {measure.source}." in " ".join((type(measure).__doc__ or "").split())
 
 
 @every
