@@ -133,11 +133,10 @@ def integers(labels: Any, shape: tuple[int, ...], classes: int, ignore: int | No
     if labels.shape != shape:
         raise ValueError(f"labels must have shape {tuple(shape)}; got {tuple(labels.shape)}")
     labels = labels.long()
-    unfit = (labels < 0) | (labels >= classes)
+    outside = labels[(labels < 0) | (labels >= classes)]
     if ignore is not None:
-        unfit &= labels != ignore
-    if unfit.any():
-        outside = labels[unfit]
+        outside = outside[outside != ignore]
+    if len(outside):
         also = "" if ignore is None else f" or be {ignore}"
         raise ValueError(
             f"labels must lie in [0, {classes}) for {classes} classes{also}; "

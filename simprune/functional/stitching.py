@@ -242,11 +242,8 @@ class _Cut:
                 return new
             return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
-        handle = self.module.register_forward_hook(counting)
-        try:
+        with self.module.register_forward_hook(counting):
             yield
-        finally:
-            handle.remove()
         if calls != 1:
             raise ValueError(f"{self.name} ran {calls} times in one pass; stitch at a module that runs exactly once")
 

@@ -21,19 +21,14 @@ def render_analysis(data: dict[str, Any]) -> str:
     if other := data.get("other"):
         shown["other"] = {"rows": points, "columns": other["points"], "similarity": other["similarity"]}
     groups = {"similarity": "own", "other": "other"}  # of maps that the script links
+    drawn = _charts(data)
     return fill(
         "analysis.html",
         "analysis.css",
         data={"other": None, "channels": [], "unprunable": [], "model": "", "score": "", "simprune": ""} | data,
-        charts={
-            name: charts.inline(chart, name, groups.get(name.partition("_")[0], ""))
-            for name, chart in _charts(data).items()
-        },
+        charts={key: charts.inline(chart, key, groups.get(key.split("_")[0], "")) for key, chart in drawn.items()},
         windows=_windows(data),
-        ids=[entry["measure"] for entry in data["similarity"]],
         headline=_headline(data),
-        removable=sum(block["share"] or 0 for block in data["blocks"] if not block["inside"]),
-        segments=len(set(data["segments"]["of"])),
         average=_average,
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
@@ -51,10 +46,11 @@ def _charts(data: dict[str, Any]) -> dict[str, charts.Chart]:
     points, other = data["points"], data.get("other") or {"similarity": [], "points": []}
     similar = {entry["measure"]: entry["larger_is_more_similar"] for entry in data["similarity"]}
     drawn = {}
-    for prefix, entries, columns, options in (
+    maps: list[tuple[str, list, list, dict[str, Any]]] = [
         ("similarity", data["similarity"], points, {"segments": data["segments"]["of"]}),
         ("other", other["similarity"], other["points"], {"across": "layer of the other"}),
-    ):
+    ]
+    for prefix, entries, columns, options in maps:
         for entry in entries:
             name = entry["measure"]
             chart = charts.similarity_map(entry["values"], points, columns, name, reverse=not similar[name], **options)

@@ -4,13 +4,13 @@ Widths are those of one column (3.4 in) or two (6.8 in), readable without colour
 become the variables of style.css, so that it follows light and dark. matplotlib is imported where it is used.
 """
 
-import functools
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,17 +58,13 @@ class Chart:
     titles: list[tuple[int, int, str]] = field(default_factory=list)  # row, column, text of a cell that is pointed at
 
 
-def _styled(draw: Callable) -> Callable:
-    """The same function, drawing in our style whatever the settings of matplotlib are, which it leaves as they are."""
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Drawing in our style, whatever the settings of matplotlib are, which are as before afterwards."""
+    from matplotlib import style
 
-    @functools.wraps(draw)
-    def styled(*arguments: Any, **options: Any) -> Any:
-        from matplotlib import style
-
-        with style.context(["default", STYLE]):
-            return draw(*arguments, **options)
-
-    return styled
+    with style.context(["default", STYLE]):
+        yield
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
@@ -78,7 +74,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return Figure(figsize=(width, height), layout=layout)
 
 
-@_styled
+@_styled()
 def save(charts: Mapping[str, Chart], folder: Path) -> list[Path]:
     """Write charts by name as .svg and .png (300 dpi) and return the paths; the same charts give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +85,7 @@ def save(charts: Mapping[str, Chart], folder: Path) -> list[Path]:
     return paths
 
 
-@_styled
+@_styled()
 def inline(chart: Chart, name: str, group: str = "") -> Markup:
     """A chart as SVG within a page, in the page's colours; `name` keeps its ids apart from those of other charts.
 
@@ -123,7 +119,7 @@ def inline(chart: Chart, name: str, group: str = "") -> Markup:
     )  # fmt: skip
 
 
-@_styled
+@_styled()
 def similarity_map(
     values: list[list], rows: Sequence[str], columns: Sequence[str], measure: str, *, across: str = "layer",
     reverse: bool = False, segments: Sequence[int] = (), gone: Iterable[str] = (), least: float = 0.0,
@@ -148,13 +144,12 @@ def similarity_map(
     chart.label = f"{measure} between {len(rows)} and {len(columns)} layer outputs; {chart.label}"
     chart.titles = [
         (i, j, f"{row} \N{MULTIPLICATION SIGN} {column}: {units.number(values[i][j])}")
-        for i, row in enumerate(rows)
-        for j, column in enumerate(columns)
+        for (i, row), (j, column) in product(enumerate(rows), enumerate(columns))
     ]
     return chart
 
 
-@_styled
+@_styled()
 def window_map(window: Mapping[str, Any]) -> Chart:
     """Angular distance of every window of n consecutive blocks: n downwards, the first block to the right.
 
@@ -220,15 +215,16 @@ def _cells(
                 colour = "#111111" if (1 - share if reverse else share) > 0.45 else "#ffffff"
                 axes.text(j, i, _two(value), size=6.5, color=colour, ha="center", va="center")
     bar = figure.add_axes(area(left, top + side * height + 8, min(across - left - 8, 140), 6))
-    figure.colorbar(image, cax=bar, orientation="horizontal", label=label, ticks=[low, (low + high) / 2, high])
-    bar.set_xticks([low, (low + high) / 2, high], [units.number(x) for x in (low, (low + high) / 2, high)])
+    figure.colorbar(image, cax=bar, orientation="horizontal", label=label)
+    marked = [low, (low + high) / 2, high]
+    bar.set_xticks(marked, map(units.number, marked))
     bar.tick_params(length=2)
     ends = ("bright", "dark") if reverse else ("dark", "bright")
     colours = f"colours from {units.number(low)} ({ends[0]}) to {units.number(high)} ({ends[1]})"
     return Chart(figure, colours, side, left, top)
 
 
-@_styled
+@_styled()
 def profile(blocks: list[dict[str, Any]], ids: Sequence[str], title: str, offset: int = 0) -> Chart:
     """Every block's input against its output along depth, with intervals, and dashes for chance; below, its share of
     the multiply-adds. Colours and marks are numbered from `offset`."""
@@ -259,17 +255,16 @@ def profile(blocks: list[dict[str, Any]], ids: Sequence[str], title: str, offset
     bottom.bar(x, [100 * (block["share"] or 0) for block in blocks], color=SOFT, alpha=0.5, width=0.6)
     bottom.set_ylabel("% of macs")
     bottom.set_xlabel("block, by the number of its layer in the maps")
-    for index in range(1, len(blocks)):
-        if blocks[index]["chain"] != blocks[index - 1]["chain"]:
-            for axes in (top, bottom):
-                axes.axvline(index + 0.5, color=SOFT, lw=0.6, ls=":")
+    changes = [i + 0.5 for i in range(1, len(blocks)) if blocks[i]["chain"] != blocks[i - 1]["chain"]]
+    for axes, change in product((top, bottom), changes):
+        axes.axvline(change, color=SOFT, lw=0.6, ls=":")
     step = next(step for step in (1, 2, 5, 10, 20, 50, 1000) if len(blocks) / step <= width / 16)
     bottom.set_xticks(x[step - 1 :: step], [str(block["point"] + 1) for block in blocks[step - 1 :: step]])
     bottom.set_xlim(0.5, len(blocks) + 0.5)
     return Chart(figure, f"{title} of the input and output of {len(blocks)} blocks along depth, and their cost")
 
 
-@_styled
+@_styled()
 def frontier(data: Mapping[str, Any], costs: Mapping[str, str], rates: Sequence[str]) -> Chart:
     """What is left (rates) against shares of the original's cost, one curve per kind of plan; dashed, the original."""
     figure = _figure(COLUMN / 72 * len(costs), 2.6 * len(rates))
@@ -288,10 +283,8 @@ def _curves(axes: "Axes", data: Mapping[str, Any], cost: str, rate: str) -> None
     if data["original"][rate] is not None:
         axes.axhline(100 * data["original"][rate], color=INK, lw=0.8, ls="--")
     for number, curve in enumerate(data["curves"]):
-        points = [
-            point for point in data["points"] if point["curve"] == curve and None not in (point[cost], point[rate])
-        ]
-        # in order of the budget: of latencies, the order may differ
+        points = [point for point in data["points"] if point["curve"] == curve]  # in order of the budget
+        points = [point for point in points if None not in (point[cost], point[rate])]
         colour, line = CURVES[number % 4], ":" if curve == "random" else "-"
         x, y = [100 * point[cost] for point in points], [100 * point[rate] for point in points]
         axes.plot(x, y, MARKERS[number % 4] + line, color=colour, ms=3.5, lw=1, label=curve)
@@ -300,7 +293,7 @@ def _curves(axes: "Axes", data: Mapping[str, Any], cost: str, rate: str) -> None
                 axes.vlines(at, 100 * bounds[0], 100 * bounds[1], color=colour, lw=0.7, alpha=0.5)
 
 
-@_styled
+@_styled()
 def reliability(bins: list[dict[str, Any]], name: str) -> Chart:
     """Accuracy by confidence with 95 % intervals; the dashed diagonal is perfect calibration."""
     figure = _figure(COLUMN / 72, 3.2)

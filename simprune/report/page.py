@@ -55,7 +55,6 @@ def render(report: dict) -> str:
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
         similarity=similarity,
         map=_map(similarity, [edit["name"] for edit in removed_blocks]) if similarity.get("names") else None,
-        longest_error=max([row[k] or 0 for row in report["reconstruction"] for k in ("before", "after")] + [0]),
         span=(span[0], span[-1]) if span else None,
         brackets=_brackets(report["search"]["steps"]) if "search" in report else [],
         COSTS=COSTS,

@@ -24,9 +24,7 @@ def fill(template: str, *styles: str, **values) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(units, name) for name in FILTERS}
-    environment.filters["settings"] = settings
-    environment.filters["name"] = _breakable
+    environment.filters |= {name: getattr(units, name) for name in FILTERS} | {"settings": settings, "name": _breakable}
     environment.filters["measured"] = lambda value: value if isinstance(value, str) else units.number(value)
     environment.globals |= {
         "marks": marks, "bounds": units.bounds, "ranges": units.ranges, "OUTCOMES": OUTCOMES,

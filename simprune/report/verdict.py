@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from simprune.core.plain import finite
 
 from . import charts
-from .template import OUTCOMES, fill
+from .template import fill
 
 EMPTY: dict[str, Any] = {
     "examples": [], "recall": [], "reliability": {}, "changes": [], "changed": 0, "confusion": [],
@@ -40,7 +40,6 @@ def render_verdict(verdict: dict[str, Any], evidence: dict[str, Any]) -> str:
             name: charts.inline(charts.reliability(bins, name), f"reliability-{name}")
             for name, bins in seen["reliability"].items()
         },
-        tally={outcome: sum(gate["outcome"] == outcome for gate in gates) for outcome in OUTCOMES},
     )
 
 
