@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import call, device_of, inputs_of, labels_of
 from simprune.core.names import did_you_mean
-from simprune.core.registry import Part, parts, register
+from simprune.core.registry import parts, register
 
 CLEAN = "clean"
 SEVERITIES = (1, 2, 3)
@@ -70,33 +70,28 @@ def jpeg(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """JPEG of low quality."""
     from PIL import Image
 
-    if x.shape[1] not in (1, 3):
-        raise ValueError(f"jpeg needs images of 1 or 3 channels; got {x.shape[1]}: leave jpeg out of the check set")
-    pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, 3).numpy()
-    decoded = []
-    for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(
-            file, "JPEG", quality=(50, 25, 15)[severity - 1]
-        )
-        decoded.append(np.array(Image.open(file)).reshape(image.shape))
-    return torch.from_numpy(np.stack(decoded)).movedim(3, 1).to(x.dtype) / 255
+    count, channels, height, width = x.shape
+    if channels not in (1, 3):
+        raise ValueError(f"jpeg needs images of 1 or 3 channels; got {channels}: leave jpeg out of the check set")
+    quality = (50, 25, 15)[severity - 1]
+    decoded = np.stack([np.array(Image.open(encoded(image, "JPEG", quality=quality))) for image in x])
+    return torch.from_numpy(decoded).reshape(count, height, width, channels).movedim(3, 1).to(x.dtype) / 255
 
 
 @register("corruption", "fgsm", attack=True)
 def fgsm(images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits) -> Tensor:
     """One step of the gradient's sign within `EPSILON` of the range of pixel values, by the model's own gradient."""
-    return _attack(images, labels, model, limits, steps=1, share=1.0)
+    return _attack(images, labels, model, limits, steps=1, step=1.0)
 
 
 @register("corruption", "pgd", attack=True)
 def pgd(images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits) -> Tensor:
     """Ten smaller steps of the gradient's sign, projected to `EPSILON` of the range of pixel values."""
-    return _attack(images, labels, model, limits, steps=STEPS, share=1 / 4)
+    return _attack(images, labels, model, limits, steps=STEPS, step=1 / 4)
 
 
 def shifts(kind: str) -> list[str]:
-    """What `inputs` of a gate may be for one corruption: a name for every severity, or an attack's own.
+    """Values of a gate's `inputs` for one corruption: a name for every severity, or the name of an attack.
 
     >>> shifts("blur"), shifts("pgd")
     (['blur_1', 'blur_2', 'blur_3'], ['pgd'])
@@ -106,7 +101,7 @@ def shifts(kind: str) -> list[str]:
 
 
 def names() -> list[str]:
-    """What `inputs` of a gate may be.
+    """All values that a gate's `inputs` may have.
 
     >>> names()[:4]
     ['clean', 'blur_1', 'blur_2', 'blur_3']
@@ -121,31 +116,38 @@ def known(name: str) -> str:
     return name
 
 
-def _part(name: str) -> tuple[Part, int]:
-    """The corruption and its severity, 0 for an attack."""
-    registered = parts("corruption")
-    if name in registered:
-        return registered[name], 0
-    kind, _, severity = name.rpartition("_")
-    return registered[kind], int(severity)
-
-
 def image_of(batch: Any) -> Tensor | None:
-    """The batch's images: its only input, (N, C, H, W) floats; None where that is something else."""
+    """The images (N, C, H, W) of a batch whose only input is such a float tensor; None for any other batch."""
     args, kwargs = inputs_of(batch)
-    given = [*args, *kwargs.values()]
-    image = len(given) == 1 and isinstance(given[0], Tensor) and given[0].ndim == 4 and given[0].is_floating_point()
-    return given[0] if image else None
+    inputs = [*args, *kwargs.values()]
+    is_image = len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4
+    return inputs[0] if is_image and inputs[0].is_floating_point() else None
 
 
-def limits_of(batch: Any) -> Limits:
-    """Least and largest pixel value; ValueError unless the batch is of images that are not constant."""
+def _images(batch: Any) -> Tensor:
+    """`image_of`, with a ValueError for a batch of anything else."""
     images = image_of(batch)
     if images is None:
         raise ValueError(
             "corruptions and attacks need images, one float input of shape (N, C, H, W) in a batch; "
             "choose another check set, or write gates without `inputs`"
         )
+    return images
+
+
+def encoded(image: Tensor, format: str, **options: Any) -> io.BytesIO:
+    """A file in memory with an image (C, H, W) of 1 or 3 channels; values outside [0, 1] are clipped."""
+    from PIL import Image
+
+    pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).movedim(0, 2).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(file, format, **options)
+    return file
+
+
+def limits_of(batch: Any) -> Limits:
+    """Least and largest pixel value; ValueError unless the batch is of images that are not constant."""
+    images = _images(batch)
     low, high = float(images.min()), float(images.max())
     if not low < high:
         raise ValueError(f"corruptions need images with a range of values; all pixels of the first batch are {low:g}")
@@ -153,9 +155,18 @@ def limits_of(batch: Any) -> Limits:
 
 
 def shifted(name: str, batch: Any, model: nn.Module, limits: Limits, seed: int = 0) -> Any:
-    """The batch with corrupted images, or with images that attack `model` (in the labels' direction if there are any).
+    """The batch with corrupted images, or with images that attack `model`.
 
-    Values stay within `limits`. The same for the same seed. ValueError for an unknown name or other inputs.
+    Args:
+        name: one of `names()`.
+        batch: of images (N, C, H, W); an attack raises the loss for its labels, or without labels for the classes that
+            the model predicts.
+        model: the attacked model; corruptions do not use it.
+        limits: least and largest pixel value; values stay within them.
+        seed: the same seed gives the same images.
+
+    Raises:
+        ValueError: for an unknown name, and for other inputs than images.
 
     >>> images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> shifted("noise_1", images, nn.Identity(), (0.0, 1.0)).shape
@@ -163,30 +174,23 @@ def shifted(name: str, batch: Any, model: nn.Module, limits: Limits, seed: int =
     """
     if known(name) == CLEAN:
         return batch
-    if (images := image_of(batch)) is None:
-        limits_of(batch)
-        raise AssertionError
-    low, high = limits
-    part, severity = _part(name)
-    if part.facts.get("attack"):
-        found = part.make(images, labels_of(batch), model, limits)
+    images, labels, (low, high) = _images(batch), labels_of(batch), limits
+    kind, _, severity = name.rpartition("_")
+    registered = parts("corruption")
+    if name in registered:  # an attack, which has no severity
+        changed = registered[name].make(images, labels, model, limits)
     else:
         x = ((images.detach().cpu() - low) / (high - low)).clamp(0, 1)
-        x = part.make(x, severity, torch.Generator().manual_seed(seed)).clamp(0, 1)
-        found = (low + x * (high - low)).to(images.device)
-    labels = labels_of(batch)
-    _, kwargs = inputs_of(batch)
-    inputs: Any = {next(iter(kwargs)): found} if kwargs else found
+        x = registered[kind].make(x, int(severity), torch.Generator().manual_seed(seed)).clamp(0, 1)
+        changed = (low + x * (high - low)).to(images.device)
+    inputs: Any = dict.fromkeys(inputs_of(batch)[1], changed) or changed
     return inputs if labels is None else (inputs, labels)
 
 
-def _attack(
-    images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits, steps: int, share: float
-) -> Tensor:
-    """White box: steps of a `share` of the reach along the gradient's sign, each projected to the reach."""
+def _attack(images: Tensor, labels: Tensor | None, model: nn.Module, limits: Limits, steps: int, step: float) -> Tensor:
+    """White box: steps along the gradient's sign, `step` times the reach long, each projected to the reach."""
     low, high = limits
     reach = EPSILON * (high - low)
-    step = reach * share
     with torch.inference_mode(False), torch.enable_grad():
         start = images.detach().to(device_of(model)).clone()
         x = start.clone()
@@ -195,6 +199,6 @@ def _attack(
             logits = call(model, x)
             target = logits.argmax(1) if labels is None else labels.to(logits.device)
             (slope,) = torch.autograd.grad(nn.functional.cross_entropy(logits, target.clone(), reduction="sum"), x)
-            moved = x.detach() + step * slope.sign()
+            moved = x.detach() + reach * step * slope.sign()
             x = torch.minimum(torch.maximum(moved, start - reach), start + reach).clamp(low, high)
     return x.detach()

@@ -1,9 +1,9 @@
-"""Layer-wise drift: how far the outputs of the blocks that were kept have moved from the original's."""
+"""Layer-wise drift: how far the outputs of the blocks that were not removed have moved from the original's."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from simprune.trace.sites import Site
 
 @dataclass(frozen=True)
 class BlockDrift(ModelMeasure):
-    """Largest drift of a kept block, 1 - similarity of its outputs in both models; 0 means all as before.
+    """Largest drift of a block that was not removed, 1 - similarity of its outputs in both models; 0 means no change.
 
     A block's drift is the mean over groups of `inputs` test inputs, so memory is bounded and groups are the samples of
     its bounds; outputs are averaged over positions. `measure`: one of `simprune.measures` where larger is more similar
-    and equal is 1. ValueError for another, or for less than 8 inputs.
+    and equal outputs have 1. ValueError for any other measure, or for less than 8 inputs.
     """
 
     measure: str = "cka_debiased"
@@ -54,38 +54,51 @@ class BlockDrift(ModelMeasure):
         return self.reduce(self.gather(model, small, inputs).rows)
 
     def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> Gathered:
-        """Drift (groups, blocks), one pass over the batches. ValueError when no block was kept, or for few inputs."""
-        model, small, test = model_a, model_b, batches
-        blocks = kept_blocks(model, small, next(iter(checked(test, "test"))))
+        """Drift (groups, blocks), one pass over the batches.
+
+        Args:
+            model_a: the original.
+            model_b: the pruned model.
+            batches: of test inputs.
+
+        Raises:
+            ValueError: when no block is left, or for fewer than `inputs` inputs.
+        """
+        test, modules = checked(batches, "test"), dict(model_b.named_modules())
+        names = [block.name for block in find_blocks(Network.trace(model_a, next(iter(test)))) if block.name in modules]
+        blocks = tuple(name for name in names if not isinstance(modules[name], Bypass | nn.Identity))
+        if not blocks:
+            raise ValueError(
+                "block_drift: no block of the original is found in the pruned model; choose another check set"
+            )
         measure = measures.get(self.measure)
         rows = [
-            torch.tensor([1 - float(measure(a[name], b[name])) for name in blocks], dtype=torch.float64)
-            for a, b in self._groups(model, small, test, blocks)
+            [1 - float(measure(a[name], b[name])) for name in blocks]
+            for a, b in self._groups(model_a, model_b, test, blocks)
         ]
         if not rows:
             raise ValueError(f"block_drift needs at least {self.inputs} test inputs; give more or set options.inputs")
-        return Gathered(torch.stack(rows), blocks)
+        return Gathered(torch.tensor(rows, dtype=torch.float64), blocks)
 
     def bounds(self, rows: Tensor, strata: np.ndarray, seed: int) -> tuple[Bounds, str]:
-        """Of the largest block's mean over groups of inputs, by the bootstrap."""
-        single = np.zeros(len(rows), dtype=np.int64)
+        """Bounds of the largest block's mean over groups of inputs, by the bootstrap."""
+        columns = rows.numpy().T
 
-        def of(values: np.ndarray) -> Bounds:
-            value, same = float(values.mean()), bool(np.ptp(values) < 1e-12)
-            drawn = cache(lambda level: bootstrap_mean(values, single, level, seed))
+        @cache
+        def drawn(block: int, level: float) -> Interval:
+            return bootstrap_mean(columns[block], np.zeros(len(rows), dtype=np.int64), level, seed)
 
-            def bounds(scale: float, level: float) -> Interval:
-                if len(values) == 1:
-                    return -math.inf, math.inf
-                return (value, value) if same else narrowed(value, drawn(level), scale)
-
-            return bounds
-
-        blocks = [of(column) for column in rows.numpy().T]
+        def of_block(block: int, scale: float, level: float) -> Interval:
+            if len(rows) == 1:
+                return -math.inf, math.inf
+            value = float(columns[block].mean())
+            same = np.ptp(columns[block]) < 1e-12
+            return (value, value) if same else narrowed(value, drawn(block, level), scale)
 
         def worst(scale: float, level: float) -> Interval:
-            lower = max(block(scale, together(level, len(blocks)))[0] for block in blocks)
-            return lower, max(block(scale, level)[1] for block in blocks)
+            blocks = range(len(columns))
+            lower = max(of_block(block, scale, together(level, len(blocks)))[0] for block in blocks)
+            return lower, max(of_block(block, scale, level)[1] for block in blocks)
 
         return worst, f"bootstrap over {len(rows)} groups of inputs"
 
@@ -100,34 +113,22 @@ class BlockDrift(ModelMeasure):
     ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Outputs of all blocks in both models on every whole group of inputs."""
         sites = [Site(name) for name in blocks]
-        parts: tuple[dict[str, list[Tensor]], ...] = ({name: [] for name in blocks}, {name: [] for name in blocks})
+        original, pruned = ({name: torch.empty(0) for name in blocks} for _ in range(2))  # rows not yet in a group
 
-        def keep(kept: dict[str, list[Tensor]]):
-            return lambda site, value: kept[site.name].append(site.rows(value).double().cpu().clone())
+        def append_to(rows: dict[str, Tensor], site: Site, value: Tensor) -> None:
+            new = site.rows(value).double().cpu()
+            rows[site.name] = torch.cat([rows[site.name], new]) if len(rows[site.name]) else new.clone()
 
         with (
             evaluation(model, small),
-            watching(model, sites, keep(parts[0])),
-            watching(small, sites, keep(parts[1])),
+            watching(model, sites, partial(append_to, original)),
+            watching(small, sites, partial(append_to, pruned)),
         ):
-            for batch in checked(test, "test"):
-                for network in (model, small):
-                    call(network, batch)
-                joined = [{name: torch.cat(rows) for name, rows in kept.items()} for kept in parts]
-                count = len(joined[0][blocks[0]])
-                for start in range(0, count - self.inputs + 1, self.inputs):
-                    a, b = ({name: x[start : start + self.inputs] for name, x in one.items()} for one in joined)
+            for batch in test:
+                call(model, batch)
+                call(small, batch)
+                while len(original[blocks[0]]) >= self.inputs:
+                    a, b = ({name: x[: self.inputs] for name, x in rows.items()} for rows in (original, pruned))
                     yield a, b
-                rest = count - count % self.inputs
-                for kept, one in zip(parts, joined, strict=True):
-                    kept.update({name: [x[rest:]] for name, x in one.items()})
-
-
-def kept_blocks(model: nn.Module, small: nn.Module, batch: Any) -> tuple[str, ...]:
-    """Names of the original's blocks that the pruned model still has, in order; ValueError when there is none."""
-    found = find_blocks(Network.trace(model, batch))
-    modules = dict(small.named_modules())
-    names = tuple(b.name for b in found if b.name in modules and not isinstance(modules[b.name], Bypass | nn.Identity))
-    if not names:
-        raise ValueError("block_drift: no block of the original is found in the pruned model; choose another check set")
-    return names
+                    for rows in (original, pruned):
+                        rows.update({name: x[self.inputs :] for name, x in rows.items()})

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import scipy
-import torch
 
 Interval = tuple[float, float]
 
@@ -23,24 +22,21 @@ def clopper_pearson(events: Any, count: Any, confidence: float) -> tuple[Any, An
     0.00994
     """
     events, count = np.asarray(events, dtype=np.float64), np.asarray(count, dtype=np.float64)
-    lower = np.where(
-        events > 0, scipy.stats.beta.ppf(1 - confidence, np.maximum(events, 1e-300), count - events + 1), 0.0
-    )
-    upper = np.where(
-        events < count, scipy.stats.beta.ppf(confidence, events + 1, np.maximum(count - events, 1e-300)), 1.0
-    )
+    quantile = scipy.stats.beta.ppf
+    lower = np.where(events > 0, quantile(1 - confidence, np.maximum(events, 1e-300), count - events + 1), 0.0)
+    upper = np.where(events < count, quantile(confidence, events + 1, np.maximum(count - events, 1e-300)), 1.0)
     return lower[()], upper[()]
 
 
 def paired_difference(lost: Any, gained: Any, count: Any, confidence: float) -> tuple[Any, Any]:
     """One-sided bounds of (lost - gained) / count, where lost and gained samples exclude each other.
 
-    Clopper-Pearson bounds of both rates, joined by the method of variance estimates recovery (Zou and
-    Donner 2008) with the correlation of exclusive events. With many flips this is the interval from the
-    paired standard error; with few, where that is far too narrow, it holds; with none, Clopper-Pearson.
-    Numbers, or arrays for many differences at once.
+    Clopper-Pearson bounds of both rates, joined by the method of variance estimates recovery (Zou and Donner 2008) with
+    the correlation of exclusive events. With many flips this is the interval from the paired standard error. With few
+    flips that interval is far too narrow, and this one still covers; with none this is Clopper-Pearson. Arguments are
+    numbers, or arrays for many differences at once.
     """
-    lost, gained, count = (np.asarray(each, dtype=np.float64) for each in (lost, gained, count))
+    lost, gained, count = (np.asarray(values, dtype=np.float64) for values in (lost, gained, count))
     p, q = lost / count, gained / count
     (p_low, p_high), (q_low, q_high) = (clopper_pearson(k, count, confidence) for k in (lost, gained))
     both = p * q > 0
@@ -82,26 +78,15 @@ def bootstrap_mean(values: np.ndarray, strata: np.ndarray, confidence: float, se
     return lower, upper
 
 
-def bootstrap_statistic(
-    statistic: Callable[[np.ndarray], float],
-    rows: np.ndarray,
-    strata: np.ndarray,
-    confidence: float,
-    seed: int,
-) -> Interval:
-    """One-sided bounds of any statistic of the rows by the percentile bootstrap within strata."""
-    return percentiles(resampled(statistic, rows, strata, seed), confidence)
-
-
 def resampled(statistic: Callable[[np.ndarray], float], rows: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
-    """The statistic of rows drawn with replacement within strata, `DRAWS` times."""
+    """The percentile bootstrap: the statistic of rows drawn with replacement within strata, `DRAWS` times."""
     order, sizes, starts = _layout(strata)
     rows = rows[order]
     return np.array([statistic(rows[index]) for block in _resamples(sizes, starts, seed) for index in block])
 
 
 def percentiles(draws: np.ndarray, confidence: float) -> Interval:
-    """One-sided bounds from draws; one with an undefined statistic counts as the worst on both sides."""
+    """One-sided bounds from the draws of `resampled`; an undefined draw counts as the worst on both sides."""
     undefined = np.isnan(draws)
     lower = np.quantile(np.where(undefined, -np.inf, draws), 1 - confidence, method="lower")
     upper = np.quantile(np.where(undefined, np.inf, draws), confidence, method="higher")
@@ -109,9 +94,14 @@ def percentiles(draws: np.ndarray, confidence: float) -> Interval:
 
 
 def without_spread(value: float, limits: Interval, count: float, confidence: float) -> Interval:
-    """Bounds when all samples are equal: as many as Clopper-Pearson allows may still differ, fully.
+    """Bounds where all samples are equal; as many others as Clopper-Pearson allows may lie at an end of the range.
 
-    Where the range is infinite, one sample says nothing; with more, the bound is the value.
+    Args:
+        value: of all samples.
+        limits: the ends of the range of values. Where an end is infinite, the bound is the value, and for a single
+            sample the end itself.
+        count: of samples.
+        confidence: of each bound.
     """
     unseen = clopper_pearson(0, count, confidence)[1]
 
@@ -130,7 +120,7 @@ def narrowed(value: float, interval: Interval, scale: float) -> Interval:
 
 
 def together(level: float, parts: int) -> float:
-    """Confidence of each of several lower bounds that hold together.
+    """Confidence of every one of several lower bounds that hold together.
 
     The largest of several values is bounded from below by the largest of their bounds at this confidence: the step of
     Holm's that decides whether any of them is above a limit. From above no correction is needed: it is bounded by the
@@ -139,18 +129,25 @@ def together(level: float, parts: int) -> float:
     return 1 - (1 - level) / parts
 
 
-def strata_of(labels: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Stratum per sample: its class where classes are small (rare ones share stratum 0), else 0 for all."""
-    count, classes = shape
-    if labels is None or count / classes >= STRATIFY_BELOW:
+def strata_of(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """(count,) the stratum of every sample, within which a bootstrap resamples.
+
+    Args:
+        labels: (N,) the class of every sample; any other length than `count` where not every sample has one class.
+        count: of samples.
+        classes: 0 where outputs are no class scores.
+
+    Returns:
+        The label plus 1 where classes are small, 0 for samples of rare classes; 0 for all samples in any other case.
+    """
+    if len(labels) != count or not classes or count / classes >= STRATIFY_BELOW:
         return np.zeros(count, dtype=np.int64)
-    labels = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
     common = np.bincount(labels)[labels] >= RARE_CLASS
     return np.where(common, labels + 1, 0)
 
 
 def _layout(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order that puts strata side by side, their sizes, and where each starts."""
+    """The order that puts strata side by side, their sizes and the index at which every stratum starts."""
     sizes = np.unique(strata, return_counts=True)[1]
     return np.argsort(strata, kind="stable"), sizes, np.cumsum(sizes) - sizes
 

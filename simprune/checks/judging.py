@@ -10,27 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simprune.checks.intervals import (
-    DRAWS,
-    Interval,
-    bootstrap_mean,
-    clopper_pearson,
-    narrowed,
-    paired_difference,
-    percentiles,
-    resampled,
-    together,
-    without_spread,
-)
+from simprune.checks import intervals
+from simprune.checks.intervals import Interval, clopper_pearson, paired_difference
 from simprune.checks.verdict import Gate, GateResult, Outcome
-from simprune.functional import Bounds, FunctionalMeasure, Score
+from simprune.functional import Bounds, FunctionalMeasure, Gathered, Score
 
 MOST_SAMPLES = 1e9  # beyond this "more data" is no advice
-
-
-def judge(gate: Gate, rows: Tensor, strata: np.ndarray, seed: int = 0) -> GateResult:
-    """Result of one gate from its measure's rows of all samples; `strata` (N,) are resampled separately."""
-    return judge_together([Case.of(gate, gate.build(), rows, strata, seed)], "none")[0]
 
 
 @dataclass(frozen=True)
@@ -44,47 +29,43 @@ class Case:
     larger_is_better: bool
 
     @classmethod
-    def of(
-        cls,
-        gate: Gate,
-        measure: FunctionalMeasure,
-        rows: Tensor,
-        strata: np.ndarray,
-        seed: int,
-        columns: Sequence[str] = (),
-    ) -> Self:
-        """From the measure's rows; `columns` names the rows' columns where the score is that of the worst one."""
-        score = measure.reduce(rows)
-        bounds, method = _bounds(measure, rows, strata, seed) if score.defined else (_unknown, "")
-        if columns and score.defined:
+    def of(cls, gate: Gate, gathered: Gathered, strata: np.ndarray, seed: int) -> Self:
+        """From the gate and its measure's rows of all samples, of which `strata` (N,) are resampled separately."""
+        measure, rows = gate.build(), gathered.rows
+        score, larger_is_better = measure.reduce(rows), measure.larger_is_more_similar
+        if not score.defined:
+            return cls(gate, score, lambda *_: (math.nan, math.nan), "", larger_is_better)
+        bounds, method = _bounds(measure, rows, strata, seed)
+        if gathered.columns:
             means = rows.double().mean(0)
-            worst = means.argmin() if measure.larger_is_more_similar else means.argmax()
-            method += f"; {'least' if measure.larger_is_more_similar else 'most'} in {columns[int(worst)]}"
-        return cls(gate, score, bounds, method, measure.larger_is_more_similar)
+            word, worst = ("least", means.argmin()) if larger_is_better else ("most", means.argmax())
+            method += f"; {word} in {gathered.columns[int(worst)]}"
+        return cls(gate, score, bounds, method, larger_is_better)
 
     def interval(self, levels: tuple[float, float], scale: float = 1.0) -> Interval:
-        """Bounds at the confidence for failing and the one for passing."""
+        """Bounds at two levels of confidence, for failing and for passing, with `scale` times as many samples."""
         (against, for_it) = (self.bounds(scale, level) for level in levels)
         return (for_it[0], against[1]) if self.larger_is_better else (against[0], for_it[1])
 
     def outcome(self, levels: tuple[float, float], scale: float = 1.0) -> Outcome:
-        return _outcome(self.interval(levels, scale), self.gate.limit, self.larger_is_better)
-
-
-def _unknown(scale: float, confidence: float) -> Interval:
-    return math.nan, math.nan
+        """The outcome for the same levels and scale as of `interval`; NaN bounds are inconclusive."""
+        (lower, upper), limit = self.interval(levels, scale), self.gate.limit
+        if self.larger_is_better:
+            lower, upper, limit = -upper, -lower, -limit
+        return "pass" if upper <= limit else "fail" if lower > limit else "inconclusive"
 
 
 def judge_together(cases: Sequence[Case], correction: str) -> list[GateResult]:
+    """The results of several gates; `correction`: "holm" or "none" (see `simprune.checks.check`)."""
     failing, passing = (_levels(cases, outcome, correction) for outcome in ("fail", "pass"))
-    return [_result(case, levels) for case, *levels in zip(cases, failing, passing, strict=True)]
+    return [_result(case, (fail, ok)) for case, fail, ok in zip(cases, failing, passing, strict=True)]
 
 
 def _levels(cases: Sequence[Case], wanted: Outcome, correction: str) -> list[float]:
-    """Confidence of every gate's bound on one side: its own, or by Holm's steps.
+    """Confidence of every gate's bound on one side: the gate's own, or by Holm's steps.
 
-    With k gates left, each is tried at 1 - (1 - confidence) / k; those decided leave, until none is. Passing and
-    failing are two families: a gate can be wrong in one of them only.
+    With k undecided gates, all of them are tried at 1 - (1 - confidence) / k, and the decided ones leave; this repeats
+    until none leaves. Passing and failing are two families: a gate can be wrong in one of them only.
     """
     levels = [case.gate.confidence for case in cases]
     left = set(range(len(cases))) if correction == "holm" else set()
@@ -98,18 +79,16 @@ def _levels(cases: Sequence[Case], wanted: Outcome, correction: str) -> list[flo
     return levels
 
 
-def _result(case: Case, levels: list[float]) -> GateResult:
-    gate, score = case.gate, case.score
+def _result(case: Case, levels: tuple[float, float]) -> GateResult:
+    gate, score, (lower, upper) = case.gate, case.score, case.interval(levels)
     if not score.defined:
-        nan = math.nan
-        return GateResult(gate, nan, nan, nan, "inconclusive", score.count, f"undefined: {score.reason}")
-    at = (levels[0], levels[1])
-    outcome, detail = case.outcome(at), case.method
+        return GateResult(gate, float(score), lower, upper, "inconclusive", score.count, f"undefined: {score.reason}")
+    outcome, detail = case.outcome(levels), case.method
     decisive = {"fail": levels[0], "pass": levels[1]}.get(outcome, max(levels))
     if decisive != gate.confidence:
         detail += f"; at {100 * decisive:.4g} % confidence (Holm)"
     if outcome == "inconclusive":
-        scale = _deciding_scale(lambda scale: case.outcome(at, scale) != "inconclusive", MOST_SAMPLES / score.count)
+        scale = _deciding_scale(lambda scale: case.outcome(levels, scale) != "inconclusive", MOST_SAMPLES / score.count)
         if scale is None:
             detail += "; at this value more samples alone would not decide"
         else:
@@ -118,19 +97,11 @@ def _result(case: Case, levels: list[float]) -> GateResult:
         detail += f"; {score.skipped} samples skipped"
     if score.reason:
         detail += f"; {score.reason}"
-    lower, upper = case.interval(at)
     return GateResult(gate, float(score), lower, upper, outcome, score.count, detail)
 
 
-def _outcome(interval: Interval, limit: float, larger_is_better: bool) -> Outcome:
-    lower, upper = interval
-    if larger_is_better:
-        lower, upper, limit = -upper, -lower, -limit
-    return "pass" if upper <= limit else "fail" if lower > limit else "inconclusive"  # NaN: inconclusive
-
-
 def _deciding_scale(decided: Callable[[float], bool], most: float) -> float | None:
-    """How many times as many samples would decide, if the value stays; None beyond `most`."""
+    """How many times as many samples would decide, if the value stays the same; None for more than `most` times."""
     low, high = 1.0, 2.0
     while not decided(high):
         low, high = high, 2 * high
@@ -168,33 +139,39 @@ def _bounds(measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, seed: 
 
     @cache
     def draws() -> np.ndarray:  # the same for all levels
-        return resampled(lambda sample: measure.reduce(torch.from_numpy(sample)), values, strata, seed)
+        return intervals.resampled(lambda sample: measure.reduce(torch.from_numpy(sample)), values, strata, seed)
 
     @cache
     def drawn(level: float) -> Interval:
-        return bootstrap_mean(values, strata, level, seed) if measure.kind == "mean" else percentiles(draws(), level)
+        return (
+            intervals.bootstrap_mean(values, strata, level, seed)
+            if measure.kind == "mean"
+            else intervals.percentiles(draws(), level)
+        )
 
     low, high = measure.range
     lower, upper = drawn(0.95)
     if not lower < upper:
-        return lambda scale, level: without_spread(value, (low, high), count * scale, level), "all samples equal"
+        return lambda scale, level: intervals.without_spread(
+            value, (low, high), count * scale, level
+        ), "all samples equal"
 
     def bounds(scale: float, level: float) -> Interval:
         lower, upper = drawn(level)
-        return narrowed(value, (max(lower, low), min(upper, high)), scale)
+        return intervals.narrowed(value, (max(lower, low), min(upper, high)), scale)
 
-    return bounds, f"bootstrap, {DRAWS} draws{', stratified by class' if strata.any() else ''}"
+    return bounds, f"bootstrap, {intervals.DRAWS} draws{', stratified by class' if strata.any() else ''}"
 
 
 def _of_worst_class(measure: FunctionalMeasure, rows: Tensor) -> tuple[Bounds, str]:
-    found = measure.reduce(rows).details
-    lost, gained, count = (np.array(found[key], dtype=np.float64) for key in ("lost", "gained", "count"))
+    details = measure.reduce(rows).details
+    lost, gained, count = (np.array(details[key], dtype=np.float64) for key in ("lost", "gained", "count"))
     worst = int(np.argmax((lost - gained) / count))
-    which = f"class {found['classes'][worst]}: {lost[worst]:.0f} lost and {gained[worst]:.0f} gained"
+    which = f"class {details['classes'][worst]}: {lost[worst]:.0f} lost and {gained[worst]:.0f} gained"
     method = f"paired, {len(count)} classes (Holm), worst is {which} of {count[worst]:.0f}"
 
     def bounds(scale: float, level: float) -> Interval:
-        lower = paired_difference(lost * scale, gained * scale, count * scale, together(level, len(count)))[0]
+        lower = paired_difference(lost * scale, gained * scale, count * scale, intervals.together(level, len(count)))[0]
         upper = paired_difference(lost * scale, gained * scale, count * scale, level)[1]
         return float(lower.max()), float(upper.max())
 

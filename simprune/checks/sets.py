@@ -1,4 +1,4 @@
-"""Check sets: gates that go together, by name; what `gates` of `validate` and `check` may be."""
+"""Check sets: lists of gates by name, for the argument `gates` of `validate` and `check`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,11 +75,11 @@ def language_model() -> list[Gate]:
 
 
 def gates_of(gates: Gates | None = None, labelled: bool = True) -> list[Gate]:
-    """The gates that somebody asks for.
+    """The list of gates for any form of the argument `gates`.
 
     Args:
         gates: gates; or the name of a check set, or a mapping with its `name` and options; None for the set "default".
-        labelled: whether the test data have labels. Without, the default set goes without the gates that need them.
+        labelled: whether the test data have labels; if not, the default set is without the gates that need them.
 
     Raises:
         KeyError: for an unknown check set; the message says what was probably meant.

@@ -1,6 +1,6 @@
-"""Run both models, batch by batch, and judge what they give."""
+"""Both models run batch by batch, and gates judge their outputs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,12 @@ from simprune.trace.context import evaluation
 Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
 
 CORRECTIONS = ("holm", "none")
-SHAPES = {"classes": "class scores (N, C)", "tokens": "token logits (N, T, C)", "multilabel": "logits (N, L)"}
+# Dimensions of outputs by the form of a measure, and the outputs in words.
+SHAPES = {
+    "classes": (2, "class scores (N, C)"),
+    "tokens": (3, "token logits (N, T, C)"),
+    "multilabel": (2, "logits (N, L)"),
+}
 
 
 def validate(
@@ -35,21 +40,36 @@ def validate(
 ) -> Verdict:
     """Verdict on whether `small` may replace `model`, from both models' outputs on the batches of `test`.
 
-    Batch by batch: outputs are not kept, except for measures that need all at once. `watch` sees every batch and both
-    outputs. Models may be on any devices; they run in evaluation and inference mode and get their modes back.
-    `gates`, `correction`: as of `check`. ValueError for an empty test set, outputs that do not fit a gate's measure,
-    or missing labels of some batches.
+    Outputs are not stored, except for measures that need those of all batches at once.
+
+    Args:
+        model: the original.
+        small: the pruned model. Models may be on any devices; they run in evaluation and inference mode, and get their
+            own modes back.
+        test: batches that can be walked more than once.
+        gates, correction: as of `check`.
+        seed: of the bootstrap and of corrupted inputs.
+        watch: sees every batch with both outputs and the labels.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: for an empty test set, outputs that do not fit a gate's measure, or missing labels of some batches.
+
+    >>> model, data = nn.Linear(4, 3), [torch.randn(500, 4)]
+    >>> validate(model, model, data).outcome
+    'pass'
     """
     batches = checked(test, "test")
     tally = _run(model, small, batches, gates, seed, correction, watch)
-    gathered = {i: measure.gather(model, small, batches) for i, measure in tally.of_models.items()}
-    return tally.verdict(seed, gathered)
+    return tally.verdict(seed, lambda measure: measure.gather(model, small, batches))
 
 
 def rehearse(
     model: nn.Module, test: Iterable, gates: Gates | None = None, seed: int = 0, correction: str = "holm"
 ) -> None:
-    """Raise what `validate` would for gates that do not fit the model and its data, from the first batch alone."""
+    """Raise the errors of `validate` for gates that do not fit the model and its data, on the first batch alone."""
     _run(model, model, islice(checked(test, "test"), 1), gates, seed, correction)
 
 
@@ -63,19 +83,19 @@ def _run(
     watch: Watch | None = None,
 ) -> "_Tally":
     tally: _Tally | None = None
-    limits: corruptions.Limits | None = None
+    limits: corruptions.Limits = (0.0, 1.0)
     with evaluation(model, small):
         for number, batch in enumerate(batches):
             labels = labels_of(batch)
-            tally = tally or _Tally(gates, labels is not None, correction)
+            if tally is None:
+                tally = _Tally(gates, labels is not None, correction)
+                if len(tally.inputs) > 1:
+                    limits = corruptions.limits_of(batch)
             for inputs in tally.inputs:
-                if inputs != corruptions.CLEAN:
-                    limits = limits or corruptions.limits_of(batch)
-                seen = [
-                    batch if limits is None else corruptions.shifted(inputs, batch, network, limits, seed + number)
+                a, b = (
+                    call(network, corruptions.shifted(inputs, batch, network, limits, seed + number)).cpu()
                     for network in (model, small)
-                ]
-                a, b = (call(network, each).cpu() for network, each in zip((model, small), seen, strict=True))
+                )
                 tally.update(a, b, labels, inputs)
                 if watch is not None and inputs == corruptions.CLEAN:
                     watch(batch, a, b, labels)
@@ -94,37 +114,49 @@ def check(
 ) -> Verdict:
     """Verdict of the gates on outputs of a, the original, and b, the pruned model.
 
-    Logits (N, C), `Outputs`, or what the gates' measures take. `gates`: a list of gates, the name of a check set, or
-    None for the set "default" (without labels, without the gates that need them). `correction`: "holm", so that with
-    the gates' confidence *all* gates that pass do so rightly, and all that fail (Holm 1979, once for either side); or
-    "none", every gate on its own. KeyError for an unknown check set; ValueError for bad outputs or labels, or no gate.
+    Args:
+        logits_a: logits (N, C), `Outputs`, or other outputs that the gates' measures take.
+        logits_b: the same of the pruned model.
+        labels: (N,) class indices, or other labels that the measures take.
+        gates: a list of gates, the name of a check set, or None for the set "default" (without labels, without the
+            gates that need them).
+        seed: of the bootstrap.
+        correction: "holm", so that with the gates' confidence *all* gates that pass do so rightly, and all that fail
+            (Holm 1979, once for either side); or "none", every gate on its own.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        KeyError: for an unknown check set.
+        ValueError: for bad outputs or labels, or no gate.
 
     >>> logits = torch.eye(3).repeat(100, 1)
     >>> check(logits, logits, torch.arange(3).repeat(100)).outcome
     'pass'
     """
     tally = _Tally(gates, labels is not None, correction)
-    for i, gate in enumerate(tally.gates):
-        if i in tally.of_models or gate.inputs != corruptions.CLEAN:
+    for gate, measure in zip(tally.gates, tally.measures, strict=True):
+        if measure.form == "models" or gate.inputs != corruptions.CLEAN:
             raise ValueError(f"{gate.label} needs the models, not only their outputs; use validate")
     tally.update(logits_a, logits_b, None if labels is None else torch.as_tensor(labels))
     return tally.verdict(seed)
 
 
 class _Tally:
-    """What the gates need of every batch: rows of their measures, and the labels for strata."""
+    """Collects what the gates need from every batch: rows of their measures, and the labels for strata.
+
+    `inputs`: how inputs are shifted, "clean" first, each for the gates that ask for it.
+    """
 
     def __init__(self, gates: Gates | None, labelled: bool, correction: str) -> None:
         if correction not in CORRECTIONS:
             raise ValueError(f"correction: unknown {correction!r}; {did_you_mean(str(correction), CORRECTIONS)}")
-        self.notes: tuple[str, ...] = ()
         self.gates, self.correction, self.labelled = gates_of(gates, labelled), correction, labelled
-        if gates is None:
-            left_out = [gate.measure for gate in gates_of() if gate not in self.gates]
-            self.notes = tuple(f"no labels: {name} was left out" for name in left_out)
+        left_out = [gate.measure for gate in gates_of() if gates is None and gate not in self.gates]
+        self.notes = tuple(f"no labels: {name} was left out" for name in left_out)
         self.measures = [gate.build() for gate in self.gates]
         self.streams = [measure.stream() for measure in self.measures]
-        self.of_models = {i: measure for i, measure in enumerate(self.measures) if measure.form == "models"}
         shifts = {gate.inputs for gate in self.gates} - {corruptions.CLEAN}
         self.inputs = [corruptions.CLEAN, *sorted(shifts)]
         self.labels: list[Tensor] = []
@@ -148,8 +180,8 @@ class _Tally:
     def _count(self, a: Any, labels: Tensor | None) -> None:
         self.batches += 1
         if (labels is not None) != self.labelled:
-            found = self.batches - 1 if self.labelled else 1
-            raise ValueError(f"{found} of {self.batches} test batches have labels; give labels to all or none")
+            labelled = self.batches - 1 if self.labelled else 1
+            raise ValueError(f"{labelled} of {self.batches} test batches have labels; give labels to all or none")
         shape = tuple(getattr(a, "shape", None) or torch.as_tensor(a).shape)
         self.count += shape[0] if shape else 0
         self.classes = shape[1] if len(shape) == 2 else 0
@@ -157,26 +189,21 @@ class _Tally:
             self.labels.append(labels.detach().cpu().to(torch.int64, copy=True))
 
     def _fits(self, measure: FunctionalMeasure, a: Any) -> None:
-        dimensions = {"classes": 2, "tokens": 3, "multilabel": 2}.get(measure.form)
+        dimensions, words = SHAPES.get(measure.form, (None, ""))
         if isinstance(a, Tensor) and dimensions is not None and a.ndim != dimensions:
             raise ValueError(
-                f"{measure.id} needs {SHAPES[measure.form]}; the models' outputs have shape {tuple(a.shape)}: choose a "
+                f"{measure.id} needs {words}; the models' outputs have shape {tuple(a.shape)}: choose a "
                 "check set for them (default, embedding, language_model)"
             )
 
-    def _strata(self) -> np.ndarray:
-        labels = torch.cat(self.labels) if self.labels else None
-        if labels is None or len(labels) != self.count or not self.classes:
-            return np.zeros(self.count, dtype=np.int64)
-        return strata_of(labels, (self.count, self.classes))
-
-    def verdict(self, seed: int, gathered: Mapping[int, Gathered] | None = None) -> Verdict:
-        """From the batches so far, and what measures that read inside of models have gathered."""
-        strata, cases = self._strata(), []
-        for i, (gate, measure) in enumerate(zip(self.gates, self.measures, strict=True)):
-            if gathered and i in gathered:
-                rows, columns = gathered[i].rows, gathered[i].columns
-                cases.append(Case.of(gate, measure, rows, np.zeros(len(rows), dtype=np.int64), seed, columns))
+    def verdict(self, seed: int, gather: Callable[[FunctionalMeasure], Gathered] | None = None) -> Verdict:
+        """The verdict on all batches so far; `gather` reads rows inside of the models, for measures of that form."""
+        labels = torch.cat(self.labels).numpy() if self.labels else np.zeros(0, np.int64)
+        strata, cases = strata_of(labels, self.count, self.classes), []
+        for gate, measure, stream in zip(self.gates, self.measures, self.streams, strict=True):
+            if gather is not None and measure.form == "models":
+                gathered = gather(measure)
+                cases.append(Case.of(gate, gathered, np.zeros(len(gathered.rows), dtype=np.int64), seed))
             else:
-                cases.append(Case.of(gate, measure, self.streams[i].rows(), strata, seed))
+                cases.append(Case.of(gate, Gathered(stream.rows()), strata, seed))
         return Verdict(tuple(judge_together(cases, self.correction)), self.count, self.notes, seed)

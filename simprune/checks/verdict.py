@@ -1,4 +1,4 @@
-"""What is asked of a pruned model, and what was found: gates, their results, the verdict."""
+"""What a pruned model is checked for, and the outcome: gates, their results, the verdict."""
 
 import math
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ from simprune.checks import corruptions
 from simprune.functional import FunctionalMeasure, get
 
 Outcome = Literal["pass", "fail", "inconclusive"]
+NUMBERS = ("value", "lower", "upper")  # of a result, which may be NaN or infinite
+KEYS = ("measure", "options", "inputs", *NUMBERS, "limit", "confidence", "outcome", "count", "detail")  # of a report
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _instead(measure: FunctionalMeasure) -> str:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What one gate found: value, two one-sided bounds, outcome, samples used, and how it was decided."""
+    """The result of one gate: value, two one-sided bounds, outcome, samples used, and how it was decided."""
 
     gate: Gate
     value: float
@@ -79,7 +81,10 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All gates' results on `count` samples: fail if one fails, pass if all pass, else inconclusive."""
+    """All gates' results on `count` samples: fail if one fails, pass if all pass, inconclusive in any other case.
+
+    `notes`: gates that were left out. `seed`: of the bootstrap.
+    """
 
     results: tuple[GateResult, ...]
     count: int
@@ -104,63 +109,36 @@ class Verdict:
         for column in ("check", "value", "lower", "upper", "limit", "outcome"):
             justify = "left" if column in ("check", "outcome") else "right"
             table.add_column(column, justify=justify, overflow="fold")
-        for r in self.results:
-            sign = ">=" if r.gate.build().larger_is_more_similar else "<="
-            numbers = (f"{r.value:.4g}", f"{r.lower:.4g}", f"{r.upper:.4g}", f"{sign} {r.gate.limit:.4g}")
-            table.add_row(r.gate.label, *numbers, r.outcome)
+        for result in self.results:
+            sign = ">=" if result.gate.build().larger_is_more_similar else "<="
+            numbers = [f"{getattr(result, key):.4g}" for key in NUMBERS]
+            table.add_row(result.gate.label, *numbers, f"{sign} {result.gate.limit:.4g}", result.outcome)
         text = StringIO()
         console = Console(file=text, width=width, color_system=None, markup=False, highlight=False, emoji=False)
         console.print(table)
-        for line in [*(f"{r.gate.label}: {r.detail}" for r in self.results), *self.notes]:
+        for line in [*(f"{result.gate.label}: {result.detail}" for result in self.results), *self.notes]:
             console.print(line)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; NaN becomes None and infinity "inf"."""
-        gates = [
-            {
-                "measure": r.gate.measure,
-                "options": dict(r.gate.options),
-                "inputs": r.gate.inputs,
-                "value": _to_json(r.value),
-                "lower": _to_json(r.lower),
-                "upper": _to_json(r.upper),
-                "limit": r.gate.limit,
-                "confidence": r.gate.confidence,
-                "outcome": r.outcome,
-                "count": r.count,
-                "detail": r.detail,
-            }
-            for r in self.results
-        ]
-        return {
-            "outcome": self.outcome,
-            "count": self.count,
-            "seed": self.seed,
-            "gates": gates,
-            "notes": list(self.notes),
-        }
+        gates = []
+        for result in self.results:
+            row = vars(result.gate) | vars(result) | {key: _to_json(getattr(result, key)) for key in NUMBERS}
+            gates.append({key: row[key] for key in KEYS} | {"options": dict(result.gate.options)})
+        summary = {"outcome": self.outcome, "count": self.count, "seed": self.seed}
+        return summary | {"gates": gates, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        results = tuple(
-            GateResult(
-                gate=Gate(g["measure"], g["limit"], g["confidence"], dict(g["options"]), g["inputs"]),
-                value=_from_json(g["value"]),
-                lower=_from_json(g["lower"]),
-                upper=_from_json(g["upper"]),
-                outcome=g["outcome"],
-                count=g["count"],
-                detail=g["detail"],
-            )
-            for g in data["gates"]
-        )
-        return cls(results, data["count"], tuple(data["notes"]), data["seed"])
+        """Read back what `to_dict` returned."""
+        results = []
+        for row in data["gates"]:
+            gate = Gate(row["measure"], row["limit"], row["confidence"], dict(row["options"]), row["inputs"])
+            value, lower, upper = (math.nan if row[key] is None else float(row[key]) for key in NUMBERS)
+            results.append(GateResult(gate, value, lower, upper, row["outcome"], row["count"], row["detail"]))
+        return cls(tuple(results), data["count"], tuple(data["notes"]), data["seed"])
 
 
 def _to_json(value: float) -> float | str | None:
     return None if math.isnan(value) else float(value) if math.isfinite(value) else str(float(value))
-
-
-def _from_json(value: float | str | None) -> float:
-    return math.nan if value is None else float(value)

@@ -5,8 +5,9 @@ how much from channels shows only once plans have been edited and repaired. That
 blocks, so a few plans suffice to search it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +16,8 @@ from simprune.core.plan import Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 
-Make = Callable[
-    [Redundancy, int | None], Plan
-]  # (redundancy, number of blocks to remove or None) -> plan; ValueError where no plan meets the budget
+# (redundancy, number of blocks to remove or None) -> plan; ValueError where no plan meets the budget
+Make = Callable[[Redundancy, int | None], Plan]
 
 
 def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tensor], count: int) -> Plan:
@@ -25,11 +25,11 @@ def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tenso
 
     The plan that `make` prefers by damages is among them. From a count of 3 on, so are the plan without blocks and the
     plan of blocks alone, where they reach the budget. Plans whose mean error exceeds the least by no more than the
-    standard error of the difference cannot be told apart; of these the plan of least expected damage is taken.
+    standard error of the difference are tied with the best; of these the plan of least expected damage is taken.
 
     Args:
         redundancy: of all structures.
-        make: makes a plan, for a given number of blocks to remove or, with None, for the number it prefers.
+        make: returns the plan that removes a number of blocks, or with None the number that it prefers.
         errors: (outputs,) the errors of a plan, of the same outputs for every plan.
         count: plans that are tried at most.
 
@@ -40,8 +40,12 @@ def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tenso
     first = make(redundancy, None)
     if not first.edits or not redundancy.blocks or not redundancy.channels:
         return first
+    try:
+        most = len(make(replace(redundancy, channels=()), None).blocks)
+    except ValueError:  # blocks alone do not reach the budget
+        most = len(redundancy.blocks)
     tried = {first.edits: first}
-    for number in _spread(len(first.blocks), _most(redundancy, make), count):
+    for number in _spread(len(first.blocks), most, count):
         try:
             plan = make(redundancy, number)
         except ValueError:  # the first plan meets the budget, so it is this number of blocks that cannot
@@ -49,42 +53,27 @@ def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tenso
         tried.setdefault(plan.edits, plan)
     plans = list(tried.values())
     measured = [errors(plan) for plan in progress(plans, "finalists")]
-    chosen = _choose([plan.expected["damage"] for plan in plans], measured)
-    rows = [
-        {
-            "blocks": len(plan.blocks),
-            "expected": plan.expected["damage"],
-            "measured": float(f"{float(error.mean()):.4g}"),
-        }
-        | ({"chosen": True} if index == chosen else {})
-        for index, (plan, error) in enumerate(zip(plans, measured, strict=True))
-    ]
-    rows.sort(key=lambda row: row["blocks"])
-    return replace(plans[chosen], planner={**plans[chosen].planner, "finalists": rows})
+    best = min(measured, key=lambda error: float(error.mean()))
 
-
-def _choose(expected: Sequence[float], errors: Sequence[Tensor]) -> int:
-    """The index of the least expected damage among plans whose errors cannot be told from the best plan's."""
-    best = min(errors, key=lambda error: float(error.mean()))
-
-    def ties(error: Tensor) -> bool:
+    def tied(error: Tensor) -> bool:
         difference = error - best
         return float(difference.mean()) <= float(difference.std(correction=0)) / len(difference) ** 0.5
 
-    return min((index for index, error in enumerate(errors) if ties(error)), key=lambda index: expected[index])
-
-
-def _most(redundancy: Redundancy, make: Make) -> int:
-    """How many blocks a plan of blocks alone removes; all blocks where that does not reach the budget."""
-    try:
-        return len(make(replace(redundancy, channels=()), None).blocks)
-    except ValueError:
-        return len(redundancy.blocks)
+    candidates = [plan for plan, error in zip(plans, measured, strict=True) if tied(error)]
+    chosen = min(candidates, key=lambda plan: plan.expected["damage"])
+    rows: list[dict[str, Any]] = []
+    for plan, error in zip(plans, measured, strict=True):
+        mean = float(f"{float(error.mean()):.4g}")
+        rows.append({"blocks": len(plan.blocks), "expected": plan.expected["damage"], "measured": mean})
+        if plan is chosen:
+            rows[-1]["chosen"] = True
+    rows.sort(key=lambda row: row["blocks"])
+    return replace(chosen, planner={**chosen.planner, "finalists": rows})
 
 
 def _spread(chosen: int, most: int, count: int) -> list[int]:
     """Up to `count` - 1 numbers of blocks other than `chosen`: 0, then `most`, then evenly between, far ones first."""
-    ends = [number for number in dict.fromkeys((0, most)) if number != chosen][: count - 1]
-    inner = [number for number in np.rint(np.linspace(0, most, count)).astype(int).tolist() if number not in (0, most)]
-    inner = sorted({number for number in inner if number != chosen}, key=lambda number: -abs(number - chosen))
-    return [*ends, *inner][: count - 1]
+    ends = [number for number in dict.fromkeys((0, most)) if number != chosen]
+    spread = np.rint(np.linspace(0, most, count)).astype(int).tolist()
+    inner = {number for number in spread if number not in (0, most, chosen)}
+    return [*ends, *sorted(inner, key=lambda number: -abs(number - chosen))][: count - 1]

@@ -1,8 +1,7 @@
 """The frontier: accuracy, agreement and latency at several costs, for joint plans, depth, width and random plans."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simprune.checks import clopper_pearson
@@ -59,95 +58,63 @@ def trace_frontier(
         budgets: shares of the cost.
         kind: of cost.
         draws: seeds of random plans.
+
+    Returns:
+        The points; a budget out of reach has a reason in place of figures. The plans, without the random ones.
     """
     choose(redundancy, {"macs": 1.0}, None)  # wrong arguments raise here, so that later errors are about the budget
-    follow = _Points(network, recovery, table)
-    shares = sorted(budgets, reverse=True)
-    tasks: list[tuple[str, float, Callable[[], list[Plan]]]] = [
-        (curve, share, (lambda part=part, share=share: [choose(part, {kind: share}, None)]))
-        for curve, part in _parts(redundancy).items()
-        for share in shares
-    ]
-    tasks += [
-        ("random", share, (lambda share=share: [choose(redundancy, {kind: share}, draw) for draw in draws]))
-        for share in shares
-    ]
+    parts = {"joint": redundancy}  # where there are only blocks or only channels, the joint curve is theirs
+    if redundancy.blocks and redundancy.channels:
+        parts |= {"depth": replace(redundancy, channels=()), "width": replace(redundancy, blocks=())}
+    parts["random"] = redundancy
+    tasks = [(curve, share) for curve in parts for share in sorted(budgets, reverse=True)]
+    count = None if table.original is None else len(table.original.logits)
     points, plans = [], {}
-    for curve, share, make in progress(tasks, "frontier"):
-        point, chosen = follow.point(curve, share, make)
-        points.append(point)
-        if len(chosen) == 1 and curve != "random":
-            plans[curve, share] = chosen[0]
+    for curve, share in progress(tasks, "frontier"):
+        point: dict[str, Any] = {"curve": curve, "budget": share}
+        try:
+            tried = [choose(parts[curve], {kind: share}, draw) for draw in (draws if curve == "random" else [None])]
+        except ValueError as error:  # the arguments are right, so the budget is out of reach
+            empty = dict.fromkeys((*KINDS, "accuracy", "agreement", "accuracy_bounds", "agreement_bounds", "latency"))
+            points.append(point | {"reachable": False, "reason": str(error)} | empty | {"latency_ms": None, "plans": 0})
+            continue
+        figures = mean([_figures(plan, network, table, recovery) for plan in tried])
+        exact = count if len(tried) == 1 else None  # a mean over several plans is no rate, and has no interval
+        bounds = {f"{key}_bounds": _bounds(figures[key], exact) for key in ("accuracy", "agreement")}
+        points.append(point | {"reachable": True, "reason": ""} | figures | bounds | {"plans": len(tried)})
+        if curve != "random":
+            plans[curve, share] = tried[0]
     data = {
-        "inputs": follow.count,
+        "inputs": count,
         "original": {key: value for key, value in table.rows[0].items() if key != "name"},
-        "curves": {curve: CURVES[curve] for curve in dict.fromkeys(task[0] for task in tasks)},
+        "curves": {curve: CURVES[curve] for curve in parts},
         "points": points,
     }
     return Frontier(data, plans)
 
 
-def _parts(redundancy: Redundancy) -> dict[str, Redundancy]:
-    """The structures of every curve. Where there are only blocks or only channels, the joint curve is theirs."""
-    parts = {"joint": redundancy}
-    if redundancy.blocks and redundancy.channels:
-        parts |= {
-            "depth": dataclasses.replace(redundancy, channels=()),
-            "width": dataclasses.replace(redundancy, blocks=()),
-        }
-    return parts
+def _figures(plan: Plan, network: Network, table: StageTable, recovery: Recovery) -> dict[str, Any]:
+    """Costs of a plan's model as shares of the original's, its answers, and its latency in turns with the original."""
+    stages = table.untimed()
+    small = recovery.follow(plan, network, stages.add).model
+    original, last = table.rows[0], stages.rows[-1]
+    _, after, ratio = time_both(network.model, small, table.batch)
+    costs = {kind: last[kind] / max(original[kind], 1) for kind in KINDS}
+    rates = {key: last[key] for key in ("accuracy", "agreement")}
+    return costs | rates | {"latency": ratio, "latency_ms": 1e3 * after}
+
+
+def _bounds(rate: float | None, count: int | None) -> list[float] | None:
+    """95 % interval (Clopper-Pearson) of a rate on `count` inputs; None without a rate or without inputs."""
+    if rate is None or count is None:
+        return None
+    lower, upper = clopper_pearson(round(rate * count), count, 0.975)
+    return [float(lower), float(upper)]
 
 
 def check_shares(kind: str, budgets: Sequence[Any]) -> None:
-    """ValueError, in one line, for no shares, and for one that is listed twice."""
+    """Raise ValueError, in one line, for an empty list of shares, and for a share that is listed twice."""
     if not budgets:
         raise ValueError(f"budget: the list is empty; give shares of the {kind} to keep, such as [0.9, 0.7, 0.5, 0.3]")
     if len(set(budgets)) < len(budgets):
         raise ValueError(f"budget: a share is listed twice in {list(budgets)}; list each once")
-
-
-@dataclass(frozen=True)
-class _Points:
-    """From plans to points: a plan is followed, its last stage read, and its model timed in turns with the original."""
-
-    network: Network
-    recovery: Recovery
-    stages: StageTable
-
-    @property
-    def count(self) -> int | None:
-        """The number of test inputs; None without any."""
-        return None if self.stages.original is None else len(self.stages.original.logits)
-
-    def point(self, curve: str, share: float, make: Callable[[], list[Plan]]) -> tuple[dict[str, Any], list[Plan]]:
-        """The point of one curve at one share, and its plans; a share out of reach is a point without figures."""
-        asked = {"curve": curve, "budget": share}
-        try:
-            plans = make()
-        except ValueError as error:  # the arguments are right, so the budget is out of reach
-            empty = dict.fromkeys((*KINDS, "accuracy", "agreement", "accuracy_bounds", "agreement_bounds", "latency"))
-            return asked | {"reachable": False, "reason": str(error)} | empty | {"latency_ms": None, "plans": 0}, []
-        figures = mean([self._row(plan) for plan in plans])
-        bounds = {f"{key}_bounds": self._bounds(figures[key], len(plans)) for key in ("accuracy", "agreement")}
-        return asked | {"reachable": True, "reason": ""} | figures | bounds | {"plans": len(plans)}, plans
-
-    def _row(self, plan: Plan) -> dict[str, Any]:
-        """What a plan's model costs, as shares of the original, and answers."""
-        stages = self.stages.untimed()
-        small = self.recovery.follow(plan, self.network, stages.add).model
-        original, last = self.stages.rows[0], stages.rows[-1]
-        _, after, ratio = time_both(self.network.model, small, self.stages.batch)
-        return {
-            **{kind: last[kind] / max(original[kind], 1) for kind in KINDS},
-            "accuracy": last["accuracy"],
-            "agreement": last["agreement"],
-            "latency": ratio,
-            "latency_ms": 1e3 * after,
-        }
-
-    def _bounds(self, rate: float | None, plans: int) -> list[float] | None:
-        """95 % interval (Clopper-Pearson) of a rate on the test inputs; None for a mean over several plans."""
-        if rate is None or plans > 1 or self.count is None:
-            return None
-        lower, upper = clopper_pearson(round(rate * self.count), self.count, 0.975)
-        return [float(lower), float(upper)]

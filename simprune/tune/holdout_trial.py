@@ -21,8 +21,8 @@ SHARE = 4  # one batch in this many is held out
 class HoldoutTrial:
     """The first `INPUTS` calibration inputs, split.
 
-    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: (outputs, width) the answers of
-    the original to `held`.
+    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: (outputs, width) the original's
+    outputs on `held`.
     """
 
     network: Network
@@ -34,7 +34,12 @@ class HoldoutTrial:
     @classmethod
     def of(cls, network: Network, calibration: Iterable, method: Method) -> "HoldoutTrial":
         """Split the calibration batches; ValueError for fewer than two."""
-        batches = _first(checked(calibration, "calibration"))
+        batches, inputs = [], 0
+        for batch in checked(calibration, "calibration"):
+            batches.append(batch)
+            inputs += rows_of(inputs_of(batch))
+            if inputs >= INPUTS and len(batches) > 1:
+                break
         if len(batches) < 2:
             raise ValueError(
                 f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
@@ -43,22 +48,7 @@ class HoldoutTrial:
         held, rest = batches[:count], batches[count:]
         return cls(network, held, rest, answer(network.model, held).logits, method)
 
-    def error(self, plan: Plan) -> float:
-        """The squared change of the output as a share of its variance, after one edit and one repair."""
-        return float(self.errors(plan).mean())
-
     def errors(self, plan: Plan) -> Tensor:
-        """(outputs,) the squared change of every output, as a share of the mean variance of the outputs."""
+        """(outputs,) squared changes as shares of the mean variance of the outputs, after one edit and one repair."""
         small = Recovery(self.rest, method=self.method).follow(plan, self.network).model
         return relative_errors(answer(small, self.held).logits, self.wanted)
-
-
-def _first(batches: Iterable) -> list:
-    """The first batches until they hold `INPUTS` inputs, but at least two batches where there are two."""
-    first, count = [], 0
-    for batch in batches:
-        first.append(batch)
-        count += rows_of(inputs_of(batch))
-        if count >= INPUTS and len(first) > 1:
-            break
-    return first

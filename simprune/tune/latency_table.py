@@ -7,6 +7,7 @@ of one call; the default is the median of `torch.utils.benchmark` on the model's
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -19,23 +20,21 @@ from torch import Tensor, nn
 from simprune.core.batches import copied
 from simprune.core.cost import Example
 from simprune.planners.search import Search, savings
-from simprune.planners.space import Additive, Floats, Menu, Selection, Space
+from simprune.planners.space import Additive, Menu, Selection, Space
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.timing import Timer, clock
 
 Edit = Callable[[Selection], nn.Module]  # returns the network without the selection
-WIDTHS = 16  # so many widths of a group are timed at most, beside the smallest
-WORTH = (
-    0.03  # share of the time of a group's modules: a width is worth having if it saves so much more than larger ones
-)
-READINGS = 3  # every shape is timed so often, and the median counts
-FLOOR = 0.1  # a structure is taken to save this share of its macs' share of the time at least, as readings are noisy
+WIDTHS = 16  # of a group that are timed at most, beside the smallest
+WORTH = 0.03  # of the time of a group's modules: a width that saves so much more than larger ones is worth having
+READINGS = 3  # how often every shape is timed; the median counts
+FLOOR = 0.1  # of a structure's share of the macs: the least share of the time that it is taken to save, as clocks err
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What structures save in seconds, as if savings added up.
+    """The seconds that structures save, as if savings added up.
 
     `table`: the savings of every level of every group, and of every block. `worth`: for every group the levels that
     save clearly more than all levels before them; level 0 and the last level are always among them.
@@ -46,10 +45,11 @@ class Timing:
 
 
 def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, timer: Timer = clock) -> Timing:
-    """Time what every structure saves.
+    """Time the seconds that every structure saves.
 
     Groups that share no module are cut in one network, so that few networks have to be edited; modules of equal shapes
-    are timed once. Savings of widths between two timed widths are interpolated. Interactions (a layer that loses inputs
+    are timed once. Savings never fall with the number of removed units, and between two timed widths they are linear in
+    it. Interactions (a layer that loses inputs
     and outputs, work between layers) show only when the final network is measured.
 
     Args:
@@ -58,10 +58,12 @@ def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, 
         example: one batch, as (args, kwargs).
         edit: returns the network without a selection.
         timer: (module, args, kwargs) -> seconds.
+
+    Returns:
+        The savings of every structure, and the levels that are worth having.
     """
     names = [entry.name for entry in space.blocks]
-    modules = [_modules(menu) for menu in space.menus]
-    timed = [_timed(menu) for menu in space.menus]
+    modules, timed = [_modules(menu) for menu in space.menus], [_timed(menu) for menu in space.menus]
     known: dict[str, float] = {}
     original = _times(model, example, {*names, *chain.from_iterable(modules)}, timer, known)
     measured: list[dict[int, float]] = [{0: 0.0} for _ in space.menus]
@@ -76,18 +78,20 @@ def latency_table(space: Space, model: nn.Module, example: Example, edit: Edit, 
                 saved = sum(original[name] - times[name] for name in modules[item] if name in times)
                 measured[item][int(selection.levels[item])] = saved
     whole = median(timer(model, *example) for _ in range(READINGS))
-    needed = [WORTH * sum(original.get(name, 0.0) for name in group) for group in modules]
-    worth = tuple(_worth(saved, least) for saved, least in zip(measured, needed, strict=True))
-    tables = [_interpolated(menu, saved) for menu, saved in zip(space.menus, measured, strict=True)]
-    macs = Search(space, {"macs": 0.0})
-    floors = [FLOOR * whole * saved for saved in savings(macs, space.nothing)]
-    groups = tuple(np.maximum(table, floor) for table, floor in zip(tables, floors, strict=True))
-    block_floors = FLOOR * whole * np.array([entry.share for entry in space.blocks])
-    return Timing(Additive(whole, groups, np.maximum([original.get(name, 0.0) for name in names], block_floors)), worth)
+    groups, worth = [], []
+    shares = savings(Search(space, {"macs": 0.0}), space.nothing)
+    for menu, own, saved, share in zip(space.menus, modules, measured, shares, strict=True):
+        levels, counts = sorted(saved), np.array(menu.counts, float)
+        rising = np.maximum.accumulate([max(saved[level], 0.0) for level in levels])
+        groups.append(np.maximum(np.interp(counts, counts[levels], rising), FLOOR * whole * share))
+        worth.append(_worth(saved, WORTH * sum(original.get(name, 0.0) for name in own)))
+    floors = FLOOR * whole * np.array([entry.share for entry in space.blocks])
+    blocks = np.maximum([original.get(name, 0.0) for name in names], floors)
+    return Timing(Additive(whole, tuple(groups), blocks), tuple(worth))
 
 
 def _timed(menu: Menu) -> list[int]:
-    """The levels to time: those that leave a multiple of 2^k units, with k so large that they are few, and the last."""
+    """The levels to time: the last one, and those that leave a multiple of 2^k units, k so large that few levels do."""
     units = menu.entry.group.units
     remaining = menu.entry.group.width - np.cumsum([0, *(len(units[unit]) for unit in menu.order)])[list(menu.counts)]
     step = 1
@@ -141,17 +145,14 @@ def _times(
     new: dict[str, tuple[nn.Module, tuple, dict]] = {}
     wanted = set(names)
 
-    def see(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            if name not in keys:
-                keys[name] = key = f"{module} {_shapes(args)} {_shapes(kwargs)} {_shapes(output)}"
-                if key not in known and key not in new:
-                    new[key] = module, *copied((args, kwargs))
-
-        return hook
+    def see(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if name not in keys:
+            keys[name] = key = f"{module} {_shapes(args)} {_shapes(kwargs)} {_shapes(output)}"
+            if key not in known and key not in new:
+                new[key] = module, *copied((args, kwargs))
 
     args, kwargs = example
-    watched = [(module, see(name)) for name, module in model.named_modules() if name in wanted]
+    watched = [(module, partial(see, name)) for name, module in model.named_modules() if name in wanted]
     with eval_mode(model), torch.no_grad(), hooks(after=watched):
         model(*args, **kwargs)
     readings = [{key: timer(*call) for key, call in new.items()} for _ in range(READINGS)]
@@ -160,17 +161,9 @@ def _times(
 
 
 def _shapes(value: Any) -> Any:
-    """What a module's work depends on: shapes and types of tensors; values of any other kind are returned unchanged."""
+    """Shapes and types in place of tensors, as a module's work depends on these; other values are unchanged."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, dict):
         return {key: _shapes(item) for key, item in value.items()}
     return tuple(map(_shapes, value)) if isinstance(value, tuple | list) else value
-
-
-def _interpolated(menu: Menu, measured: Mapping[int, float]) -> Floats:
-    """(levels,) savings: linear in the number of removed units between measured levels, and never falling."""
-    levels = sorted(measured)
-    counts = np.array(menu.counts, float)
-    known = np.maximum.accumulate([max(measured[level], 0.0) for level in levels])
-    return np.interp(counts, counts[levels], known)

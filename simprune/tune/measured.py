@@ -1,7 +1,7 @@
 """Budgets of latency and memory: the edited network is measured, and the plan corrected until it meets the budget.
 
-A planner meets ceilings of costs that it can compute. What a network really takes differs, so the ceiling is moved
-until the measured network is just below the limit.
+A planner meets ceilings of costs that it can compute. The measured costs of a network differ from these, so the ceiling
+is moved until the measured network is just below the limit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from simprune.planners.search import Search, best, everything, ranked
 from simprune.planners.space import Selection, Space, Step
 from simprune.trace.memory import peak_memory
 from simprune.trace.network import Network
-from simprune.trace.timing import Timer, alternate, batch_of
+from simprune.trace.timing import Timer, alternate
 from simprune.tune.latency_table import Timing, latency_table
 
 ROUNDS = 10  # networks that one correction measures at most; half as many when channels are given back
@@ -51,8 +51,8 @@ class Point:
 class Bench:
     """Measures networks, and remembers what it has measured.
 
-    `example`: the inputs. `draft`: the plan of a selection. `whole`: what the original takes, by kind of cost, in
-    seconds or bytes per input. `timings`: of structures, by their names.
+    `example`: the inputs. `draft`: returns the plan of a selection. `whole`: costs of the original by kind, in seconds
+    or bytes per input. `timings`: of structures, by their names.
     """
 
     network: Network
@@ -62,13 +62,8 @@ class Bench:
     whole: dict[str, float] = field(default_factory=dict)
     timings: Timings = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, network: Network, batch_size: int | None, timer: Timer, draft: Draft, timings: Timings) -> "Bench":
-        """Measure on the network's example, repeated to `batch_size` inputs; new timings are added to `timings`."""
-        return cls(network, batch_of(network.example, batch_size), timer, draft, timings=timings)
-
     def timing(self, space: Space) -> Timing:
-        """What the structures of a space save, in seconds. Structures are timed once."""
+        """The seconds that the structures of a space save. Structures are timed once."""
         names = tuple(entry.name for entry in (*space.blocks, *(menu.entry for menu in space.menus)))
         if names not in self.timings:
             self.timings[names] = latency_table(
@@ -81,14 +76,14 @@ class Bench:
         return apply(self.draft(space, selection), self.network)
 
     def original(self, kind: str) -> float:
-        """What the original takes: seconds for latency, peak bytes per input for memory."""
+        """A cost of the original: seconds for latency, peak bytes per input for memory."""
         if kind not in self.whole:
             model, example = self.network.model, self.example
             self.whole[kind] = peak_memory(model, example) if kind == "memory" else self.timer(model, *example)
         return self.whole[kind]
 
     def measure(self, space: Space, selection: Selection, limits: Mapping[str, float]) -> dict[str, float]:
-        """What the network without the selection takes: seconds for latency, peak bytes per input for memory."""
+        """Limited costs of the network without the selection: seconds for latency, peak bytes per input for memory."""
         if not selection.levels.any() and not selection.blocks.any():
             return {kind: self.original(kind) for kind in limits}
         small, costs = self.edited(space, selection), {}
@@ -115,11 +110,11 @@ class Bench:
 
 
 def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Measured:
-    """Find a selection whose measured network meets the budget; when none does, the nearest one that was measured.
+    """Search for a selection whose measured network meets the budget; if none does, take the nearest measured one.
 
-    For a limit on latency, the planner sees a table of what every structure saves, at the widths that are worth having.
-    Its ceiling is corrected until the measured network is at most 5 % below the limit. What then remains of the budget
-    is given back to channels, first at the same widths, then at all widths.
+    For a limit on latency, the planner sees a table of the seconds that every structure saves, at the widths that are
+    worth having. Its ceiling is corrected until the measured network is at most 5 % below the limit. The unused part of
+    the budget is given back to channels, first at the same widths, then at all widths.
 
     For a limit on memory, the largest share of the macs is searched whose network meets it, because the peak of a
     network is no sum over its structures.
@@ -131,7 +126,7 @@ def meet(search: Search, budget: Budget, choose: Choose, bench: Bench) -> Measur
         bench: measures networks.
 
     Returns:
-        The space, the selection, and what its network takes by limited kind of cost: seconds, or peak bytes per input.
+        The space, the selection, and the limited costs of its network by kind: seconds, or peak bytes per input.
     """
     kinds = budget.measured.limits
     nothing = search.space.nothing
@@ -163,8 +158,8 @@ def not_measured(budget: Budget, before: Mapping[str, float], after: Mapping[str
 
     Args:
         budget: that was not met.
-        before: what the original takes, in seconds or bytes, by kind of cost.
-        after: what the nearest network takes.
+        before: costs of the original, in seconds or bytes, by kind.
+        after: costs of the nearest network.
     """
     shown = {"latency": lambda value: f"{1e3 * value:.3g} ms", "memory": lambda value: f"{value:,.0f} bytes"}
     reached = ", ".join(f"{kind} {shown[kind](after[kind])} of {shown[kind](before[kind])}" for kind in after)

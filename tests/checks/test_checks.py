@@ -15,21 +15,9 @@ from scipy.stats import binomtest, norm
 from torch import nn
 
 from simprune import functional, measures
-from simprune.checks import (
-    DEFAULT_GATES,
-    Gate,
-    GateResult,
-    Verdict,
-    bootstrap_mean,
-    bootstrap_statistic,
-    check,
-    clopper_pearson,
-    gates_of,
-    judge,
-    paired_difference,
-    rehearse,
-    validate,
-)
+from simprune.checks import Gate, GateResult, Verdict, check, clopper_pearson, gates_of, rehearse, validate
+from simprune.checks.intervals import bootstrap_mean, paired_difference, percentiles, resampled
+from simprune.checks.judging import Case, judge_together
 from simprune.core import registry
 from simprune.core.registry import find, parts, register
 from simprune.functional import FunctionalMeasure, Gathered, Outputs, Score
@@ -124,7 +112,7 @@ def test_bootstrap_is_the_normal_interval_for_many_samples():
     reach = norm.ppf(0.95) * values.std(ddof=1) / math.sqrt(5000)
     expected = (values.mean() - reach, values.mean() + reach)
     assert bootstrap_mean(values, ONE[:5000], 0.95, 0) == pytest.approx(expected, abs=0.1 * reach)
-    assert bootstrap_statistic(np.mean, values, ONE[:5000], 0.95, 0) == pytest.approx(expected, abs=0.1 * reach)
+    assert percentiles(resampled(np.mean, values, ONE[:5000], 0), 0.95) == pytest.approx(expected, abs=0.1 * reach)
 
 
 def test_bootstrap_depends_on_the_seed_alone():
@@ -138,7 +126,7 @@ def test_a_draw_without_a_value_counts_as_the_worst():
         return math.nan if sample[0] > 0 else sample.mean()
 
     values = np.random.default_rng(4).normal(size=50)
-    assert bootstrap_statistic(often_undefined, values, ONE[:50], 0.95, 0) == (-math.inf, math.inf)
+    assert percentiles(resampled(often_undefined, values, ONE[:50], 0), 0.95) == (-math.inf, math.inf)
 
 
 # ---- outcomes ----
@@ -149,7 +137,7 @@ def test_a_model_against_itself_passes_everything(logits, monkeypatch):
     scores, labels = logits
     verdict = check(scores, scores, labels)
     assert verdict.passed
-    assert [r.gate for r in verdict.results] == list(DEFAULT_GATES)
+    assert [r.gate for r in verdict.results] == gates_of()
     assert all(r.value == 0 and r.outcome == "pass" for r in verdict.results)
     scores[:400] = torch.randn(400, 10, generator=torch.Generator().manual_seed(1))  # now with errors in all classes
     for id, cls in functional.classes().items():
@@ -249,7 +237,8 @@ class Undefined(Agreement):
 
 def judged(monkeypatch, measure, a, b, limit):
     monkeypatch.setattr(Gate, "build", lambda self: measure)
-    return judge(Gate("stand-in", limit), measure.per_sample([a, b]), ONE[: len(a)])
+    case = Case.of(Gate("stand-in", limit), Gathered(measure.per_sample([a, b])), ONE[: len(a)], 0)
+    return judge_together([case], "none")[0]
 
 
 @pytest.mark.parametrize(("limit", "outcome"), [(0.9, "pass"), (0.94, "inconclusive"), (0.99, "fail")])
@@ -413,7 +402,7 @@ def test_the_worst_gate_decides(outcomes, expected):
 
 def test_verdict_survives_json(logits):
     scores, labels = logits
-    gates = [*DEFAULT_GATES, Gate("jensen_shannon_divergence", 0.1, 0.9, {"base": 10})]
+    gates = [*gates_of(), Gate("jensen_shannon_divergence", 0.1, 0.9, {"base": 10})]
     verdict = check(scores, flipped(scores, 9), labels, gates, seed=3)
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False))) == verdict
 
@@ -432,7 +421,7 @@ def test_table_is_plain_and_fits(logits, width):
     assert table.isascii()
     assert max(map(len, table.splitlines())) <= width
     if width == 100:
-        assert all(gate.measure in table for gate in DEFAULT_GATES)
+        assert all(gate.measure in table for gate in gates_of())
 
 
 def test_table_shows_details_as_they_are():
@@ -558,7 +547,7 @@ def test_a_check_set_is_named_like_any_part(logits):
     scores, labels = logits
     assert check(scores, scores, labels, "strict") == check(scores, scores, labels, gates_of("strict"))
     assert check(scores, scores, labels, {"name": "default"}) == check(scores, scores, labels)
-    assert tuple(gates_of("default")) == DEFAULT_GATES
+    assert gates_of("default") == gates_of()
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,8 @@ from simprune.checks import Gate, GateResult, Verdict
 from simprune.core.plan import Edit, Plan
 from simprune.repair.recovery import Recovered
 from simprune.trace.network import Network
-from simprune.tune.smallest import (
-    Attempt,
-    NothingPassed,
-    Procedure,
-    Record,
-    SearchSettings,
-    most_checks,
-    next_budget,
-    smallest,
-)
+from simprune.tune.smallest import Attempt, NothingPassed, Procedure, Record, SearchSettings, smallest
+from simprune.tune.smallest.attempts import next_budget
 from tests.networks import Residual
 from tests.test_api import task
 
@@ -80,7 +72,7 @@ def test_no_search_needs_more_checks_than_it_says(tolerance):
         for t in range(0, 998, 3)
         for f in (1.0, 0.97, 0.7)
     }
-    assert max(made) == most_checks(tolerance)
+    assert max(made) == SearchSettings(tolerance=tolerance).checks
 
 
 def test_the_budget_follows_what_a_plan_keeps_where_structures_are_large():
@@ -315,7 +307,7 @@ def test_the_chosen_model_passes_validate_and_the_next_did_not(trained, whole):
     rows = {row["name"]: row for row in result.report["stages"]}
     assert list(rows) == ["original", "pruned", "reconstructed", "fine-tuned"]
     assert rows["fine-tuned"]["macs"] == result.plan.expected["macs"]
-    assert "70" not in search["note"] and f"at most {most_checks(0.1)} checks" in search["note"]
+    assert "70" not in search["note"] and f"at most {SearchSettings(tolerance=0.1).checks} checks" in search["note"]
 
 
 def test_the_folder_holds_the_state_and_the_chosen_weights_alone(whole):
@@ -415,7 +407,7 @@ def test_a_search_corrected_for_its_checks_passes_the_plain_checks_too(trained):
     model, data = trained
     strict = compress(trained, search={"tolerance": 0.1, "correction": "bonferroni"}, finetune=None)
     levels = {gate["confidence"] for gate in strict.report["verdict"]["gates"]}
-    assert levels == {1 - 0.05 / most_checks(0.1)}
+    assert levels == {1 - 0.05 / SearchSettings(tolerance=0.1).checks}
     assert sp.validate(model, strict.model, data, GATES).passed
     assert "the choice as a whole is at 95 %" in strict.report["notes"][-1]
 

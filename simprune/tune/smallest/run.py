@@ -1,4 +1,4 @@
-"""The search: budget after budget, a plan is made, followed and checked; the smallest model that passed is returned."""
+"""The search: budget after budget is planned, followed and checked; the smallest model that passed is returned."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,16 @@ from simprune.core.weights import digest
 from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable
 from simprune.trace.network import Network
+from simprune.tune.smallest.attempts import Attempt, SearchSettings, next_budget
 from simprune.tune.smallest.record import Record
-from simprune.tune.smallest.steps import Attempt, SearchSettings, next_budget
 
 
 @dataclass(frozen=True)
 class Smallest:
-    """The smallest model that passed, repaired and trained; `steps`: of the search, `best`: the index of its step."""
+    """The smallest model that passed, repaired and trained.
+
+    `steps`: the attempts of the search. `best`: the index of the attempt that made the model.
+    """
 
     followed: Recovered
     plan: Plan
@@ -35,11 +38,11 @@ class Smallest:
 
 
 class NothingPassed(Exception):
-    """No smaller model passed, or not even the original; `steps` and the last `verdict` say why."""
+    """No smaller model passed, or not even the original; `steps` (the attempts) and the last `verdict` say why."""
 
-    def __init__(self, message: str, steps: Sequence[Attempt], verdict: Verdict) -> None:
+    def __init__(self, message: str, attempts: Sequence[Attempt], verdict: Verdict) -> None:
         super().__init__(message)
-        self.steps, self.verdict = tuple(steps), verdict
+        self.steps, self.verdict = tuple(attempts), verdict
         self.report: dict[str, Any] = {}
 
 
@@ -47,7 +50,7 @@ class NothingPassed(Exception):
 class Procedure:
     """How one budget is tried; the same for all budgets of a search.
 
-    `choose`: makes the plan for a share of the cost, or raises ValueError where the share cannot be reached.
+    `choose`: returns the plan for a share of the cost, or raises ValueError where the share cannot be reached.
     `recovery`: repairs and trains. `judge`: checks a model. `stages`: a table with the original as its first row.
     """
 
@@ -58,34 +61,34 @@ class Procedure:
     stages: StageTable
     search: SearchSettings
 
-    def of(self, budget: float, steps: Sequence[Attempt]) -> tuple[Attempt, nn.Module]:
-        """Try one budget after these steps; the first step tries the original. Returns the step and its model."""
-        if not steps:
+    def of(self, budget: float, attempts: Sequence[Attempt]) -> tuple[Attempt, nn.Module]:
+        """Try one budget after these attempts, the original if there are none; returns the attempt and its model."""
+        original = self.network.model
+        if not attempts:
             self.choose(1.0)  # wrong arguments raise here, so that later errors are about the budget
-            verdict = self.judge(self.network.model)
-            passed = self.search.passes(verdict.outcome)
             rows = [row | {"latency_ms": None} for row in self.stages.rows[:1]]
-            return Attempt(1.0, 1.0, verdict.outcome, passed, verdict=verdict.to_dict(), rows=rows), self.network.model
+            return self._checked(original, budget=1.0, kept=1.0, rows=rows), original
         try:
             plan = self.choose(budget)
         except ValueError as error:
-            return Attempt(budget, budget, "unreachable", False, str(error)), self.network.model
+            return Attempt(budget, budget, "unreachable", False, str(error)), original
         figure = "latency_ms" if self.search.kind == "latency" else self.search.kind
         kept = plan.expected[figure] / (plan.original[figure] or 1)
         content = plan.to_dict()
-        for index, other in enumerate(steps):
+        for index, other in enumerate(attempts):
             if other.plan is not None and _removed(other.plan) == _removed(content):
                 same = replace(other, budget=budget, kept=kept, reason=f"as step {index}", same_as=index, plan=None)
-                return same, self.network.model
+                return same, original
         stages = self.stages.untimed()
         followed = self.recovery.follow(plan, self.network, stages.add)
-        verdict = self.judge(followed.model)
+        lists = {"rows": stages.rows, "repairs": finite(followed.repairs), "epochs": finite(followed.epochs)}
+        return self._checked(followed.model, budget=budget, kept=kept, plan=content, **lists), followed.model
+
+    def _checked(self, model: nn.Module, **facts: Any) -> Attempt:
+        """The attempt with the verdict on its model."""
+        verdict = self.judge(model)
         passed = self.search.passes(verdict.outcome)
-        step = Attempt(
-            budget, kept, verdict.outcome, passed, "", None, content, verdict.to_dict(),
-            stages.rows, finite(followed.repairs), finite(followed.epochs),
-        )  # fmt: skip
-        return step, followed.model
+        return Attempt(outcome=verdict.outcome, passed=passed, verdict=verdict.to_dict(), **facts)
 
 
 def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | None = None) -> Smallest:
@@ -96,7 +99,10 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
     Args:
         trial: how one budget is tried.
         settings: of the run, by which a stored search is recognised as the same.
-        record: the folder to which every finished step is written; the steps that it already holds are not repeated.
+        record: the folder to which every finished attempt is written; attempts that it already holds are not repeated.
+
+    Returns:
+        The smallest model that passed, with all attempts.
 
     Raises:
         NothingPassed: when no model smaller than the original passes.
@@ -104,29 +110,29 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
     """
     original = {"weights": digest(trial.network.model), "accuracy": trial.stages.rows[0]["accuracy"]}
     settings = {**settings, "original": original}
-    steps = [] if record is None else record.load(settings)
-    best = max((index for index, step in enumerate(steps) if step.passed), default=None)
+    attempts = [] if record is None else record.load(settings)
+    best = max((index for index, attempt in enumerate(attempts) if attempt.passed), default=None)
     model: nn.Module | None = None
-    while (budget := next_budget(steps, trial.search.tolerance)) is not None:
-        step, tried = trial.of(budget, steps)
-        steps.append(step)
-        if step.passed and step.same_as is None:
-            best, model = len(steps) - 1, tried
+    while (budget := next_budget(attempts, trial.search.tolerance)) is not None:
+        attempt, tried = trial.of(budget, attempts)
+        attempts.append(attempt)
+        if attempt.passed and attempt.same_as is None:
+            best, model = len(attempts) - 1, tried
         if record is not None:
-            record.save(settings, steps, best, tried)
-        say(f"step {len(steps) - 1}: {describe(step, trial.search.kind)}")
+            record.save(settings, attempts, best, tried)
+        say(f"step {len(attempts) - 1}: {_described(attempt, trial.search.kind)}")
     if not best:
-        if all(step.outcome == "unreachable" for step in steps[1:]) and steps[0].passed:
-            raise ValueError(f"nothing can be made smaller: {steps[-1].reason}")
-        last = next((step for step in reversed(steps) if step.verdict is not None), steps[0])
-        raise NothingPassed(_why_nothing(steps, trial.search.kind), steps, Verdict.from_dict(last.verdict or {}))
-    chosen = steps[best]
+        if all(attempt.outcome == "unreachable" for attempt in attempts[1:]) and attempts[0].passed:
+            raise ValueError(f"nothing can be made smaller: {attempts[-1].reason}")
+        verdicts = [attempt.verdict for attempt in attempts if attempt.verdict is not None]
+        raise NothingPassed(_why_nothing(attempts, trial.search.kind), attempts, Verdict.from_dict(verdicts[-1]))
+    chosen = attempts[best]
     plan = Plan.from_dict(chosen.plan)
-    if model is None:  # its step was finished before an interruption
+    if model is None:  # its attempt was finished before an interruption
         assert record is not None
         model = record.model(best, plan, trial.network)
     followed = Recovered(model, chosen.repairs, chosen.epochs)
-    return Smallest(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(steps), best)
+    return Smallest(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(attempts), best)
 
 
 def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -134,30 +140,31 @@ def _removed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{key: value for key, value in edit.items() if key != "reason"} for edit in plan["edits"]]
 
 
-def describe(step: Attempt, kind: str) -> str:
-    """A step in one line: the budget, the share that its plan keeps, the outcome, and the gates that decided it."""
-    kept = "" if step.outcome == "unreachable" else f", keeps {step.kept:.1%}"
-    return f"{kind} {step.budget:.3f}{kept}: {step.outcome}{decided(step)}"
+def _described(attempt: Attempt, kind: str) -> str:
+    """An attempt in one line: its budget, the share of the cost that remains, and its outcome."""
+    remaining = "" if attempt.outcome == "unreachable" else f", keeps {attempt.kept:.1%}"
+    return f"{kind} {attempt.budget:.3f}{remaining}: {_decided(attempt)}"
 
 
-def decided(step: Attempt) -> str:
-    """The gates that decided a step, in words."""
-    if step.outcome == "unreachable":
-        return f" ({step.reason})"
-    gates = ", ".join(f"{gate['measure']} {_number(gate['value'])}, limit {gate['limit']:g}" for gate in step.deciding)
-    return f" by {gates}" if gates else ""
+def _decided(attempt: Attempt) -> str:
+    """The outcome of an attempt and the gates that decided it, in words."""
+    if attempt.outcome == "unreachable":
+        return f"unreachable ({attempt.reason})"
+    gates = []
+    for gate in attempt.deciding:
+        value = gate["value"]
+        number = f"{value:.4g}" if isinstance(value, int | float) else value
+        gates.append(f"{gate['measure']} {number}, limit {gate['limit']:g}")
+    return attempt.outcome + (f" by {', '.join(gates)}" if gates else "")
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
-
-
-def _why_nothing(steps: Sequence[Attempt], kind: str) -> str:
-    if len(steps) == 1:
-        (detail, *_) = [gate["detail"] for gate in steps[0].deciding] or [""]
+def _why_nothing(attempts: Sequence[Attempt], kind: str) -> str:
+    first, *others = attempts
+    if not others:
+        detail = first.deciding[0]["detail"] if first.deciding else ""
         return (
-            f"not even the original passes these gates on these test inputs: {steps[0].outcome}{decided(steps[0])} "
-            f"({detail}); give more test inputs or milder gates"
+            f"not even the original passes these gates on these test inputs: {_decided(first)} ({detail}); "
+            "give more test inputs or milder gates"
         )
-    mildest = max((step for step in steps[1:]), key=lambda step: step.budget)
-    return f"no smaller model passes; the mildest budget tried, {describe(mildest, kind)}"
+    mildest = max(others, key=lambda attempt: attempt.budget)
+    return f"no smaller model passes; the mildest budget tried, {_described(mildest, kind)}"
