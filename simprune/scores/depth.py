@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from simprune import measures
 from simprune.core.plain import finite
 from simprune.measures import Measure, SimilarityMatrix
 from simprune.scores.blocks._context import as_redundancy
@@ -43,7 +42,7 @@ def describe_depth(
             "points": points,
             "rows": len(next(iter(layers.rows.values()))),
             "reading": READING,
-            "similarity": [_matrix(matrix) for matrix in matrices],
+            "similarity": [_matrix(*pair) for pair in zip(compared, matrices, strict=True)],
             "segments": {"measure": first.measure, "of": [segment[point] for point in points]},
             "blocks": _blocks(layers, scores, matrices, segment),
             "windows": [
@@ -71,18 +70,17 @@ def compare_models(first: Layers, second: Layers, compared: Sequence[Measure]) -
     return finite({"points": list(second.rows), "similarity": by_measure, "cost": second.costs.total().to_dict()})
 
 
-def _matrix(matrix: SimilarityMatrix) -> dict[str, Any]:
-    kind = measures.classes()[matrix.measure]
+def _matrix(measure: Measure, matrix: SimilarityMatrix) -> dict[str, Any]:
     description: dict[str, Any] = {
         "measure": matrix.measure,
-        "larger_is_more_similar": kind.larger_is_more_similar,
+        "larger_is_more_similar": measure.larger_is_more_similar,
         "values": _rounded(matrix.values),
     }
     resampled = matrix.null or matrix.interval
     if resampled is not None:
         description["resampled_inputs"] = resampled.inputs
     if matrix.null is not None:
-        high = matrix.null.quantiles["97.5%" if kind.larger_is_more_similar else "2.5%"]
+        high = matrix.null.quantiles["97.5%" if measure.larger_is_more_similar else "2.5%"]
         description |= {"null_mean": _rounded(matrix.null.mean), "null_bound": _rounded(high)}
     if matrix.interval is not None:
         description |= {"low": _rounded(matrix.interval.low), "high": _rounded(matrix.interval.high)}
@@ -106,7 +104,7 @@ def _rounded(values: np.ndarray) -> list[list[float]]:
 def _blocks(
     layers: Layers, scores: dict[str, float], matrices: Sequence[SimilarityMatrix], segment: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """What is known of every block: its neighbours' similarity, its costs, its redundancy and its order of removal."""
+    """One entry per block: the similarity of its input and output, its costs, redundancy and order of removal."""
     row = {point: index for index, point in enumerate(layers.rows)}
     total = layers.costs.total()
     blocks = []
@@ -129,12 +127,11 @@ def _blocks(
                     "similarity": {matrix.measure: _entry(matrix, a, b) for matrix in matrices},
                     "influence": 1 - float(chain.cosine[index, index + 1]),
                     "angle": float(chain.angle[index, index + 1]),
-                    "redundancy": scores.get(block.name),
+                    "redundancy": scores[block.name],
                 }
             )
-    scored = [entry for entry in blocks if entry["redundancy"] is not None]
     # the suggested order: the least redundancy lost per share of the macs comes first
-    ranked = sorted(scored, key=lambda entry: (1 - entry["redundancy"]) / max(entry["share"], 1e-12))
+    ranked = sorted(blocks, key=lambda entry: (1 - entry["redundancy"]) / max(entry["share"], 1e-12))
     for rank, entry in enumerate(ranked, 1):
         entry["order"] = rank
     return blocks

@@ -1,6 +1,6 @@
 """The redundancy of a network: its structures are searched for, scored, and weighed by what they cost the output."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,16 +13,14 @@ from simprune.core.redundancy import (
     UNITS_WHY,
     BlockRedundancy,
     ChannelRedundancy,
-    Interactions,
     Redundancy,
 )
 from simprune.core.registry import Choice
 from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
-from simprune.scores.block_losses import BlockLosses
 from simprune.scores.blocks import BlockContext, observe
-from simprune.scores.channels import ChannelScore, ReaderMoments, score_channels
-from simprune.scores.output_changes import OutputLoss, output_changes
+from simprune.scores.channels import ReaderMoments, by_prediction
+from simprune.scores.output_changes import BlockLosses, output_changes
 from simprune.structures import check_structures, structure
 from simprune.trace.capture import read
 from simprune.trace.network import Network
@@ -30,7 +28,7 @@ from simprune.trace.network import Network
 
 @dataclass(frozen=True)
 class Estimate:
-    """The redundancy of a network as plain data, and what its blocks were scored in, which is large.
+    """The redundancy of a network as plain data, and the context in which its blocks were scored, which is large.
 
     Args:
         redundancy: of all structures.
@@ -52,7 +50,7 @@ def estimate(
     checkpoint: Checkpoint | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """The removable structures of a network, with a score of each on calibration batches.
+    """The removable structures of a network, and their scores on calibration batches.
 
     With the default scores the batches are walked at most three times: once to read the stream around blocks and the
     correlations of channels, once for the second-order cost, once for the changes of the output. Memory O(inputs x
@@ -63,7 +61,8 @@ def estimate(
         calibration: batches that can be walked more than once.
         measure: similarity of the representations before and after blocks.
         structures: names of the kinds of structures that are searched for.
-        score: of channels and other units, by name or as a mapping with `name` and options.
+        score: of channels and other units, by name or as a mapping with `name` and options. A group that the score
+            leaves out is scored by its predictability.
         block_score: of blocks, in the same way.
         damage: whether damages are measured as changes of the output, which only planners need, and which costs a
             backward pass. It needs a score that says what readers lose (its fact `output_losses`).
@@ -83,9 +82,8 @@ def estimate(
     blocks, groups, refusals = _find(network, kinds)
     names = [block.name for block in blocks]
     weighed = damage and score_part.facts.get("output_losses", False)
-    moments = ReaderMoments(groups, apart=True)
-    losses = BlockLosses(names if weighed else [])
-    readings = [reading for reading in (moments, losses) if reading.sites]
+    moments, block_losses = ReaderMoments(groups, apart=True), BlockLosses(names if weighed else [])
+    readings = [reading for reading in (moments, block_losses) if reading.sites]
     context, block_scores = None, dict[str, float]()
     if blocks:
         stream = observe(network, calibration, blocks, checkpoint, readings)
@@ -94,11 +92,26 @@ def estimate(
     elif readings:
         read(network.model, calibration, readings)
     correlations = moments.correlations()
-    scores = score_channels(network, calibration, groups, score, seed, correlations) if groups else {}
+    scores = dict(registry.bound("score", score, seed=seed)(network, calibration, groups)) if groups else {}
+    scores |= {name: by_prediction(values) for name, values in correlations.items() if name not in scores}
     damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
-        measured = block_part.facts.get("measured_damage", False)
-        damages, scores, interactions = _weigh(network, calibration, damages, measured, groups, scores, losses, seed)
+        losses = {("block", name): (loss,) for name, loss in block_losses.losses().items()}
+        losses |= {(group.kind, group.name): scores[group.name].losses for group in groups}
+        changes, interactions = output_changes(network.model, calibration, losses, seed)
+        for group in groups:
+            if (group.kind, group.name) in changes:
+                scores[group.name] = scores[group.name].costing(changes[group.kind, group.name])
+        measured = {name: changes["block", name] for name in names}
+        if block_part.facts.get("measured_damage", False):
+            damages = measured
+        else:
+            # Blocks keep the order of their scores: the most redundant block gets the least of the measured damages,
+            # the next one the second least, and so on. Such blocks do not interact, since the score already says how
+            # much a block adds.
+            damages = dict(zip(sorted(names, key=damages.__getitem__), sorted(measured.values()), strict=True))
+            rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
+            interactions = replace(interactions, rows=rows)
     macs = network.costs.total().macs
     redundancy = Redundancy(
         blocks=tuple(
@@ -161,40 +174,3 @@ def _score_blocks(context: BlockContext, names: Sequence[str], score: Choice, se
     if context.checkpoint is not None:
         context.checkpoint.save("scores", {"scores": torch.tensor([*scores.values()], dtype=torch.float64)})
     return scores
-
-
-def _weigh(
-    network: Network,
-    calibration: Iterable,
-    damages: dict[str, float],
-    measured: bool,
-    groups: Sequence[UnitGroup],
-    scores: Mapping[str, ChannelScore],
-    block_losses: BlockLosses,
-    seed: int,
-) -> tuple[dict[str, float], dict[str, ChannelScore], Interactions]:
-    """Damages of blocks and channels as changes of the output, and how these add up.
-
-    The damage of a group's units is the score's, scaled so that half of the group costs what was measured. The damage
-    of a block is what was measured for it if `measured`. Otherwise blocks keep the order of their scores: the most
-    redundant block gets the least of the measured damages, the next one the second least, and so on. Such blocks do not
-    interact, since the score already says how much a block adds.
-    """
-    losses: dict[tuple[str, str], Sequence[OutputLoss]] = {
-        ("block", name): [loss] for name, loss in block_losses.losses().items()
-    }
-    losses |= {(group.kind, group.name): scores[group.name].losses for group in groups if scores[group.name].losses}
-    changes, interactions = output_changes(network.model, calibration, losses, seed)
-    of_blocks = {name: changes["block", name] for name in damages}
-    if not measured:
-        order = sorted(damages, key=damages.__getitem__)
-        of_blocks = dict(zip(order, sorted(of_blocks.values()), strict=True))
-        rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
-        interactions = replace(interactions, rows=rows)
-    scaled = dict(scores)
-    for group in groups:
-        score, change = scores[group.name], changes.get((group.kind, group.name))
-        expected = sum(score.damage[unit] for unit in score.order[: score.half])
-        if change is not None and expected > 0:
-            scaled[group.name] = score.scaled(change / expected)
-    return of_blocks, scaled, interactions

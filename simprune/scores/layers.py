@@ -62,12 +62,11 @@ def read_counterpart(network: Network, calibration: Iterable, like: Layers) -> L
     modules = dict(model.named_modules())
     parts = [point.partition(":") for point in like.rows]
     sites = [Site(name, side="input" if entry else "output") for name, _, entry in parts if name in modules]
-    corresponds, started = bool(sites), set[int]()
-    for block in find_blocks(network):
-        if block.chain not in started and not corresponds:
-            sites.append(Site(block.name, side="input"))
-        started.add(block.chain)
-        sites.append(Site(block.name))
+    blocks = find_blocks(network)
+    if not sites:  # nothing corresponds: the input of every chain's first block takes part
+        first = {block.chain: block.name for block in reversed(blocks)}
+        sites = [Site(name, side="input") for name in first.values()]
+    sites += [Site(block.name) for block in blocks]
     if not sites:
         return read_layers(network, calibration)
     in_order: dict[str, Site] = {}  # the order of execution, which one batch shows

@@ -15,28 +15,89 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simprune.core.moments import Moments
 from simprune.core.redundancy import Interactions
+from simprune.trace.capture import Reading
+from simprune.trace.layers import joint_moments
 from simprune.trace.sensitivity import backpropagate
+from simprune.trace.sites import Site
 
+RIDGE = 1e-3  # of the mean input variance of a block, as in the repair
+
+Key = tuple[str, str]  # kind and name of a structure
 Error = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> the loss, of the output's shape
 
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """What the output of a module loses when a structure is removed and the layers after it are refitted.
+    """The loss at the output of a module when a structure is removed and the layers after it are refitted.
 
     Args:
         module: name of the module.
-        error: (input, output) of the module -> what is lost of the output, of its shape.
+        error: (input, output) of the module -> the loss, of the output's shape.
     """
 
     module: str
     error: Error
 
 
+class BlockLosses(Reading):
+    """Reads the losses at the outputs of blocks when their inputs replace them and the layers after them are refitted.
+
+    A block adds something to its input. The part of that which is a linear map of the input, position by position, is
+    not lost, because the layers after the block can compute it when they are refitted. The rest is lost. Losses follow
+    from the moments of a block's input and of its output minus input; memory O(width^2) per block.
+    """
+
+    def __init__(self, blocks: Sequence[str]) -> None:
+        self.blocks = blocks
+        self._moments: dict[str, Moments] = {}
+        self._entered: dict[str, Tensor] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(name, side=side) for name in self.blocks for side in ("input", "output")]
+
+    def see(self, site: Site, value: Tensor) -> None:
+        if site.side == "input":
+            self._entered[site.module] = _columns(value).clone()  # the block may work in place
+            return
+        entered = self._entered.pop(site.module)
+        moments = joint_moments(entered, _columns(value) - entered)
+        known = self._moments.get(site.module)
+        self._moments[site.module] = moments if known is None else known.merge(moments)
+
+    def losses(self) -> dict[str, OutputLoss]:
+        """The loss at the output of every block, by the block's name."""
+        return {name: _loss(name, moments) for name, moments in self._moments.items()}
+
+
+def _loss(name: str, moments: Moments) -> OutputLoss:
+    """The loss of a block from the joint moments of its input and of its output minus input."""
+    covariance, mean = moments.covariance, moments.mean
+    width = len(covariance) // 2
+    inputs, cross = covariance[:width, :width], covariance[:width, width:]
+    damping = RIDGE * inputs.diagonal().mean() + 1e-12
+    ridged = inputs + damping * torch.eye(width, dtype=inputs.dtype, device=inputs.device)
+    weight = torch.linalg.solve(ridged, cross).T
+    constant = mean[width:] - weight @ mean[:width]
+
+    def error(value: Tensor, output: Tensor) -> Tensor:
+        x = _columns(value)
+        lost = _columns(output) - x - weight.to(x) @ x - constant.to(x)[:, None]
+        return lost.reshape(output.shape) if output.ndim >= 4 else lost[0].T.reshape(output.shape)
+
+    return OutputLoss(name, error)
+
+
+def _columns(value: Tensor) -> Tensor:
+    """(inputs, width, positions) of maps; of tokens (1, width, all positions of all inputs)."""
+    return value.flatten(2) if value.ndim >= 4 else value.flatten(0, -2).T.unsqueeze(0)
+
+
 def output_changes(
-    model: nn.Module, calibration: Iterable, losses: Mapping[tuple[str, str], Sequence[OutputLoss]], seed: int = 0
-) -> tuple[dict[tuple[str, str], float], Interactions]:
+    model: nn.Module, calibration: Iterable, losses: Mapping[Key, Sequence[OutputLoss]], seed: int = 0
+) -> tuple[dict[Key, float], Interactions]:
     """Damage of every structure, and the interactions of structures.
 
     The damage is the expected squared change of the output, as a share of the output's variance. Two changes that would
@@ -46,27 +107,29 @@ def output_changes(
     Args:
         model: the original.
         calibration: batches that can be walked more than once.
-        losses: what modules lose without a structure, by the structure's kind and name.
+        losses: at the outputs of modules, by the kind and name of the structure whose removal causes them. Structures
+            without losses are left out.
         seed: of the random signs.
 
     Returns:
         Damages by kind and name, and the interactions.
     """
-    watched: dict[str, list[tuple[tuple[str, str], Error]]] = {}
+    losses = {key: parts for key, parts in losses.items() if parts}
+    watched: dict[str, list[tuple[Key, Error]]] = {}
     for key, parts in losses.items():
         for part in parts:
             watched.setdefault(part.module, []).append((key, part.error))
     if not watched:
         return {}, Interactions({}, np.zeros((0, 0)))
-    batches: dict[tuple[str, str], list[Tensor]] = {key: [] for key in losses}
-    pending: dict[tuple[str, str], Tensor] = {}
+    batches: dict[Key, list[Tensor]] = {key: [] for key in losses}
+    pending: dict[Key, Tensor] = {}
 
-    def see(parts: Sequence[tuple[tuple[str, str], Error]], _: nn.Module, value: Tensor, output: Tensor) -> None:
+    def see(parts: Sequence[tuple[Key, Error]], _: nn.Module, value: Tensor, output: Tensor) -> None:
         with torch.no_grad():
             errors = [(key, error(value, output.detach())) for key, error in parts]
         output.register_hook(partial(add, errors))
 
-    def add(errors: Sequence[tuple[tuple[str, str], Tensor]], gradient: Tensor) -> None:
+    def add(errors: Sequence[tuple[Key, Tensor]], gradient: Tensor) -> None:
         for key, error in errors:
             change = (gradient * error).flatten(1).sum(1, dtype=torch.float64).cpu()
             known = pending.get(key, change[:0])

@@ -1,7 +1,7 @@
 """Scores of groups by name, as analysis asks for them."""
 
 from simprune.core.registry import bound, parts
-from simprune.scores.channels import ReaderMoments, score_channels
+from simprune.scores.channels import ReaderMoments, by_prediction
 from simprune.trace.capture import read
 from simprune.trace.network import Network
 
@@ -11,11 +11,11 @@ SCORES = list(parts("score"))
 def scores_of(score, model, batches, groups, **options):
     """Scores of all groups; a group that a score says nothing of is scored by predictability."""
     batches = list(batches)
-    if not batches:
-        return bound("score", {"name": score, **options})(Network(model, ((), {})), batches, groups)
-    network = Network.trace(model, batches[0])
-    correlations = correlations_of(model, batches, groups)
-    return score_channels(network, batches, groups, {"name": score, **options}, 0, correlations)
+    network = Network.trace(model, batches[0]) if batches else Network(model, ((), {}))
+    scores = bound("score", {"name": score, **options})(network, batches, groups)
+    left_out = [group for group in groups if group.name not in scores]
+    correlations = correlations_of(model, batches, left_out)
+    return scores | {name: by_prediction(values) for name, values in correlations.items()}
 
 
 def correlations_of(model, batches, groups):

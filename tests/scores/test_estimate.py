@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from simprune import measures
+from simprune.core import registry
 from simprune.scores.blocks import as_redundancy
 from simprune.structures import structure
 from simprune.trace.network import Network
@@ -65,6 +66,19 @@ def test_blocks_by_any_score_are_weighed_in_changes_of_the_output(score):
     assert other.interactions is not None
     assert {kind for kind, _ in other.interactions.rows} == {"channels"}
     assert other.channels == own.channels
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_block_score_says_by_a_fact_that_measured_damages_are_its_own(measured, monkeypatch):
+    facts = {"measured_damage": True} if measured else {}
+    part = registry.Part("block_score", "own", registry.find("block_score", "similarity").make, facts=facts)
+    monkeypatch.setitem(registry._parts["block_score"], "own", part)
+    model, x = build("Residual")
+    similarity, own = (estimated(model, [x], CKA, block_score=score) for score in ("similarity", "own"))
+    assert own.interactions is not None
+    assert ({"block"} <= {kind for kind, _ in own.interactions.rows}) == measured
+    if measured:
+        assert [entry.damage for entry in own.blocks] == [entry.damage for entry in similarity.blocks]
 
 
 def test_distances_become_redundancy_in_the_same_direction():

@@ -7,8 +7,7 @@ from torch import nn
 
 import simprune as sp
 from simprune.core.redundancy import Interactions
-from simprune.scores.block_losses import BlockLosses
-from simprune.scores.output_changes import OutputLoss, output_changes
+from simprune.scores.output_changes import BlockLosses, OutputLoss, output_changes
 from simprune.trace.capture import read
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ from simprune.trace.network import Network
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What a score of blocks reads.
+    """The network, its batches and the stream around its blocks, which a score of blocks reads.
 
     Args:
         network: the original.

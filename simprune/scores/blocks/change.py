@@ -41,7 +41,7 @@ def windows(context: BlockContext, *, n: int = 2) -> dict[str, float]:
     of PruneMe: d(l, n) = mean angle / pi between the stream before block l and after block l + n - 1. They take the
     angle at the last token of a decoder; here it is the mean over all positions, which also suits encoders and images.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if n < 1:
         raise ValueError(f"windows: n must be a whole number of blocks from 1; got {n!r}")
     scores: dict[str, float] = {}
     for chain in context.stream.chains:

@@ -2,7 +2,7 @@
 
 `segments` takes the runs from Fisher's optimal partition of the ordered layer-similarity matrix (SGLP, Wang et al.
 2024), which dynamic programming finds exactly. `clusters` begins a new run where a layer is less similar to the first
-layer of the run than a threshold (MPruner, Hu et al. 2024), and can thin runs out in place of removing all but one.
+layer of the run than a threshold (MPruner, Hu et al. 2024), and can thin runs out instead of removing all but one.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def clusters(context: BlockContext, *, threshold: float = 0.98, granularity: int
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"clusters: threshold must be in [0, 1]; got {threshold!r}")
-    if isinstance(granularity, bool) or not isinstance(granularity, int) or granularity < 1:
+    if granularity < 1:
         raise ValueError(f"clusters: granularity must be a whole number from 1; got {granularity!r}")
     values = context.similarities()
     return _scores(context, values, runs(values, threshold), granularity)
@@ -71,7 +71,7 @@ def fisher_partition(values: np.ndarray, count: int) -> list[int]:
     [2, 4, 5]
     """
     size = len(values)
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= size:
+    if not 1 <= count <= size:
         raise ValueError(f"segments must be from 1 to {size}, the number of points; got {count!r}")
     diameter = np.full((size + 1, size + 1), np.inf)
     for start in range(size):

@@ -106,19 +106,19 @@ def observe(
     for block in blocks:
         chains.setdefault(block.chain, []).append(block)
     points = {number: (f"{chain[0].name}:input", *(b.name for b in chain)) for number, chain in chains.items()}
-    model, mask = network.model, None
+    model, labels = network.model, []
     reader = _Reader(network, chains, points)
-    labels = []
     done = reader.resume(None if checkpoint is None else checkpoint.load("stream"))
     if done and beside:  # the other readings need a walk of their own, since some batches are not run again
         read(model, calibration, beside)
         beside = ()
-    with evaluation(model), uncached(model), hooks(reader.before, reader.after), reading(model, beside, lambda: mask):
+    others = reading(model, beside, lambda: reader.mask)
+    with evaluation(model), uncached(model), hooks(reader.before, reader.after), others:
         for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
             labels.append(labels_of(batch))
             if number <= done:
                 continue
-            reader.mask = mask = mask_of(batch)
+            reader.mask = mask_of(batch)
             call(model, batch)
             reader.close_batch()
             if checkpoint is not None:
@@ -127,9 +127,10 @@ def observe(
         raise ValueError("calibration has no batches; give at least one")
     if checkpoint is not None and done < len(labels):
         checkpoint.save("stream", reader.state(len(labels)))
+    means = {number: sums.cpu().numpy() / reader.count[number] for number, sums in reader.sums.items()}
     integers = [label for label in labels if label is not None and label.ndim == 1]
     return Stream(
-        tuple(Chain(tuple(chain), points[number], *reader.means(number)) for number, chain in chains.items()),
+        tuple(Chain(tuple(chain), points[number], *means[number]) for number, chain in chains.items()),
         {point: reader.pooled.pop(point).tensor() for number in chains for point in points[number]},
         torch.cat(integers).cpu() if len(integers) == len(labels) else None,
     )
@@ -219,11 +220,6 @@ class _Reader:
             self.sums[number] = torch.stack([state[f"cosine/{number}"], state[f"angle/{number}"]]).to(device)
             self.count[number] = int(state[f"count/{number}"])
         return int(state["done"])
-
-    def means(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(points, points) mean cosine and angle of a chain."""
-        cosine, angle = self.sums[number].cpu().numpy() / self.count[number]
-        return cosine, angle
 
 
 def _some_positions(value: Tensor, mask: Tensor | None) -> Tensor:

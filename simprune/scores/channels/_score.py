@@ -1,4 +1,4 @@
-"""What a score says of one group, and what several scores share to compute it."""
+"""The score of one group of channels, and the functions by which several scores compute it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +24,10 @@ class ChannelScore:
             for scores that refit these layers.
 
     >>> score = ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
-    >>> score.half, score.scaled(2).damage
-    (1, (1.0, 0.0, 0.5))
+    >>> score.half, score.costing(0.1).damage
+    (1, (0.5, 0.0, 0.25))
+    >>> ChannelScore(order=(0, 1), redundancy=(0.5, 0.0), damage=(0.5, 1.0)).costing(1.0).damage
+    (1.0, 2.0)
     """
 
     order: tuple[int, ...]
@@ -43,8 +45,10 @@ class ChannelScore:
         """How many channels are half of the group, at least one."""
         return max(len(self.order) // 2, 1)
 
-    def scaled(self, factor: float) -> "ChannelScore":
-        """A copy with all damages multiplied by `factor`."""
+    def costing(self, damage: float) -> "ChannelScore":
+        """A copy whose damages are scaled so that the first `half` of the order costs `damage`, unless it is free."""
+        expected = sum(self.damage[unit] for unit in self.order[: self.half])
+        factor = damage / expected if expected > 0 else 1.0
         return replace(self, damage=tuple(value * factor for value in self.damage))
 
 

@@ -28,7 +28,7 @@ def predictability(network: Network, calibration: Iterable, groups: Sequence[Uni
     """
     moments = ReaderMoments(groups, apart=True)
     read(network.model, calibration, [moments])
-    return {name: by_unexplained(*eliminate(values)) for name, values in moments.correlations().items()}
+    return {name: by_prediction(correlations) for name, correlations in moments.correlations().items()}
 
 
 @register("score", "correlation")
@@ -46,6 +46,11 @@ def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGr
         alive = correlations.diagonal(dim1=1, dim2=2)[:, :, None] > 0.5
         scores[name] = by_similarity(torch.where(alive, correlations.abs().clamp(max=1), 1.0).mean(0))
     return scores
+
+
+def by_prediction(correlations: Tensor) -> ChannelScore:
+    """The score of one group by its predictability, from its (readers, C, C) correlations."""
+    return by_unexplained(*eliminate(correlations))
 
 
 def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:

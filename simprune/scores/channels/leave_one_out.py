@@ -56,9 +56,8 @@ def _eliminate(squares: Tensor) -> ChannelScore:
     size = squares.shape[1]
     # squared covariances of every channel with all of X, with itself, and with the remaining channels K
     rows, own = squares.sum(2), squares.diagonal(dim1=1, dim2=2)
-    among = rows.clone()
-    crossed, inner = rows.sum(1), rows.sum(1)  # |S_:K|^2 and |S_KK|^2
-    total = inner.clone()
+    among, total = rows, rows.sum(1)
+    crossed = inner = total  # |S_:K|^2 and |S_KK|^2
     remaining = torch.ones(size, dtype=torch.bool)
     damage = torch.zeros(size, dtype=torch.float64)
     order: list[int] = []

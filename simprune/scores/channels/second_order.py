@@ -132,13 +132,12 @@ class _Surgeon:
         self.weight.addmm_(removed, self.inputs.remove(columns), alpha=-1)
 
     def loss(self, channels: Sequence[int]) -> OutputLoss:
-        """What the layer's output loses without these channels, the other weights refitted: again a linear layer."""
+        """The loss at the layer's output without these channels, the other weights refitted: another linear layer."""
         matrix = matrix_of(self.layer).double().cpu()
         remaining = torch.ones(matrix.shape[1], dtype=torch.bool)
         remaining[self.columns[list(channels)]] = False
         lost = matrix.clone()
-        if remaining.any():
-            lost[:, remaining] -= self.inputs.refit(matrix, remaining)
+        lost[:, remaining] -= self.inputs.refit(matrix, remaining)
         layer = copy.deepcopy(self.layer)
         weight = layer.get_parameter("weight")
         with torch.no_grad():

@@ -31,18 +31,17 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
     """
     model = network.model
     slices = {group.name: weight_slices(model, group.slices) for group in groups}
-    names = list(dict.fromkeys(part.tensor for parts in slices.values() for part in parts))
-    targets = [model.get_parameter(name) for name in names]
+    weights = {part.tensor: model.get_parameter(part.tensor) for parts in slices.values() for part in parts}
     damage = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
     count = 0
-    with eval_mode(model), torch.enable_grad(), requiring(model, *targets):
+    with eval_mode(model), torch.enable_grad(), requiring(model, *weights.values()):
         for batch in checked(calibration, "calibration"):
             with forgetting(model):
                 loss = _loss(call(model, batch), labels_of(batch))
-            gradients = torch.autograd.grad(loss, targets, allow_unused=True)
+            gradients = torch.autograd.grad(loss, [*weights.values()], materialize_grads=True)
             products = {
-                name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
-                for name, weight, gradient in zip(names, targets, gradients, strict=True)
+                name: weight.detach() * gradient
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
             for group, parts in slices.items():
                 rows = [unit_rows(products[part.tensor], part.dim, part.indices).sum(1) for part in parts]
