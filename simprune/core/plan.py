@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -134,14 +135,13 @@ class Plan:
     expected: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = [(edit.remove, edit.name) for edit in self.edits]
-        twice = sorted({name for remove, name in names if names.count((remove, name)) > 1})
+        counts = Counter((edit.remove, edit.name) for edit in self.edits)
+        twice = sorted({name for (_, name), count in counts.items() if count > 1})
         if twice:
             raise ValueError(f"plan: {', '.join(twice)} is edited twice; merge the two edits into one")
-        for edit in self.edits:
-            around = next((block for block in self.blocks if _around(block, edit)), None)
-            if around is not None:
-                what = f"{edit.name} lies inside {around}, which is removed whole"
+        for edit, block in product(self.edits, self.blocks):
+            if edit.name.startswith(f"{block}.") or (edit.name == block and edit.remove != "block"):
+                what = f"{edit.name} lies inside {block}, which is removed whole"
                 raise ValueError(f"plan: {what}; delete one of the two edits")
 
     @property
@@ -217,11 +217,6 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Read plan.yaml; raises FileNotFoundError or ValueError."""
         return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
-
-
-def _around(block: str, edit: Edit) -> bool:
-    """Whether an edit of channels or heads lies inside a block."""
-    return edit.name.startswith(f"{block}.") or (edit.remove != "block" and edit.name == block)
 
 
 class _Dumper(yaml.SafeDumper):
