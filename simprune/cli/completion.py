@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from simprune.cli.folders import PACKAGE, builtin, options
+from simprune.cli.folders import PACKAGE, recipes
 from simprune.cli.help import DETAILS, LISTED
 from simprune.core.registry import FOLDERS
 from simprune.settings import Recipe, group, recipe_table
@@ -25,7 +25,7 @@ complete -o nospace -F _simprune simprune"""
 
 
 def complete(request: str) -> str:
-    """What `simprune --shell-completion REQUEST` prints: the script to install, or words for a line typed so far.
+    """The output of `simprune --shell-completion REQUEST`: the script to install, or words for a line typed so far.
 
     >>> complete("query=simprune comp")
     'analyze plan compress validate list'
@@ -42,6 +42,7 @@ def complete(request: str) -> str:
 
 
 def _words(before: list[str], word: str) -> Iterable[str]:
+    """Words that may stand after those before, with which `word` may be replaced."""
     if not before:
         return DETAILS
     command = before[0]
@@ -51,33 +52,29 @@ def _words(before: list[str], word: str) -> Iterable[str]:
         return ()
     key, equals, _ = word.partition("=")
     if not equals:
-        return [f"{each}=" for each in ("recipe", *_keys(command))]
-    return [f"{key}={each}" for each in _values(key)]
+        keys = ["recipe="]
+        for option in recipe_table(command):
+            inner = get_type_hints(group(option) or object)
+            keys.append(f"{option.name}=")
+            keys += [f"{option.name}.{name}=" for name in inner if name.islower() and name != "options"]
+        return keys
+    return [f"{key}={value}" for value in _values(key)]
 
 
-def _keys(command: str) -> list[str]:
-    keys = []
-    for each in recipe_table(command):
-        inner = group(each)
-        keys.append(each.name)
-        if inner is not None:
-            keys += [f"{each.name}.{name}" for name in get_type_hints(inner) if name.islower() and name != "options"]
-    return keys
-
-
-def _values(key: str) -> list[str]:
+def _values(key: str) -> Iterable[str]:
+    """Values that an option may have, where they are few."""
     if key == "recipe":
-        return list(options(builtin("recipes")))
+        return recipes()
     head, _, inner = key.partition(".")
-    known = {each.name: each for each in recipe_table()}
+    known = {option.name: option for option in recipe_table()}
     if head not in known:
-        return []
+        return ()
     owner = (group(known[head]) if inner else Recipe) or Recipe
     hint = get_type_hints(owner).get(inner or head)
     if get_origin(hint) is Literal:
-        return list(get_args(hint))
+        return get_args(hint)
     kind = known[head].metadata["kind"]
-    return _parts(kind) if kind and not inner else ["true", "false"] if hint is bool else []
+    return _parts(kind) if kind and not inner else ("true", "false") if hint is bool else ()
 
 
 def _parts(kind: str) -> list[str]:

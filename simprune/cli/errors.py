@@ -1,4 +1,4 @@
-"""What is said of an error: one line for wrong input, the traceback for a defect."""
+"""Errors as the command line prints them: one line for wrong input, the traceback for a defect."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import traceback
 
 
 def report(error: Exception) -> int:
-    """Print what went wrong: one line for wrong input, the traceback for a defect; returns the exit code."""
+    """Print an error, and return the exit code: 2 for wrong input, 70 for a defect."""
     line = one_line(error)
     if line is None or os.environ.get("SIMPRUNE_TRACEBACK") == "1":
         traceback.print_exception(error)
@@ -19,12 +19,12 @@ def report(error: Exception) -> int:
 def one_line(error: BaseException) -> str | None:
     """The message if the input was at fault, else None.
 
-    Ours to blame on the input: what Hydra says of a recipe, problems with files, and every ValueError or KeyError with
-    a sentence that simprune itself raised (a bare KeyError, or one from inside a library, is a defect).
+    The input is at fault in errors of Hydra about a recipe, in errors of files, and in every ValueError or KeyError
+    with a sentence that simprune itself raised. A bare KeyError, or one from inside a library, is a defect.
     """
     text = None
     if "hydra" in sys.modules:  # else none of its errors can have been raised
-        from simprune.cli.recipe import explain
+        from simprune.cli.recipe.explain import explain
 
         text = explain(error)
     if text is None and isinstance(error, OSError):

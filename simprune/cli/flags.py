@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from simprune.core.names import did_you_mean
 
-# Hydra's flags that make sense here, and the values each takes: none, some, or (None) any
+# Hydra's flags that make sense here, and the values that a flag takes: none, some, or (None) any
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAGS: dict[str, tuple[str, ...] | None] = {
@@ -33,13 +33,13 @@ def split(args: list[str]) -> tuple[list[str], list[str], str | None]:
 
 def _flag(arg: str, rest: Iterator[str]) -> list[str]:
     """A flag and its value, which may follow as an argument of its own."""
-    flag, given, value = arg.partition("=")
+    flag, equals, value = arg.partition("=")
     if flag not in FLAGS:
         raise ValueError(f"no flag {flag}; {did_you_mean(flag, FLAGS)}")
     allowed = FLAGS[flag]
     if allowed == ():
         return [arg]
-    value = value if given else next(rest, "")
+    value = value if equals else next(rest, "")
     if not value or (allowed is not None and value not in allowed):
         raise ValueError(f"{flag} expects {' or '.join(allowed or ('a value',))}; got {value or 'nothing'}")
     return [flag, value]

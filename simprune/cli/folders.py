@@ -1,4 +1,4 @@
-"""Where the built-in recipes and configurations lie; imports no torch."""
+"""The folders of the built-in recipes and configurations; imports no torch."""
 
 from pathlib import Path
 
@@ -11,7 +11,10 @@ def builtin(folder: str) -> Path:
     return (PACKAGE.parent if checkout else PACKAGE) / folder
 
 
-def options(folder: Path) -> dict[str, str]:
-    """Names of the YAML files in a folder, each with its first comment line."""
-    first = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(folder.glob("*.yaml"))}
-    return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
+def recipes() -> dict[str, str]:
+    """Names of the built-in recipes, sorted, with the first line of a file where that is a comment."""
+    first = {}
+    for path in sorted(builtin("recipes").glob("*.yaml")):
+        line = path.read_text(encoding="utf-8").partition("\n")[0]
+        first[path.stem] = line.removeprefix("#").strip() if line.startswith("#") else ""
+    return first

@@ -1,15 +1,16 @@
-"""What `--help` says: usage and examples here, options from `simprune.settings`; imports no torch."""
+"""The text of `--help`: usage and examples here, options from `simprune.settings`; imports no torch."""
 
 import textwrap
-from collections.abc import Iterator
 
 from simprune.core.options import default_of, describe
 from simprune.settings import group, recipe_table
 
-LISTED = (
-    "measures", "functional", "recipes", "models", "data", "structures", "scores", "block_scores", "planners",
-    "repairs", "checks", "corruptions",
-)  # fmt: skip
+# The lists of `simprune list`, with the kinds of their parts.
+LISTED = {
+    "measures": "measure", "functional": "functional", "recipes": "", "models": "model", "data": "data",
+    "structures": "structure", "scores": "score", "block_scores": "block_score", "planners": "planner",
+    "repairs": "repair", "checks": "check", "corruptions": "corruption",
+}  # fmt: skip
 HELP = """\
 usage: simprune COMMAND recipe=NAME|FILE.yaml [group=option] [key=value] [-m]
 
@@ -84,25 +85,20 @@ verdict's: 0 pass, 1 fail, 3 too little data. Check sets: default, strict, robus
 usage: simprune list [{"|".join(LISTED)}]""",
 }
 
-WIDTH = 120
-
 
 def details(command: str) -> str:
     """Usage, examples and every option of a command."""
-    return "\n".join([DETAILS[command], *_options(command)])
-
-
-def _options(command: str) -> Iterator[str]:
+    lines = [DETAILS[command]]
     if command == "list":
-        return
-    yield "\noptions, key=value (docs/reference.md has the options of the groups and of every part):"
-    for each in recipe_table(command):
-        inner = group(each)
-        default = default_of(each)
-        listed = f"[{','.join(map(str, default))}]" if default else "None"
-        value = "{...}" if inner else listed if isinstance(default, tuple) else str(default)
-        name = f"  {each.name}={value}" if value != "None" else f"  {each.name}"
-        text = f"{name:28} {describe(each)}"
-        yield from textwrap.wrap(
-            text, WIDTH, subsequent_indent=" " * 29, break_long_words=False, break_on_hyphens=False
-        )
+        return lines[0]
+    lines.append("\noptions, key=value (docs/reference.md has the options of the groups and of every part):")
+    for option in recipe_table(command):
+        default = default_of(option)
+        if group(option):
+            default = "{...}"
+        elif isinstance(default, tuple):
+            default = f"[{','.join(map(str, default))}]" if default else None
+        name = f"  {option.name}" if default is None else f"  {option.name}={default}"
+        text = f"{name:28} {describe(option)}"
+        lines += textwrap.wrap(text, 120, subsequent_indent=" " * 29, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)

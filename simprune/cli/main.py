@@ -1,4 +1,4 @@
-"""The command line's door: help, version and completion without torch; everything else is handed on."""
+"""The command line's door: help, version and completion without torch; other commands go to `cli.run`."""
 
 import sys
 from collections.abc import Sequence

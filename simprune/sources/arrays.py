@@ -26,17 +26,28 @@ def arrays(
 ) -> Data:
     """An .npz file with calibration_images, calibration_labels, test_images, and so on.
 
-    Each split is read from the keys `<split>_images` and, if there, `<split>_labels`; `calibration`, `train`
-    and `test` say which name a split has in the file, None leaves it out. Images are (N, H, W), (N, H, W, C)
-    of uint8, which become (N, C, H, W) float32 in [0, 1], or floating point, which are taken as they are,
-    channels first. `mean` and `std` normalise each channel afterwards. `seed` orders the training batches.
-    FileNotFoundError for a missing file, ValueError for a missing key, another type or shape, or pickled
-    contents.
+    Every split is read from the keys `<split>_images` and, if it is there, `<split>_labels`.
+
+    Args:
+        path: of the file.
+        batch_size: images of a batch.
+        mean, std: one number per channel, by which images are normalised after their conversion.
+        calibration, train, test: the name of the split in the file; None leaves the split out.
+        seed: of the order of training batches.
+
+    Returns:
+        Images in the file are (N, H, W) or (N, H, W, C) of uint8, which become (N, C, H, W) float32 in [0, 1]; or
+        floating point, channels first, which stay as they are.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for a missing key, another type or shape, or pickled contents.
     """
-    if not Path(path).expanduser().is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        archive = np.load(Path(path).expanduser(), allow_pickle=False)
+        archive = np.load(file, allow_pickle=False)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -64,6 +75,7 @@ def arrays(
 
 
 def _images(values: np.ndarray, what: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Images of a file as float32, channels first and normalised; `what` names them in errors."""
     if values.dtype == np.uint8 and values.ndim in (3, 4):
         values = values if values.ndim == 4 else values[..., None]
         if values.shape[-1] > 4:
@@ -74,12 +86,9 @@ def _images(values: np.ndarray, what: str, mean: Sequence[float] | None, std: Se
     else:
         got = f"{values.dtype} {values.shape}"
         raise ValueError(f"{what}: expected uint8 (N, H, W[, C]) or floating point; got {got}")
-    for number, name in ((mean, "mean"), (std, "std")):
-        if number is not None and len(number) != images.shape[1]:
-            raise ValueError(f"{what}: {name} needs {images.shape[1]} numbers, one a channel; got {len(number)}")
-    shape = (1, -1) + (1,) * (images.ndim - 2)
-    if mean is not None:
-        images = images - torch.tensor(mean).reshape(shape)
-    if std is not None:
-        images = images / torch.tensor(std).reshape(shape)
+    for name, numbers, normalise in (("mean", mean, torch.sub), ("std", std, torch.div)):
+        if numbers is not None and len(numbers) != images.shape[1]:
+            raise ValueError(f"{what}: {name} needs {images.shape[1]} numbers, one a channel; got {len(numbers)}")
+        if numbers is not None:
+            images = normalise(images, torch.tensor(numbers).reshape(1, -1, *[1] * (images.ndim - 2)))
     return images.contiguous()

@@ -1,4 +1,4 @@
-"""What a source of data gives: batches to estimate redundancy with, to train on and to check with."""
+"""Data of a run: batches to estimate redundancy with, to train on and to check with."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -13,10 +13,15 @@ from simprune.core.names import did_you_mean
 
 @dataclass(frozen=True)
 class Data:
-    """Iterables of batches: `calibration` to estimate redundancy, `train` to recover, `test` to check.
+    """Iterables of batches, all of which can be walked more than once (a list, `Batches`, a DataLoader).
 
-    Each must be walkable more than once (a list, `Batches`, a DataLoader); ValueError for an iterator or a
-    bare tensor.
+    Args:
+        calibration: to estimate redundancy and to repair.
+        train: to fine-tune; None without training data.
+        test: to check; None without test data.
+
+    Raises:
+        ValueError: for an iterator or a bare tensor.
 
     >>> Data(calibration=[torch.zeros(2, 3)]).test is None
     True
@@ -27,11 +32,10 @@ class Data:
     test: Iterable | None = None
 
     def __post_init__(self):
-        for field in fields(self):
-            batches = getattr(self, field.name)
-            if batches is None and field.name != "calibration":
+        for name, batches in vars(self).items():
+            if batches is None and name != "calibration":
                 continue
-            what = f"{field.name} must be an iterable of batches"
+            what = f"{name} must be an iterable of batches"
             if isinstance(batches, Tensor | np.ndarray):
                 raise ValueError(f"{what}; got one {type(batches).__name__}, put it into a list: [batch]")
             if isinstance(batches, str) or not isinstance(batches, Iterable):
@@ -44,8 +48,13 @@ class Data:
 class Batches:
     """Tensors of one length cut into batches, in order or, with a `shuffle` seed, reordered on every walk.
 
-    Yields tensors, or tuples when several were given. The n-th walk of two objects with the same seed has the
-    same order. ValueError for no rows, unequal lengths or a batch size below one.
+    Args:
+        tensors: (N, ...) each. Of one tensor the batches are tensors, of several they are tuples.
+        batch_size: rows of a batch; the last batch may have fewer.
+        shuffle: the seed of the order; the n-th walk of two objects with the same seed has the same order.
+
+    Raises:
+        ValueError: for no rows, unequal lengths or a batch size below one.
 
     >>> [tuple(x.shape) for x, y in Batches(torch.zeros(5, 3), torch.arange(5), batch_size=2)]
     [(2, 3), (2, 3), (1, 3)]
@@ -57,10 +66,7 @@ class Batches:
             raise ValueError(f"expected tensors of one length above zero, got {lengths}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.tensors = list(tensors)
-        self.rows = lengths[0]
-        self.batch_size = batch_size
-        self.shuffle = shuffle
+        self.tensors, self.rows, self.batch_size, self.shuffle = tensors, lengths[0], batch_size, shuffle
         self.walks = 0
 
     def __len__(self) -> int:
@@ -77,7 +83,14 @@ class Batches:
 
 
 def as_data(value: Any, what: str) -> Data:
-    """A `Data`, a dict of its fields or calibration batches alone as a `Data`; `what` made it.
+    """What a user's function returned as a `Data`.
+
+    Args:
+        value: a `Data`, a dict of its fields, or calibration batches alone.
+        what: the function, as errors call it.
+
+    Raises:
+        ValueError: for a dict with other keys or without calibration batches, and as of `Data`.
 
     >>> as_data([torch.zeros(2, 3)], "a list").train is None
     True

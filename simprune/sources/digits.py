@@ -1,9 +1,10 @@
-"""scikit-learn's handwritten digits, and a network trained on them: what the demo and the tests use."""
+"""scikit-learn's handwritten digits, and a network trained on them: the demo and the tests use them."""
 
 import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,9 +27,16 @@ from simprune.zoo.residual import ResidualCNN
 def digits(*, batch_size: int = 128, calibration_size: int = 256, seed: int = 0) -> Data:
     """scikit-learn's 1797 handwritten digits, 8x8.
 
-    Images are (N, 1, 8, 8) float32 in [0, 1]. 797 images are for testing, `calibration_size` for calibration, the
-    others for training: disjoint, stratified, and always the same, so that `digits_model` has never seen a test image.
-    `seed` orders the training batches. ValueError for a calibration size outside 10..990.
+    Images are (N, 1, 8, 8) float32 in [0, 1]. The three splits are disjoint, stratified, and always the same, so that
+    `digits_model` has never seen a test image.
+
+    Args:
+        batch_size: images of a batch.
+        calibration_size: images for calibration; 797 are for tests, the others for training.
+        seed: of the order of training batches.
+
+    Raises:
+        ValueError: for a calibration size outside 10..990.
 
     >>> images, labels = next(iter(digits(batch_size=4).test))
     >>> images.shape, labels.shape
@@ -57,18 +64,25 @@ def digits_model(
 ) -> nn.Module:
     """A residual network for the digits, larger than needed, trained in seconds on first use.
 
-    The weights are stored in the user's cache folder. The same settings give the same weights.
+    The weights are stored in `simprune` in the user's cache folder, which is `$XDG_CACHE_HOME` or `~/.cache`. The same
+    settings give the same weights.
+
+    Args:
+        widths: channels of every stage.
+        depths: residual blocks of every stage.
+        epochs: of the training.
+        seed: of the first weights and of the training.
     """
     training = {"epochs": epochs, "lr": 0.02, "seed": seed}
     settings = {"widths": list(widths), "depths": list(depths), **training}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    path = cache_folder() / f"digits-{name}.safetensors"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "simprune" / f"digits-{name}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResidualCNN(in_channels=1, widths=widths, depths=depths)
     if not path.is_file():
-        screen = Console(stderr=True)
-        screen.print(f"training the digits model, once; it is kept in {path.parent}", soft_wrap=True)
+        print(f"training the digits model, once; it is kept in {path.parent}", file=sys.stderr)
         _train(model, digits(batch_size=32, seed=seed).train or (), **training)
         write_whole(path, lambda partial: save_file(model.state_dict(), partial))
     load_weights(model, path)
@@ -90,8 +104,3 @@ def _train(model: nn.Module, batches: Iterable, epochs: int, lr: float, seed: in
                 optimizer.step()
                 schedule.step()
         model.eval()
-
-
-def cache_folder() -> Path:
-    """`simprune` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simprune"

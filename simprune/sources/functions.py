@@ -1,10 +1,10 @@
-"""The user's own models and data: what `package.module:function` returns, and weights from a file."""
+"""Models and data from functions: the user's, which a recipe names as `package.module:function`, and the zoo's."""
 
 from typing import Any
 
 from torch import nn
 
-from simprune.core import names
+from simprune.core.names import fit, resolve
 from simprune.core.registry import register
 from simprune.core.weights import load_weights
 from simprune.sources.data import Data, as_data
@@ -23,10 +23,16 @@ def _data(*, function: str, **options: Any) -> Data:
 
 
 def model_from(function: str, weights: str | None = None, **options: Any) -> nn.Module:
-    """The model that `package.module:function(**options)` returns, with `weights` from a `.safetensors` file.
+    """The model that a function returns, in evaluation mode.
 
-    ValueError when the function is not found, does not take the options or returns something else, and when
-    the weights do not fit.
+    Args:
+        function: `package.module:function`.
+        weights: a `.safetensors` file, or None to leave the weights as the function returns them.
+        options: keyword arguments of the function.
+
+    Raises:
+        ValueError: when there is no such function, it does not take the options or returns something else, and when
+            the weights do not fit.
 
     >>> model_from("torch.nn:Linear", in_features=3, out_features=2)
     Linear(in_features=3, out_features=2, bias=True)
@@ -42,12 +48,26 @@ def model_from(function: str, weights: str | None = None, **options: Any) -> nn.
 def data_from(function: str, **options: Any) -> Data:
     """The data that `package.module:function(**options)` returns: a `Data`, its fields, or calibration alone.
 
-    ValueError when the function is not found, does not take the options or returns something else.
+    Raises:
+        ValueError: when there is no such function, it does not take the options or returns something else.
     """
     return as_data(_call(function, options), function)
 
 
 def _call(function: str, options: dict[str, Any]) -> Any:
-    found = names.resolve(function)
-    names.fit(found, options, function)
-    return found(**options)
+    """The value that `package.module:function(**options)` returns."""
+    resolved = resolve(function)
+    fit(resolved, options, function)
+    return resolved(**options)
+
+
+@register("model", "resnet20", source="arXiv:1512.03385")
+def _resnet20(*, weights: str, classes: int = 10) -> nn.Module:
+    """He et al.'s ResNet-20 for 32x32 images, with weights from a .safetensors file."""
+    return model_from("simprune.zoo:resnet20", weights, classes=classes)
+
+
+@register("model", "resnet56", source="arXiv:1512.03385")
+def _resnet56(*, weights: str, classes: int = 10) -> nn.Module:
+    """He et al.'s ResNet-56 for 32x32 images, with weights from a .safetensors file."""
+    return model_from("simprune.zoo:resnet56", weights, classes=classes)

@@ -27,10 +27,16 @@ def _model(*, pretrained: str, task: str = "base", **options: Any) -> nn.Module:
 
 
 def pretrained(name: str, task: str = "base", **options: Any) -> nn.Module:
-    """`Auto...from_pretrained(name, **options)` for one of `TASKS`, in evaluation mode; no remote code is run.
+    """A model of transformers in evaluation mode: `Auto...from_pretrained(name, **options)`; runs no remote code.
 
-    `name` is a folder that `save_pretrained` wrote, or a name on the hub. ValueError for an unknown task, for a path
-    that does not exist, for a name that cannot be loaded (offline), and when transformers is not installed.
+    Args:
+        name: a folder that `save_pretrained` wrote, or a name on the hub.
+        task: one of `TASKS`.
+        options: keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: for an unknown task, for a path that does not exist, for a name that cannot be loaded (offline), and
+            when transformers is not installed.
     """
     return _automodel(name, task, **options)
 
@@ -48,9 +54,21 @@ def texts(
 ) -> Data:
     """A text file, one input per line, tokenised as the model expects (needs simprune[hf]).
 
-    Batches are dicts of (batch, length) tensors. Lines are cut or padded to `length` tokens; `rows` limits how many are
-    read. `tokenizer`: in a recipe that of the model, unless it is named. FileNotFoundError for a missing file,
-    ValueError for one without text.
+    Args:
+        path: the text file for calibration.
+        tokenizer: a name on the hub or a local folder; in a recipe that of the model, unless it is named.
+        test: the text file for tests, or None.
+        batch_size: lines of a batch.
+        length: tokens to which lines are cut or padded.
+        rows: lines that are read of a file; None: all.
+        keys: what batches hold of the tokenizer's output.
+
+    Returns:
+        Batches are dicts of (batch, length) tensors.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for a file without text.
     """
     if tokenizer is None:
         raise ValueError("texts needs a tokenizer: its name on the hub, or a local folder")
@@ -62,10 +80,10 @@ def texts(
         lines = [line for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{file} has no text; expected one input per line")
+        lines = lines[:rows]
         options = {"max_length": length, "padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        chosen = lines[:rows]
-        found = [split(chosen[start : start + batch_size], **options) for start in range(0, len(chosen), batch_size)]
-        return [{key: batch[key] for key in keys if key in batch} for batch in found]
+        tokens = [split(lines[start : start + batch_size], **options) for start in range(0, len(lines), batch_size)]
+        return [{key: batch[key] for key in keys if key in batch} for batch in tokens]
 
     return Data(batches(path), test=None if test is None else batches(test))
 
@@ -77,22 +95,16 @@ def _automodel(name: str, task: str, **options: Any) -> nn.Module:
 
 
 def _load(kind: str, name: str, **options: Any) -> Any:
-    try:
-        return getattr(_transformers(), kind).from_pretrained(_place(name), **options)
-    except OSError as error:  # also for a name that is not on the hub, or no network
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{name} cannot be loaded: {reason} (without a network give a local folder)") from error
-
-
-def _place(name: str) -> str:
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"no folder {name}; expected one that save_pretrained wrote, or a name on the hub")
-    return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
-def _transformers() -> Any:
+    """`transformers.KIND.from_pretrained(name, **options)` with errors of one line."""
     try:
         import transformers
     except ImportError:
         raise ValueError("transformers is not installed; pip install 'simprune[hf]'") from None
-    return transformers
+    folder = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise ValueError(f"no folder {name}; expected one that save_pretrained wrote, or a name on the hub")
+    try:
+        return getattr(transformers, kind).from_pretrained(str(folder) if name.startswith("~") else name, **options)
+    except OSError as error:  # also for a name that is not on the hub, or no network
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} cannot be loaded: {reason} (without a network give a local folder)") from error

@@ -1,120 +1,61 @@
-"""The command line as a user meets it: what is written, what is printed, and the exit codes."""
+"""The command line as a user meets it: what is written, what is printed, and the exit codes.
+
+Four compressions run from end to end here, and one in `conftest.py`; other tests call functions or cheaper commands.
+"""
 
 import json
 import os
+import re
 import subprocess
 import sys
-from contextlib import redirect_stdout
-from io import StringIO
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from simprune import api as pipeline
-from simprune import checks
-from simprune.cli import commands
+from simprune import api, checks
+from simprune.cli import commands, console
+from simprune.cli.errors import report
+from simprune.cli.flags import split
+from simprune.cli.help import LISTED
 from simprune.cli.main import DETAILS, main
+from simprune.cli.recipe.sweep import objective
+from simprune.core.names import did_you_mean, locate
+from simprune.core.plan import Plan
+from tests.cli.users import LOOSE, OWN, STRICT, job, the, written
 
-MODULE = """
-import torch
-from simprune.sources import Batches
-from simprune.zoo import ResidualCNN
-
-def build(widths=(6, 12)):
-    torch.manual_seed(0)
-    return ResidualCNN(in_channels=1, classes=4, widths=widths, depths=(2, 1))
-
-def load(labels=True, test=True):
-    generator = torch.Generator().manual_seed(0)
-    def batches(count):
-        images = torch.randn(count, 1, 8, 8, generator=generator)
-        tensors = [images, torch.randint(4, (count,), generator=generator)] if labels else [images]
-        return Batches(*tensors, batch_size=32)
-    parts = {"calibration": batches(64), "train": batches(64)}
-    return parts | {"test": batches(200)} if test else parts
-"""
-RECIPE = """# a user's own
-defaults: [base, model: function, data: function, _self_]
-model: {function: "users_parts:build"}
-data: {function: "users_parts:load"}
-budget: {macs: 0.6}
-device: cpu
-"""
-
-
-OWN = "recipe=mine/own.yaml"
-LOOSE = "check.gates=[{measure: disagreement, limit: 1.0}]"
-STRICT = "check.gates=[{measure: disagreement, limit: -1.0}]"
-
-
-def furnish(folder: Path) -> None:
-    """A user's folder: a recipe and the module that it names, in a subfolder of the working folder."""
-    (folder / "mine").mkdir()
-    (folder / "mine" / "users_parts.py").write_text(MODULE)
-    (folder / "mine" / "own.yaml").write_text(RECIPE)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    furnish(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    sys.modules.pop("users_parts", None)
-
-
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory):
-    """What `simprune compress` prints and leaves, once for all tests that only look."""
-    folder = tmp_path_factory.mktemp("compressed")
-    furnish(folder)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as shown:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))
-        code = main(["compress", OWN, LOOSE, "finetune=default", "finetune.epochs=1", "control=1"])
-    sys.modules.pop("users_parts", None)
-    return code, shown.getvalue(), folder
-
-
-@pytest.fixture
-def bundle(compressed):
-    return the(compressed[2], "bundle")
-
-
-def written(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "mine" not in path.parts)
-
-
-def the(folder: Path, name: str) -> Path:
-    (path,) = folder.rglob(name)
-    return path
-
-
-# ---- the way through ----
+# ---- whole compressions ----
 
 
 def test_compress_leaves_a_bundle_and_nothing_else(compressed, bundle):
-    code, _, folder = compressed
-    assert code == 0
+    assert compressed.code == 0
     assert bundle.parent.parts[-4:-1] == ("outputs", "compress", "own")
     assert {path.name for path in bundle.iterdir()} == {
         "plan.yaml", "model.safetensors", "recipe.yaml", "report.json", "report.html",
     }  # fmt: skip
+    folder = compressed.folder
     assert [name for name in written(folder) if Path(folder, name).is_file() and "bundle" not in name] == []
 
 
 def test_compress_shows_the_stages_the_verdict_and_the_report(compressed, bundle):
-    shown = compressed[1]
+    shown = compressed.shown
     for word in ("accuracy", "agreement", "macs", "params", "bytes", "latency", "PASS", str(bundle / "report.html")):
         assert word in shown
-    report = json.loads((bundle / "report.json").read_text())
-    assert [stage["name"] for stage in report["stages"]][-1] == "random control"
-    assert all(stage["name"] in shown for stage in report["stages"])
-    macs = report["stages"][-2]["macs"]
-    assert f"{macs:,}" in shown and macs <= 0.6 * report["stages"][0]["macs"]
+    stages = json.loads((bundle / "report.json").read_text())["stages"]
+    assert stages[-1]["name"] == "random control" and all(stage["name"] in shown for stage in stages)
+    macs = stages[-2]["macs"]
+    assert f"{macs:,}" in shown and macs <= 0.6 * stages[0]["macs"]
+
+
+def test_the_figures_of_a_compression_are_those_of_its_last_model(compressed, bundle):
+    original, *_, last, _ = json.loads((bundle / "report.json").read_text())["stages"]
+    figures = compressed.job.figures
+    assert list(figures) == ["outcome", "accuracy", "agreement", "macs", "params", "bytes", "latency_ms"]
+    assert figures["outcome"] == "pass" and figures["macs"] == last["macs"] / original["macs"]
+    assert all(figures[key] == last[key] for key in ("accuracy", "agreement", "latency_ms"))
 
 
 def test_a_bundles_recipe_repeats_the_run(folder, bundle):
@@ -122,15 +63,6 @@ def test_a_bundles_recipe_repeats_the_run(folder, bundle):
     assert main(["compress", "recipe=mine/again.yaml", "hydra.run.dir=second"]) == 0
     for name in ("plan.yaml", "model.safetensors"):
         assert (folder / "second" / "bundle" / name).read_bytes() == (bundle / name).read_bytes()
-
-
-@pytest.mark.parametrize("limit, code", [(1.0, 0), (-1.0, 1)])
-def test_validate_writes_the_verdict_and_returns_its_code(folder, bundle, limit, code):
-    gates = f"check.gates=[{{measure: disagreement, limit: {limit}}}]"
-    assert main(["validate", OWN, f"bundle={bundle}", gates]) == code
-    verdict = json.loads(the(folder, "verdict.json").read_text())
-    assert verdict["outcome"] == ("fail" if code else "pass")
-    assert verdict["gates"][0]["limit"] == limit
 
 
 def test_a_bundle_alone_is_enough_to_validate_what_is_simprunes_own(folder, monkeypatch):
@@ -143,134 +75,6 @@ def test_a_bundle_alone_is_enough_to_validate_what_is_simprunes_own(folder, monk
     main(["validate", f"bundle={bundle}", "check=unlabelled", "hydra.run.dir=other"])
     gates = json.loads((folder / "other" / "verdict.json").read_text())["gates"]
     assert [gate["measure"] for gate in gates] == ["disagreement", "jensen_shannon_divergence"]
-
-
-LOOSER = "gates: [{measure: accuracy_drop, limit: 0.2}, {measure: disagreement, limit: 0.25}]\n"
-GATED = """defaults: [base, model: function, data: function, override check: loose, _self_]
-model: {function: "users_parts:build"}
-data: {function: "users_parts:tested"}
-device: cpu
-"""
-
-
-@pytest.fixture
-def gated(folder, monkeypatch):
-    """The user's folder with test data on which the original is right, so that a verdict can be earned."""
-    (folder / "mine" / "gated.yaml").write_text(GATED)
-    (folder / "mine" / "check").mkdir()
-    (folder / "mine" / "check" / "loose.yaml").write_text(LOOSER)
-    (folder / "mine" / "users_parts.py").write_text(
-        MODULE
-        + """
-def tested(count=200):
-    from simprune.trace.context import evaluation
-    generator = torch.Generator().manual_seed(1)
-    images, model = torch.randn(count, 1, 8, 8, generator=generator), build()
-    with evaluation(model):
-        labels = model(images).argmax(1)
-    return load() | {"test": Batches(images, labels.clone(), batch_size=32)}
-"""
-    )
-    return ["recipe=mine/gated.yaml"]
-
-
-def unchanged_bundle(folder, gated, out="made"):
-    """A bundle of a plan without edits: the original once more."""
-    assert main(["plan", OWN, "hydra.run.dir=planned"]) == 0
-    path = folder / "planned" / "plan.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"edits": []}))
-    main(["compress", *gated, f"plan={path}", "reconstruct=none", f"hydra.run.dir={out}"])
-    return folder / out / "bundle"
-
-
-def sabotaged(bundle, folder):
-    """Weights of the bundle with the last layer turned round."""
-    weights = load_file(bundle / "model.safetensors")
-    weights["linear.weight"] = -weights["linear.weight"]
-    save_file(weights, folder / "mine" / "sabotaged.safetensors")
-    return ["pruned.function=users_parts:build", "pruned.weights=mine/sabotaged.safetensors"]
-
-
-def test_a_release_pipeline_gets_pass_fail_or_too_little_data(folder, gated, capsys):
-    bundle = unchanged_bundle(folder, gated)
-    good, few = [f"bundle={bundle}", "junit=reports/good.xml"], "+data.count=10"
-    assert main(["validate", *gated, *good, "hydra.run.dir=good"]) == 0
-    assert main(["validate", *gated, *sabotaged(bundle, folder), "junit=bad.xml", "hydra.run.dir=bad"]) == 1
-    assert main(["validate", *gated, f"bundle={bundle}", few, "junit=few.xml", "hydra.run.dir=few"]) == 3
-    for name, path, counts in (
-        ("good", "reports/good.xml", "200"),
-        ("bad", "bad.xml", "220"),
-        ("few", "few.xml", "202"),
-    ):
-        suite = ElementTree.parse(path).getroot()
-        assert [suite.get(key) for key in ("tests", "failures", "errors")] == list(counts), name
-        assert [case.get("name") for case in suite] == ["accuracy_drop", "disagreement"]
-        page = (folder / name / "verdict.html").read_text()
-        assert "<script" not in page and "data:image/png" in page and "http:" not in page.replace("http://www.w3", "")
-        assert json.loads((folder / name / "verdict.json").read_text())["count"] == (10 if name == "few" else 200)
-    assert "samples would decide" in capsys.readouterr().out
-
-
-def test_a_bundles_recipe_cannot_say_where_to_write(folder, monkeypatch):
-    (folder / "mine" / "recipe.yaml").write_text("junit: mine/own.yaml\nseed: 3\n")
-    from hydra.core.config_store import ConfigStore
-
-    from simprune.cli.recipe import register_bundle_recipe
-
-    register_bundle_recipe("mine")
-    assert ConfigStore.instance().load("bundle.yaml").node.junit is None
-
-
-def test_a_bundle_and_a_pruned_function_exclude_each_other(folder, bundle, capsys):
-    assert main(["validate", OWN, f"bundle={bundle}", "pruned.function=users_parts:build"]) == 2
-    assert "both given" in capsys.readouterr().err
-    assert main(["validate", OWN, "pruned.function=users_parts:build", "pruned.weights=nowhere.safetensors"]) == 2
-    assert "no weights at nowhere.safetensors" in capsys.readouterr().err
-
-
-def test_a_bundle_alone_does_not_call_a_users_function(folder, bundle, capsys):
-    assert main(["validate", f"bundle={bundle}"]) == 2
-    assert "would call users_parts:load" in capsys.readouterr().err
-    assert written(folder) == []
-
-
-def test_analyze_writes_the_redundancy_and_the_recipe(folder, capsys):
-    assert main(["analyze", OWN, "structures=[channels]"]) == 0
-    content = json.loads(the(folder, "redundancy.json").read_text())
-    assert {entry["kind"] for entry in content["entries"]} == {"channels"}
-    assert yaml.safe_load(the(folder, "recipe.yaml").read_text())["structures"] == ["channels"]
-    shown = capsys.readouterr().out
-    assert "layer1.0.conv1" in shown and "redundancy.json" in shown
-
-
-def test_an_edited_plan_is_the_one_applied_and_no_change_is_inconclusive(folder, capsys):
-    assert main(["plan", OWN]) == 0
-    plan = yaml.safe_load(the(folder, "plan.yaml").read_text())
-    shown = capsys.readouterr().out
-    assert plan["edits"] and all(edit["name"] in shown for edit in plan["edits"])
-
-    edited = folder / "mine" / "edited.yaml"
-    edited.write_text(yaml.safe_dump(plan | {"edits": []}))
-    few = "check.gates=[{measure: disagreement, limit: 0.01}]"  # no change among 200 bounds the rate at 0.015
-    assert main(["compress", OWN, f"plan={edited}", few, "reconstruct=none"]) == 3
-    assert yaml.safe_load((the(folder, "bundle") / "plan.yaml").read_text())["edits"] == []
-
-
-def test_finalists_are_tried_shown_and_kept(folder, capsys):
-    assert main(["plan", OWN, "planner.finalists=3"]) == 0
-    tried = yaml.safe_load(the(folder, "plan.yaml").read_text())["planner"]["finalists"]
-    assert len(tried) > 1 and all({"blocks", "expected", "measured"} <= set(each) for each in tried)
-    assert sum(each.get("chosen", False) for each in tried) == 1
-    shown = capsys.readouterr().out
-    assert "Finalists" in shown and "chosen" in shown and "measured damage" in shown
-    assert main(["plan", OWN, "planner.finalists=1"]) == 2
-    assert "planner.finalists: expected 0, or a whole number of at least 2" in capsys.readouterr().err
-
-
-def test_a_sweep_goes_on_after_a_wrong_job(folder, capsys):
-    assert main(["plan", OWN, "budget.macs=0,0.6", "-m"]) == 2
-    assert "(0, 1]" in capsys.readouterr().err
-    assert len(list(folder.rglob("plan.yaml"))) == 1
 
 
 QUICK = ["budget=smallest", "search.tolerance=0.3", "finetune=none"]
@@ -301,29 +105,139 @@ def test_smallest_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
     assert main(["validate", OWN, "bundle=whole/bundle", gate]) == 0
 
 
+# ---- compress as a function ----
+
+
+def test_a_plan_file_is_the_one_applied(folder, bundle, monkeypatch):
+    options = {}
+
+    def compress(model, **given):
+        options.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "compress", compress)
+    path = folder / "mine" / "edited.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load((bundle / "plan.yaml").read_text()) | {"edits": []}))
+    with pytest.raises(KeyboardInterrupt):
+        commands.compress(job("compress", f"plan={path}", "reconstruct=none", LOOSE, "check.correction=none"))
+    assert options["plan"] == Plan.load(path) and options["plan"].edits == ()
+    assert (options["reconstruct"], options["correction"], options["gates"][0].limit) == ("none", "none", 1.0)
+
+
+def test_a_plan_for_another_model_is_refused(folder, bundle, capsys):
+    assert main(["compress", OWN, f"plan={bundle / 'plan.yaml'}", "+model.widths=[8,12]"]) == 2
+    err = capsys.readouterr().err
+    assert "plan: layer" in err and err.count("\n") == 1
+    assert written(folder) == []
+
+
 def test_smallest_says_which_check_nothing_passes(folder, capsys):
-    assert main(["compress", OWN, *QUICK, "check.gates=[{measure: disagreement, limit: 0.001}]"]) == 3
+    assert commands.compress(job("compress", *QUICK, "check.gates=[{measure: disagreement, limit: 0.001}]")) == 3
     shown = capsys.readouterr().out
     assert "not even the original passes" in shown and "no bundle was made" in shown
-    assert "No smaller model passed" in the(folder, "report.html").read_text()
+    assert "No smaller model passed" in (folder / "out" / "report.html").read_text()
     assert not list(folder.rglob("bundle"))
-    assert main(["compress", OWN, *QUICK, STRICT, "search.inconclusive=pass"]) == 1
-    assert json.loads((sorted(folder.rglob("report.json"))[-1]).read_text())["verdict"]["outcome"] == "fail"
+
+
+def test_a_search_in_which_nothing_passes_has_no_objective(folder):
+    failed = job("compress", *QUICK, STRICT, "search.inconclusive=pass", "objective=macs")
+    assert commands.compress(failed) == 1
+    assert failed.figures == {"outcome": "fail"} and objective(failed.recipe, failed.figures) is None
+    assert json.loads((folder / "out" / "report.json").read_text())["verdict"]["outcome"] == "fail"
+
+
+# ---- validate ----
+
+
+@pytest.mark.parametrize("limit, code", [(1.0, 0), (-1.0, 1)])
+def test_validate_writes_the_verdict_and_returns_its_code(folder, bundle, limit, code):
+    gates = f"check.gates=[{{measure: disagreement, limit: {limit}}}]"
+    assert commands.validate(job("validate", f"bundle={bundle}", gates)) == code
+    verdict = json.loads((folder / "out" / "verdict.json").read_text())
+    assert verdict["outcome"] == ("fail" if code else "pass")
+    assert verdict["gates"][0]["limit"] == limit
+
+
+LOOSER = "gates: [{measure: accuracy_drop, limit: 0.2}, {measure: disagreement, limit: 0.25}]\n"
+GATED = """defaults: [base, model: function, data: function, override check: loose, _self_]
+model: {function: "users_parts:build"}
+data: {function: "users_parts:tested"}
+pruned: {function: "users_parts:build"}
+device: cpu
+"""
+
+
+def test_a_release_pipeline_gets_pass_fail_or_too_little_data(folder, bundle, capsys):
+    (folder / "mine" / "gated.yaml").write_text(GATED)
+    (folder / "mine" / "check").mkdir()
+    (folder / "mine" / "check" / "loose.yaml").write_text(LOOSER)
+    weights = job("validate", LOOSE, f"bundle={bundle}").model.state_dict()
+    save_file(weights | {"linear.weight": -weights["linear.weight"]}, folder / "mine" / "sabotaged.safetensors")
+    sabotaged, few = "pruned.weights=mine/sabotaged.safetensors", "+data.count=10"
+    runs = (
+        ("good", 0, ["junit=reports/good.xml"], "200"),
+        ("bad", 1, [sabotaged, "junit=reports/bad.xml"], "220"),
+        ("few", 3, [few, "junit=reports/few.xml"], "202"),
+    )
+    for name, code, overrides, counts in runs:
+        assert commands.validate(job("validate", *overrides, out=name, recipe="mine/gated.yaml")) == code
+        suite = ElementTree.parse(f"reports/{name}.xml").getroot()
+        assert [suite.get(key) for key in ("tests", "failures", "errors")] == list(counts), name
+        assert [case.get("name") for case in suite] == ["accuracy_drop", "disagreement"]
+        page = (folder / name / "verdict.html").read_text()
+        assert "<script" not in page and "data:image/png" in page and "http:" not in page.replace("http://www.w3", "")
+        assert json.loads((folder / name / "verdict.json").read_text())["count"] == (10 if name == "few" else 200)
+    assert "samples would decide" in capsys.readouterr().out
+
+
+def test_a_bundles_recipe_cannot_say_where_to_write(folder):
+    (folder / "mine" / "recipe.yaml").write_text("junit: mine/own.yaml\nseed: 3\n")
+    from hydra.core.config_store import ConfigStore
+
+    from simprune.cli.recipe.compose import register_bundle_recipe
+
+    register_bundle_recipe("mine")
+    assert ConfigStore.instance().load("bundle.yaml").node.junit is None
+
+
+def test_a_bundle_alone_does_not_call_a_users_function(folder, bundle, capsys):
+    assert main(["validate", f"bundle={bundle}"]) == 2
+    assert "would call users_parts:load" in capsys.readouterr().err
+    assert written(folder) == []
+
+
+# ---- plan ----
+
+
+def test_plan_writes_a_plan_and_shows_its_edits(folder, capsys):
+    assert main(["plan", OWN]) == 0
+    path, shown = the(folder, "plan.yaml"), capsys.readouterr().out
+    plan = yaml.safe_load(path.read_text())
+    assert plan["edits"] and all(edit["name"] in shown for edit in plan["edits"])
+    assert path.parent.parts[-4:-1] == ("outputs", "plan", "own")
+    assert not list(folder.rglob("job.json")) and not list(folder.rglob("sweep.json"))  # these are a sweep's
+
+
+def test_finalists_are_tried_shown_and_kept(folder, capsys):
+    assert commands.plan(job("plan", "planner.finalists=3")) == 0
+    tried = yaml.safe_load((folder / "out" / "plan.yaml").read_text())["planner"]["finalists"]
+    assert len(tried) > 1 and all({"blocks", "expected", "measured"} <= set(entry) for entry in tried)
+    assert sum(entry.get("chosen", False) for entry in tried) == 1
+    shown = capsys.readouterr().out
+    assert "Finalists" in shown and "chosen" in shown and "measured damage" in shown
 
 
 def test_a_frontier_is_a_page_a_table_a_figure_and_plans(folder, capsys, monkeypatch):
     monkeypatch.setattr("simprune.trace.timing.ROUNDS", 1)
-    assert main(["plan", OWN, "budget=[0.8,0.02]", "control=1", "hydra.run.dir=out"]) == 0
+    curve = job("plan", "budget=[0.8,0.02]", "control=1")
+    assert commands.plan(curve) == 0
     shown = capsys.readouterr().out
     assert "unreachable" in shown and "depth 2%: " in shown and "joint" in shown
-    assert [p["budget"] for p in json.loads((folder / "out" / "frontier.json").read_text())["points"]] == [
-        0.8,
-        0.02,
-    ] * 4
+    points = json.loads((folder / "out" / "frontier.json").read_text())["points"]
+    assert [point["budget"] for point in points] == [0.8, 0.02] * 4
     names = {path.name for path in (folder / "out").rglob("*.*")}
     assert {"frontier.html", "frontier.csv", "frontier.svg", "frontier.png", "joint_0.8.yaml"} <= names
-    plan = "plan=out/plans/joint_0.8.yaml"
-    assert main(["compress", OWN, plan, LOOSE, "reconstruct=none"]) == 0
+    Plan.load("out/plans/joint_0.8.yaml").check(curve.model)
 
 
 def test_the_flag_is_short_for_a_list_of_budgets(folder, monkeypatch):
@@ -335,11 +249,31 @@ def test_the_flag_is_short_for_a_list_of_budgets(folder, monkeypatch):
     assert seen == [[0.9, 0.7, 0.5, 0.3], [0.6], {"params": [0.6]}]
 
 
-def test_config_dir_adds_a_users_group(folder, capsys):
-    (folder / "mine" / "conf" / "check").mkdir(parents=True)
-    (folder / "mine" / "conf" / "check" / "loose.yaml").write_text("gates: [{measure: disagreement, limit: 0.75}]\n")
-    assert main(["compress", OWN, "--config-dir", "mine/conf", "check=loose", "--cfg", "job"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["check"]["gates"][0]["limit"] == 0.75
+# ---- analyze ----
+
+
+def test_an_analysis_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
+    few = ["structures=[blocks]", "analysis.chance=2", "analysis.bootstrap=2", "analysis.figures=false"]
+    assert main(["analyze", OWN, *few, "hydra.run.dir=whole"]) == 0
+    assert not (folder / "whole" / "unfinished").exists()
+    entries = json.loads((folder / "whole" / "redundancy.json").read_text())["entries"]
+    assert {entry["kind"] for entry in entries} == {"block"}
+    assert yaml.safe_load((folder / "whole" / "recipe.yaml").read_text())["structures"] == ["blocks"]
+    shown = capsys.readouterr().out
+    assert all(entry["name"] in shown for entry in entries) and "redundancy.json" in shown
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "describe_depth", interrupted)
+        assert main(["analyze", OWN, *few, "hydra.run.dir=half"]) == 130
+    assert "add resume=half to the same command" in capsys.readouterr().err.replace(str(folder) + "/", "")
+    assert main(["analyze", OWN, *few, "resume=half", "measure=cka"]) == 2
+    assert "other settings (recipe.measure" in capsys.readouterr().err
+    assert main(["analyze", OWN, *few, "resume=half"]) == 0
+    for name in ("analysis.json", "redundancy.json", "blocks.csv"):
+        assert (folder / "half" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
 # ---- wrong input: one line, exit code 2, nothing written ----
@@ -354,34 +288,23 @@ def test_config_dir_adds_a_users_group(folder, capsys):
         (["compress", "recipe=digist"], "did you mean 'digits'"),
         (["compress", "recipe=mine/onw.yaml"], "did you mean mine/own.yaml"),
         (["compress", OWN, "bugdet.macs=0.5"], "did you mean 'budget'"),
-        (["compress", OWN, "measure=ckaa"], "did you mean 'cka'"),
         (["compress", OWN, "budget.macs=2"], "macs must be a fraction in (0, 1] or an amount such as 60M; got 2"),
         (["compress", OWN, "budget.macs=1e-9"], "cannot be reached"),
-        (["compress", OWN, "budget.macs=lots"], "got 'lots'"),
         (["compress", OWN, "model.function=users_part:build"], "did you mean 'users_parts'"),
-        (["compress", OWN, "model.function=users_parts:biuld"], "did you mean 'build'"),
-        (["compress", OWN, "+model.widhts=[4,4]"], "did you mean 'widths'"),
-        (["compress", OWN, "model.weights=nowhere.safetensors"], "no weights at nowhere.safetensors"),
-        (["compress", "recipe=digits", "data=arrays", "data.path=nowhere.npz"], "no file nowhere.npz"),
-        (["compress", OWN, "budget=smallest", "search.kind=mac"], "search.kind: unknown 'mac'; did you mean 'macs'"),
+        (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
         (["compress", OWN, "budget=smallest", "resume=nowhere"], "no search to go on with in nowhere"),
         (["compress", OWN, "budget=smallest", "resume=mine", "-m"], "resume goes on with one"),
         (["plan", OWN, "resume=mine"], "resume goes on with one"),
         (["analyze", OWN, "resume=nowhere"], "no analysis to go on with in nowhere"),
-        (["compress", OWN, "plan=nowhere.yaml"], "no plan file nowhere.yaml"),
-        (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
-        (["compress", OWN, "--multirum"], "did you mean '--multirun'"),
         (["compress", OWN, "~nothing"], "nothing"),
         (["compress", OWN, "--frontier"], "--frontier is for `simprune plan`"),
-        (["compress", OWN, "--cfg"], "--cfg expects job or hydra or all; got nothing"),
-        (["compress", OWN, "--cfg", "jbo"], "--cfg expects job or hydra or all; got jbo"),
-        (["validate", OWN], "bundle is missing"),
         (["validate", "bundle=nowhere"], "no bundle in nowhere"),
         (["validate", OWN, "bundle=mine"], "mine"),
-        (["validate", OWN, "bundle=nowhere"], "no bundle folder nowhere"),
+        (["validate", OWN, "pruned.function=users_parts:build", "pruned.weights=nowhere.safetensors"],
+         "no weights at nowhere.safetensors"),
         (["list", "mesures"], "did you mean 'measures'"),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_is_one_line_and_leaves_nothing(folder, capsys, args, expected):
     assert main(args) == 2
     out, err = capsys.readouterr()
@@ -390,20 +313,49 @@ def test_wrong_input_is_one_line_and_leaves_nothing(folder, capsys, args, expect
     assert out.strip() == "" and written(folder) == []
 
 
-def test_a_plan_for_another_model_is_refused(folder, capsys):
-    assert main(["plan", OWN, "hydra.run.dir=mine/made"]) == 0
-    args = ["compress", OWN, "plan=mine/made/plan.yaml", "+model.widths=[8,12]"]
-    assert main(args) == 2
-    err = capsys.readouterr().err
-    assert "plan: layer" in err and err.count("\n") == 1
-    assert written(folder) == []
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        (["--multirum"], "did you mean '--multirun'"),
+        (["--cfg"], "--cfg expects job or hydra or all; got nothing"),
+        (["--cfg", "jbo"], "--cfg expects job or hydra or all; got jbo"),
+        (["--config-dir="], "--config-dir expects a value; got nothing"),
+    ],
+)
+def test_wrong_flags(args, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        split(args)
 
 
-def test_the_traceback_is_there_for_who_asks(folder, capsys, monkeypatch):
+def test_arguments_are_sorted():
+    args = ["--cfg", "job", "seed=7", "recipe=digits", "-m", "~finetune", "--info=searchpath"]
+    assert split(args) == (["seed=7", "~finetune"], ["--cfg", "job", "-m", "--info", "searchpath"], "digits")
+
+
+# ---- errors ----
+
+
+def raised(function, *args, **options):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever it is, it is reported
+        function(*args, **options)
+    return caught.value
+
+
+def test_wrong_input_is_one_line(capsys, monkeypatch):
+    error = raised(locate, "math.sqtr")
+    assert report(error) == 2
+    assert capsys.readouterr().err == "simprune: error: math has no 'sqtr'; did you mean 'sqrt' or 'isqrt'?\n"
     monkeypatch.setenv("SIMPRUNE_TRACEBACK", "1")
-    assert main(["compress", OWN, "budget.macs=2"]) == 2
+    assert report(error) == 2
     err = capsys.readouterr().err
-    assert "Traceback" in err and "simprune: error: budget" in err
+    assert "Traceback" in err and "simprune: error: math has" in err
+
+
+@pytest.mark.parametrize("function", [lambda: Fraction("no number"), lambda: did_you_mean("a", [{}["a key"]])])
+def test_an_error_in_a_library_and_a_defect_are_not_blamed_on_the_input(capsys, function):
+    assert report(raised(function)) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "simprune: error" not in err
 
 
 def test_a_defect_keeps_its_traceback_and_has_its_own_code(folder, capsys, monkeypatch):
@@ -412,32 +364,6 @@ def test_a_defect_keeps_its_traceback_and_has_its_own_code(folder, capsys, monke
     err = capsys.readouterr().err
     assert "Traceback" in err and "KeyError: 'a key'" in err and "simprune: error" not in err
     assert written(folder) == []
-
-
-def test_an_error_in_a_library_is_not_blamed_on_the_input(folder, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "estimate", lambda *_, **__: json.loads("{"))
-    monkeypatch.setattr(json, "JSONDecodeError", ValueError)
-    assert main(["analyze", OWN]) == 70
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_an_analysis_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
-    few = ["structures=[blocks]", "analysis.chance=2", "analysis.bootstrap=2", "analysis.figures=false"]
-    assert main(["analyze", OWN, *few, "hydra.run.dir=whole"]) == 0
-    assert not (folder / "whole" / "unfinished").exists()
-
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "describe_depth", interrupted)
-        assert main(["analyze", OWN, *few, "hydra.run.dir=half"]) == 130
-    assert "add resume=half to the same command" in capsys.readouterr().err.replace(str(folder) + "/", "")
-    assert main(["analyze", OWN, *few, "resume=half", "measure=cka"]) == 2
-    assert "other settings (recipe.measure" in capsys.readouterr().err
-    assert main(["analyze", OWN, *few, "resume=half"]) == 0
-    for name in ("analysis.json", "redundancy.json", "blocks.csv"):
-        assert (folder / "half" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
 def test_interrupting_is_one_line(folder, capsys, monkeypatch):
@@ -466,9 +392,12 @@ def test_nothing_typed_is_the_help_and_an_error(capsys):
     assert capsys.readouterr().out.startswith("usage: simprune")
 
 
-def test_cfg_job_shows_the_recipe_and_runs_nothing(folder, capsys):
-    assert main(["compress", OWN, "--cfg", "job", "seed=7"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["seed"] == 7
+def test_cfg_job_shows_the_recipe_with_a_users_group_and_runs_nothing(folder, capsys):
+    (folder / "mine" / "conf" / "check").mkdir(parents=True)
+    (folder / "mine" / "conf" / "check" / "loose.yaml").write_text("gates: [{measure: disagreement, limit: 0.75}]\n")
+    assert main(["compress", OWN, "--config-dir", "mine/conf", "check=loose", "--cfg", "job", "seed=7"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["seed"] == 7 and shown["check"]["gates"][0]["limit"] == 0.75
     assert written(folder) == []
 
 
@@ -482,7 +411,23 @@ def test_every_list_is_plain_text(folder, capsys):
     out = capsys.readouterr().out
     for name in ("cka_debiased", "disagreement", "digits_layers", "resnet56", "arrays", "greedy", "unlabelled"):
         assert name in out
+    for title in (
+        "measures: similarity of representations (measure=ID)",
+        "recipes (recipe=NAME)",
+        "repairs (reconstruct)",
+        "structures (structures)",
+        "block_scores (block_score)",
+        "corruptions (inputs of a gate)",
+    ):
+        assert title in out
+    assert sum(line.startswith(tuple(LISTED)) for line in out.splitlines()) >= len(LISTED)
     assert "\x1b" not in out
+
+
+def test_brackets_are_text_and_no_markup(capsys):
+    console.show(console.table("[bold]", ["[red]"], [["[blocks]"]]), None, "[residual]")
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("[bold]", "[red]", "[blocks]", "[residual]")) and "None" not in out
 
 
 def test_the_installed_command_runs_in_a_process_of_its_own(folder):
@@ -494,7 +439,5 @@ def test_the_installed_command_runs_in_a_process_of_its_own(folder):
 
 
 def test_verdicts_map_to_the_documented_codes():
-    from simprune.cli.commands import EXIT
-
-    assert EXIT == {"pass": 0, "fail": 1, "inconclusive": 3}
-    assert set(EXIT) == set(checks.Outcome.__args__)
+    assert commands.EXIT == {"pass": 0, "fail": 1, "inconclusive": 3}
+    assert set(commands.EXIT) == set(checks.Outcome.__args__)

@@ -7,37 +7,37 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from simprune import measures
-from simprune.cli.recipe import (
-    GROUPS,
-    Recipe,
-    RecipeSchema,
-    build,
-    builtin,
-    explain,
-    gates,
-    load_recipe,
-    locate,
-    objects,
-    options,
-    register_bundle_recipe,
-    resolved,
-    settings,
-)
+from simprune.cli.folders import builtin, recipes
+from simprune.cli.recipe.choices import GROUPS
+from simprune.cli.recipe.compose import load_recipe, locate, register_bundle_recipe, resolved
+from simprune.cli.recipe.explain import explain
+from simprune.cli.recipe.objects import build, objects
+from simprune.cli.recipe.schema import RecipeSchema, device, gates, settings
 from simprune.core.registry import parts
+from simprune.settings import Recipe
 from simprune.sources import Data
 
-RECIPES = options(builtin("recipes"))
+RECIPES = recipes()
 TEMPLATES = {"own_model", "transformers_folder", "transformers_name"}  # the user names a model or data
 
 
-def message(recipe: str, *overrides: str, command: str = "compress") -> str:
-    """What a user is told about a recipe."""
+def message(recipe: str | DictConfig, *overrides: str, command: str = "compress") -> str:
+    """The error about a recipe by name or file, or about one that is composed already."""
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the text is what the test is about
-        settings(load_recipe(recipe, overrides), command)
+        settings(load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe, command)
     return explain(caught.value) or str(caught.value.args[0])
+
+
+@pytest.fixture(scope="module")
+def digits() -> DictConfig:
+    """The recipe of the digits, composed once for the tests of values, which need no composition of their own."""
+    return load_recipe("digits")
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def test_built_in_recipes_are_complete(name):
 def test_every_part_is_an_option_without_a_file(key, kind):
     for name, part in parts(kind).items():
         assert len(part.summary) > 10, name
-        assert load_recipe("digits", [f"{key}={name}"])[key].name == name
+        assert ConfigStore.instance().load(f"{key}/{name}.yaml").node == {"name": name}
+    assert load_recipe("digits", [f"{key}={name}"])[key].name == name
 
 
 @pytest.mark.parametrize("name", measures.names())
@@ -124,44 +125,17 @@ def test_no_epochs_is_no_finetuning():
         (["bugdet.macs=0.5"], "did you mean 'budget'"),
         (["budget.mac=0.5"], "unknown cost 'mac'; did you mean 'macs'"),
         (["budget.macs=1.5"], "macs must be a fraction in (0, 1] or an amount such as 60M; got 1.5"),
-        (["budget.macs=0"], "(0, 1]"),
-        (["budget.macs=nan"], "(0, 1]"),
-        (["budget.macs=null"], "give at least one of macs"),
-        (["budget=null"], "give at least one of macs"),
         (["planner=threshold", "planner.threshold=0.9"], "give either a budget or a threshold"),
-        (["budget.macs=half"], "got 'half'"),
-        (["budget=smalest"], "unknown 'smalest'; did you mean 'smallest'"),
         (["budget=[0.9,0.5]"], "a list is for the frontier of `simprune plan`"),
         (["budget={params:[0.9,0.5]}"], "a list is for the frontier of `simprune plan`"),
         (["budget={params:[0.9],macs:0.5}"], "along one kind of cost; got params, macs"),
-        (["budget=7"], "expected costs to keep"),
-        (["seed=1.5"], "seed: expected a whole number of at least 0; got 1.5"),
-        (["seed=-1"], "seed: expected a whole number of at least 0; got -1"),
-        (["control=maybe"], "control: expected a whole number of at least 0; got 'maybe'"),
-        (["control=-1"], "control: expected a whole number of at least 0; got -1"),
-        (["structures=blocks"], "structures: expected a list"),
-        (["structures=[chanels]"], "did you mean 'channels'"),
-        (["structures=[]"], "structures is empty"),
-        (["reconstruct=leastsquares"], "did you mean 'least_squares'"),
-        (["trials=0.2"], "trials: expected a list of numbers in (0, 1), such as [0.2]; got 0.2"),
-        (["replace=lineal"], "did you mean 'linear'"),
-        (["analysis.inputs=3"], "analysis.inputs: expected a whole number of at least 32; got 3"),
         (["measure=ckaa"], "measure has no option 'ckaa'; did you mean 'cka'"),
         (["measure=cka_rbf", "measure.treshold=1"], "did you mean 'threshold'"),
         (["planner=gredy"], "did you mean 'greedy'"),
-        (["planner.name=gredy"], "did you mean 'greedy'"),
         (["planner.depth=3"], "planner optimal takes no option 'depth'"),
         (["planner.roundto=8"], "did you mean 'round_to'"),
         (["finetune.epoch=3"], "did you mean 'epochs'"),
-        (["finetune.epochs=-1"], "finetune.epochs: expected a whole number of at least 0; got -1"),
-        (["finetune.lr=0"], "finetune.lr: expected a number above 0; got 0"),
-        (["check.gates=[]"], "check.gates is empty"),
-        (["check.gates=[{measure: disagrement, limit: 0.1}]"], "did you mean 'disagreement'"),
-        (["check.gates=[{measure: disagreement, limt: 0.1}]"], "did you mean 'limit'"),
-        (["check.gates=[{measure: ece, limit: 1, confidence: 2}]"], "confidence must lie in [0.5, 1)"),
         (["check=strickt"], "did you mean 'strict'"),
-        (["plan=nowhere.yaml"], "no plan file nowhere.yaml"),
-        (["device=gpu"], "device 'gpu' cannot be used"),
         (["~model"], "model is missing"),
         (["model=function"], "model function needs function"),
         (["+sede=3"], "did you mean 'seed'"),
@@ -172,6 +146,50 @@ def test_no_epochs_is_no_finetuning():
 )
 def test_wrong_overrides(overrides, expected):
     text = message("digits", *overrides)
+    assert expected in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("budget.macs=0", "(0, 1]"),
+        ("budget.macs=nan", "(0, 1]"),
+        ("budget.macs=null", "give at least one of macs"),
+        ("budget=null", "give at least one of macs"),
+        ("budget.macs=half", "got 'half'"),
+        ("budget=smalest", "unknown 'smalest'; did you mean 'smallest'"),
+        ("budget=7", "expected costs to keep"),
+        ("seed=1.5", "seed: expected a whole number of at least 0; got 1.5"),
+        ("seed=-1", "seed: expected a whole number of at least 0; got -1"),
+        ("control=maybe", "control: expected a whole number of at least 0; got 'maybe'"),
+        ("control=-1", "control: expected a whole number of at least 0; got -1"),
+        ("structures=blocks", "structures: expected a list"),
+        ("structures=[chanels]", "did you mean 'channels'"),
+        ("structures=[]", "structures is empty"),
+        ("reconstruct=leastsquares", "did you mean 'least_squares'"),
+        ("trials=0.2", "trials: expected a list of numbers in (0, 1), such as [0.2]; got 0.2"),
+        ("replace=lineal", "did you mean 'linear'"),
+        ("analysis.inputs=3", "analysis.inputs: expected a whole number of at least 32; got 3"),
+        ("planner.name=gredy", "did you mean 'greedy'"),
+        ("finetune.epochs=-1", "finetune.epochs: expected a whole number of at least 0; got -1"),
+        ("finetune.lr=0", "finetune.lr: expected a number above 0; got 0"),
+        ("check.gates=[]", "check.gates is empty"),
+        ("check.gates=[{measure: disagrement, limit: 0.1}]", "did you mean 'disagreement'"),
+        ("check.gates=[{measure: disagreement, limt: 0.1}]", "did you mean 'limit'"),
+        ("check.gates=[{measure: ece, limit: 1, confidence: 2}]", "confidence must lie in [0.5, 1)"),
+        ("plan=nowhere.yaml", "no plan file nowhere.yaml"),
+        ("device=gpu", "device 'gpu' cannot be used"),
+        ("search.kind=mac", "search.kind: unknown 'mac'; did you mean 'macs'"),
+        ("planner.finalists=1", "planner.finalists: expected 0, or a whole number of at least 2"),
+    ],
+)
+def test_wrong_values(digits, override, expected):
+    key, _, value = override.partition("=")
+    config = digits.copy()
+    OmegaConf.set_struct(config, False)
+    OmegaConf.update(config, key, yaml.safe_load(value), merge=False)
+    text = message(config)
     assert expected in text
     assert "\n" not in text
 
@@ -216,8 +234,10 @@ def test_any_budget_can_follow_any_other_on_the_command_line(recipe, first, then
     assert load_recipe(path, [f"budget={text}"]).budget == then
 
 
-def test_validate_needs_a_bundle():
-    assert "bundle is missing" in message("digits", command="validate")
+def test_validate_needs_a_bundle(digits, tmp_path):
+    assert "bundle is missing" in message(digits, command="validate")
+    both = OmegaConf.merge(digits, {"bundle": str(tmp_path), "pruned": {"function": "torch.nn:Linear"}})
+    assert "both given" in message(both, command="validate")
     assert "no bundle folder nowhere" in message("digits", "bundle=nowhere", command="validate")
 
 
@@ -289,6 +309,12 @@ def test_functions_that_are_not_there():
         build("model", {"name": "function", "function": "simprune.zoo:resnet21"})
     with pytest.raises(ValueError, match="simprune.zoo:resnet20: .*did you mean 'classes'"):
         build("model", {"name": "function", "function": "simprune.zoo:resnet20", "clases": 3})
+    with pytest.raises(ValueError, match="did you mean"):
+        build("model", {"name": "function", "function": "simprune.zo:resnet20"})
+    with pytest.raises(FileNotFoundError, match="no weights at nowhere.safetensors"):
+        build("model", {"name": "resnet20", "weights": "nowhere.safetensors"})
+    with pytest.raises(FileNotFoundError, match="no file nowhere.npz"):
+        build("data", {"name": "arrays", "path": "nowhere.npz"})
     with pytest.raises(ValueError, match="_target_ is not read; write model: {name: function"):
         build("model", {"_target_": "simprune.zoo.resnet20"})
 
@@ -318,7 +344,7 @@ def test_model_and_data_have_to_fit():
         "torch.hub:load",
         "torch.nn:functional.torch.load",
         "torch.nn.functional:torch.load",
-        "simprune.sources.functions:names.resolve",
+        "simprune.sources.functions:resolve",
         "simprune.bundle:save",
         "a_module_that_would_be_imported:f",
     ],
@@ -372,8 +398,6 @@ def test_a_bundles_recipe_holds_a_recipes_keys_alone(tmp_path, text, expected):
 
 def test_a_resolved_recipe_is_a_recipe_again(recipe):
     first = load_recipe("digits", ["budget.macs=0.3", "measure=cka_rbf", "seed=4"])
-    import yaml
-
     path = recipe(yaml.safe_dump(resolved(first), sort_keys=False))
     again = load_recipe(path)
     assert settings(again, "compress") == settings(first, "compress")
@@ -402,8 +426,6 @@ def test_the_wheel_holds_conf_and_recipes_inside_the_package(tmp_path):
 
 
 def test_device_auto_is_a_gpu_if_there_is_one():
-    from simprune.cli.recipe import device
-
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert device(own()).type == "cpu"
     assert device(dataclasses.replace(own(), device="auto")).type == expected

@@ -7,52 +7,46 @@ import yaml
 
 from simprune.cli import commands
 from simprune.cli.main import main
-from tests.cli.test_cli import LOOSE, OWN, STRICT, folder, the  # noqa: F401 - a fixture
+from simprune.cli.recipe.sweep import check_objective, objective
+from simprune.settings import Recipe
+from tests.cli.users import LOOSE, OWN, STRICT, the
 
-QUICK = ["reconstruct=none", "structures=[channels]"]
+GATES = f"check.gates={LOOSE.partition('=')[2]},{STRICT.partition('=')[2]}"
 
 
-def summary(folder):  # noqa: F811
+def summary(folder):
     return json.loads(the(folder, "sweep.json").read_text())
 
 
-def test_a_sweep_ends_with_its_jobs_figures(folder, capsys):  # noqa: F811
-    gates = f"check.gates={LOOSE.partition('=')[2]},{STRICT.partition('=')[2]}"
-    assert main(["compress", OWN, *QUICK, gates, "budget.macs=0.7", "-m"]) == 1
-    found = summary(folder)
-    assert [(job["job"], job["code"], job["figures"]["outcome"]) for job in found["jobs"]] == [
-        (0, 0, "pass"),
-        (1, 1, "fail"),
+def test_a_sweep_ends_with_its_jobs_figures(folder, bundle, capsys):
+    assert main(["validate", OWN, f"bundle={bundle}", GATES, "seed=3", "-m"]) == 1
+    jobs = summary(folder)["jobs"]
+    assert [(job["job"], job["code"], job["figures"]) for job in jobs] == [
+        (0, 0, {"outcome": "pass"}),
+        (1, 1, {"outcome": "fail"}),
     ]
-    for job in found["jobs"]:
-        report = json.loads((folder / job["folder"] / "bundle" / "report.json").read_text())
-        original, last = report["stages"]
-        assert job["figures"]["agreement"] == last["agreement"]
-        assert job["figures"]["macs"] == last["macs"] / original["macs"]
+    assert all((folder / job["folder"] / "verdict.json").is_file() for job in jobs)
     table = capsys.readouterr().out.partition("Sweep")[2]
-    assert "check.gates" in table and "budget.macs" not in table  # only what differs
+    assert "check.gates" in table and "-1.0" in table and "seed" not in table  # only what differs
     assert "sweep.json" in table and "PASS" not in table
 
 
-def test_a_wrong_job_is_in_the_table_and_the_others_go_on(folder, capsys):  # noqa: F811
-    assert main(["plan", OWN, "budget.macs=0.8,1e-9,0.6", "-m"]) == 2
+def test_a_wrong_job_is_in_the_table_and_the_others_go_on(folder, capsys):
+    assert main(["plan", OWN, "budget.macs=0.8,1e-9,0,0.6", "-m"]) == 2
     jobs = summary(folder)["jobs"]
-    assert [job["code"] for job in jobs] == [0, 2, 0]
-    assert "cannot be reached" in jobs[1]["error"] and jobs[0]["error"] is None
-    assert [job["figures"].get("macs", 1) <= share for job, share in zip(jobs, (0.8, 1, 0.6), strict=True)]
+    assert [job["code"] for job in jobs] == [0, 2, 2, 0]
+    assert jobs[0]["error"] is None and "cannot be reached" in jobs[1]["error"] and "(0, 1]" in jobs[2]["error"]
+    assert jobs[0]["figures"]["macs"] <= 0.8 and jobs[3]["figures"]["macs"] <= 0.6
+    assert len(list(folder.rglob("plan.yaml"))) == 2
     out, err = capsys.readouterr()
-    assert "error" in out.partition("Sweep")[2] and err.count("simprune: error: ") == 1
+    assert "error" in out.partition("Sweep")[2] and err.count("simprune: error: ") == 2
 
 
-def test_one_run_leaves_no_record_of_a_job(folder):  # noqa: F811
-    assert main(["plan", OWN]) == 0
-    assert not list(folder.rglob("job.json")) and not list(folder.rglob("sweep.json"))
-
-
-def test_codes_and_figures_come_home_from_other_processes(folder, capsys):  # noqa: F811
-    args = ["compress", OWN, *QUICK, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m"]
-    assert main([*args, f"check.gates={LOOSE.partition('=')[2]},{STRICT.partition('=')[2]}", "budget.macs=0.7"]) == 1
-    assert [job["code"] for job in summary(folder)["jobs"]] == [0, 1]
+def test_codes_and_figures_come_home_from_other_processes(folder, bundle, capsys):
+    args = ["validate", OWN, f"bundle={bundle}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m"]
+    assert main([*args, STRICT]) == 1
+    (job,) = summary(folder)["jobs"]
+    assert (job["code"], job["figures"]) == (1, {"outcome": "fail"})
     assert "fail" in capsys.readouterr().out.partition("Sweep")[2]
 
 
@@ -60,15 +54,15 @@ OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_j
 
 
 @pytest.mark.filterwarnings("ignore")  # the sweeper needs an old Optuna, whose imports warn
-def test_optuna_gets_the_objective_and_keeps_the_best(folder, capsys, monkeypatch):  # noqa: F811
-    def made_up(job):
+def test_optuna_gets_the_objective_and_keeps_the_best(folder, capsys, monkeypatch):
+    def plan(job):
         share = job.recipe.budget["macs"]
         if share < 0.2:
             raise ValueError("simprune: too small for this test")
         job.figures.update(macs=share, params=(share - 0.5) ** 2)
         return 0
 
-    monkeypatch.setitem(commands.COMMANDS, "plan", made_up)
+    monkeypatch.setitem(commands.COMMANDS, "plan", plan)
     args = ["plan", OWN, *OPTUNA, "objective=params", "budget.macs=choice(0.1,0.3,0.45,0.9)", "-m"]
     main(args)
     jobs = summary(folder)["jobs"]
@@ -79,26 +73,32 @@ def test_optuna_gets_the_objective_and_keeps_the_best(folder, capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "args, expected",
+    "command, name, expected",
     [
-        (["plan", OWN, "objective=accuracy"], "objective: unknown 'accuracy'; known: bytes, macs, params"),
-        (["compress", OWN, "objective=agrement"], "did you mean 'agreement'"),
-        (["analyze", OWN, "objective=macs"], "objective: analyze has none"),
-        (["compress", OWN, *QUICK, "+data.test=false", "objective=agreement"], "agreement was not measured"),
+        ("plan", "accuracy", "objective: unknown 'accuracy'; known: bytes, macs, params"),
+        ("compress", "agrement", "did you mean 'agreement'"),
+        ("analyze", "macs", "objective: analyze has none"),
     ],
 )
-def test_a_number_that_is_not_there_cannot_be_optimised(folder, capsys, args, expected):  # noqa: F811
-    assert main(args) == 2
+def test_a_number_that_a_command_does_not_measure_cannot_be_optimised(command, name, expected):
+    with pytest.raises(ValueError, match=expected):
+        check_objective(Recipe(objective=name), command)
+
+
+def test_a_number_that_was_not_measured_cannot_be_optimised():
+    recipe = Recipe(objective="agreement")
+    with pytest.raises(ValueError, match="agreement was not measured; it needs test data"):
+        objective(recipe, {"agreement": None})
+    assert objective(recipe, {"agreement": 1}) == 1.0
+    assert objective(recipe, {"outcome": "fail"}) is None and objective(Recipe(), {"agreement": None}) is None
+
+
+def test_a_wrong_objective_is_one_line(folder, capsys):
+    assert main(["plan", OWN, "objective=accuracy"]) == 2
     err = capsys.readouterr().err
-    assert expected in err and err.count("\n") == 1
+    assert "objective: unknown 'accuracy'" in err and err.count("\n") == 1
 
 
-def test_a_search_in_which_nothing_passes_has_no_objective(folder, capsys):  # noqa: F811
-    assert main(["compress", OWN, *QUICK, STRICT, "budget=smallest", "objective=macs", "-m"]) == 1
-    (job,) = summary(folder)["jobs"]
-    assert (job["objective"], job["error"], job["figures"]) == (None, None, {"outcome": "fail"})
-
-
-def test_a_plugin_that_is_not_installed_is_named(folder, capsys):  # noqa: F811
+def test_a_plugin_that_is_not_installed_is_named(folder, capsys):
     assert main(["plan", OWN, "hydra/launcher=nothing", "-m"]) == 2
     assert "pip install 'simprune[sweep]'" in capsys.readouterr().err

@@ -10,16 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from simprune.core.weights import load_weights
-from simprune.sources import (
-    Batches,
-    Data,
-    arrays,
-    as_data,
-    data_from,
-    digits,
-    digits_model,
-    model_from,
-)
+from simprune.sources import Batches, Data, arrays, data_from, digits, digits_model, model_from
+from simprune.sources.data import as_data
 
 sources = sys.modules["simprune.sources.digits"]  # the package has a function of the same name
 

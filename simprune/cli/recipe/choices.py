@@ -1,28 +1,26 @@
-"""Choices in recipes: Hydra's groups, fed from the registry, and what the command line says of them."""
+"""Choices in recipes: Hydra's groups, fed from the registry, and overrides of them on the command line."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from simprune.core.options import Chosen, default_of
+from simprune.core.options import Chosen, default_of, listed
 from simprune.core.registry import parts
 from simprune.settings import Check, Finetune, Planner, recipe_table
 
-# Keys of a recipe that are groups, and the kinds of their parts. `reconstruct` is none: it may be patterns of names.
+# Keys of a recipe that are groups, and the kinds of their parts; not a list of parts, and not patterns of layer names.
 GROUPS = {
-    each.name: each.metadata["kind"]
-    for each in recipe_table()
-    if each.metadata["kind"] and each.name not in ("structures", "reconstruct")
+    option.name: option.metadata["kind"]
+    for option in recipe_table()
+    if option.metadata["kind"] and option.name not in ("structures", "reconstruct")
 }
 COMMON: dict[str, type[Chosen]] = {"planner": Planner, "check": Check}
-CHOSEN = "chosen."  # where options of choices stand on their way through Hydra
+CHOSEN = "chosen."  # prefix of options of choices on their way through Hydra
 REPLACED = ("budget", "reconstruct")  # keys whose value another one replaces as a whole
 
 
@@ -34,14 +32,14 @@ def store_groups() -> None:
             store.store(group=key, name=name, node={"name": name}, provider="simprune")
     store.store(group="finetune", name="default", node=Finetune().to_dict(), provider="simprune")
     store.store(group="finetune", name="none", node={"epochs": 0}, provider="simprune")
-    chosen = {each.name: default_of(each) for each in recipe_table() if each.name in GROUPS}
+    chosen = {option.name: default_of(option) for option in recipe_table() if option.name in GROUPS}
     groups = [{key: name} for key, name in chosen.items() if isinstance(name, str)]
     defaults = ["recipe_schema", "run", *groups, {"finetune": "none"}, {"check": "default"}, "_self_"]
     store.store(name="base", node={"defaults": defaults}, provider="simprune")
 
 
 def rewritten(overrides: Sequence[str]) -> list[str]:
-    """Overrides such that a choice can be given any option, and any budget can follow any other.
+    """Overrides with which a choice can get any option, and any budget can follow any other.
 
     Hydra refuses keys that are not there, and merges mappings with nothing but mappings. Options of choices therefore
     go through it under the key `chosen`, from which `settled` takes them.
@@ -73,18 +71,18 @@ def as_typed(override: str) -> str:
 
 
 def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
-    """The same recipe, with choices of the command line in place of those in the recipe's body.
+    """The same recipe, with choices of the command line instead of those in the recipe's body.
 
-    Hydra lets a group that the command line names be changed by the body of the recipe, and merges mappings: without
-    this, `score=taylor` would be lost where a recipe says `score: magnitude`. What holds for every part of a kind, such
-    as a planner's constraints, stays.
+    Hydra lets the body of the recipe change a group that the command line names, and merges mappings: without this,
+    `score=taylor` would be lost where a recipe says `score: magnitude`. Options of every part of a kind, such as a
+    planner's constraints, stay.
     """
     config = config.copy()
     OmegaConf.set_struct(config, False)
     config.pop(CHOSEN.removesuffix("."), None)
-    parsed = [each for each in OverridesParser.create().parse_overrides(list(overrides)) if not each.is_delete()]
-    for each in parsed:
-        key, value = each.key_or_group, each.value()
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [(override.key_or_group, override.value()) for override in parsed if not override.is_delete()]
+    for key, value in values:
         if key not in GROUPS or (folder is not None and (folder / key / f"{value}.yaml").is_file()):
             continue
         node = OmegaConf.to_container(config)[key]  # pyright: ignore
@@ -92,28 +90,23 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
         if isinstance(value, dict):
             config[key] = value
         elif isinstance(value, str) and named and value in parts(GROUPS[key]):
-            config[key] = _common(key, node) | {"name": value}
-    for each in parsed:
-        if each.key_or_group.startswith(CHOSEN):
-            path = each.key_or_group.removeprefix(CHOSEN)
+            # options that hold for every part of the kind stay, but for gates, which stand in for a check set
+            common = [option.name for option in listed(COMMON[key]) if option.name != "gates"] if key in COMMON else []
+            stay = {name: node[name] for name in common if isinstance(node, dict) and name in node}
+            config[key] = stay | {"name": value}
+    for key, value in values:
+        if key.startswith(CHOSEN):
+            path = key.removeprefix(CHOSEN)
             group = path.partition(".")[0]
             if isinstance(config[group], str):  # the recipe's body has a bare name
                 config[group] = {"name": config[group]}
-            OmegaConf.update(config, path, each.value(), force_add=True)
+            OmegaConf.update(config, path, value, force_add=True)
     return config
 
 
 @contextmanager
 def shadowing() -> Iterator[None]:
-    """A user's file with the name of a part is no reason to warn: Hydra takes the part for its schema."""
+    """No warning for a user's file with the name of a part, which Hydra takes for the file's schema."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*'.*' is validated against ConfigStore schema")
         yield
-
-
-def _common(key: str, node: Any) -> dict[str, Any]:
-    """What a choice says that holds for every part of its kind."""
-    known = [each.name for each in fields(COMMON[key]) if each.metadata] if key in COMMON else []  # pyright: ignore
-    kept = {name: node[name] for name in known if isinstance(node, dict) and name in node}
-    kept.pop("gates", None)  # they stand in place of a check set
-    return kept

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf say of a recipe, in one line, with what was probably meant."""
+"""Errors of Hydra and OmegaConf about a recipe in one line, with the name that was probably meant."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from simprune.core.names import did_you_mean
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an error in composing a recipe, with what was probably meant; None for any other error."""
+    """One line for an error in composing a recipe, with the name that was probably meant; None for any other error."""
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         what = f"{group} has no option {name!r}" if group else f"no recipe or config {name!r}"
@@ -28,12 +28,12 @@ def explain(error: BaseException) -> str | None:
     cause = _cause(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return f"there is no key {cause.full_key!r}; {_meant(cause)}"
+    text = str(cause or error).partition("\n")[0]
     if cause is not None:
-        return f"{cause.full_key}: {_readable(_first_line(cause))}"
+        return f"{cause.full_key}: {_readable(text)}"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        text = _first_line(error)
         group = re.search(r"Could not override '(\w+)'", text)
-        return f"{text} {did_you_mean(group[1], _groups())}" if group else text
+        return f"{text} {did_you_mean(group[1], [*GROUPS, 'finetune'])}" if group else text
     return None
 
 
@@ -46,14 +46,10 @@ def _cause(error: BaseException | None) -> OmegaConfBaseException | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _meant(error: OmegaConfBaseException) -> str:
-    """Keys like the unknown one; where a recipe may add keys of its own, how to."""
+    """Keys like the unknown one, and how to add a key where a recipe may have keys of its own."""
     if dataclasses.is_dataclass(error.object_type):
-        return did_you_mean(str(error.key), [each.name for each in dataclasses.fields(error.object_type)])
+        return did_you_mean(str(error.key), [key.name for key in dataclasses.fields(error.object_type)])
     known = [str(key) for key in error.parent_node or [] if key != "_target_"]
     hint = did_you_mean(str(error.key), known)
     return hint if hint.endswith("?") else f"{hint}; to add a key write +{error.full_key}=..."
@@ -70,11 +66,8 @@ EXPECTED = {
 
 
 def _readable(text: str) -> str:
+    """An error of OmegaConf about a value, in the words of simprune."""
     for pattern, expected in EXPECTED.items():
-        if found := re.fullmatch(pattern, text):
-            return f"expected {expected}; got {found[1]}"
+        if match := re.fullmatch(pattern, text):
+            return f"expected {expected}; got {match[1]}"
     return text
-
-
-def _groups() -> list[str]:
-    return [*GROUPS, "finetune"]

@@ -1,15 +1,16 @@
-"""From a recipe's choices to objects, and what a recipe that nobody named may not do."""
+"""From a recipe's choices to objects, and the limits of a recipe that the user did not name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from simprune.cli.recipe.schema import Recipe, device
+from simprune.cli.recipe.schema import device
 from simprune.core import registry
 from simprune.core.batches import call
 from simprune.core.names import resolve
 from simprune.measures import Measure
+from simprune.settings import Recipe
 from simprune.sources.data import Data, as_data
 from simprune.trace.context import evaluation
 
@@ -20,7 +21,8 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
     Unless `trusted`, nothing is built by anything but simprune itself and torch's layers.
     """
     measure = build("measure", recipe.measure, trusted)
-    shared = {"seed": recipe.seed, "tokenizer": _pretrained(recipe.model)}
+    pretrained = recipe.model.get("pretrained") if isinstance(recipe.model, Mapping) else None
+    shared = {"seed": recipe.seed, "tokenizer": pretrained}  # texts are split by the tokenizer of a transformers model
     data = as_data(build("data", recipe.data, trusted, **shared), "data")
     model = model_of(recipe, trusted).to(device(recipe))
     batch = next(iter(data.calibration), None)
@@ -38,29 +40,31 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
 
 
 def model_of(recipe: Recipe, trusted: bool = True) -> nn.Module:
-    """The recipe's model; ValueError when its source gives something else."""
+    """The recipe's model; ValueError when its source returns something else."""
     model = build("model", recipe.model, trusted, seed=recipe.seed)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     return model
 
 
-def _pretrained(model: Any) -> str | None:
-    """The name of a transformers model, whose tokenizer texts are split by."""
-    return model.get("pretrained") if isinstance(model, Mapping) else None
-
-
-# A recipe is code: the functions that it names are called. One that was found inside a bundle, and not named by the
-# user, may only call these.
-HARMLESS = ("simprune.sources", "simprune.zoo", "simprune.measures", "torch.nn", "torch.optim")
+# A recipe is code: the functions that it names are called. A recipe inside a bundle, which the user did not name, may
+# only call functions of these packages.
+HARMLESS = ("simprune.sources.", "simprune.zoo.", "simprune.measures.", "torch.nn.", "torch.optim.")
 
 
 def build(kind: str, choice: Any, trusted: bool = True, **shared: Any) -> Any:
-    """What a registered source or measure makes of its options; `shared` holds what it may also take, such as the seed.
+    """The object that a registered source or measure builds from a choice.
 
-    KeyError or ValueError, with what was probably meant, when the name is not known or does not take the options;
-    ValueError when the recipe is not `trusted` and would call something else than simprune's sources, zoo and measures,
-    or torch's layers.
+    Args:
+        kind: of the part: "model", "data" or "measure".
+        choice: a name, or a mapping with `name` and options.
+        trusted: whether the user named the recipe. Otherwise only simprune's sources, zoo and measures, and torch's
+            layers are called.
+        shared: options for every part that takes them, such as the seed.
+
+    Raises:
+        KeyError: for an unknown name.
+        ValueError: for options that the part does not take, and for a call of something else in an untrusted recipe.
     """
     if isinstance(choice, Mapping) and "_target_" in choice:
         raise ValueError(
@@ -68,33 +72,29 @@ def build(kind: str, choice: Any, trusted: bool = True, **shared: Any) -> Any:
         )
     part, options = registry.read(kind, choice)
     if not trusted:
-        if not _harmless(part.make.__module__):
-            raise ValueError(_refusal(kind, f"{part.make.__module__}:{part.name}"))
-        for name in _functions(options):
-            if not _harmless(name.replace(":", ".")) or not _harmless(getattr(resolve(name), "__module__", "")):
-                raise ValueError(_refusal(kind, name))
+        refused = [name for name in _functions(options) if not _harmless(name)]
+        if not f"{part.make.__module__}.".startswith(HARMLESS):
+            refused = [f"{part.make.__module__}:{part.name}"]
+        if refused:
+            raise ValueError(
+                f"{kind}: the bundle's recipe would call {refused[0]}, which is not simprune's own; "
+                "if you trust it, name a recipe yourself: recipe=FOLDER/recipe.yaml"
+            )
     return registry.bound(kind, choice, **shared)()
 
 
-def _harmless(path: Any) -> bool:
-    return f"{path}.".startswith(tuple(f"{prefix}." for prefix in HARMLESS))
+def _harmless(name: str) -> bool:
+    """Whether a function may be called: by its name, which is not imported otherwise, and by its own module."""
+    named = f"{name.replace(':', '.')}.".startswith(HARMLESS)
+    return named and f"{getattr(resolve(name), '__module__', '')}.".startswith(HARMLESS)
 
 
 def _functions(options: Any) -> Iterator[str]:
     """Every function that the options name, at any depth."""
     if isinstance(options, Mapping):
-        for key, value in options.items():
-            if key == "function" and isinstance(value, str):
-                yield value
-            else:
-                yield from _functions(value)
-    elif isinstance(options, list | tuple):
+        if isinstance(options.get("function"), str):
+            yield options["function"]
+        options = list(options.values())
+    if isinstance(options, list | tuple):
         for value in options:
             yield from _functions(value)
-
-
-def _refusal(what: str, name: str) -> str:
-    return (
-        f"{what}: the bundle's recipe would call {name}, which is not simprune's own; "
-        "if you trust it, name a recipe yourself: recipe=FOLDER/recipe.yaml"
-    )

@@ -1,6 +1,7 @@
 """The schema of recipes, made from `simprune.settings`, and a composed recipe as checked settings."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from simprune.arguments import SMALLEST, check_budget, check_gates
 from simprune.checks import Gate
-from simprune.cli.recipe.budgets import several
 from simprune.core.options import Chosen, Options, default_of
 from simprune.settings import Finetune, Recipe, Settings, group, recipe_table
 from simprune.tune.frontier import check_shares
@@ -19,29 +19,41 @@ from simprune.tune.frontier import check_shares
 def _schema(name: str, table: list[dataclasses.Field], of: type) -> type:
     """Keys with their defaults and without types, which `simprune.settings` checks in its own words."""
     keys: list[Any] = []
-    for each in table:
-        inner = group(each, of)
+    for option in table:
+        inner = group(option, of)
         if inner is not None and not issubclass(inner, Chosen):
             nested = _schema(inner.__name__, list(dataclasses.fields(inner)), inner)  # pyright: ignore
-            keys.append((each.name, nested, field(default_factory=nested)))
-        elif each.name in ("model", "data"):
-            keys.append((each.name, Any, MISSING))
+            keys.append((option.name, nested, field(default_factory=nested)))
         else:
-            default = default_of(each)
+            default = MISSING if option.name in ("model", "data") else default_of(option)
             value = list(default) if isinstance(default, tuple) else default
-            factory = field(default_factory=lambda value=value: value) if isinstance(value, list | dict) else value
-            keys.append((each.name, Any, factory))
-    made = make_dataclass(f"{name}Schema", keys)
-    made.__module__ = __name__  # importable by its name, so that launchers of other processes send it by reference
-    globals()[made.__name__] = made
-    return made
+            keys.append((option.name, Any, field(default_factory=lambda value=value: value)))
+    schema = make_dataclass(f"{name}Schema", keys)
+    schema.__module__ = __name__  # importable by its name, so that launchers of other processes send it by reference
+    globals()[schema.__name__] = schema
+    return schema
 
 
 RecipeSchema = _schema("Recipe", recipe_table(), Recipe)
 
 
+def several(budget: Any) -> tuple[str, list[Any]] | None:
+    """The kind of cost and the shares of a frontier's budgets; None for a single budget.
+
+    >>> several([0.9, 0.5]), several({"params": [0.8, 0.6]}), several({"macs": 0.5})
+    (('macs', [0.9, 0.5]), ('params', [0.8, 0.6]), None)
+    """
+    limits = budget if isinstance(budget, Mapping) else {"macs": budget}
+    for kind, limit in limits.items():
+        if isinstance(limit, Sequence) and not isinstance(limit, str):
+            if len(limits) > 1:
+                raise ValueError(f"budget: a frontier is along one kind of cost; got {', '.join(limits)}")
+            return str(kind), list(limit)
+    return None
+
+
 def typed(config: DictConfig) -> DictConfig:
-    """A composed recipe as the schema has it: without keys of its own, which `+key=value` could have added."""
+    """A composed recipe that was checked against the schema, which has no keys that `+key=value` could have added."""
     merged = OmegaConf.merge(OmegaConf.structured(RecipeSchema), OmegaConf.to_container(config))
     assert isinstance(merged, DictConfig)
     return merged
@@ -50,11 +62,17 @@ def typed(config: DictConfig) -> DictConfig:
 def settings(config: DictConfig, command: str) -> Recipe:
     """The recipe as checked settings, before any model or data is touched.
 
-    ValueError, KeyError or FileNotFoundError, in one line, for the first missing value, unknown id, value out of
-    range or missing file.
+    Args:
+        config: the composed recipe.
+        command: its name; a command has its own required keys.
+
+    Raises:
+        ValueError: in one line, for a missing value, and for a value that is not what its option expects.
+        KeyError: for an unknown part.
+        FileNotFoundError: for a missing file.
     """
     merged = typed(config)
-    missing = sorted(OmegaConf.missing_keys(merged))
+    missing = sorted(OmegaConf.missing_keys(merged)) or [key for key in ("model", "data") if merged[key] is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing: set it in the recipe or add {missing[0]}=...")
     content: Any = OmegaConf.to_container(merged, resolve=True)
@@ -62,9 +80,6 @@ def settings(config: DictConfig, command: str) -> Recipe:
         Finetune.of(content["finetune"])
         content["finetune"] = None
     recipe = Recipe.of(content)
-    for key in ("model", "data"):
-        if getattr(recipe, key) is None:
-            raise ValueError(f"{key} is missing: set it in the recipe or add {key}=...")
     if command in ("plan", "compress") and recipe.plan is None:
         along = several(recipe.budget)
         if along is not None and command == "plan":
@@ -112,7 +127,7 @@ def gates(recipe: Recipe) -> list[Gate]:
     check = recipe.check
     if check.gates is None:
         return check_gates(check.choice if check.name else None)
-    return check_gates([Gate(**GateKeys.of(gate).to_dict()) for gate in check.gates])
+    return check_gates([Gate(**vars(GateKeys.of(gate))) for gate in check.gates])
 
 
 def device(recipe: Recipe) -> torch.device:
@@ -121,6 +136,6 @@ def device(recipe: Recipe) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=recipe.device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs by backend
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the kind of error differs by backend
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {recipe.device!r} cannot be used: {reason}") from None

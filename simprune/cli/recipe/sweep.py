@@ -1,4 +1,4 @@
-"""Sweeps: what every job leaves behind, and the summary of all of them. By files, so that any launcher will do."""
+"""Sweeps: the record of every job and the summary of all of them, as files, so that any launcher will do."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +11,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from simprune.cli.recipe.choices import as_typed
-from simprune.cli.recipe.schema import Recipe
 from simprune.core.names import did_you_mean
 from simprune.core.plain import finite
 from simprune.core.store import write_whole
+from simprune.settings import Recipe
 
-JOB, SWEEP, OPTUNA = "job.json", "sweep.json", "optimization_results.yaml"
 OBJECTIVES = {
     "compress": ("accuracy", "agreement", "macs", "params", "bytes", "latency_ms"),
     "plan": ("macs", "params", "bytes"),
@@ -34,55 +33,46 @@ def check_objective(recipe: Recipe, command: str) -> None:
     raise ValueError(f"objective: unknown {recipe.objective!r}; {did_you_mean(recipe.objective, known)}")
 
 
-def value(recipe: Recipe, figures: Mapping[str, Any]) -> float | None:
-    """The number that an optimising sweeper gets, None if no model came out; ValueError when it was not measured."""
+def objective(recipe: Recipe, figures: Mapping[str, Any]) -> float | None:
+    """The number that an optimising sweeper gets, None without a model; ValueError when it was not measured."""
     if recipe.objective is None or recipe.objective not in figures:
         return None
-    found = figures[recipe.objective]
-    if found is None:
+    value = figures[recipe.objective]
+    if value is None:
         raise ValueError(f"objective: {recipe.objective} was not measured; it needs test data with classes and labels")
-    return float(found)
+    return float(value)
 
 
-def leave(out: Path, code: int, error: str | None, figures: Mapping[str, Any], objective: float | None) -> None:
-    """Leave the record of a sweep's job in its folder; nothing for a run of its own."""
+def write_job(out: Path, code: int, error: str | None, figures: Mapping[str, Any], objective: float | None) -> None:
+    """Write the record of a sweep's job, job.json, to its folder; nothing for a run of its own."""
     run = HydraConfig.get()
     if run.mode != RunMode.MULTIRUN:
         return
-    found = {
-        "job": run.job.num,
-        "overrides": [as_typed(each) for each in run.overrides.task],
-        "code": code,
-        "error": error,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / JOB, found | {"objective": objective, "figures": finite(dict(figures)), "folder": str(out)})
+    overrides = [as_typed(override) for override in run.overrides.task]
+    record = {"job": run.job.num, "overrides": overrides, "code": code, "error": error, "objective": objective}
+    _write(out / "job.json", record | {"figures": finite(dict(figures)), "folder": str(out)})
 
 
 class Summary(Callback):
     """Gathers the jobs' records into sweep.json when all are done; Hydra calls it in the process that started them."""
 
-    found: ClassVar[dict[str, Any] | None] = None  # of the last sweep of this process
-
-    @classmethod
-    def forget(cls) -> None:
-        cls.found = None
+    finished: ClassVar[list[dict[str, Any]]] = []  # the summary of the sweep, when it has ended
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{JOB}")]
-        jobs.sort(key=lambda job: job["job"])
-        optuna = folder / OPTUNA
-        Summary.found = {
+        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/job.json")]
+        optuna = folder / "optimization_results.yaml"
+        content = {
             "command": str(config.hydra.job.name),
             "recipe": str(config.hydra.job.config_name),
             "objective": config.get("objective"),
-            "jobs": jobs,
+            "jobs": sorted(jobs, key=lambda job: job["job"]),
             "optuna": str(optuna) if optuna.is_file() else None,
             "folder": str(folder),
         }
+        Summary.finished.append(content)
         if jobs:
-            _write(folder / SWEEP, Summary.found)
+            _write(folder / "sweep.json", content)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where recipes and their groups live, how Hydra is told, and how a recipe is composed."""
+"""The folders of recipes and their groups, registered with Hydra, and how a recipe is composed."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from simprune.cli.folders import builtin, options
+from simprune.cli.folders import builtin, recipes
 from simprune.cli.recipe.choices import rewritten, settled, shadowing, store_groups
 from simprune.cli.recipe.schema import RecipeSchema, typed
 from simprune.core.names import did_you_mean, importable
@@ -32,10 +32,9 @@ def locate(recipe: str) -> tuple[Path, str]:
             hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
             raise ValueError(f"no recipe file {recipe}{hint}")
         return path.resolve().parent, path.stem
-    known = options(builtin("recipes"))
-    if recipe not in known:
+    if recipe not in recipes():
         own = f"; for your own file say recipe={recipe}.yaml" if Path(f"{recipe}.yaml").is_file() else ""
-        raise ValueError(f"no recipe {recipe!r}; {did_you_mean(recipe, known)}{own}")
+        raise ValueError(f"no recipe {recipe!r}; {did_you_mean(recipe, recipes())}{own}")
     return builtin("recipes"), recipe
 
 
@@ -47,14 +46,9 @@ class BuiltinConfigs(SearchPathPlugin):
             search_path.append(provider="simprune", path=f"file://{builtin(folder)}")
 
 
-def _register() -> None:
-    """The schema, the groups of choices, and the built-in folders."""
-    Plugins.instance().register(BuiltinConfigs)
-    ConfigStore.instance().store(name="recipe_schema", node=RecipeSchema, provider="simprune")
-    store_groups()
-
-
-_register()
+Plugins.instance().register(BuiltinConfigs)
+ConfigStore.instance().store(name="recipe_schema", node=RecipeSchema, provider="simprune")
+store_groups()
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -74,11 +68,11 @@ STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved r
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The recipe with nothing left to look up, itself a recipe: what is kept with the results."""
+    """The recipe with nothing left to look up, itself a recipe; it is stored with the results."""
     content = OmegaConf.to_container(typed(config), resolve=True)
     assert isinstance(content, dict)
-    content["resume"] = None  # how a run was gone on with is no part of what it is
-    return {"defaults": list(STANDALONE), **{str(key): value for key, value in content.items()}}
+    # a resumed run has the recipe of the run that was interrupted
+    return {"defaults": list(STANDALONE), **{str(key): value for key, value in content.items()}, "resume": None}
 
 
 def register_bundle_recipe(folder: str) -> str:
