@@ -46,14 +46,34 @@ class Absorbed:
 
 @torch.no_grad()
 def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed]:
-    """Fold the "linear" and "mean" stand-ins of `small` into their neighbours where the outputs stay what they are.
+    """Fold the "linear" and "mean" stand-ins of a network into their neighbours where the outputs stay what they are.
 
-    In place, after all repair and training: later repairs leave a folded stand-in alone. Each fold is first proven on a
-    copy in float64 with a random map in place of the fitted one, on calibration inputs and on noise: all outputs must
+    In place, after all repair and training: later repairs leave a folded stand-in alone. A fold is first proven on a
+    copy in float64 with a random map instead of the fitted one, on calibration inputs and on noise: all outputs must
     be equal to 1e-5 of the largest, and the map must matter. Exact in evaluation mode; a BatchNorm before a stand-in
-    is merged as if its channels were uncorrelated, which shows when it is trained on. Returns one entry per stand-in.
+    is merged as if its channels were uncorrelated, which shows when it is trained on.
+
+    Args:
+        small: the edited and repaired network.
+        plan: the plan that it was edited by.
+        calibration: batches, of which the first is used.
+
+    Returns:
+        One entry per stand-in.
+
+    >>> from simprune.core.example import describe
+    >>> from simprune.core.plan import Edit
+    >>> from simprune.edit.apply import apply
+    >>> from simprune.trace.network import Network
+    >>> from simprune.zoo.residual import ResidualCNN
+    >>> x = torch.randn(4, 3, 8, 8)
+    >>> network = Network.trace(ResidualCNN(widths=(8, 16), depths=(2, 2)).eval(), x)
+    >>> plan = Plan((Edit("block", "layer2.1", replace="linear"),), network.fingerprint, describe(network.example))
+    >>> [entry.folded_into for entry in absorb(apply(plan, network), plan, [x])]
+    ['linear']
     """
-    names = [edit.name for edit in plan.whole if isinstance(_restored_module(small, edit.name), Mapped)]
+    with restored(small):
+        names = [edit.name for edit in plan.whole if isinstance(small.get_submodule(edit.name), Mapped)]
     if not names:
         return []
     trial = copy.deepcopy(small).double()
@@ -66,23 +86,16 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
         order = [name for name, visited in visits.items() if visited.calls == 1 and _takes(modules, name)]
         normalisers = execution(trial, examples[0])[1]
         for name in sorted(names, key=lambda name: order.index(name) if name in order else -1):
-            module = small.get_submodule(name)
-            assert isinstance(module, Mapped)
-            replace = "mean" if module.constant else "linear"
             into, reason = None, "it runs more than once"
             if name in order:
-                index = order.index(name)
-                sides = [(order[index + 1], True)] if index + 1 < len(order) else []
-                sides += [(order[index - 1], False)] if index else []
-                into, behind, reason = _first_proven(trial, name, sides, normalisers, examples)
-                if into is not None:
-                    _fold(small, name, into, behind, normalisers)
-                    for net in (small, trial):
-                        stand_in = net.get_submodule(name)
-                        assert isinstance(stand_in, Mapped)
-                        stand_in.empty(into)
-                    order.remove(name)
-            results.append(Absorbed(name, replace, into, "" if into else reason))
+                into, reason = _first_proven(trial, name, order, normalisers, examples)
+            if into is not None:
+                _fold(small, name, into, order.index(into) > order.index(name), normalisers)
+                for net in (small, trial):
+                    _stand_in(net, name).empty(into)
+                order.remove(name)
+            replace = "mean" if _stand_in(small, name).constant else "linear"
+            results.append(Absorbed(name, replace, into, reason))
     if any(entry.folded_into for entry in results):
         compact_again(small)
         restate(small)
@@ -123,19 +136,21 @@ def empty(model: nn.Module, folded: Mapping[str, str]) -> None:
     Raises:
         KeyError: for a name that is no stand-in.
     """
-    for name, into in folded.items():
-        module = _restored_module(model, name)
+    with restored(model):
+        stand_ins = {name: model.get_submodule(name) for name in folded}
+    for name, module in stand_ins.items():
         if not isinstance(module, Mapped):
             raise KeyError(f"{name} is no block that a linear map or a constant stands in for")
-        module.empty(into)
+        module.empty(folded[name])
     if folded:
         compact_again(model)
         restate(model)
 
 
-def _restored_module(model: nn.Module, name: str) -> nn.Module:
-    with restored(model):
-        return model.get_submodule(name)
+def _stand_in(net: nn.Module, name: str) -> Mapped:
+    module = net.get_submodule(name)
+    assert isinstance(module, Mapped)
+    return module
 
 
 def _takes(modules: Mapping[str, nn.Module], name: str) -> bool:
@@ -148,18 +163,13 @@ def _takes(modules: Mapping[str, nn.Module], name: str) -> bool:
 
 
 def _first_proven(
-    trial: nn.Module,
-    name: str,
-    sides: Sequence[tuple[str, bool]],
-    normalisers: Mapping[str, str],
-    examples: Sequence[Example],
-) -> tuple[str | None, bool, str]:
-    """The neighbour that can absorb a stand-in, and whether it runs after it; or None, and the reason.
+    trial: nn.Module, name: str, order: Sequence[str], normalisers: Mapping[str, str], examples: Sequence[Example]
+) -> tuple[str | None, str]:
+    """The neighbour in `order`, behind or before, that can absorb a stand-in; or None, and the reason.
 
     Afterwards the neighbour in `trial` has absorbed a random map of the stand-in.
     """
-    stand_in = trial.get_submodule(name)
-    assert isinstance(stand_in, Mapped)
+    stand_in = _stand_in(trial, name)
     nothing = tuple(torch.zeros_like(part) for part in stand_in.affine())
     generator = torch.Generator().manual_seed(0)
     random = [torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part.device) for part in nothing]
@@ -169,30 +179,30 @@ def _first_proven(
     stand_in.set(*random)
     targets = _outputs(trial, examples)
     if _distance(without, targets) < NEEDED:
-        return None, False, "it hardly changes the output, so nothing can be proven"
+        return None, "it hardly changes the output, so nothing can be proven"
     reasons = []
-    for into, behind in sides:
+    index = order.index(name)
+    for into in (*order[index + 1 : index + 2], *order[:index][-1:]):
         touched = [trial.get_submodule(changed) for changed in (into, normalisers.get(into)) if changed is not None]
         before = [copy.deepcopy(module.state_dict()) for module in touched]
         stand_in.set(*random)
         try:
-            _fold(trial, name, into, behind, normalisers)
+            _fold(trial, name, into, order.index(into) > index, normalisers)
         except ValueError as reason:
             reasons.append(str(reason))
             continue
         stand_in.set(*nothing)
         if _distance(_outputs(trial, examples), targets) <= TOLERANCE:
-            return into, behind, ""
+            return into, ""
         reasons.append(READERS)
         for module, state in zip(touched, before, strict=True):
             module.load_state_dict(state)
-    return None, False, next(iter(reasons), "there is no layer next to it")
+    return None, next(iter(reasons), "there is no layer next to it")
 
 
 def _fold(net: nn.Module, name: str, into: str, behind: bool, normalisers: Mapping[str, str]) -> None:
-    """Multiply the stand-in's map into a neighbour, in place; ValueError where it cannot take it."""
-    stand_in, layer = net.get_submodule(name), net.get_submodule(into)
-    assert isinstance(stand_in, Mapped)
+    """Multiply a stand-in's map into a neighbour, which runs behind or before it; ValueError where it cannot be."""
+    stand_in, layer = _stand_in(net, name), net.get_submodule(into)
     map_, constant = stand_in.affine()
     if isinstance(layer, Mapped):
         other, offset = layer.affine()
@@ -231,14 +241,13 @@ def _fold(net: nn.Module, name: str, into: str, behind: bool, normalisers: Mappi
 
 
 def _before(
-    layer: nn.Module, matrix: Tensor, norm: nn.Module | None, map_: Tensor, constant: Tensor
+    layer: nn.Module, matrix: Tensor, norm: nn.modules.batchnorm._BatchNorm | None, map_: Tensor, constant: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New weight and bias of the layer that produces a stand-in's input; changes a BatchNorm between them."""
     bias = getattr(layer, "bias", None)
     bias = torch.zeros_like(constant) if bias is None else bias.double()
     if norm is None:
         return map_ @ matrix, map_ @ bias + constant
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if norm.weight is None:
         raise ValueError(CONSTANT)
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
@@ -263,7 +272,7 @@ def _outputs(net: nn.Module, examples: Sequence[Example]) -> list[Tensor]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of an output, whatever they are packed in."""
+    """All tensors of an output, inside tuples, lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list | Mapping):

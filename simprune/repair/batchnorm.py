@@ -11,8 +11,6 @@ from simprune.repair._task import Task
 from simprune.repair.refit import Refit
 from simprune.trace.context import eval_mode
 
-NORMS = nn.modules.batchnorm._BatchNorm
-
 
 @register("repair", "bn", title="BatchNorm re-estimated", order=2)
 def batchnorm(task: Task) -> list[Refit]:
@@ -24,15 +22,25 @@ def batchnorm(task: Task) -> list[Refit]:
 def reestimate_batchnorm(
     model: nn.Module, batches: Iterable, chosen: Callable[[str], bool] = lambda _: True
 ) -> nn.Module:
-    """Set the running mean and variance of chosen BatchNorms to the average over these batches; one forward pass.
+    """Set the running mean and variance of BatchNorms to the average over batches; one forward pass, no labels.
 
-    A network without BatchNorm is left as it is. Raises ValueError when there are no batches.
+    Args:
+        model: changed in place; a network without BatchNorm is left as it is.
+        batches: calibration inputs.
+        chosen: whether a BatchNorm takes part, by name.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: when there are no batches.
+
+    >>> model = reestimate_batchnorm(nn.BatchNorm1d(2), [torch.ones(4, 2), torch.zeros(4, 2)])
+    >>> model.running_mean
+    tensor([0.5000, 0.5000])
     """
-    norms = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, NORMS) and module.track_running_stats and chosen(name)
-    ]
+    named = [(name, norm) for name, norm in model.named_modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for name, norm in named if norm.track_running_stats and chosen(name)]
     momenta = [norm.momentum for norm in norms]
     with eval_mode(model), torch.no_grad():
         for norm in norms:

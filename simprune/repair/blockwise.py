@@ -9,7 +9,7 @@ from simprune.repair.ridge import Ridge
 
 @register("repair", "blockwise", title="reconstructed", order=1, includes=("least_squares",))
 def blockwise(task: Task, *, ridge: Ridge = "auto", values: int = VALUES) -> list[Refit]:
-    """After least squares, the layers of every residual block are fitted together, so that kept units change as well.
+    """After least squares, the layers of every residual block are fitted together, so that all its units change.
 
     No labels and no learning rate, but iterated (see `simprune.repair.gauss_newton`): about five times the time of
     least squares.

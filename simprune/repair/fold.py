@@ -5,56 +5,45 @@ s times channel j at all its producers, with s > 0, then so it is behind a ReLU,
 weights of i from j lose nothing. Else s is the least-squares scale of i's weights on j's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.plan import Plan
 from simprune.core.registry import register
 from simprune.core.structures import Slice
-from simprune.edit.compact import restored
-from simprune.edit.effects import Effects, effects_of, unit_edits
+from simprune.edit.effects import unit_edits
 from simprune.repair._task import Task
 from simprune.repair.refit import Refit
 from simprune.trace.layers import output_dim
-from simprune.trace.network import Network
 from simprune.trace.units import unit_rows, weight_slices
 
 
 @register("repair", "fold", title="folded", order=0, data=False)
-def folding(task: Task) -> list[Refit]:
-    """Without data, the weights that readers have for removed channels are added to those of similar ones."""
-    fold(task.small, task.plan, task.network, task.effects, task.chosen)
-    return []
-
-
 @torch.no_grad()
-def fold(
-    small: nn.Module,
-    plan: Plan,
-    network: Network,
-    effects: Effects | None = None,
-    chosen: Callable[[str], bool] = lambda _: True,
-) -> None:
-    """Add the readers' weights of removed channels and heads, scaled, to those of their stand-ins; in place, no data.
+def fold(task: Task) -> list[Refit]:
+    """Without data, the weights that readers have for removed channels are added to those of similar ones.
 
-    `chosen`: whether a reader takes part, by name.
+    In place; heads are folded like channels. The running variance of a BatchNorm behind a reader of nothing but one
+    group is scaled by how much the fold changes the variance of what the reader gives, were the producers' inputs
+    white. Readers that are grouped convolutions stay as they are. Cost O(units^2 x weights of one unit) per edit.
 
-    The running variance of a BatchNorm behind a reader of nothing but one group is scaled by how much the fold changes
-    the variance of what the reader gives, were the producers' inputs white. Readers that are grouped convolutions
-    stay as they are. Cost O(units^2 x weights of one unit) per edit.
+    Args:
+        task: what is repaired; `chosen` tells by name whether a reader takes part.
+
+    Returns:
+        No errors, because nothing is fitted.
     """
-    model, normalisers = network.model, network.normalisers
-    effects = effects_of(plan, network) if effects is None else effects
+    model, normalisers, effects = task.network.model, task.network.normalisers, task.effects
     folded: dict[str, Tensor] = {}  # in the original's numbering
     ratios: dict[str, Tensor] = {}
-    for edit, coupling in unit_edits(plan, network):
-        slices, gone = coupling.slices, _gone(coupling.units, edit.indices)
-        weights, biases = _affine_maps(model, slices, normalisers)
+    for edit, coupling in unit_edits(task.plan, task.network):
+        weights, biases = _affine_maps(model, coupling.slices, normalisers)
+        gone = [number for number, unit in enumerate(coupling.units) if set(unit) <= set(edit.indices)]
         merge = _merge(torch.cat([weights, biases], 1), gone)
-        for part in slices:
-            if part.side == "out" or not part.tensor.endswith("weight") or part.inputs or not chosen(part.module):
+        for part in coupling.slices:
+            reads = part.side == "in" and part.tensor.endswith("weight") and not part.inputs
+            if not reads or not task.chosen(part.module):
                 continue
             weight = folded.setdefault(part.tensor, model.get_parameter(part.tensor).detach().clone())
             entries = weight.movedim(part.dim, 0)
@@ -65,22 +54,21 @@ def fold(
             if part.module in normalisers and index.numel() == weight.shape[part.dim]:
                 covariance = (weights @ weights.T).to(before)
                 ratios[part.module] = _variance(after, covariance) / _variance(before, covariance)
-    with restored(small):
-        for tensor, weight in folded.items():
-            if not effects.inside_dropped(tensor):
-                small.get_parameter(tensor).copy_(_remaining(weight, tensor, effects))
-        for layer, ratio in ratios.items():
-            if not effects.inside_dropped(layer):
-                rows = effects.remaining(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
-                small.get_buffer(f"{normalisers[layer]}.running_var").mul_(ratio[rows])
-
-
-def _gone(units: Sequence[Sequence[int]], indices: Sequence[int]) -> list[int]:
-    return [number for number, unit in enumerate(units) if set(unit) <= set(indices)]
+    for tensor, weight in folded.items():
+        if not effects.inside_dropped(tensor):
+            for dim, length in enumerate(weight.shape):
+                remaining = torch.tensor(effects.remaining(tensor, dim, length), device=weight.device)
+                weight = weight.index_select(dim, remaining)
+            task.small.get_parameter(tensor).copy_(weight)
+    for layer, ratio in ratios.items():
+        if not effects.inside_dropped(layer):
+            rows = effects.remaining(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
+            task.small.get_buffer(f"{normalisers[layer]}.running_var").mul_(ratio[rows])
+    return []
 
 
 def _affine_maps(model: nn.Module, slices: Sequence[Slice], normalisers: dict[str, str]) -> tuple[Tensor, Tensor]:
-    """(units, weights) and (units, biases) of all producers, with the BatchNorm behind each multiplied in."""
+    """(units, weights) and (units, biases) of all producers, with the BatchNorm behind a producer multiplied in."""
     weights, biases = [], []
     for part in weight_slices(model, slices):
         weight = model.get_parameter(part.tensor)
@@ -100,7 +88,7 @@ def _affine_maps(model: nn.Module, slices: Sequence[Slice], normalisers: dict[st
 
 
 def _merge(rows: Tensor, gone: Sequence[int]) -> Tensor:
-    """(units, units): by which factor each unit's weights are added to each other unit's.
+    """(units, units) [j, i]: the factor by which the weights for unit i are added to those for unit j.
 
     >>> _merge(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), [1])
     tensor([[1., 3., 0.],
@@ -123,9 +111,3 @@ def _variance(weight: Tensor, covariance: Tensor) -> Tensor:
     """(outputs,) variance of what a layer gives, from its (units, entries, outputs, taps...) weights."""
     flat = weight.flatten(3) if weight.ndim > 3 else weight[..., None]
     return torch.einsum("ieot,ij,jeot->o", flat, covariance, flat).clamp(min=1e-30)
-
-
-def _remaining(weight: Tensor, tensor: str, effects: Effects) -> Tensor:
-    for dim, length in enumerate(weight.shape):
-        weight = weight.index_select(dim, torch.tensor(effects.remaining(tensor, dim, length), device=weight.device))
-    return weight

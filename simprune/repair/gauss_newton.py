@@ -1,8 +1,8 @@
 """Fit all layers of a block together, so that its output comes near a target through its nonlinearities.
 
 Layer by layer, only the layers that read a removed unit can make up for it. A block as a whole can also change what its
-kept units compute. Gauss-Newton: the block is linearised around its weights, the least-squares problem is solved by
-conjugate gradients, and the step is kept if it brings held-out inputs nearer. No labels, no learning rate.
+remaining units compute. Gauss-Newton: the block is linearised around its weights, the least-squares problem is solved
+by conjugate gradients, and the step is taken if it brings held-out inputs nearer. No labels, no learning rate.
 
 The preconditioner is the Kronecker-factored Gauss-Newton matrix (Martens and Grosse, 2015), its output factor diagonal.
 """
@@ -10,9 +10,9 @@ The preconditioner is the Kronecker-factored Gauss-Newton matrix (Martens and Gr
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,50 +27,57 @@ from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.layers import joint_moments, matrix_of, patches, positions, weight_of
 
-Pair = tuple[Example, Tensor, Tensor | float]  # what a block is given, what it should give, and which of that counts
-STEPS = (1.0, 0.5, 0.25)  # how far to go towards the solution
-DAMPINGS = (1e-3, 1e-1)  # relative to the mean square of a layer's inputs; the next when a step leads nowhere
-ENOUGH = 0.01  # a round that improves by less is the last
+Pair = tuple[Example, Tensor, Tensor | float]  # arguments of a block, target of its output, factors of the output
+STEPS = (1.0, 0.5, 0.25)  # shares of the step towards the solution; the first that improves is taken
+DAMPINGS = (1e-3, 1e-1)  # relative to the mean square of a layer's inputs; the next when no share of a step improves
+ENOUGH = 0.01  # share of the error: a round that improves by less is the last
 
 
 def fit_block(
-    block: nn.Module,
-    layers: Mapping[str, str | None],
-    calls: Sequence[Example],
-    targets: Sequence[Tensor],
-    counts: Sequence[Tensor | float] | None = None,
-    rounds: int = 3,
-    iterations: int = 8,
+    block: nn.Module, layers: Mapping[str, str | None], pairs: Sequence[Pair], rounds: int = 3, iterations: int = 8
 ) -> tuple[float, float]:
-    """Change `layers` of the block, in place, so that its outputs come near `targets`.
+    """Change layers of a block, in place, so that its outputs come near targets.
 
-    Returns the relative squared error before and after, on held-out inputs.
+    Cost: `rounds` x `iterations` x about five forward passes of the block; memory: the activations of all calls through
+    the block.
 
-    `layers`: name within the block -> name of the BatchNorm right behind it, or None. `counts`: factors of the outputs,
-    0 where they do not matter, such as padding. One call in eight is held out
-    (none when there are fewer than two: then the error is that of all). Cost: `rounds` x `iterations` x about five
-    forward passes of the block; memory: the activations of all calls through the block.
+    Args:
+        block: the block; every layer in it runs once per call.
+        layers: of the block, by name within it; the value is the BatchNorm right behind the layer, or None.
+        pairs: (arguments of the block, target of its output, factors of the output) per batch. A factor is 0 where an
+            output does not matter, such as padding. The first eighth is held out; with one batch, nothing is, and the
+            error is that of the batch.
+        rounds: of linearising the block.
+        iterations: of conjugate gradients per round.
+
+    Returns:
+        The squared error relative to the targets' variance, before and after, on the batches that are held out.
+
+    >>> block, x = nn.Sequential(nn.Linear(3, 2)), torch.randn(64, 3)
+    >>> before, after = fit_block(block, {"0": None}, [(((x,), {}), x[:, :2], 1.0)])
+    >>> after < 0.01 * before
+    True
     """
     trial = _folded(block, layers)
-    pairs = list(zip(calls, targets, [1.0] * len(calls) if counts is None else counts, strict=True))
     held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
     judging, fitting = pairs[:held] or pairs, pairs[held:]
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        spread = sum(float(((each - each.mean()) * count).square().sum()) for _, each, count in judging) or 1.0
+        variances = (((target - target.mean()) * count).square().sum() for _, target, count in judging)
+        spread = sum(map(float, variances)) or 1.0
         before = best = _error(trial, judging)
         dampings, moments = list(DAMPINGS), None
         for _ in range(rounds):
             linear = _Linearised(trial, list(layers), fitting)
             moments = moments or linear.moments()  # a preconditioner need not be up to date
-            reached = None
-            while reached is None and dampings:
-                factors = {name: _Factor.of(*found, dampings[0]) for name, found in moments.items()}
-                reached = _walk(linear, _conjugate_gradients(linear, factors, iterations), judging, best)
-                if reached is None:  # too far for what the inputs can tell
+            error = None
+            while error is None and dampings:
+                factors = {name: _Factor.of(*moment, dampings[0]) for name, moment in moments.items()}
+                error = _walk(linear, _conjugate_gradients(linear, factors, iterations), judging, best)
+                if error is None:  # too far for what the inputs can tell
                     del dampings[0]
-            if reached is None:
+            if error is None:
                 break
-            best, last = reached, best
+            best, last = error, best
             if best > (1 - ENOUGH) * last:
                 break
     _unfold(block, trial, layers)
@@ -108,13 +115,11 @@ def _unfold(block: nn.Module, trial: nn.Module, layers: Mapping[str, str | None]
     """Write the copy's weights into the block; intercepts go into the layers' biases or the BatchNorms' means."""
     with torch.no_grad():
         for name, normaliser in layers.items():
-            layer, found = block.get_submodule(name), trial.get_submodule(name)
-            bias = getattr(layer, "bias", None)
+            layer, fitted = block.get_submodule(name), trial.get_submodule(name)
             if normaliser is None:
-                layer.get_parameter("weight").copy_(found.get_parameter("weight"))
-                if bias is not None:
-                    bias.copy_(found.get_parameter("bias"))
+                layer.load_state_dict(fitted.state_dict())
                 continue
+            bias = getattr(layer, "bias", None)
             norm = block.get_submodule(normaliser)
             mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
             deviation = (variance + norm.eps).sqrt()  # type: ignore[operator]
@@ -122,9 +127,9 @@ def _unfold(block: nn.Module, trial: nn.Module, layers: Mapping[str, str | None]
             shift = torch.zeros_like(mean) if norm.bias is None else norm.get_parameter("bias")
             heard = scale.abs() > 1e-6 * scale.abs().max()  # a channel that BatchNorm silences stays as it is
             inverse = torch.where(heard, 1 / torch.where(heard, scale, 1), 0)  # type: ignore[arg-type]
-            matrix = torch.where(heard[:, None], matrix_of(found) * inverse[:, None], matrix_of(layer))
+            matrix = torch.where(heard[:, None], matrix_of(fitted) * inverse[:, None], matrix_of(layer))
             layer.get_parameter("weight").copy_(weight_of(layer, matrix))
-            offset = (found.get_parameter("bias") - shift) * inverse  # scale (W x + bias - mean) + shift
+            offset = (fitted.get_parameter("bias") - shift) * inverse  # scale (W x + bias - mean) + shift
             mean.copy_(torch.where(heard, (0 if bias is None else bias) - offset, mean))
 
 
@@ -152,73 +157,74 @@ class _Linearised:
     """The block around its present weights: its outputs with their graphs, its errors, products with its Jacobian."""
 
     def __init__(self, trial: nn.Module, names: Sequence[str], pairs: Sequence[Pair]) -> None:
-        self.trial, self.layers = trial, {name: trial.get_submodule(name) for name in names}
-        self.calls, self.counts = [call for call, _, _ in pairs], [count for _, _, count in pairs]
+        self.trial, self.pairs = trial, pairs
+        self.layers = {name: trial.get_submodule(name) for name in names}
         self.parameters = {
-            f"{name}.{kind}": layer.get_parameter(kind) for name, layer in self.layers.items() for kind in _kinds(layer)
+            f"{name}.{key}": parameter
+            for name, layer in self.layers.items()
+            for key, parameter in layer.named_parameters()
+            if key in ("weight", "bias")
         }
         self.outputs: list[Tensor] = []
-        self.seen: list[dict[str, tuple[Tensor, Tensor]]] = []  # of each call, what layers got and gave
+        self.passes: list[dict[str, tuple[Tensor, Tensor]]] = []  # call by call, the input and output of every layer
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        with torch.enable_grad(), self._watched():
-            for call, count in zip(self.calls, self.counts, strict=True):
-                self.seen.append({})
+
+        def see(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            x = first_tensor((args, kwargs))
+            assert x is not None
+            self.passes[-1][name] = (x.detach(), output)
+
+        with torch.enable_grad(), hooks(after=[(layer, partial(see, name)) for name, layer in self.layers.items()]):
+            for call, _, count in pairs:
+                self.passes.append({})
                 self.outputs.append(_output(trial, call) * count)
-        self.errors = [
-            made.detach() - targets * count for made, (_, targets, count) in zip(self.outputs, pairs, strict=True)
-        ]
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        def watch(name: str):
-            def see(_: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-                given = first_tensor((*args, *kwargs.values()))
-                assert given is not None
-                self.seen[-1][name] = (given.detach(), output)
-
-            return see
-
-        with hooks(after=[(layer, watch(name)) for name, layer in self.layers.items()]):
-            yield
+        outputs = zip(self.outputs, pairs, strict=True)
+        self.errors = [output.detach() - target * count for output, (_, target, count) in outputs]
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Per layer, summed over positions: products of inputs, the bias's among them, and squared gradients at the
         outputs, from one random direction at every output of the block."""
         generator = torch.Generator().manual_seed(0)
-        moments: dict[str, Tensor] = {}
-        squares: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for output, seen in zip(self.outputs, self.seen, strict=True):
+        sums: dict[str, list[Any]] = {}  # products of inputs, squared gradients, number of positions
+        for output, layers in zip(self.outputs, self.passes, strict=True):
             signs = (2 * torch.randint(2, output.shape, generator=generator) - 1).to(output)
-            gradients = torch.autograd.grad(output, [made for _, made in seen.values()], signs, retain_graph=True)
-            for (name, (given, _)), gradient in zip(seen.items(), gradients, strict=True):
-                layer = self.layers[name]
-                square = positions(layer, gradient).square().sum((0, 2), dtype=torch.float64)
-                moment, count = _second_moments(layer, given)
-                moments[name] = moments[name] + moment if name in moments else moment
-                squares[name] = squares[name] + square if name in squares else square
-                counts[name] = counts.get(name, 0) + count
-        return {name: (moments[name], squares[name] / counts[name]) for name in self.layers}
+            gradients = torch.autograd.grad(output, [y for _, y in layers.values()], signs, retain_graph=True)
+            for (name, (x, _)), gradient in zip(layers.items(), gradients, strict=True):
+                square = positions(self.layers[name], gradient).square().sum((0, 2), dtype=torch.float64)
+                moment, count = _second_moments(self.layers[name], x)
+                parts = [moment, square, count]
+                sums[name] = [a + b for a, b in zip(sums[name], parts, strict=True)] if name in sums else parts
+        return {name: (sums[name][0], sums[name][1] / sums[name][2]) for name in self.layers}
 
     def pull(self, errors: Iterable[Tensor]) -> dict[str, Tensor]:
         """J^T e, per layer as a matrix whose last column is the bias."""
         total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in self.parameters.items()}
         for output, error in zip(self.outputs, errors, strict=True):
-            found = torch.autograd.grad(output, [*self.parameters.values()], error, retain_graph=True)
-            for name, part in zip(total, found, strict=True):
-                total[name] += part
-        return {name: _joined(layer, total, name) for name, layer in self.layers.items()}
+            gradients = torch.autograd.grad(output, [*self.parameters.values()], error, retain_graph=True)
+            for name, gradient in zip(total, gradients, strict=True):
+                total[name] += gradient
+        matrices = {name: matrix_of(layer, total[f"{name}.weight"]) for name, layer in self.layers.items()}
+        for name, matrix in matrices.items():
+            if f"{name}.bias" in total:
+                matrices[name] = torch.cat([matrix, total[f"{name}.bias"][:, None]], 1)
+        return matrices
 
     def parts(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Matrices per layer as tensors per parameter."""
-        return {key: part for name, layer in self.layers.items() for key, part in _parts(layer, step[name], name)}
+        """Matrices per layer, as `pull` returns them, as tensors per parameter."""
+        parts = {}
+        for name, layer in self.layers.items():
+            width = matrix_of(layer).shape[1]
+            parts[f"{name}.weight"] = weight_of(layer, step[name][:, :width])
+            if f"{name}.bias" in self.parameters:
+                parts[f"{name}.bias"] = step[name][:, width].to(self.parameters[f"{name}.bias"])
+        return parts
 
     def push(self, step: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """J v, call by call."""
         tangents = self.parts(step)
         primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        for call, count in zip(self.calls, self.counts, strict=True):
+        for call, _, count in self.pairs:
             with warnings.catch_warnings():  # torch's own rules for forward derivatives use what torch deprecates
                 warnings.filterwarnings("ignore", r".torch\.jit\.script. is deprecated", DeprecationWarning)
                 moved = jvp(partial(_output, self.trial, call), (primals,), (tangents,))[1]
@@ -226,7 +232,7 @@ class _Linearised:
 
 
 def _conjugate_gradients(linear: _Linearised, factors: Mapping[str, _Factor], iterations: int) -> dict[str, Tensor]:
-    """Solve (J^T J + D) step = -J^T error, where D damps each layer's step by its factors."""
+    """Solve (J^T J + D) step = -J^T error, where D damps the step of a layer by its factors."""
     left = {name: -part for name, part in linear.pull(linear.errors).items()}
     step = {name: torch.zeros_like(part) for name, part in left.items()}
     solved = {name: factors[name].solve(part) for name, part in left.items()}
@@ -256,9 +262,9 @@ def _output(block: nn.Module, call: Example, parameters: Mapping[str, Tensor] | 
         output = block(*args, **kwargs)
     else:  # without ties: of a module that has two names, functional_call would not put back what it changed
         output = functional_call(block, dict(parameters), args, kwargs, tie_weights=False)
-    found = first_tensor(output)
-    assert found is not None
-    return found
+    tensor = first_tensor(output)
+    assert tensor is not None
+    return tensor
 
 
 def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Tensor] | None = None) -> float:
@@ -267,31 +273,11 @@ def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Ten
     )
 
 
-def _kinds(layer: nn.Module) -> list[str]:
-    return ["weight"] if getattr(layer, "bias", None) is None else ["weight", "bias"]
-
-
-def _joined(layer: nn.Module, parts: Mapping[str, Tensor], name: str) -> Tensor:
-    """Weight and bias as one (outputs, inputs + 1) matrix in float64."""
-    columns = [matrix_of(layer, parts[f"{name}.weight"])]
-    if f"{name}.bias" in parts:
-        columns.append(parts[f"{name}.bias"][:, None])
-    return torch.cat(columns, 1).detach().double()
-
-
-def _parts(layer: nn.Module, matrix: Tensor, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The inverse of `_joined`."""
-    width = matrix_of(layer).shape[1]
-    yield f"{name}.weight", weight_of(layer, matrix[:, :width])
-    if matrix.shape[1] > width:
-        yield f"{name}.bias", matrix[:, width].to(layer.get_parameter("bias"))
-
-
-def _second_moments(layer: nn.Module, given: Tensor) -> tuple[Tensor, int]:
+def _second_moments(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     """Sum of u u^T over positions, where u ends with a constant one if there is a bias; and the number of positions."""
-    found = joint_moments(patches(layer, given))
-    second, total = found.about_origin().scatter, (found.count * found.mean)[:, None]
+    moments = joint_moments(patches(layer, x))
+    second, total = moments.about_origin().scatter, (moments.count * moments.mean)[:, None]
     if getattr(layer, "bias", None) is None:
-        return second, found.count
-    corner = torch.full_like(total[:1], found.count)
-    return torch.cat([torch.cat([second, total], 1), torch.cat([total.T, corner], 1)]), found.count
+        return second, moments.count
+    corner = torch.full_like(total[:1], moments.count)
+    return torch.cat([torch.cat([second, total], 1), torch.cat([total.T, corner], 1)]), moments.count

@@ -1,15 +1,13 @@
-"""Least squares: layer after layer is solved for what the original's gave."""
+"""Least squares: layer after layer is solved for the output of the original's layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from simprune.core.registry import register
-from simprune.edit.effects import Effects
 from simprune.repair._task import Task
 from simprune.repair.refit import VALUES, Refit, Repair
 from simprune.repair.ridge import Ridge
 from simprune.trace.execution import execution
 from simprune.trace.layers import output_dim
-from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
 
 
@@ -39,27 +37,32 @@ def refit(
 ) -> list[Refit]:
     """Refit layers in order of execution; at last those of every block for which `together` holds as a whole.
 
-    A block is fitted to as many batches as give `values` entries of its output.
+    Args:
+        task: what is repaired.
+        ridge: of the fits of layers.
+        together: whether a block, by name, is fitted as a whole.
+        values: a block is fitted to as many batches as give so many entries of its output.
+
+    Returns:
+        The errors of layers and blocks before and after.
     """
-    order, normalisers = execution(task.small, task.network.example)
-    layers = [name for name in _behind_first_edit(order, task.network, task.effects) if task.layers(name)]
-    shortcuts = find_shortcuts(task.small, task.network.block_calls, layers)
-    blocks = {
-        block: [name for name in order if name.startswith(f"{block}.") and task.layers(name)]
-        for block in (shortcut.module for shortcut in shortcuts.values())
-        if together(block)
-    }
-    repair = Repair(task.small, task.network.model, task.effects, normalisers, shortcuts, ridge, blocks, values)
-    return repair.run(layers, task.batches, "reconstruct")
-
-
-def _behind_first_edit(kept: Sequence[str], network: Network, effects: Effects) -> list[str]:
-    """Layers that still run, from the first one whose input the plan changes."""
+    network, effects = task.network, task.effects
+    order, normalisers = execution(task.small, network.example)
 
     def touched(name: str) -> bool:
+        """Whether the plan changes the layer's input, or removes the layer with a block."""
         inputs = 1 - output_dim(network.model.get_submodule(name))
         return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
 
     first = next((index for index, name in enumerate(network.order) if touched(name)), len(network.order))
     behind = set(network.order[first:])
-    return [name for name in kept if name in behind]
+    chosen = [name for name in order if task.layers(name)]
+    layers = [name for name in chosen if name in behind]
+    shortcuts = find_shortcuts(task.small, network.block_calls, layers)
+    blocks = {
+        shortcut.module: [name for name in chosen if name.startswith(f"{shortcut.module}.")]
+        for shortcut in shortcuts.values()
+        if together(shortcut.module)
+    }
+    repair = Repair(task.small, network.model, effects, normalisers, shortcuts, ridge, blocks, values)
+    return repair.run(layers, task.batches, "reconstruct")

@@ -1,13 +1,14 @@
 """One forward pass over all batches, paused at layer after layer, so that weights can change on the way.
 
-Refitting L layers in order needs the activations at each with all earlier layers already refitted. Repeating the
+Refitting L layers in order needs a layer's activations with all earlier layers already refitted. Repeating the
 forward pass for every layer costs O(L^2) layers; pausing every batch's pass at the layer costs one pass in all.
 Each batch waits in a thread of its own, and one thread runs at a time, so the arithmetic stays deterministic.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,17 +17,19 @@ from simprune.core.cost import Example
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 
+Advance = Callable[[str], list[Example]]
+
 
 class _Abandoned(BaseException):
     """Ends a paused forward pass that nobody waits for any more."""
 
 
 class _Pass(threading.Thread):
-    """The forward pass of one batch; it stops before each watched layer and waits."""
+    """The forward pass of one batch; it stops before every watched layer and waits."""
 
-    def __init__(self, model: nn.Module, call: Example, names: dict[nn.Module, str]) -> None:
+    def __init__(self, model: nn.Module, call: Example) -> None:
         super().__init__(daemon=True)
-        self.model, self.call, self.names = model, call, names
+        self.model, self.call = model, call
         self.layer: str | None = None  # where the pass waits; None once it has finished
         self.arguments: Example = (), {}  # what that layer is about to get
         self.error: BaseException | None = None
@@ -48,8 +51,9 @@ class _Pass(threading.Thread):
         self.layer = None
         self._stopped.release()
 
-    def pause(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.layer, self.arguments = self.names[module], (args, kwargs)
+    def pause(self, layer: str, arguments: Example) -> None:
+        """Wait before a layer until `resume`; runs in this thread."""
+        self.layer, self.arguments = layer, arguments
         self._stopped.release()
         self._go.acquire()
         if self.abandoned:
@@ -63,48 +67,52 @@ class _Pass(threading.Thread):
             raise self.error
 
     def abandon(self) -> None:
+        """End the pass where it waits."""
         if self.is_alive():
             self.abandoned = True
             self._go.release()
             self.join()
 
 
-class Lockstep:
-    """All batches of one model, standing before the same layer."""
+@contextmanager
+def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) -> Iterator[Advance]:
+    """Pause a model before one layer after another, all batches side by side.
 
-    def __init__(self, passes: Sequence[_Pass]) -> None:
-        self._passes = passes
+    Memory: the live activations of every batch's pass at one layer.
 
-    def advance(self, layer: str) -> list[Example]:
-        """Run every batch up to `layer` and return the arguments it is about to get."""
-        for waiting in self._passes:
+    Args:
+        model: runs in evaluation mode, without gradients.
+        calls: arguments of the model, batch by batch.
+        layers: names of the modules to stop at, in order of execution; they run once per batch.
+
+    Returns:
+        A function that runs every batch up to the layer of a name, and returns the arguments that the layer is about to
+        get, batch by batch. It raises ValueError where a batch reaches another layer first, and errors of the model.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> with lockstep(model, [((torch.zeros(4, 2),), {})], ["0", "2"]) as advance:
+    ...     [args[0].shape for args, _ in [*advance("0"), *advance("2")]]
+    [torch.Size([4, 2]), torch.Size([4, 3])]
+    """
+    passes: list[_Pass] = []
+
+    def pause(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        current = threading.current_thread()
+        if isinstance(current, _Pass) and current in passes:  # not a pass of another lockstep through the same layer
+            current.pause(name, (args, kwargs))
+
+    def advance(layer: str) -> list[Example]:
+        for waiting in passes:
             waiting.resume()
             if waiting.layer != layer:
-                raise ValueError(
-                    f"expected every batch to reach {layer} next; one reached {waiting.layer or 'the end'}"
-                )
-        return [waiting.arguments for waiting in self._passes]
+                reached = waiting.layer or "the end"
+                raise ValueError(f"expected every batch to reach {layer} next; one reached {reached}")
+        return [waiting.arguments for waiting in passes]
 
-
-@contextmanager
-def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) -> Iterator[Lockstep]:
-    """Pause `model` before each of `layers`, modules in order of execution that run once per batch.
-
-    `calls`: arguments of the model, batch by batch. Memory: the live activations of every batch's pass at one layer.
-    """
-    names = {model.get_submodule(name): name for name in layers}
-    by_thread: dict[int, _Pass] = {}
-
-    def pause(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        current = by_thread.get(threading.get_ident())
-        if current is not None:
-            current.pause(module, args, kwargs)
-
-    with eval_mode(model), hooks([(module, pause) for module in names]):
-        passes = [_Pass(model, call, names) for call in calls]
-        by_thread.update({waiting.ident: waiting for waiting in passes if waiting.ident is not None})
+    with eval_mode(model), hooks([(model.get_submodule(name), partial(pause, name)) for name in layers]):
+        passes += [_Pass(model, call) for call in calls]
         try:
-            yield Lockstep(passes)
+            yield advance
         finally:
             for waiting in passes:
                 waiting.abandon()

@@ -1,8 +1,9 @@
 """Repair without labels: which method works where, and the methods one after another."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -22,19 +23,14 @@ DEFAULT = "least_squares"
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The repair method, with its options, of the modules whose names fit a pattern."""
-
-    pattern: str
-    part: Part
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Rules:
-    """How every layer or block is repaired: of several rules that fit a name, the first counts."""
+    """How every layer or block is repaired.
 
-    rules: tuple[Rule, ...]
+    Args:
+        methods: repair methods with their options, by patterns of names; the first pattern that fits a name counts.
+    """
+
+    methods: Mapping[str, tuple[Part, dict[str, Any]]]
 
     @classmethod
     def of(cls, method: Method, model: nn.Module | None = None) -> "Rules":
@@ -44,7 +40,7 @@ class Rules:
             KeyError: for an unknown method.
             ValueError: for a choice of another form, and for a pattern that fits no module of the model.
 
-        >>> Rules.of({"layer1.*": "fold"}).rule("layer1.0.conv1").part.name, Rules.of("none").rule("fc").part.name
+        >>> Rules.of({"layer1.*": "fold"}).method("layer1.0.conv1")[0].name, Rules.of("none").method("fc")[0].name
         ('fold', 'none')
         """
         if not isinstance(method, str | Mapping):
@@ -52,36 +48,42 @@ class Rules:
         choices: dict[str, Any] = {"*": method}
         if isinstance(method, Mapping) and "name" not in method:
             choices = {**method, "*": method.get("*", DEFAULT)}
-        rules = []
+        methods = {}
         for pattern, choice in choices.items():
             if model is not None and not fnmatch.filter([name for name, _ in model.named_modules()], pattern):
                 raise ValueError(f"reconstruct: no module fits the pattern {pattern!r}; see the names in the plan")
-            rules.append(Rule(pattern, *registry.read("repair", choice)))
-        return cls(tuple(rules))
+            methods[pattern] = registry.read("repair", choice)
+        return cls(methods)
 
-    def rule(self, name: str) -> Rule:
-        """The rule for a layer or block."""
-        return next(rule for rule in self.rules if fnmatch.fnmatchcase(name, rule.pattern))
+    def method(self, name: str) -> tuple[Part, dict[str, Any]]:
+        """The method of a layer or block, with its options."""
+        return next(method for pattern, method in self.methods.items() if fnmatch.fnmatchcase(name, pattern))
 
     @property
-    def active(self) -> list[Rule]:
-        """One rule per method and options, in the order in which methods work; not what another one includes."""
-        distinct = {(rule.part.name, repr(sorted(rule.options.items()))): rule for rule in self.rules}
-        included = {name for rule in self.rules for name in rule.part.facts.get("includes", ())}
-        used = [rule for rule in distinct.values() if rule.part.name not in included]
-        return sorted(used, key=lambda rule: rule.part.facts.get("order", 1))
+    def active(self) -> list[tuple[Part, dict[str, Any]]]:
+        """Every method and options once, in the order in which methods work; not what another method includes."""
+        included = {name for part, _ in self.methods.values() for name in part.facts.get("includes", ())}
+        active: list[tuple[Part, dict[str, Any]]] = []
+        for method in self.methods.values():
+            if method[0].name not in included and method not in active:
+                active.append(method)
+        return sorted(active, key=lambda method: method[0].facts.get("order", 1))
 
     @property
     def needs_data(self) -> bool:
         """Whether any method looks at calibration inputs."""
-        return any(rule.part.facts.get("data", True) for rule in self.active)
+        return any(part.facts.get("data", True) for part, _ in self.active)
 
     @property
     def title(self) -> str:
         """What the row of a table is called behind the repair; empty where nothing is done."""
-        return next(
-            (title for rule in reversed(self.active) if (title := rule.part.facts.get("title", "repaired"))), ""
-        )
+        titles = [part.facts.get("title", "repaired") for part, _ in self.active]
+        return next(filter(None, reversed(titles)), "")
+
+    def uses(self, method: tuple[Part, dict[str, Any]], included: Sequence[str], name: str) -> bool:
+        """Whether a layer or block is repaired by a method, or by a method of one of the included names."""
+        own = self.method(name)
+        return own == method or own[0].name in included
 
 
 def reconstruct(
@@ -91,10 +93,9 @@ def reconstruct(
     calibration: Iterable,
     method: Method = DEFAULT,
     effects: Effects | None = None,
+    stand_ins: bool = True,
 ) -> list[Refit]:
     """Repair `small` in place, without labels, so that it answers like the original `network`.
-
-    Maps and constants that stand in for blocks are fitted first.
 
     Args:
         small: what `apply` made of the plan.
@@ -105,6 +106,7 @@ def reconstruct(
             to these, as {"layer1.*": "none", "*": "blockwise"}: the first pattern that fits a name counts, and
             "least_squares" where none does.
         effects: of the plan, if they are known.
+        stand_ins: whether maps and constants that replace blocks are fitted first; False where they are fitted.
 
     Returns:
         The errors of refitted layers and blocks before and after.
@@ -118,26 +120,15 @@ def reconstruct(
     if not plan.edits or not rules.title:
         return []
     effects = effects_of(plan, network) if effects is None else effects
-    batches: list[Any] = []
-    if rules.needs_data:
-        batches = list(checked(calibration, "calibration"))
-        if not batches:
-            raise ValueError("calibration has no batches; give at least one")
+    batches = list(checked(calibration, "calibration")) if rules.needs_data else []
+    if rules.needs_data and not batches:
+        raise ValueError("calibration has no batches; give at least one")
+    if rules.needs_data and stand_ins:
         fit_stand_ins(small, plan, network, batches, effects)
     refits: list[Refit] = []
-    task = Task(small, plan, network, effects, batches, chosen=lambda _: True, layers=lambda _: True)
     with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
-        for rule in rules.active:
-            refits += rule.part.make(_limited(task, rules, rule), **rule.options)
+        for active in rules.active:
+            part, options = active
+            chosen, layers = (partial(rules.uses, active, names) for names in ((), part.facts.get("includes", ())))
+            refits += part.make(Task(small, plan, network, effects, batches, chosen, layers), **options)
     return refits
-
-
-def _limited(task: Task, rules: Rules, rule: Rule) -> Task:
-    """The same task where the rules want the method of one of them."""
-    included = rule.part.facts.get("includes", ())
-
-    def chosen(name: str) -> bool:
-        other = rules.rule(name)
-        return other.part.name == rule.part.name and other.options == rule.options
-
-    return replace(task, chosen=chosen, layers=lambda name: chosen(name) or rules.rule(name).part.name in included)

@@ -14,7 +14,7 @@ from simprune.repair.stand_ins import fit_stand_ins
 from simprune.repair.training import finetune
 from simprune.trace.network import Network
 
-Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model as it is then)
+Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model at its end)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Recovery:
         small = apply(plan, network, effects)
         fit_stand_ins(small, plan, network, self.calibration, effects)
         watch("pruned", small)
-        refits = reconstruct(small, plan, network, self.calibration, self.method, effects)
+        refits = reconstruct(small, plan, network, self.calibration, self.method, effects, stand_ins=False)
         if title := Rules.of(self.method).title:
             watch(title, small)
         epochs: list[dict[str, float]] = []
         if self.settings is not None and self.train is not None:
-            epochs = finetune(small, self.train, **({"teacher": network.model, "seed": self.seed} | self.settings))
+            epochs = finetune(small, self.train, **{"teacher": network.model, "seed": self.seed, **self.settings})
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs)

@@ -11,13 +11,14 @@ from simprune.core.batches import copied, device_of, first_tensor, inputs_of, ma
 from simprune.core.cost import Example
 from simprune.core.progress import progress
 from simprune.edit.effects import Effects
-from simprune.repair.gauss_newton import fit_block
+from simprune.repair.gauss_newton import Pair, fit_block
 from simprune.repair.lockstep import lockstep
 from simprune.repair.ridge import Ridge, fit
 from simprune.trace.context import eval_mode, uncached
-from simprune.trace.layers import channel_dim, matrix_of, output_dim
+from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
 from simprune.trace.shortcuts import Shortcut
 
+Calls = tuple[Example, Example, Tensor | None]  # of a module on one batch: original's, pruned network's; the mask
 VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and memory
 
 
@@ -59,10 +60,23 @@ class Repair:
     values: int = VALUES
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
-        """Refit `layers`, which are in order of execution and run once, over the batches; progress under a title."""
+        """Refit layers one after another, to inputs from layers that are refitted.
+
+        Args:
+            layers: names, in order of execution; every layer runs once.
+            batches: calibration inputs.
+            title: of the progress that is shown; none without it.
+
+        Returns:
+            The errors before and after: of every layer, and of every block in `together` behind its layers.
+        """
         masks = [mask_of(batch) for batch in batches]
         calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (self.model, self.small)]
-        units = _units(layers, [shortcut.module for shortcut in self.shortcuts.values()])
+        blocks = [shortcut.module for shortcut in self.shortcuts.values()]
+        units: dict[str, list[str]] = {}  # block -> its layers, or layer -> itself where no block is around it
+        for layer in layers:
+            unit = next((block for block in blocks if layer.startswith(f"{block}.")), layer)
+            units.setdefault(unit, []).append(layer)
         refits: list[Refit] = []
         with (
             uncached(self.model),  # blocks run more than once
@@ -72,119 +86,80 @@ class Repair:
             torch.no_grad(),
         ):
             for unit, inside in progress(units.items(), title) if title else units.items():
-                originals, inputs = original.advance(unit), pruned.advance(unit)
-                if inside == [unit]:
-                    refits.append(self._layer(unit, originals, inputs, masks))
-                else:
-                    refits += self._block(unit, inside, originals, inputs, masks)
+                entering = list(zip(original(unit), pruned(unit), masks, strict=True))
+                refits += [self._layer(unit, entering)] if inside == [unit] else self._block(unit, inside, entering)
         return refits
 
-    def _layer(
-        self,
-        name: str,
-        originals: Sequence[Example],
-        inputs: Sequence[Example],
-        masks: Sequence[Tensor | None],
-        drifts: Sequence[Tensor] = (),
-    ) -> Refit:
-        """Refit one layer to the original's output, plus what the shortcut around it has lost."""
-        layer, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        remaining = torch.tensor(self._remaining(name), device=device_of(self.small))
+    def _layer(self, name: str, calls: Sequence[Calls], block: Sequence[Calls] = ()) -> Refit:
+        """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost."""
+        layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
         pairs = []
-        for index, (call, original, mask) in enumerate(zip(inputs, originals, masks, strict=True)):
+        for index, (original, pruned, mask) in enumerate(calls):
             target = source.forward(_input(original)).index_select(channel_dim(layer), remaining)
-            target = target + drifts[index] if drifts else target
-            pairs.append((_unpadded(_input(call), mask), _unpadded(target, mask)))
+            if block and name in self.shortcuts:
+                target = target + self.shortcuts[name].drift(*block[index][:2], remaining)
+            pairs.append((_unpadded(_input(pruned), mask), _unpadded(target, mask)))
         normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
         solved = fit(layer, pairs, self.ridge, intercept=bias is not None or normaliser is not None)
-        solved.write(layer)
-        if normaliser is not None and bias is None:
+        layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
+        if bias is not None:
+            bias.copy_(solved.intercept)
+        elif normaliser is not None:
             mean = self.model.get_buffer(f"{normaliser}.running_mean")
             self.small.get_buffer(f"{normaliser}.running_mean").copy_(mean[remaining] - solved.intercept)
         return Refit(name, solved.before, solved.after, solved.ridge)
 
-    def _block(
-        self,
-        name: str,
-        layers: Sequence[str],
-        originals: Sequence[Example],
-        inputs: Sequence[Example],
-        masks: Sequence[Tensor | None],
-    ) -> list[Refit]:
+    def _block(self, name: str, layers: Sequence[str], calls: Sequence[Calls]) -> list[Refit]:
         """Refit the layers of a block in order, then all together."""
-        block, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        inner = [layer.removeprefix(f"{name}.") for layer in layers]
-        refits = []
+        originals, inputs, masks = zip(*calls, strict=True)
+        inner = {layer: layer.removeprefix(f"{name}.") for layer in layers}
         with (
-            lockstep(source, map(copied, originals), inner) as original,
-            lockstep(block, map(copied, inputs), inner) as pruned,
+            lockstep(self.model.get_submodule(name), map(copied, originals), [*inner.values()]) as original,
+            lockstep(self.small.get_submodule(name), map(copied, inputs), [*inner.values()]) as pruned,
         ):
-            for layer, short in zip(layers, inner, strict=True):
-                calls = original.advance(short), pruned.advance(short)
-                refits.append(self._layer(layer, *calls, masks, self._drifts(layer, originals, inputs)))
-        if name in self.together:
-            refits.append(self._whole(name, originals, inputs, masks))
-        return refits
+            refits = [
+                self._layer(layer, list(zip(original(short), pruned(short), masks, strict=True)), calls)
+                for layer, short in inner.items()
+            ]
+        return [*refits, self._whole(name, calls)] if name in self.together else refits
 
-    def _whole(
-        self, name: str, originals: Sequence[Example], inputs: Sequence[Example], masks: Sequence[Tensor | None]
-    ) -> Refit:
-        block, source = self.small.get_submodule(name), self.model.get_submodule(name)
-        layers = self.together[name]
-        remaining = torch.tensor(self._remaining(layers[-1]), device=device_of(self.small))
-        channels = channel_dim(self.model.get_submodule(layers[-1]))
-        targets: list[Tensor] = []
+    def _whole(self, name: str, calls: Sequence[Calls]) -> Refit:
+        """Refit the layers of a block together, to its output on as many batches as give `values` entries."""
+        source, layers = self.model.get_submodule(name), self.together[name]
+        channels, remaining = channel_dim(self.model.get_submodule(layers[-1])), self._remaining(layers[-1])
+        pairs: list[Pair] = []
         with eval_mode(source):
-            for args, kwargs in map(copied, originals):
+            for original, pruned, mask in calls:
+                args, kwargs = copied(original)
                 output = first_tensor(source(*args, **kwargs))
                 assert output is not None
-                targets.append(output.index_select(channels, remaining))
-                if sum(target.numel() for target in targets) >= self.values:
+                target = output.index_select(channels, remaining)
+                counts = mask.to(target)[..., None] if mask is not None and _is_masked(target, mask) else 1.0
+                pairs.append((pruned, target, counts))
+                if sum(pair[1].numel() for pair in pairs) >= self.values:
                     break
-        norms = {layer: self.normalisers.get(layer) for layer in layers}
-        short = {
-            layer.removeprefix(f"{name}."): norm and norm.removeprefix(f"{name}.") for layer, norm in norms.items()
-        }
-        counts = [_counts(target, mask) for target, mask in zip(targets, masks, strict=False)]
-        return Refit(name, *fit_block(block, short, inputs[: len(targets)], targets, counts))
+        prefix = len(f"{name}.")
+        short = {layer[prefix:]: self.normalisers.get(layer, "")[prefix:] or None for layer in layers}
+        return Refit(name, *fit_block(self.small.get_submodule(name), short, pairs))
 
-    def _drifts(self, layer: str, originals: Sequence[Example], inputs: Sequence[Example]) -> list[Tensor]:
-        if layer not in self.shortcuts:
-            return []
-        rows = torch.tensor(self._remaining(layer), device=device_of(self.small))
-        pairs = zip(originals, inputs, strict=True)
-        return [self.shortcuts[layer].drift(original, call, rows) for original, call in pairs]
-
-    def _remaining(self, name: str) -> list[int]:
+    def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""
         source = self.model.get_submodule(name)
-        return self.effects.remaining(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
+        indices = self.effects.remaining(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
+        return torch.tensor(indices, device=device_of(self.small))
 
 
-def _counts(value: Tensor, mask: Tensor | None) -> Tensor | float:
-    """0 for tokens of the padding, 1 for all else."""
-    if mask is None or value.ndim != 3 or value.shape[:2] != mask.shape:
-        return 1.0
-    return mask.to(value)[..., None]
+def _is_masked(value: Tensor, mask: Tensor) -> bool:
+    """Whether a value is tokens (N, T, D) of which a mask (N, T) tells the padding."""
+    return value.ndim == 3 and value.shape[:2] == mask.shape
 
 
 def _unpadded(value: Tensor, mask: Tensor | None) -> Tensor:
     """Tokens (N, T, D) without the padding, as (tokens, D); anything else as it is."""
-    if mask is None or value.ndim != 3 or value.shape[:2] != mask.shape:
-        return value
-    return value[mask.to(value.device)]
+    return value[mask.to(value.device)] if mask is not None and _is_masked(value, mask) else value
 
 
 def _input(call: Example) -> Tensor:
-    value = first_tensor((*call[0], *call[1].values()))
+    value = first_tensor(call)
     assert value is not None
     return value
-
-
-def _units(layers: Sequence[str], blocks: Sequence[str]) -> dict[str, list[str]]:
-    """Block -> its layers, or layer -> itself where no block is around it, in order of execution."""
-    units: dict[str, list[str]] = {}
-    for layer in layers:
-        around = next((block for block in blocks if layer.startswith(f"{block}.")), layer)
-        units.setdefault(around, []).append(layer)
-    return units

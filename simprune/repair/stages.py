@@ -1,4 +1,4 @@
-"""The table of what became of a model: one row per stage, with what it answers, costs and takes."""
+"""The table of a model's stages: one row per stage, with its accuracy and agreement, its costs and its latency."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,15 @@ from simprune.trace.timing import batch_of, latency
 
 @dataclass
 class StageTable:
-    """Rows of figures, the original first; without `timed` there are no latencies.
+    """Rows of figures, the original first.
 
-    `test`: batches that models answer, None for none. `original`: what the original answers, if it is known. Latency is
-    of `batch_size` inputs, as a plan's; None: of as many as the example has.
+    Args:
+        example: arguments of a forward pass, with which costs and latency are measured.
+        test: batches that models answer; None for none.
+        original: what the original answers, if it is known; else the first model that is added is the original.
+        timed: False for rows without latency.
+        batch_size: number of inputs that latency is of, as a plan's; None: as many as the example has.
+        rows: one per model: name, accuracy, agreement, costs, latency in ms.
     """
 
     example: Example
@@ -45,14 +50,9 @@ class StageTable:
             self._costs[shapes] = measure_cost(model, self.example).to_dict()
         answers = None if self.test is None else answer(model, self.test)
         self.original = self.original or answers
-        self.rows.append(
-            {
-                "name": name,
-                **agreement(answers, self.original),
-                **self._costs[shapes],
-                "latency_ms": 1e3 * latency(model, self.batch) if self.timed else None,
-            }
-        )
+        timing = 1e3 * latency(model, self.batch) if self.timed else None
+        figures = {**agreement(answers, self.original), **self._costs[shapes], "latency_ms": timing}
+        self.rows.append({"name": name, **figures})
 
 
 def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import device_of
 from simprune.core.moments import Moments
 from simprune.core.plan import Plan
 from simprune.edit.compact import restored
 from simprune.edit.effects import Effects, effects_of
 from simprune.edit.stand_ins import Mapped
+from simprune.repair.ridge import Products
 from simprune.trace.capture import run
 from simprune.trace.layers import can_be_fitted, output_dim
 from simprune.trace.network import Network
@@ -27,16 +27,40 @@ RIDGE = 1e-4  # of the mean variance of the input's channels
 def fit_stand_ins(
     small: nn.Module, plan: Plan, network: Network, calibration: Iterable, effects: Effects | None = None
 ) -> list[str]:
-    """Fit every linear and mean replacement of `plan` in `small`, in place, to the original's input and output there.
+    """Fit every linear and mean replacement of a plan, in place, to the original's input and output of the block.
 
-    One forward pass of the original; (2C)^2 moments per replaced block. Where the plan also removes channels of the
-    stream, the map is fitted to those that stay. What a layer has absorbed is left alone. Returns the names of the
-    blocks whose replacement was fitted.
+    One forward pass of the original; (2C)^2 moments per replaced block of C channels. Where the plan also removes
+    channels of the stream, the map is fitted to those that stay. What a layer has absorbed is left alone.
+
+    Args:
+        small: the edited network, whose stand-ins are set.
+        plan: the plan that it was edited by.
+        network: the original.
+        calibration: batches, walked once; not at all where there is nothing to fit.
+        effects: of the plan, if they are known.
+
+    Returns:
+        The names of the blocks whose replacement was fitted.
+
+    Raises:
+        ValueError: where channels of a stream are removed that no layer of the block reads.
+
+    >>> from simprune.core.plan import Edit
+    >>> from simprune.edit.apply import apply
+    >>> from simprune.zoo.residual import ResidualCNN
+    >>> network = Network.trace(ResidualCNN(widths=(8, 16), depths=(2, 2)).eval(), torch.randn(2, 3, 8, 8))
+    >>> plan = Plan((Edit("block", "layer1.1", replace="linear"),), network.fingerprint, {})
+    >>> fit_stand_ins(apply(plan, network), plan, network, [torch.randn(8, 3, 8, 8)])
+    ['layer1.1']
     """
     with restored(small):
-        names = [edit.name for edit in plan.whole if edit.replace in ("linear", "mean")]
-        names = [name for name in names if not getattr(small.get_submodule(name), "folded_into", "")]
-    if not names:
+        replaced = {
+            edit.name: small.get_submodule(edit.name) for edit in plan.whole if edit.replace in ("linear", "mean")
+        }
+    stand_ins = {
+        name: module for name, module in replaced.items() if isinstance(module, Mapped) and not module.folded_into
+    }
+    if not stand_ins:
         return []
     moments: dict[str, Moments] = {}
     entered: dict[str, Tensor] = {}
@@ -50,61 +74,37 @@ def fit_stand_ins(
         batch = Moments.of(torch.cat([x, rows - x], 1))
         moments[site.module] = moments[site.module].merge(batch) if site.module in moments else batch
 
-    run(
-        network.model,
-        calibration,
-        [Site(name, "positions", side) for name in names for side in ("input", "output")],
-        see,
-    )
-    remaining = _remaining(plan, network, effects, names)
-    with restored(small):
-        for name in names:
-            module = small.get_submodule(name)
-            assert isinstance(module, Mapped)
-            module.set(*(part.to(device_of(small)) for part in _solve(moments[name], module, remaining[name])))
-    return names
+    sites = [Site(name, "positions", side) for name in stand_ins for side in ("input", "output")]
+    run(network.model, calibration, sites, see)
+    narrower = bool(plan.of_kind("channels"))
+    if narrower and effects is None:
+        effects = effects_of(plan, network)
+    for name, module in stand_ins.items():
+        width = len(moments[name].mean) // 2
+        inputs = torch.tensor(_remaining(name, width, network, effects) if narrower and effects else range(width))
+        both = torch.cat([inputs, width + inputs]).to(moments[name].mean.device)
+        part = Moments(moments[name].count, moments[name].mean[both], moments[name].scatter[both][:, both])
+        if module.constant:
+            module.set(part.scatter, part.mean[len(inputs) :])
+        else:
+            module.set(*Products(part, len(inputs), True).solve(RIDGE))
+    return [*stand_ins]
 
 
-def _remaining(plan: Plan, network: Network, effects: Effects | None, names: list[str]) -> dict[str, list[int] | None]:
-    """Channels of each block's input that stay, in the original's numbering; None for all.
+def _remaining(name: str, width: int, network: Network, effects: Effects) -> list[int]:
+    """Indices of the remaining channels of a block's input, which is as wide as `width` in the original.
 
     A block loses the same input channels as a layer inside it that reads the same tensor.
     """
-    if not plan.of_kind("channels"):
-        return dict.fromkeys(names)
-    effects, visits, model = effects or effects_of(plan, network), network.visits, network.model
-    found: dict[str, list[int] | None] = {}
-    for name in names:
-        value_in = visits[name].input
-        assert value_in is not None
-        width = value_in.shape[1 if value_in.ndim == 4 else -1]
-        for inner, seen in visits.items():
-            layer = model.get_submodule(inner)
-            weight = getattr(layer, "weight", None)
-            inside = inner.startswith(f"{name}.")
-            if (
-                not inside
-                or not isinstance(weight, Tensor)
-                or not any(torch.equal(value, value_in) for value in seen.tensors.values())
-            ):
-                continue
-            dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0
-            if dim < weight.ndim and weight.shape[dim] == width:
-                found[name] = effects.remaining(f"{inner}.weight", dim, width)
-                break
-        else:
-            raise ValueError(f"plan: no layer of {name} reads its input, so its map cannot follow the removed channels")
-    return found
-
-
-def _solve(moments: Moments, module: Mapped, remaining: list[int] | None) -> tuple[Tensor, Tensor]:
-    width = len(moments.mean) // 2
-    inputs = torch.arange(width) if remaining is None else torch.tensor(remaining)
-    inputs = inputs.to(moments.mean.device)
-    gram, cross = moments.scatter[inputs][:, inputs], moments.scatter[inputs][:, width + inputs]
-    mean, shift = moments.mean[inputs], moments.mean[width + inputs]
-    if module.constant:
-        return torch.zeros_like(gram), shift
-    ridge = RIDGE * gram.diagonal().mean() + 1e-12
-    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross).T
-    return weight, shift - weight @ mean
+    entering = network.visits[name].input
+    assert entering is not None
+    for inner, visited in network.visits.items():
+        layer = network.model.get_submodule(inner)
+        weight = getattr(layer, "weight", None)
+        if not inner.startswith(f"{name}.") or not isinstance(weight, Tensor):
+            continue
+        dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0
+        fits = dim < weight.ndim and weight.shape[dim] == width
+        if fits and any(torch.equal(value, entering) for value in visited.tensors.values()):
+            return effects.remaining(f"{inner}.weight", dim, width)
+    raise ValueError(f"plan: no layer of {name} reads its input, so its map cannot follow the removed channels")

@@ -43,9 +43,8 @@ def finetune(
     [1, 2]
     """
     how = Finetune.of(options)
-    epochs, distill, temperature = how.epochs, how.distill, how.temperature
     train = checked(train, "train")
-    steps = max(sum(1 for _ in train) * epochs, 1)
+    steps = max(sum(1 for _ in train) * how.epochs, 1)
     optimizer = torch.optim.SGD(
         small.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, nesterov=how.momentum > 0
     )
@@ -57,11 +56,11 @@ def finetune(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            for epoch in progress(range(1, epochs + 1), "fine-tune"):
+            for epoch in progress(range(1, how.epochs + 1), "fine-tune"):
                 small.train()
                 total = count = 0.0
                 for batch in train:
-                    loss = _loss(small, batch, teacher, distill, temperature)
+                    loss = _loss(small, batch, teacher, how)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -76,19 +75,19 @@ def finetune(
     return history
 
 
-def _loss(small: nn.Module, batch: object, teacher: nn.Module | None, distill: float, temperature: float) -> Tensor:
+def _loss(small: nn.Module, batch: object, teacher: nn.Module | None, how: Finetune) -> Tensor:
     labels = labels_of(batch)
     if labels is None and teacher is None:
         raise ValueError("finetune: batches have no labels and there is no teacher; give one of them")
     logits = call(small, batch)
     loss = logits.new_zeros(())
-    if labels is not None and (teacher is None or distill < 1):
+    if labels is not None and (teacher is None or how.distill < 1):
         labels = labels.to(device_of(small))
-        loss = loss + (1 - distill if teacher is not None else 1) * F.cross_entropy(logits, labels)
-    if teacher is not None and (labels is None or distill > 0):
+        loss = loss + (1 - how.distill if teacher is not None else 1) * F.cross_entropy(logits, labels)
+    if teacher is not None and (labels is None or how.distill > 0):
         with eval_mode(teacher), torch.no_grad():
-            target = F.log_softmax(call(teacher, batch).to(logits.device) / temperature, -1)
-        answer = F.log_softmax(logits / temperature, -1)
-        divergence = F.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
-        loss = loss + (distill if labels is not None else 1) * divergence
+            target = F.log_softmax(call(teacher, batch).to(logits.device) / how.temperature, -1)
+        answer = F.log_softmax(logits / how.temperature, -1)
+        divergence = F.kl_div(answer, target, reduction="batchmean", log_target=True) * how.temperature**2
+        loss = loss + (how.distill if labels is not None else 1) * divergence
     return loss

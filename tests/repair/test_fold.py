@@ -7,9 +7,7 @@ import torch
 from torch import nn
 
 from simprune.api import apply, reconstruct
-from simprune.core.example import from_description
 from simprune.core.plan import Edit
-from simprune.repair.fold import fold
 from simprune.structures import structure
 from simprune.trace.network import Network
 from tests.architectures.networks import batches, make
@@ -67,7 +65,7 @@ def test_duplicate_heads_are_folded_exactly(network):
     group = structure("heads").find(Network(model, ((x,), {})))[0][0]
     copy_unit(model, group, 2, 1)
     plan, small = without(model, x, group, 1)
-    fold(small, plan, Network(model, from_description(plan.inputs)))
+    reconstruct(small, plan, model, [], "fold")
     torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-4)
 
 
@@ -78,7 +76,7 @@ def test_a_multiple_behind_a_relu_is_folded_exactly():
     group = next(group for group in groups_of(model, x) if group.name == "conv1")
     for gone in (0, 3):
         plan, small = without(model, x, group, gone)
-        fold(small, plan, Network(model, from_description(plan.inputs)))
+        reconstruct(small, plan, model, [], "fold")
         torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-4)
 
 
@@ -92,7 +90,7 @@ def test_batchnorm_counts_as_part_of_the_channel():
         block.bn1.weight[3], block.bn1.bias[3] = block.bn1.weight[0], block.bn1.bias[0]
     group = next(group for group in groups_of(model, x) if group.name == "blocks.0.conv1")
     plan, small = without(model, x, group, 3)
-    fold(small, plan, Network(model, from_description(plan.inputs)))
+    reconstruct(small, plan, model, [], "fold")
     torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-4)
 
 
@@ -109,7 +107,7 @@ def test_the_variance_behind_a_reader_is_repaired_for_white_inputs():
     model.eval()
     group = next(group for group in groups_of(model, x) if group.name == "0")
     plan, small = without(model, x, group, 1, 4)
-    fold(small, plan, Network(model, from_description(plan.inputs)))
+    reconstruct(small, plan, model, [], "fold")
     with torch.no_grad():
         variance = small[:2](x).var((0, 2, 3))
     torch.testing.assert_close(small[2].running_var, variance, rtol=0.05, atol=0)
@@ -124,7 +122,7 @@ def test_every_group_at_once_folds_in_place_and_leaves_the_original_alone(networ
     plan = plan_of(model, x, *edits)
     small = apply(plan, model)
     shapes = {name: value.shape for name, value in small.state_dict().items()}
-    fold(small, plan, Network(model, from_description(plan.inputs)))
+    reconstruct(small, plan, model, [], "fold")
     assert {name: value.shape for name, value in small.state_dict().items()} == shapes
     assert torch.isfinite(small(x)).all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -138,7 +136,7 @@ def test_what_is_like_nothing_is_only_left_out():
     group = next(group for group in groups_of(model, x) if group.name == "fc1")
     plan, small = without(model, x, group, 4)
     plain = copy.deepcopy(small.state_dict())
-    fold(small, plan, Network(model, from_description(plan.inputs)))
+    reconstruct(small, plan, model, [], "fold")
     assert all(torch.equal(value, plain[name]) for name, value in small.state_dict().items())
 
 
@@ -147,5 +145,5 @@ def test_beside_a_block_that_goes():
     channels = Edit("channels", "blocks.0.conv1", (0, 1), 8)
     plan = plan_of(model, x, Edit("block", "blocks.1"), channels)
     small = apply(plan, model)
-    fold(small, plan, Network(model, from_description(plan.inputs)))
+    reconstruct(small, plan, model, [], "fold")
     assert torch.isfinite(small(x)).all()

@@ -38,34 +38,38 @@ def calls(count: int, *shape: int) -> list[tuple[tuple, dict]]:
 
 
 @torch.no_grad()
-def outputs(block: nn.Module, given: list[tuple[tuple, dict]]) -> list[torch.Tensor]:
+def outputs(block: nn.Module, inputs: list[tuple[tuple, dict]]) -> list[torch.Tensor]:
     with eval_mode(block):
-        return [block(args[0].clone()) for args, _ in given]
+        return [block(args[0].clone()) for args, _ in inputs]
+
+
+def pairs(inputs: list[tuple[tuple, dict]], wanted: list[torch.Tensor]) -> list[tuple]:
+    return [(call, target, 1.0) for call, target in zip(inputs, wanted, strict=True)]
 
 
 def test_a_linear_layer_is_solved_in_one_round():
-    given = calls(9, 20, 5)
+    inputs = calls(9, 20, 5)
     block = nn.Sequential(nn.Linear(5, 3))
-    wanted = [torch.randn(20, 3) for _ in given]
-    fit_block(block, {"0": None}, given, wanted, rounds=1, iterations=20)
-    x = torch.cat([args[0] for args, _ in given[1:]]).double()  # the first call in eight judges
+    wanted = [torch.randn(20, 3) for _ in inputs]
+    fit_block(block, {"0": None}, pairs(inputs, wanted), rounds=1, iterations=20)
+    x = torch.cat([args[0] for args, _ in inputs[1:]]).double()  # the first call in eight judges
     rows = torch.cat([x, torch.ones(len(x), 1)], 1)
     solution = torch.linalg.lstsq(rows, torch.cat(wanted[1:]).double()).solution
-    found = torch.cat([block[0].weight, block[0].bias[:, None]], 1)
-    torch.testing.assert_close(found.double().T, solution, rtol=0, atol=2e-3)  # damped by 1e-3
+    solved = torch.cat([block[0].weight, block[0].bias[:, None]], 1)
+    torch.testing.assert_close(solved.double().T, solution, rtol=0, atol=2e-3)  # damped by 1e-3
 
 
 def test_a_block_finds_back_to_weights_that_give_the_wanted_output():
-    given = calls(9, 16, 4, 6, 6)
-    wanted = outputs(Residual(), given)
+    inputs = calls(9, 16, 4, 6, 6)
+    wanted = outputs(Residual(), inputs)
     block = Residual()
     with torch.no_grad():
         for parameter in (block.conv1.weight, block.conv2.weight, block.conv2.bias):
             parameter += 0.05 * torch.randn_like(parameter)
     norm = copy.deepcopy(block.norm1.state_dict())
-    before, after = fit_block(block, LAYERS, given, wanted, rounds=4, iterations=10)
+    before, after = fit_block(block, LAYERS, pairs(inputs, wanted), rounds=4, iterations=10)
     assert after < 0.02 * before
-    judged = torch.cat(outputs(block, given[:1])) - wanted[0]
+    judged = torch.cat(outputs(block, inputs[:1])) - wanted[0]
     spread = (wanted[0] - wanted[0].mean()).square().sum()
     assert judged.square().sum() / spread == pytest.approx(after, rel=1e-3)  # what is returned is what was written
     for key in ("weight", "bias", "running_var"):
@@ -73,12 +77,12 @@ def test_a_block_finds_back_to_weights_that_give_the_wanted_output():
 
 
 def test_push_and_pull_are_adjoint():
-    given = calls(2, 3, 4, 5, 5)
+    inputs = calls(2, 3, 4, 5, 5)
     block = Residual().double().eval()
-    given = [((args[0].double(),), {}) for args, _ in given]
-    pairs = [(call, torch.zeros_like(output), 1.0) for call, output in zip(given, outputs(block, given), strict=True)]
+    inputs = [((args[0].double(),), {}) for args, _ in inputs]
+    zeros = [torch.zeros_like(output) for output in outputs(block, inputs)]
     with torch.no_grad():
-        linear = _Linearised(block, ["conv1", "conv2"], pairs)
+        linear = _Linearised(block, ["conv1", "conv2"], pairs(inputs, zeros))
         step = {name: torch.randn_like(part) for name, part in linear.pull(linear.errors).items()}
         errors = [torch.randn_like(error) for error in linear.errors]
         pushed = sum(float((a * b).sum()) for a, b in zip(linear.push(step), errors, strict=True))
@@ -87,53 +91,52 @@ def test_push_and_pull_are_adjoint():
 
 
 def test_what_cannot_be_improved_stays_and_held_out_error_never_grows():
-    given = calls(3, 4, 4, 5, 5)
+    inputs = calls(3, 4, 4, 5, 5)
     block = Residual()
     state = copy.deepcopy(block.state_dict())
-    assert max(fit_block(block, LAYERS, given, outputs(block, given))) < 1e-12
+    assert max(fit_block(block, LAYERS, pairs(inputs, outputs(block, inputs)))) < 1e-12
     for key, value in block.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=1e-5, atol=1e-6)
-    before, after = fit_block(block, LAYERS, given, [torch.randn(4, 4, 5, 5) for _ in given])
+    before, after = fit_block(block, LAYERS, pairs(inputs, [torch.randn(4, 4, 5, 5) for _ in inputs]))
     assert after <= before
 
 
 def test_outputs_that_do_not_count_have_no_part():
-    given = calls(4, 8, 4, 5, 5)
-    wanted, counts = outputs(Residual(seed=3), given), [torch.ones(8, 1, 5, 5) for _ in given]
+    inputs = calls(4, 8, 4, 5, 5)
+    wanted, counts = outputs(Residual(seed=3), inputs), [torch.ones(8, 1, 5, 5) for _ in inputs]
     for count in counts:
         count[:, :, :, 3:] = 0
-    found = []
+    results = []
     for garbage in (0.0, 100.0):
         block = Residual()
-        errors = fit_block(
-            block, LAYERS, given, [w + garbage * (1 - c) for w, c in zip(wanted, counts, strict=True)], counts
-        )
-        found.append((block.conv1.weight.detach().clone(), errors[1] / errors[0]))
-    assert found[0][1] < 1
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+        targets = [target + garbage * (1 - count) for target, count in zip(wanted, counts, strict=True)]
+        errors = fit_block(block, LAYERS, list(zip(inputs, targets, counts, strict=True)))
+        results.append((block.conv1.weight.detach().clone(), errors[1] / errors[0]))
+    assert results[0][1] < 1
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_channel_that_batchnorm_silences_keeps_its_weights():
-    given = calls(4, 8, 4, 5, 5)
+    inputs = calls(4, 8, 4, 5, 5)
     block = Residual()
     with torch.no_grad():
         block.norm1.weight[2] = 0
     silent = block.conv1.weight[2].clone()
-    before, after = fit_block(block, LAYERS, given, outputs(Residual(seed=3), given))
+    before, after = fit_block(block, LAYERS, pairs(inputs, outputs(Residual(seed=3), inputs)))
     assert after < before
     assert torch.equal(block.conv1.weight[2], silent)
     assert all(parameter.isfinite().all() for parameter in block.parameters())
 
 
-def test_the_given_inputs_modes_and_flags_stay():
-    given = calls(3, 4, 4, 5, 5)
-    kept = [args[0].clone() for args, _ in given]
+def test_inputs_modes_and_flags_stay():
+    inputs = calls(3, 4, 4, 5, 5)
+    before = [args[0].clone() for args, _ in inputs]
     block = Residual()
     block.norm1.eval()
     block.conv1.weight.requires_grad_(False)
     modes = [module.training for module in block.modules()]
-    fit_block(block, LAYERS, given, outputs(Residual(seed=3), given))
-    assert all(torch.equal(args[0], old) for (args, _), old in zip(given, kept, strict=True))
+    fit_block(block, LAYERS, pairs(inputs, outputs(Residual(seed=3), inputs)))
+    assert all(torch.equal(args[0], old) for (args, _), old in zip(inputs, before, strict=True))
     assert [module.training for module in block.modules()] == modes
     assert not block.conv1.weight.requires_grad
     assert block.conv2.weight.requires_grad

@@ -9,7 +9,7 @@ from torch import nn
 
 from simprune.api import apply, reconstruct
 from simprune.core.plan import Edit
-from simprune.repair.lockstep import Lockstep, lockstep
+from simprune.repair.lockstep import Advance, lockstep
 from tests.networks import build
 from tests.structures.test_contract import plan_of
 
@@ -109,42 +109,42 @@ def test_the_training_mode_and_hooks_come_back():
         assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def inputs(walk: Lockstep, layer: str) -> torch.Tensor:
-    return torch.cat([args[0] for args, _ in walk.advance(layer)])
+def inputs(advance: Advance, layer: str) -> torch.Tensor:
+    return torch.cat([args[0] for args, _ in advance(layer)])
 
 
 def test_lockstep_sees_what_a_plain_forward_sees_and_later_layers_see_changes():
     model, x = build("Flat")
     with torch.no_grad():
         expected = torch.relu(model.conv1(x)) * 2
-        with lockstep(model, [((x[:4],), {}), ((x[4:],), {})], ["conv1", "conv2"]) as walk:
-            assert torch.equal(inputs(walk, "conv1"), x)
+        with lockstep(model, [((x[:4],), {}), ((x[4:],), {})], ["conv1", "conv2"]) as advance:
+            assert torch.equal(inputs(advance, "conv1"), x)
             model.conv1.weight *= 2
             model.conv1.bias *= 2
-            torch.testing.assert_close(inputs(walk, "conv2"), expected)
+            torch.testing.assert_close(inputs(advance, "conv2"), expected)
 
 
 @pytest.mark.parametrize("layers", [["conv1"], ["conv1", "conv2"]])
 def test_lockstep_leaves_no_thread_behind(layers):
     model, x = build("Flat")
     before = threading.active_count()
-    with lockstep(model, [((x,), {})] * 2, layers) as walk:
-        walk.advance("conv1")
+    with lockstep(model, [((x,), {})] * 2, layers) as advance:
+        advance("conv1")
     assert threading.active_count() == before
 
 
 def test_lockstep_hands_errors_of_the_model_on():
     model, x = build("Flat")
-    with pytest.raises(RuntimeError), lockstep(model, [((x[:, :2],), {})], ["conv2"]) as walk:
-        walk.advance("conv2")
+    with pytest.raises(RuntimeError), lockstep(model, [((x[:, :2],), {})], ["conv2"]) as advance:
+        advance("conv2")
     calls = [((x,), {})]
-    with pytest.raises(ValueError, match="expected every batch to reach"), lockstep(model, calls, ["conv2"]) as walk:
-        walk.advance("conv1")
+    with pytest.raises(ValueError, match="expected every batch to reach"), lockstep(model, calls, ["conv2"]) as advance:
+        advance("conv1")
 
 
 def test_fitting_whole_blocks_brings_fresh_inputs_nearer_than_layer_by_layer():
     model, x = build("Residual")
-    edits = [Edit("channels", f"blocks.{place}.conv1", (0, 1, 2), 8) for place in range(2)]
+    edits = [Edit("channels", f"blocks.{block}.conv1", (0, 1, 2), 8) for block in range(2)]
     plan = plan_of(model, x, *edits)
     batches, fresh = list(torch.randn(256, *x.shape[1:]).split(32)), torch.randn(64, *x.shape[1:])
     errors = {}
@@ -160,7 +160,7 @@ def test_fitting_whole_blocks_brings_fresh_inputs_nearer_than_layer_by_layer():
 
 def test_layers_are_repaired_as_their_pattern_says():
     model, x = build("Residual")
-    plan = plan_of(model, x, *(Edit("channels", f"blocks.{place}.conv1", (0, 1), 8) for place in range(2)))
+    plan = plan_of(model, x, *(Edit("channels", f"blocks.{block}.conv1", (0, 1), 8) for block in range(2)))
     batches = list(torch.randn(64, *x.shape[1:]).split(32))
     untouched, folded, small = apply(plan, model), apply(plan, model), apply(plan, model)
     reconstruct(folded, plan, model, [], "fold")
