@@ -12,6 +12,8 @@ from simprune.core.batches import call
 from simprune.core.example import describe, example_of, from_description
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.edit.compact import restored
+from simprune.edit.stand_ins import Mapped
+from simprune.repair.recovery import Recovery
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
@@ -76,28 +78,28 @@ def test_a_map_follows_the_channels_that_stay(maps, replace):
     fit_stand_ins(small, plan, Network(model, from_description(plan.inputs)), [x])
     module = small.get_submodule(block)
     with torch.no_grad():
-        given, made = [], []
+        entering, leaving = [], []
 
         def see(_, args, output):
-            given.append(args[0].clone())
-            made.append(output.clone())
+            entering.append(args[0].clone())
+            leaving.append(output.clone())
 
         handle = model.get_submodule(block).register_forward_hook(see)
         call(model, x)
         handle.remove()
-        dim = 1 if given[0].ndim == 4 else -1
-        kept = torch.tensor([place for place in range(given[0].shape[dim]) if place not in gone])
-        inputs = given[0].index_select(dim, kept)
+        dim = 1 if entering[0].ndim == 4 else -1
+        stay = torch.tensor([index for index in range(entering[0].shape[dim]) if index not in gone])
+        inputs = entering[0].index_select(dim, stay)
         rows, wanted = (
-            value.movedim(dim, -1).flatten(0, -2).double() for value in (inputs, made[0].index_select(dim, kept))
+            value.movedim(dim, -1).flatten(0, -2).double() for value in (inputs, leaving[0].index_select(dim, stay))
         )
-        found = module(inputs).movedim(dim, -1).flatten(0, -2).double()
+        actual = module(inputs).movedim(dim, -1).flatten(0, -2).double()
         if replace == "mean":
             expected = rows + (wanted - rows).mean(0)
         else:
             table = torch.cat([rows, torch.ones(len(rows), 1)], 1)
             expected = table @ torch.linalg.lstsq(table, wanted).solution
-        best, error = ((value - wanted).square().mean() for value in (expected, found))
+        best, error = ((value - wanted).square().mean() for value in (expected, actual))
         assert error <= 1.01 * best + 1e-6
 
 
@@ -123,6 +125,20 @@ def test_a_bundle_rebuilds_the_map(tmp_path):
     again = sp.load(tmp_path / "bundle", model=copy.deepcopy(model))
     assert torch.equal(call(again, x), call(result.model, x))
     assert measure_cost(again, example_of(x)).macs < measure_cost(model, example_of(x)).macs
+
+
+@pytest.mark.parametrize("method", ["least_squares", "fold"])
+def test_following_a_plan_fits_its_maps_once(monkeypatch, method):
+    model, x = build("resnet")
+    plan = plan_of(model, x, Edit("block", "layer1.1", replace="linear"))
+    fits, fit = [], Mapped.set
+    monkeypatch.setattr(Mapped, "set", lambda module, *parts: fits.append(fit(module, *parts)))
+    followed = Recovery([x], method=method).follow(plan, Network.trace(model, x)).model
+    assert len(fits) == 1
+    small = apply(plan, model)
+    fit_stand_ins(small, plan, Network.trace(model, x), [x])
+    reconstruct(small, plan, model, [x], method)
+    assert all(torch.equal(value, followed.state_dict()[key]) for key, value in small.state_dict().items())
 
 
 def test_deleted_layers_come_back_for_a_repair_and_go_again():
