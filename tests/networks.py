@@ -90,6 +90,15 @@ def images(rows: int = 12, size: int = 8) -> Tensor:
     return torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def brightest_pixel_task(rows: int = 240) -> list[tuple[Tensor, Tensor]]:
+    """Batches of images whose class is the brightest of five pixels: quick to learn, with something to lose."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(rows) % 5
+    x = torch.randn(rows, 3, 8, 8, generator=generator) * 0.3
+    x[torch.arange(rows), 0, labels, labels] += 3
+    return list(zip(x.split(40), labels.split(40), strict=True))
+
+
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """A seeded network in evaluation mode with lively BatchNorm statistics, and inputs for it."""
     torch.manual_seed(0)

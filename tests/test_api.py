@@ -7,24 +7,7 @@ import torch
 from torch import nn
 
 import simprune as sp
-from tests.networks import Residual, build
-
-
-def task(rows=240):
-    """Images whose class is the brightest of five places: quick to learn, with something to lose."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(rows) % 5
-    x = torch.randn(rows, 3, 8, 8, generator=generator) * 0.3
-    x[torch.arange(rows), 0, labels, labels] += 3
-    return [(x[i : i + 40], labels[i : i + 40]) for i in range(0, rows, 40)]
-
-
-@pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
-    model, train = Residual(width=8, blocks=3), task()
-    sp.finetune(model, train, epochs=12, lr=0.1)
-    return model.eval(), train
+from tests.networks import build
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ def unlabelled() -> list[Gate]:
 
 @register("check", "strict")
 def strict() -> list[Gate]:
-    """within 1 point of accuracy, 2 % changed answers, 5 points of every class's recall, calibration kept; needs many
-    samples
+    """within 1 point of accuracy, 2 % changed answers, 5 points of every class's recall, calibration unchanged; needs
+    many samples
     """
     return [
         Gate("accuracy_drop", limit=0.01),
@@ -50,7 +50,7 @@ def robustness() -> list[Gate]:
 
 @register("check", "representation")
 def representation() -> list[Gate]:
-    """every kept block's outputs stay similar: 1 - debiased CKA at most 0.2"""
+    """every remaining block's outputs stay similar: 1 - debiased CKA at most 0.2"""
     return [Gate("block_drift", limit=0.2)]
 
 

@@ -146,7 +146,7 @@ def check(
 class _Tally:
     """Collects what the gates need from every batch: rows of their measures, and the labels for strata.
 
-    `inputs`: how inputs are shifted, "clean" first, each for the gates that ask for it.
+    `inputs`: how inputs are shifted, "clean" first.
     """
 
     def __init__(self, gates: Gates | None, labelled: bool, correction: str) -> None:

@@ -3,19 +3,28 @@
 Damages compare blocks well with blocks, and channels with channels. How much of a budget should come from blocks and
 how much from channels shows only once plans have been edited and repaired. That is one number, the number of removed
 blocks, so a few plans suffice to search it.
+
+A plan is tried by the change of the repaired network's output on inputs held out of the repair (`HoldoutTrial`).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from simprune.core.plan import Plan
+from simprune.core.batches import checked, inputs_of
+from simprune.core.example import rows_of
+from simprune.core.plan import Method, Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
+from simprune.repair.recovery import Recovery
+from simprune.trace.answers import answer, relative_errors
+from simprune.trace.network import Network
 
+INPUTS = 1024  # calibration inputs in use: comparing plans takes fewer than repairing the final one
+SHARE = 4  # one batch in this many is held out
 # (redundancy, number of blocks to remove or None) -> plan; ValueError where no plan meets the budget
 Make = Callable[[Redundancy, int | None], Plan]
 
@@ -77,3 +86,40 @@ def _spread(chosen: int, most: int, count: int) -> list[int]:
     spread = np.rint(np.linspace(0, most, count)).astype(int).tolist()
     inner = {number for number in spread if number not in (0, most, chosen)}
     return [*ends, *sorted(inner, key=lambda number: -abs(number - chosen))][: count - 1]
+
+
+@dataclass(frozen=True)
+class HoldoutTrial:
+    """The first `INPUTS` calibration inputs, split.
+
+    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: (outputs, width) the original's
+    outputs on `held`.
+    """
+
+    network: Network
+    held: Sequence[Any]
+    rest: Sequence[Any]
+    wanted: Tensor
+    method: Method
+
+    @classmethod
+    def of(cls, network: Network, calibration: Iterable, method: Method) -> "HoldoutTrial":
+        """Split the calibration batches; ValueError for fewer than two."""
+        batches, inputs = [], 0
+        for batch in checked(calibration, "calibration"):
+            batches.append(batch)
+            inputs += rows_of(inputs_of(batch))
+            if inputs >= INPUTS and len(batches) > 1:
+                break
+        if len(batches) < 2:
+            raise ValueError(
+                f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
+            )
+        count = max(1, len(batches) // SHARE)
+        held, rest = batches[:count], batches[count:]
+        return cls(network, held, rest, answer(network.model, held).logits, method)
+
+    def errors(self, plan: Plan) -> Tensor:
+        """(outputs,) squared changes as shares of the mean variance of the outputs, after one edit and one repair."""
+        small = Recovery(self.rest, method=self.method).follow(plan, self.network).model
+        return relative_errors(answer(small, self.held).logits, self.wanted)

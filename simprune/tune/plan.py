@@ -15,8 +15,7 @@ from simprune.planners.space import Selection, Space
 from simprune.settings import Planner
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, batch_of, clock
-from simprune.tune.finalists import try_plans
-from simprune.tune.holdout_trial import HoldoutTrial
+from simprune.tune.finalists import HoldoutTrial, try_plans
 from simprune.tune.measured import Bench, Timings, meet, not_measured
 
 

@@ -18,11 +18,11 @@ from simprune.planners.constraints import Constraints
 from simprune.planners.search import everything
 from simprune.planners.space import Space
 from simprune.trace.network import Network
-from simprune.tune.holdout_trial import HoldoutTrial
+from simprune.tune.finalists import HoldoutTrial
 from simprune.tune.plan import plan
 
 TINY = 1e-12  # damages below this are rounding, and have no meaningful ratio
-PARTS = 3  # the structures of a kind are split into so many parts by depth, each tried by itself
+PARTS = 3  # the structures of a kind are split into this many parts by depth, and every part is tried by itself
 
 
 def calibrate(
@@ -40,7 +40,7 @@ def calibrate(
     Args:
         redundancy: of the original's structures.
         network: the original.
-        calibration: batches, of which some are held out (see `simprune.tune.holdout_trial`).
+        calibration: batches, of which some are held out (see `simprune.tune.finalists.HoldoutTrial`).
         shares: a trial removes this share, in (0, 1), of all macs that its structures could save; without any, nothing
             is tried.
         method: repairs the trials.

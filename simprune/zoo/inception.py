@@ -56,6 +56,6 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        for place, block in enumerate(self.blocks):
-            x = block(F.max_pool2d(x, 2) if place else x)
+        for index, block in enumerate(self.blocks):
+            x = block(F.max_pool2d(x, 2) if index else x)
         return self.classifier(x.mean((2, 3)))

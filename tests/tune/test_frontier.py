@@ -13,8 +13,6 @@ from simprune import stages
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.trace import timing
 from simprune.tune.plan import plan as real_plan
-from tests.networks import Residual
-from tests.test_api import task
 
 BUDGETS = (0.5, 0.8, 0.2)  # in no order
 
@@ -24,14 +22,6 @@ def quickly_timed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "ROUNDS", 1)
         yield
-
-
-@pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
-    model, data = Residual(width=8, blocks=3), task()
-    sp.finetune(model, data, epochs=12, lr=0.1)
-    return model.eval(), data
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from simprune.trace.network import Network
 from simprune.tune.smallest import Attempt, NothingPassed, Procedure, Record, SearchSettings, smallest
 from simprune.tune.smallest.attempts import next_budget
 from tests.networks import Residual
-from tests.test_api import task
 
 MACS = 10**6
 
@@ -267,14 +266,6 @@ def test_bonferroni_divides_the_risk_among_all_checks_that_can_be_made():
 # ---- the real thing, and its folder ----
 
 GATES = [Gate("disagreement", limit=0.08)]
-
-
-@pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
-    model, train = Residual(width=8, blocks=3), task()
-    sp.finetune(model, train, epochs=12, lr=0.1)
-    return model.eval(), train
 
 
 def compress(trained, folder=None, **options):

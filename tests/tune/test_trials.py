@@ -61,7 +61,7 @@ def test_the_trial_is_what_a_user_would_measure(case):
 
 def test_trials_look_at_the_first_inputs_only(case, monkeypatch):
     model, batches, found = case
-    monkeypatch.setattr("simprune.tune.holdout_trial.INPUTS", 36)
+    monkeypatch.setattr("simprune.tune.finalists.INPUTS", 36)
     assert (
         calibrate(found, Network.trace(model, next(iter(batches))), batches, (0.3,)).trials
         == calibrate(found, Network.trace(model, next(iter(batches[:3]))), batches[:3], (0.3,)).trials
