@@ -9,7 +9,7 @@ from simprune.trace.layers import is_conv1d, matrix_of, output_dim
 
 # Names of the children that project queries, keys and values apart, all at once, and the heads' joint output.
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
-FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn")
+FUSED = (("qkv",), ("qkv_proj",), ("in_proj",), ("c_attn",))
 OUTPUT = ("o_proj", "out_proj", "c_proj", "proj", "o", "to_out")
 PER_HEAD_NORMS = ("q_norm", "k_norm")  # these work within a head, so they stay when another head goes
 # Names under which modules and configurations state numbers of heads and widths: a new spelling goes here alone.
@@ -83,13 +83,11 @@ def attentions(model: nn.Module) -> dict[str, Attention]:
     >>> attentions(nn.TransformerEncoderLayer(8, 2, 16))["self_attn"].units
     ((0,), (1,))
     """
-    layouts: dict[str, Attention] = {}
-    for name, module in model.named_modules():
-        is_multihead = isinstance(module, nn.MultiheadAttention)
-        layout = _of_multihead(name, module) if is_multihead else _of_projections(model, name, module)
-        if layout is not None:
-            layouts[name] = layout
-    return layouts
+    layouts = {
+        name: _of_multihead(name, m) if isinstance(m, nn.MultiheadAttention) else _of_projections(model, name, m)
+        for name, m in model.named_modules()
+    }
+    return {name: layout for name, layout in layouts.items() if layout is not None}
 
 
 # ---- nn.MultiheadAttention ----
@@ -108,17 +106,8 @@ def _of_multihead(name: str, module: nn.MultiheadAttention) -> Attention | None:
     reads = tuple((tensor, 1) for tensor in dict.fromkeys(part.tensor for part in rows))
     if module.in_proj_bias is not None:
         rows += [HeadRows(f"{prefix}in_proj_bias", 0, heads, start) for start in starts]
-    output = f"{prefix}out_proj"
-    return Attention(
-        name=name,
-        heads=heads,
-        groups=heads,
-        width=width,
-        rows=tuple(rows),
-        joint=HeadRows(f"{output}.weight", 1, heads),
-        reads=reads,
-        writes=along_outputs(output, module.out_proj),
-    )
+    joint, writes = HeadRows(f"{prefix}out_proj.weight", 1, heads), along_outputs(f"{prefix}out_proj", module.out_proj)
+    return Attention(name, heads, groups=heads, width=width, rows=tuple(rows), joint=joint, reads=reads, writes=writes)
 
 
 # ---- modules of projections ----
@@ -131,30 +120,24 @@ def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention
     if not projections or output is None or not _holds_only(module, {*projections, *PER_HEAD_NORMS}, output, name):
         return None
     output_layer = model.get_submodule(output)
-    joint = matrix_of(output_layer).shape[1]
-    width = _head_width(module, joint)
+    size = matrix_of(output_layer).shape[1]
+    width = _head_width(module, size)
     sizes = [len(matrix_of(children[child])) for child in projections]
-    groups = _key_value_heads(sizes, joint, width) if width else 0
+    groups = _key_value_heads(sizes, size, width) if width else 0
     if not groups:
         return None
-    heads, prefix = joint // width, f"{name}." if name else ""
+    heads, prefix = size // width, f"{name}." if name else ""
     layers = {prefix + child: children[child] for child in projections}
-    return Attention(
-        name=name,
-        heads=heads,
-        groups=groups,
-        width=width,
-        rows=tuple(_head_rows(layers, heads, groups, width)),
-        joint=HeadRows(f"{output}.weight", 1 - output_dim(output_layer), heads),
-        reads=tuple((f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items()),
-        writes=along_outputs(output, output_layer) if output.startswith(prefix) else (),
-    )
+    rows = tuple(_head_rows(layers, heads, groups, width))
+    joint = HeadRows(f"{output}.weight", 1 - output_dim(output_layer), heads)
+    reads = tuple((f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items())
+    writes = along_outputs(output, output_layer) if output.startswith(prefix) else ()
+    return Attention(name, heads, groups=groups, width=width, rows=rows, joint=joint, reads=reads, writes=writes)
 
 
 def _projections(children: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """Children that project to queries, keys and values: three, or one for all; empty where there are none."""
-    known = [*SEPARATE, *((fused,) for fused in FUSED)]
-    return next((names for names in known if all(_is_projection(children.get(name)) for name in names)), ())
+    return next((names for names in SEPARATE + FUSED if all(_is_projection(children.get(n)) for n in names)), ())
 
 
 def _output_projection(model: nn.Module, name: str, children: Mapping[str, nn.Module]) -> str | None:
@@ -195,15 +178,12 @@ def _key_value_heads(sizes: Sequence[int], joint: int, width: int) -> int:
 
 def _head_rows(layers: Mapping[str, nn.Module], heads: int, groups: int, width: int) -> list[HeadRows]:
     """The heads in every tensor of the projections: queries, keys and values, one after the other where fused."""
-    counts = (heads, groups, groups)
-    if len(layers) > 1:
-        slots = [(name, 0, count) for name, count in zip(layers, counts, strict=True)]
-    else:
-        starts = (0, heads * width, (heads + groups) * width)
-        slots = [(name, start, count) for name in layers for start, count in zip(starts, counts, strict=True)]
+    fused = len(layers) == 1
+    starts = (0, heads * width, (heads + groups) * width) if fused else (0, 0, 0)
+    names = [*layers] * 3 if fused else [*layers]
     return [
         HeadRows(tensor, dim, count, start)
-        for name, start, count in slots
+        for name, start, count in zip(names, starts, (heads, groups, groups), strict=True)
         for tensor, dim in along_outputs(name, layers[name])
     ]
 

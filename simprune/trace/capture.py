@@ -1,6 +1,6 @@
-"""Walking batches through a network while hooks at sites read rows or moments.
+"""Walking batches through a network while hooks at sites read activations.
 
-`read` is the one walk; `capture`, `accumulate` and `stream` are what one usually wants of it.
+`read` walks the batches for any reading; `capture` returns the rows, and `stream` feeds a measure with them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, first_tensor, labels_of, mask_of
-from simprune.core.moments import Moments
 from simprune.core.rows import Rows
 from simprune.measures import Streaming
 from simprune.trace.context import evaluation
@@ -95,7 +94,7 @@ def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: See) ->
 def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[str, Tensor]:
     """Rows of every site on a fixed set of inputs.
 
-    Memory grows with N x D; for data of any size use `accumulate`. Costs one forward pass.
+    Memory grows with N x D; for data of any size use `stream`. Costs one forward pass.
 
     Args:
         model: the network, which runs in evaluation mode and is left as it was.
@@ -118,27 +117,6 @@ def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[
     run(model, batches, sites, lambda site, value: rows[site.name].add(site.rows(value)))
     require_rows(sites, rows)
     return {name: rows.pop(name).tensor() for name in [*rows]}
-
-
-def accumulate(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[str, Moments]:
-    """Moments of every site, exact for any number of batches; memory O(D^2) per site, one forward pass.
-
-    Arguments and errors as of `capture`. Returns the name of every site and its moments.
-
-    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    >>> accumulate(model, [torch.randn(5, 4), torch.randn(2, 4)], [Site("0")])["0"].count
-    7
-    """
-    sites = list(sites)
-    moments: dict[str, Moments] = {}
-
-    def see(site: Site, value: Tensor) -> None:
-        batch = Moments.of(site.rows(value))
-        moments[site.name] = moments[site.name].merge(batch) if site.name in moments else batch
-
-    run(model, batches, sites, see)
-    require_rows(sites, moments)
-    return moments
 
 
 def stream(model: nn.Module, batches: Iterable, sites: Iterable[Site], accumulator: Streaming) -> Streaming:

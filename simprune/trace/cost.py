@@ -21,24 +21,20 @@ from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import After, Before, hooks
 from simprune.trace.layers import is_conv1d
 
-PROJECTIONS = ("aten.mm", "aten.addmm")  # operators by which nn.MultiheadAttention applies its own weights
+# the operators by which nn.MultiheadAttention applies its own weights
+PROJECTIONS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
-def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter[str]]:
+def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter]:
     """Multiply-adds times two by module ("" is the whole model) and operator, for the whole example batch."""
     args, kwargs = example
     counter = FlopCounterMode(display=False)
     # no parameter may require gradients: the counter fails on a module that gets a view of such a parameter
     with eval_mode(model), torch.no_grad(), requiring(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(*args, **kwargs)
-    counts = {
-        name: Counter({str(operator): count for operator, count in by_operator.items()})
-        for name, by_operator in counter.get_flop_counts().items()
-    }
-    root = type(model).__name__
-    return {"": counts.get("Global", Counter())} | {
-        name.removeprefix(f"{root}."): count for name, count in counts.items() if name.startswith(f"{root}.")
-    }
+    counts, root = counter.get_flop_counts(), f"{type(model).__name__}."
+    parts = {name.removeprefix(root): Counter(count) for name, count in counts.items() if name.startswith(root)}
+    return {"": Counter(counts.get("Global", {})), **parts}
 
 
 class _Streams:

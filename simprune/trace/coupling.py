@@ -5,6 +5,7 @@ file, bounded and checked.
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ from simprune.trace.context import eval_mode, requiring
 from simprune.trace.layers import is_conv1d
 from simprune.trace.pruners import opaque, pruners
 
+Channels = list[set[int]]  # entries that belong to every channel
+Key = tuple[str, int, str]  # a tensor, one of its dimensions, and a side
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
 # Entries are collected by tensor, dimension and side: "out" where a layer produces the channels, "in" where it reads
 # them. Two more keys in the same table are no sides of a tensor:
@@ -103,11 +106,9 @@ class CouplingGraph:
         width = self.width(layer)
         if not indices or sorted(set(indices)) != list(indices) or not all(0 <= i < width for i in indices):
             raise ValueError(f"{layer}: expected sorted distinct channels in [0, {width}); got {list(indices)}")
-        pruner = self._pruner(layer)
+        module, pruner = self.model.get_submodule(layer), self._pruner(layer)
         with self._bounded() as items:
-            group = self._graph.get_pruning_group(
-                self.model.get_submodule(layer), pruner.prune_out_channels, list(indices)
-            )
+            group = self._graph.get_pruning_group(module, pruner.prune_out_channels, list(indices))
         return group, items
 
     @contextmanager
@@ -145,18 +146,17 @@ class CouplingGraph:
             NotPrunable: with the reason, where the channels cannot be removed safely.
         """
         width = self.width(layer)
-        entries: dict[tuple[str, int, str], list[set[int]]] = {}
+        entries: dict[Key, Channels] = defaultdict(lambda: [set() for _ in range(width)])
         for dep, indices in self._group(layer, range(width))[1]:
-            by_channel: list[set[int]] = [set() for _ in range(width)]
+            by_channel: Channels = [set() for _ in range(width)]
             for index in indices:
                 by_channel[index.root_idx].add(int(index.idx))
             for key, per_channel in self._entries_of(dep, by_channel):
-                collected = entries.setdefault(key, [set() for _ in range(width)])
-                for known, more in zip(collected, per_channel, strict=True):
+                for known, more in zip(entries[key], per_channel, strict=True):
                     known |= more
         units = _units(width, entries.values())
 
-        def of_units(by_channel: list[set[int]] | None) -> tuple[tuple[int, ...], ...]:
+        def of_units(by_channel: Channels | None) -> tuple[tuple[int, ...], ...]:
             return tuple(tuple(sorted(set().union(*(by_channel[c] for c in unit)))) for unit in units if by_channel)
 
         slices = tuple(
@@ -166,9 +166,7 @@ class CouplingGraph:
         )
         return Coupling(units, slices)
 
-    def _entries_of(
-        self, dep: Any, by_channel: list[set[int]]
-    ) -> Iterator[tuple[tuple[str, int, str], list[set[int]]]]:
+    def _entries_of(self, dep: Any, by_channel: Channels) -> Iterator[tuple[Key, Channels]]:
         """(tensor, dimension, side) and the entries of every channel there, for one item of a group."""
         target, handler = dep.target, dep.handler
         side = "out" if self._graph.is_out_channel_pruning_fn(handler) else "in"
@@ -176,7 +174,7 @@ class CouplingGraph:
         if isinstance(module, nn.Parameter):
             yield (self._graph._param_to_name[module], target.pruning_dim, side), by_channel
         elif module in self._sides:
-            for tensor, dim in self._sides[module].writes if side == "out" else self._sides[module].reads:
+            for tensor, dim in self._sides[module][side]:
                 yield (tensor, dim, side), by_channel
         elif module in self._names:
             prefix = f"{self._names[module]}." if self._names[module] else ""
@@ -189,7 +187,7 @@ class CouplingGraph:
                     yield (prefix + name, dim, INPUT), by_channel
                 yield (prefix + name, dim, side), local if side == "in" else by_channel
 
-    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: list[set[int]]) -> Iterator[tuple[str, int]]:
+    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: Channels) -> Iterator[tuple[str, int]]:
         """Tensors of one layer, with dimensions, that shrink when its first channel is removed; tried on a copy."""
         first = next((indices for indices in by_channel if indices), None)
         if first is None:
@@ -223,11 +221,16 @@ class CouplingGraph:
         if not self._graph.check_pruning_group(group):
             raise NotPrunable(f"removing {len(indices)} channels of {layer} would leave a coupled layer empty")
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        tied = _tied(self.model)
+        names: dict[nn.Parameter, str] = {}
+        shared = {n: names.setdefault(p, n) for n, p in self.model.named_parameters(remove_duplicate=False)}
         width = self.width(layer)
         changed = [name for item in group.items if (name := self._names.get(item.dep.target.module))]
         group.prune()
-        _tie_again(self.model, tied)
+        for name, first in shared.items():  # torch-pruning has replaced every parameter by one of its own
+            old, new = self.model.get_parameter(name), self.model.get_parameter(first)
+            if old.shape != new.shape:
+                raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
+            put(self.model, name, new)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(trainable[name])
         self._restate(changed, width, width - len(indices))
@@ -238,9 +241,8 @@ class CouplingGraph:
         A number that equals the old width by chance is changed as well; the proof on a copy shows where that is wrong.
         """
         for module, name in self._names.items():
-            if next(module.children(), None) is None or module in self._sides:
-                continue
-            if name and not any(layer.startswith(f"{name}.") for layer in changed):
+            around = not name or any(layer.startswith(f"{name}.") for layer in changed)
+            if not around or next(module.children(), None) is None or module in self._sides:
                 continue
             for attribute in STATED_WIDTHS:
                 if vars(module).get(attribute) == old:
@@ -258,7 +260,7 @@ def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:
     return 1, 1
 
 
-def _units(width: int, tensors: Iterable[list[set[int]]]) -> tuple[tuple[int, ...], ...]:
+def _units(width: int, tensors: Iterable[Channels]) -> tuple[tuple[int, ...], ...]:
     """Sets of channels that are connected by shared entries, in order of their first channel.
 
     >>> _units(3, [[{0}, {1}, {0}]])
@@ -279,21 +281,3 @@ def _units(width: int, tensors: Iterable[list[set[int]]]) -> tuple[tuple[int, ..
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in [*module.named_parameters(), *module.named_buffers()]}
-
-
-def _tied(model: nn.Module) -> list[list[str]]:
-    """Groups of names that share one parameter."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [group for group in names.values() if len(group) > 1]
-
-
-def _tie_again(model: nn.Module, tied: list[list[str]]) -> None:
-    """Share parameters again where they were shared: torch-pruning replaces every parameter by a new one."""
-    for first, *others in tied:
-        shared = model.get_parameter(first)
-        for name in others:
-            if model.get_parameter(name).shape != shared.shape:
-                raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
-            put(model, name, shared)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
@@ -28,7 +29,7 @@ def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, 
     alive: list[Tensor] = []  # outputs that still exist have ids that no other tensor gets
 
     def see(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm):
             layer = producers.get(id(first_tensor((args, kwargs))))
             if layer is not None:
                 normalisers[layer] = name
@@ -37,11 +38,7 @@ def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, 
             alive.append(output)
             producers[id(output)] = name
 
-    watched = [
-        (module, partial(see, name))
-        for name, module in model.named_modules()
-        if can_be_fitted(module) or isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+    watched = [(m, partial(see, n)) for n, m in model.named_modules() if can_be_fitted(m) or isinstance(m, _BatchNorm)]
     args, kwargs = example
     with eval_mode(model), torch.no_grad(), hooks(after=watched):
         model(*args, **kwargs)

@@ -43,8 +43,7 @@ class ExplicitAttention(nn.MultiheadAttention):
         weights = None
         if need_weights:
             scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            weights = F.dropout(weights, dropout)
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             mixed = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
@@ -59,10 +58,8 @@ class ExplicitAttention(nn.MultiheadAttention):
         bias, inputs = self.in_proj_bias, (query, key, value)
         if self.in_proj_weight is not None and same:
             return F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
-        if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = separate if self.in_proj_weight is None else self.in_proj_weight.chunk(3)
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
 

@@ -104,11 +104,9 @@ def capture_gradients(
 
 def _gradients(numbers: Tensor, readings: list[_Reading]) -> tuple[Tensor, ...]:
     """Gradients of the sum over the batch, which are those of every input's own number. No `.grad` is written."""
-    if not readings:
-        return ()
-    gradients = (None,) * len(readings)
-    if numbers.requires_grad:
-        activations = [reading.activation for reading in readings]
+    activations = [reading.activation for reading in readings]
+    gradients = [None] * len(readings)
+    if readings and numbers.requires_grad:
         gradients = torch.autograd.grad(numbers.sum(), activations, allow_unused=True)
     unused = [reading.site.name for reading, gradient in zip(readings, gradients, strict=True) if gradient is None]
     if unused:
@@ -123,11 +121,8 @@ def _require_separate(model: nn.Module, sites: list[Site]) -> None:
         raise ValueError(
             f"expected sites of different names, got {', '.join(twice)} more than once: capture them apart"
         )
-    mixing = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-    ]
+    norms = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    mixing = [name for name, norm in norms if norm.running_mean is None]
     if mixing:
         raise ValueError(
             f"{', '.join(mixing)}: BatchNorm without running statistics mixes the inputs of a batch, so no input has a "

@@ -27,10 +27,6 @@ def can_be_fitted(layer: nn.Module) -> bool:
     return layer.groups == 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else True
 
 
-def _is_convolution(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv1d | nn.Conv2d)
-
-
 def matrix_of(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     """A layer's weight, or another tensor of its shape, as (outputs, inputs x kernel)."""
     weight = layer.get_parameter("weight").detach() if weight is None else weight
@@ -45,7 +41,7 @@ def weight_of(layer: nn.Module, matrix: Tensor) -> Tensor:
 
 def taps(layer: nn.Module) -> int:
     """Number of kernel entries per input channel; 1 for a linear layer."""
-    return layer.get_parameter("weight")[0, 0].numel() if _is_convolution(layer) else 1
+    return layer.get_parameter("weight")[0, 0].numel() if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
 
 
 def output_dim(layer: nn.Module) -> int:
@@ -55,7 +51,7 @@ def output_dim(layer: nn.Module) -> int:
 
 def channel_dim(layer: nn.Module) -> int:
     """The dimension of the output along which the channels lie."""
-    return 1 if _is_convolution(layer) else -1
+    return 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else -1
 
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
@@ -76,7 +72,7 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
 
 def positions(layer: nn.Module, output: Tensor) -> Tensor:
     """A layer's output as (N, channels, positions), with N and positions as in `patches`."""
-    return output.flatten(2) if _is_convolution(layer) else output.flatten(0, -2).T.unsqueeze(0)
+    return output.flatten(2) if isinstance(layer, nn.Conv1d | nn.Conv2d) else output.flatten(0, -2).T.unsqueeze(0)
 
 
 def stacked(*parts: Tensor) -> Tensor:

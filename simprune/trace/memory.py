@@ -29,18 +29,15 @@ class _Storages(TorchDispatchMode):
         return output
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
 
-        def freed() -> None:
-            self._known.discard(key)
-            self.alive -= size
-
-        weakref.finalize(storage, freed)
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
 
 
 def peak_memory(model: nn.Module, example: Example) -> int:

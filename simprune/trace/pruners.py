@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,7 @@ from simprune.trace.cut import cut
 from simprune.trace.explicit import ExplicitAttention, make_explicit
 from simprune.trace.layers import is_conv1d
 
-
-class Sides(NamedTuple):
-    """The tensors, with dimensions, along which a module's input channels lie, and those of its output channels."""
-
-    reads: tuple[Entry, ...]
-    writes: tuple[Entry, ...]
+Sides = dict[str, tuple[Entry, ...]]  # "in" and "out": tensors, with dimensions, along which channels of that side lie
 
 
 class SidesPruner(BasePruningFunc):
@@ -29,27 +24,27 @@ class SidesPruner(BasePruningFunc):
         super().__init__()
         self.model, self.sides = model, sides
 
-    def _cut(self, module: nn.Module, tensors: Sequence[Entry], indices: Sequence[int]) -> nn.Module:
-        for tensor, dim in tensors:
+    def _cut(self, layer: nn.Module, side: str, indices: Sequence[int]) -> nn.Module:
+        for tensor, dim in self.sides[layer][side]:
             cut(self.model, tensor, dim, indices)
-        if isinstance(module, nn.MultiheadAttention):
-            make_explicit(module)
-        return module
+        if isinstance(layer, nn.MultiheadAttention):
+            make_explicit(layer)
+        return layer
 
-    def _size(self, tensors: Sequence[Entry]) -> int | None:
-        return next((self.model.get_parameter(tensor).shape[dim] for tensor, dim in tensors), None)
+    def _size(self, layer: nn.Module, side: str) -> int | None:
+        return next((self.model.get_parameter(tensor).shape[dim] for tensor, dim in self.sides[layer][side]), None)
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        return self._cut(layer, self.sides[layer].writes, idxs)
+        return self._cut(layer, "out", idxs)
 
     def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        return self._cut(layer, self.sides[layer].reads, idxs)
+        return self._cut(layer, "in", idxs)
 
     def get_out_channels(self, layer: nn.Module) -> int | None:
-        return self._size(self.sides[layer].writes)
+        return self._size(layer, "out")
 
     def get_in_channels(self, layer: nn.Module) -> int | None:
-        return self._size(self.sides[layer].reads)
+        return self._size(layer, "in")
 
 
 class RMSNormPruner(LayernormPruner):
@@ -89,10 +84,10 @@ def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Modu
     known = {model.get_submodule(name): layout for name, layout in attentions(model).items()}
     unknown = {type(module) for module in model.modules() if module not in known}
     layouts = {module: layout for module, layout in known.items() if type(module) not in unknown}
-    sides = {module: Sides(layout.reads, layout.writes) for module, layout in layouts.items()}
+    sides: dict[nn.Module, Sides] = {m: {"in": layout.reads, "out": layout.writes} for m, layout in layouts.items()}
     for name, module in model.named_modules():
         if is_conv1d(module):
-            sides[module] = Sides(((f"{name}.weight", 0),), along_outputs(name, module))
+            sides[module] = {"in": ((f"{name}.weight", 0),), "out": along_outputs(name, module)}
     types = {type(module) for module in sides}
     if types & {nn.MultiheadAttention, ExplicitAttention}:  # a module changes its class within `explicit_attention`
         types |= {nn.MultiheadAttention, ExplicitAttention}

@@ -150,12 +150,10 @@ def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
     assert moved is not None
     slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
     moves = slope.abs() > 1e-3 * slope.abs().max()
-    gain = torch.zeros_like(slope[0])
-    for channel in range(len(gain)):
-        values = slope[moves[:, channel], channel]
-        if len(values):
-            gain[channel] = values.median()
-            agree = (values - gain[channel]).abs() <= 0.05 * gain[channel].abs()
-            if agree.double().mean() < 0.6:  # the step opens or closes the ReLU of some entries; most must agree
-                return None
+    medians = torch.where(moves, slope, torch.nan).nanmedian(0).values
+    gain = torch.where(moves.any(0), medians, 0)
+    agree = moves & ((slope - gain).abs() <= 0.05 * gain.abs())
+    # the step opens or closes the ReLU of some entries; most must agree
+    if (agree.sum(0).double() / moves.sum(0) < 0.6).any():
+        return None
     return torch.where(gain.abs() < 1e-2 * gain.abs().median(), 0, gain)

@@ -1,6 +1,7 @@
 """How long a network takes: the median of repeated runs, and two networks timed in turns."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -18,11 +19,8 @@ def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
 
     args, kwargs = example
     with evaluation(model):
-        timer = benchmark.Timer(
-            "model(*args, **kwargs)",
-            globals={"model": model, "args": args, "kwargs": kwargs},
-            num_threads=torch.get_num_threads(),
-        )
+        run = {"run": partial(model, *args, **kwargs)}
+        timer = benchmark.Timer("run()", globals=run, num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=seconds).median
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from simprune import measures
-from simprune.trace.capture import accumulate, capture, stream, watching
+from simprune.trace.capture import capture, stream, watching
 from simprune.trace.sites import Site
 from tests.networks import build, images
 
@@ -52,10 +52,8 @@ def test_padding_has_no_part_in_rows_and_moments():
         sites = [Site("first", layout), Site("second", layout, "input")]
         expected = [capture(model, [x], sites) for x in (short, long)]
         found = capture(model, [padded], sites)
-        moments = accumulate(model, [padded], sites)
         for name, rows in found.items():
             torch.testing.assert_close(rows, torch.cat([each[name] for each in expected]))
-            assert moments[name].count == len(rows)
     pooled = [Site("first"), Site("second")]
     seen = stream(model, [padded], pooled, measures.streaming("cka", ["first", "second"]))
     rows = {name: torch.cat([capture(model, [x], pooled)[name] for x in (short, long)]) for name in ("first", "second")}
@@ -65,15 +63,6 @@ def test_padding_has_no_part_in_rows_and_moments():
 def test_a_sentence_of_padding_alone_is_a_zero_row():
     site = Site("a", mask=torch.tensor([[True, False], [False, False]]))
     assert torch.equal(site.rows(torch.ones(2, 2, 3)), torch.tensor([[1.0] * 3, [0.0] * 3]))
-
-
-def test_moments_of_many_batches_equal_the_rows_at_once(network):
-    model, x = network
-    site = Site("stem", "positions")
-    found = accumulate(model, x.split(5), [site])["stem"]
-    rows = capture(model, [x], [site])["stem"].double()
-    assert found.count == len(rows)
-    assert torch.allclose(found.covariance, torch.cov(rows.T, correction=0), atol=1e-9)
 
 
 def test_hooks_and_modes_are_as_before_also_after_an_error(network):
