@@ -213,9 +213,4 @@ def validate(job: Job) -> int:
     return EXIT[verdict.outcome]
 
 
-COMMANDS: dict[str, Callable[[Job], int]] = {
-    "analyze": analyze,
-    "plan": plan,
-    "compress": compress,
-    "validate": validate,
-}
+COMMANDS: dict[str, Callable[[Job], int]] = {entry.__name__: entry for entry in (analyze, plan, compress, validate)}

@@ -94,7 +94,7 @@ def frontier(data: Mapping[str, Any]) -> Table:
 
 
 def edits(plan: Plan) -> Table:
-    """The edits of a plan, with the damage that each is expected to do, and the reason."""
+    """The edits of a plan, with the expected damage and the reason of every edit."""
     rows = []
     for edit in plan.edits:
         removed = edit.remove if edit.remove == "block" else f"{len(edit.indices)} of {edit.of} {edit.remove}"

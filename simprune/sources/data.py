@@ -49,7 +49,7 @@ class Batches:
     """Tensors of one length cut into batches, in order or, with a `shuffle` seed, reordered on every walk.
 
     Args:
-        tensors: (N, ...) each. Of one tensor the batches are tensors, of several they are tuples.
+        tensors: all (N, ...). Of one tensor the batches are tensors, of several they are tuples.
         batch_size: rows of a batch; the last batch may have fewer.
         shuffle: the seed of the order; the n-th walk of two objects with the same seed has the same order.
 

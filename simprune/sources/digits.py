@@ -76,8 +76,7 @@ def digits_model(
     training = {"epochs": epochs, "lr": 0.02, "seed": seed}
     settings = {"widths": list(widths), "depths": list(depths), **training}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "simprune" / f"digits-{name}.safetensors"
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "simprune", f"digits-{name}.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResidualCNN(in_channels=1, widths=widths, depths=depths)
@@ -103,4 +102,3 @@ def _train(model: nn.Module, batches: Iterable, epochs: int, lr: float, seed: in
                 F.cross_entropy(model(images), labels).backward()
                 optimizer.step()
                 schedule.step()
-        model.eval()
