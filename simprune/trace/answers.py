@@ -41,8 +41,8 @@ def agreement(answers: Answers | None, original: Answers | None) -> dict[str, fl
 
     Returns:
         accuracy: share of inputs whose top class is the label; agreement: share whose top class is the original's;
-        damage: squared change of the output as a share of its variance. None for what cannot be said, as accuracy
-        without labels, or classes where outputs are not (N, classes).
+        damage: squared change of the output as a share of its variance. A value is None where it is not
+        defined, as accuracy without labels, or classes where outputs are not (N, classes).
     """
     values: dict[str, float | None] = dict.fromkeys(("accuracy", "agreement", "damage"))
     if answers is None or original is None:

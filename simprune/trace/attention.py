@@ -38,7 +38,7 @@ class Attention:
     Args:
         name: of the module.
         heads: number of query heads.
-        groups: number of key/value heads; each serves `heads / groups` query heads that follow each other.
+        groups: number of key/value heads, any of which serves `heads / groups` query heads, one after the other.
         width: entries of one head.
         rows: where the heads lie in the weights and biases of the projections to queries, keys and values.
         joint: where they lie in the weight of the output projection.

@@ -1,7 +1,7 @@
 """Which tensors lose entries together when a channel goes: torch-pruning's dependency graph, guarded.
 
 torch-pruning can loop forever, accept wrong indices and skip frozen layers in silence; every call to it is in this
-file, bounded and checked.
+file, bounded and checked (`simprune.trace.pruners` holds the rules that it calls back).
 """
 
 import copy
@@ -69,9 +69,8 @@ class CouplingGraph:
                         customized_pruners=by_type,
                         verbose=False,
                     )
-            except Exception as error:  # of any type, and torch-pruning's own: the model has just run
-                reason = f"torch-pruning cannot trace the network ({type(error).__name__}: {error})"
-                raise NotPrunable(reason) from None
+            except Exception as error:  # of any type; torch-pruning's own, because the model alone has just run
+                raise NotPrunable(f"torch-pruning cannot trace the network ({type(error).__name__}: {error})") from None
         widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
         self._index_cap = 4 * widest
         self._item_cap = 8 * len(self._graph.module2node) + 64

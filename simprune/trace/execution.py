@@ -1,4 +1,4 @@
-"""Which layers run in what order, and the BatchNorm behind each."""
+"""The layers in order of execution, and the BatchNorm that reads a layer's output."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from simprune.trace.layers import can_be_fitted
 
 
 def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, str]]:
-    """Convolutions and linear layers that run once, in order of execution, and the BatchNorm that reads each.
+    """Convolutions and linear layers that run once, in order of execution, and the BatchNorms that read their outputs.
 
     Returns:
         Names of the layers; layer -> BatchNorm.

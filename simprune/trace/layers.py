@@ -76,7 +76,7 @@ def positions(layer: nn.Module, output: Tensor) -> Tensor:
 
 
 def stacked(*parts: Tensor) -> Tensor:
-    """Tensors (N, width, positions) below each other as (sum of widths, N x positions)."""
+    """Tensors (N, width, positions) one below the other as (sum of widths, N x positions)."""
     return torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
 
 

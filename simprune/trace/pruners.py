@@ -110,7 +110,7 @@ class _Whole(torch.autograd.Function):
 
 @contextmanager
 def opaque(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block, torch-pruning's trace sees each of the modules as a single operation."""
+    """Within the block, torch-pruning's trace sees every one of the modules as a single operation."""
     own = [(module, vars(module).get("forward")) for module in modules]
     for module in modules:
         module.forward = _as_one(module.forward)

@@ -100,7 +100,15 @@ def hooks_at(model: nn.Module, sites: Iterable[Site], function: Callable[..., An
 
 
 def require_rows(sites: Iterable[Site], rows: Mapping[str, object]) -> None:
-    """Raise ValueError with the names of all sites that have no rows under their name, or empty ones."""
+    """Check that every site has rows under its name.
+
+    Args:
+        sites: where rows were to be read.
+        rows: by name of a site.
+
+    Raises:
+        ValueError: with the names of the sites without rows.
+    """
     silent = [site.name for site in sites if not rows.get(site.name)]
     if silent:
         raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")
