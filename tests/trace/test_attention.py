@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from simprune.trace.attention import attentions
-from simprune.trace.context import explicit_attention
+from simprune.trace.context import eval_mode, explicit_attention
 from simprune.trace.explicit import ExplicitAttention, make_explicit
 from simprune.zoo import ViT
 
@@ -77,3 +77,13 @@ def test_variants_with_extra_keys_are_left_alone(options):
     assert attentions(model) == {}
     with explicit_attention(model):
         assert type(model[0]) is nn.MultiheadAttention
+
+
+def test_fused_attention_comes_back_also_where_a_model_refuses_evaluation_mode():
+    class Refusing(nn.Module):
+        def eval(self):
+            raise RuntimeError("no evaluation mode")
+
+    with pytest.raises(RuntimeError, match="no evaluation mode"), eval_mode(Refusing()):
+        pass
+    assert torch.backends.mha.get_fastpath_enabled()
