@@ -10,7 +10,7 @@ class Mapped(Bypass):
     """Returns its input plus a map of it, which is zero until `set` is called.
 
     Args:
-        layout: which arguments the outputs are (see `simprune.trace.bypass.layout_of`).
+        layout: which arguments the outputs are (see `simprune.trace.visits.Visit.layout`).
         channels: of the input.
         maps: whether inputs are (N, C, H, W); otherwise channels are last.
         mean: whether the map is a constant per channel; otherwise it is linear over channels, with a bias.
