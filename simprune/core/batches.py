@@ -1,6 +1,7 @@
 """What a batch is: a tensor, `(inputs, labels)`, or a dict as from transformers; and how a model is run on one."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 LABEL_KEYS = ("labels", "label")
+# What models return beside their outputs, by the last word of its name: losses, and records of their insides.
+LOSSES = ("loss", "losses")
+RECORDS = ("hidden_states", "attentions", "past_key_values", "router_logits", "mems", "encoder_last_hidden_state")
 
 
 def inputs_of(batch: Any) -> tuple[tuple, dict]:
@@ -83,16 +87,70 @@ def copied(value: Any) -> Any:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The main tensor of a module's output: itself, `.logits`, or the first one inside a tuple or dict."""
+    """The main tensor that a module returns or gets: itself, `logits`, or the first one inside that is no loss.
+
+    >>> first_tensor({"loss": torch.tensor(0.5), "logits": torch.zeros(2, 3)}).shape
+    torch.Size([2, 3])
+    """
     logits = getattr(value, "logits", None)
     value = logits if isinstance(logits, Tensor) else value
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, Mapping) and isinstance(value.get("logits"), Tensor):
+        return value["logits"]
+    inside = _inside(value)
+    items = [item for key, item in inside.items() if not _ends(key, LOSSES)] or inside.values()
+    return next((tensor for item in items if (tensor := first_tensor(item)) is not None), None)
+
+
+def outputs_of(value: Any) -> dict[str, Tensor]:
+    """All outputs in what a model returns, by name: the floating-point tensors with one entry or more per input.
+
+    Names are keys, fields or positions, joined by dots; a tensor alone is "output". Losses, scalars and tensors of
+    other types are no outputs. Records of the inside, such as the hidden states of transformers models, are outputs
+    only where there is nothing else. A tensor that stands in two places is one output.
+
+    >>> z = torch.zeros(2, 3)
+    >>> list(outputs_of(z)), list(outputs_of((z, {"boxes": [z + 1, z + 2]})))
+    (['output'], ['0', '1.boxes.0', '1.boxes.1'])
+    >>> list(outputs_of({"loss": z.sum(), "logits": z, "hidden_states": (z + 1, z + 2)}))
+    ['logits']
+    """
+    leaves: dict[str, Tensor] = {}
+    _collect(value, "", leaves)
+    outputs = {name: tensor for name, tensor in leaves.items() if not _recorded(name)} or leaves
+    return {name or "output": tensor for name, tensor in outputs.items()}
+
+
+def _collect(value: Any, name: str, leaves: dict[str, Tensor]) -> None:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.ndim and not any(value is other for other in leaves.values()):
+            leaves[name] = value
+        return
+    for key, item in _inside(value).items():
+        if not _ends(key, LOSSES):
+            _collect(item, f"{name}.{key}" if name else key, leaves)
+
+
+def _inside(value: Any) -> dict[str, Any]:
+    """What a container holds, by key, field or position; nothing for anything else."""
     if isinstance(value, Mapping):
-        value = tuple(value.values())
+        return {str(key): item for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return next((tensor for item in value if (tensor := first_tensor(item)) is not None), None)
-    return None
+        names = getattr(value, "_fields", None) or map(str, range(len(value)))
+        return dict(zip(names, value, strict=True))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    logits = getattr(value, "logits", None)
+    return {"logits": logits} if isinstance(logits, Tensor) else {}
+
+
+def _recorded(name: str) -> bool:
+    return any(_ends(part, RECORDS) for part in name.split("."))
+
+
+def _ends(key: str, words: Sequence[str]) -> bool:
+    return any(key == word or key.endswith(f"_{word}") for word in words)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -101,12 +159,34 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def call(model: nn.Module, batch: Any) -> Tensor:
-    """Output of the model on one batch as one tensor (class scores, tokens, an embedding), on the model's device."""
+    """Main output of the model on one batch (class scores, tokens, an embedding), on the model's device.
+
+    It is `logits` where an output has this name, else the first output.
+    """
     args, kwargs = move(inputs_of(batch), device_of(model))
-    output = first_tensor(model(*args, **kwargs))
+    output = main_output(model(*args, **kwargs))
     if output is None:
         raise ValueError(f"{type(model).__name__} returned no tensor; return logits, a tuple or a dict with them")
     return output
+
+
+def call_all(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """All outputs of the model on one batch, by name (see `outputs_of`), on the model's device.
+
+    Raises:
+        ValueError: where the model returns no floating-point tensor.
+    """
+    args, kwargs = move(inputs_of(batch), device_of(model))
+    outputs = outputs_of(model(*args, **kwargs))
+    if not outputs:
+        raise ValueError(f"{type(model).__name__} returned no floating-point tensor; return logits, a tuple or a dict")
+    return outputs
+
+
+def main_output(value: Any) -> Tensor | None:
+    """The main one of the outputs that a model returns; without outputs, the first tensor; None without a tensor."""
+    outputs = outputs_of(value)
+    return outputs.get("logits", next(iter(outputs.values()), None)) if outputs else first_tensor(value)
 
 
 def checked(batches: Iterable, name: str) -> Iterable:
