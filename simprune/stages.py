@@ -173,7 +173,7 @@ class Run:
         """Stand-ins are folded into layers where that changes nothing; then the last checks and timings."""
         small = made.recovered.model
         stand_ins = absorb(small, made.plan, self.given.calibration)
-        self.notes += notes_of(stand_ins)
+        self.notes += [*made.recovered.notes, *notes_of(stand_ins)]
         if any(entry.folded_into for entry in stand_ins):
             self.table.add("maps folded", small)
         verdict = made.verdict

@@ -1,7 +1,7 @@
 """What a repair method gets to work on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ class Task:
 
     `batches` are the calibration inputs, empty for a method that needs no data. `chosen` tells, by the name of a layer
     or block, whether the recipe wants this method there; `layers` the same, with the methods that this one includes.
-    All modules of `small` have the original's names.
+    All modules of `small` have the original's names. A method adds to `notes` what it leaves alone, and why.
     """
 
     small: nn.Module
@@ -27,3 +27,4 @@ class Task:
     batches: Sequence[Any]
     chosen: Callable[[str], bool]
     layers: Callable[[str], bool]
+    notes: list[str] = field(default_factory=list)

@@ -84,7 +84,7 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
         modules = dict(trial.named_modules())
         visits = visit(trial, examples[0])
         order = [name for name, visited in visits.items() if visited.calls == 1 and _takes(modules, name)]
-        normalisers = execution(trial, examples[0])[1]
+        normalisers = execution(trial, examples[0]).normalisers
         for name in sorted(names, key=lambda name: order.index(name) if name in order else -1):
             into, reason = None, "it runs more than once"
             if name in order:

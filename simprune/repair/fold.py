@@ -26,7 +26,8 @@ def fold(task: Task) -> list[Refit]:
 
     In place; heads are folded like channels. The running variance of a BatchNorm behind a reader of nothing but one
     group is scaled by how much the fold changes the variance of what the reader gives, were the producers' inputs
-    white. Readers that are grouped convolutions stay as they are. Cost O(units^2 x weights of one unit) per edit.
+    white. Readers that are grouped convolutions stay as they are, and so do those whose weight is used elsewhere too.
+    Cost O(units^2 x weights of one unit) per edit.
 
     Args:
         task: what is repaired; `chosen` tells by name whether a reader takes part.
@@ -35,6 +36,7 @@ def fold(task: Task) -> list[Refit]:
         No errors, because nothing is fitted.
     """
     model, normalisers, effects = task.network.model, task.network.normalisers, task.effects
+    shared = task.network.execution.elsewhere
     folded: dict[str, Tensor] = {}  # in the original's numbering
     ratios: dict[str, Tensor] = {}
     for edit, coupling in unit_edits(task.plan, task.network):
@@ -44,6 +46,10 @@ def fold(task: Task) -> list[Refit]:
         for part in coupling.slices:
             reads = part.side == "in" and part.tensor.endswith("weight") and not part.inputs
             if not reads or not task.chosen(part.module):
+                continue
+            if part.module in shared:
+                others = " and ".join(other or "the model itself" for other in shared[part.module])
+                task.notes.append(f"nothing was folded into {part.module}: its weight is also used by {others}")
                 continue
             weight = folded.setdefault(part.tensor, model.get_parameter(part.tensor).detach().clone())
             entries = weight.movedim(part.dim, 0)

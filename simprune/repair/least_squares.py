@@ -1,12 +1,15 @@
 """Least squares: layer after layer is solved for the output of the original's layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from simprune.core.registry import register
 from simprune.repair._task import Task
 from simprune.repair.refit import VALUES, Refit, Repair
+from simprune.repair.repeats import repeated
 from simprune.repair.ridge import Ridge
-from simprune.trace.execution import execution
+from simprune.trace.execution import Execution, execution
 from simprune.trace.layers import output_dim
 from simprune.trace.shortcuts import find_shortcuts
 
@@ -17,12 +20,13 @@ def least_squares(task: Task, *, ridge: Ridge = "auto") -> list[Refit]:
 
     Its inputs are those that it gets in the pruned network, so errors of earlier layers are corrected and not passed
     on; the last layer of a residual block also takes back what the shortcut has lost. A convolution without bias puts
-    its intercept into the BatchNorm behind it; a layer with neither is fitted through the origin. Grouped convolutions,
-    layers that run more than once, and subclasses that compute something else than a product with their weight stay as
-    they are.
+    its intercept into the BatchNorm behind it; a layer with neither is fitted through the origin, and so is one whose
+    BatchNorm reads other layers too. A layer that runs more than once is fitted to all its calls together. Grouped
+    convolutions, subclasses that compute something else than a product with their weight, and layers whose weight is
+    used elsewhere in another way (an embedding) stay as they are.
 
-    Cost: one forward pass of both networks over the calibration batches, plus one solve per layer, of as many unknowns
-    as it has inputs x kernel, or rows where these are fewer.
+    Cost: one forward pass of both networks over the calibration batches, and two for every layer that runs more than
+    once, plus one solve per layer, of as many unknowns as it has inputs x kernel, or rows where these are fewer.
 
     Args:
         task: what is repaired.
@@ -47,22 +51,45 @@ def refit(
         The errors of layers and blocks before and after.
     """
     network, effects = task.network, task.effects
-    order, normalisers = execution(task.small, network.example)
+    original, pruned = network.execution, execution(task.small, network.example)
+    repeats, alone = repeated(task.small, pruned, original, effects.dropped)
 
     def touched(name: str) -> bool:
         """Whether the plan changes the layer's input, or removes the layer with a block."""
         inputs = 1 - output_dim(network.model.get_submodule(name))
         return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
 
-    first = next((index for index, name in enumerate(network.order) if touched(name)), len(network.order))
-    behind = set(network.order[first:])
-    chosen = [name for name in order if task.layers(name)]
-    layers = [name for name in chosen if name in behind]
-    shortcuts = find_shortcuts(task.small, network.block_calls, layers)
+    first = next((index for index, name in enumerate(original.calls) if touched(name)), len(original.calls))
+    behind = {*original.calls[first:]}
+    last = {name: index for index, name in enumerate(pruned.calls)}
+    for name, repeat in repeats.items():  # it is fitted where it runs last, when all else before it is
+        last[name] = max(last[module] for module in repeat.modules)
+    others = {module for name, repeat in repeats.items() for module in repeat.modules if module != name}
+    chosen = [name for name in sorted(last, key=last.__getitem__) if task.layers(name) and name not in others]
+    layers = [name for name in chosen if behind.intersection(repeats[name].modules if name in repeats else (name,))]
+    task.notes.extend(f"{name} was not refitted: {alone[name]}" for name in layers if name in alone)
+    layers = [name for name in layers if name not in alone]
+    task.notes.extend(_through_the_origin(task.small, layers, pruned))
+    once = [name for name in layers if name not in repeats]
+    shortcuts = find_shortcuts(task.small, network.block_calls, once)
     blocks = {
-        shortcut.module: [name for name in chosen if name.startswith(f"{shortcut.module}.")]
+        shortcut.module: [name for name in chosen if name.startswith(f"{shortcut.module}.") and name not in repeats]
         for shortcut in shortcuts.values()
         if together(shortcut.module)
     }
-    repair = Repair(task.small, network.model, effects, normalisers, shortcuts, ridge, blocks, values)
+    blocks = {block: [name for name in inside if name not in alone] for block, inside in blocks.items()}
+    repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, blocks, values, repeats)
     return repair.run(layers, task.batches, "reconstruct")
+
+
+def _through_the_origin(small: nn.Module, layers: Sequence[str], pruned: Execution) -> list[str]:
+    """A note for every BatchNorm that cannot hold the intercepts of the layers before it."""
+    before: dict[str, list[str]] = {}
+    for name in layers:
+        if getattr(small.get_submodule(name), "bias", None) is None:
+            for norm in pruned.lent.get(name, ()):
+                before.setdefault(norm, []).append(name)
+    return [
+        f"{', '.join(names)}: fitted without an intercept, because the mean of {norm} is not theirs alone"
+        for norm, names in before.items()
+    ]

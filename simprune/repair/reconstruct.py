@@ -94,6 +94,7 @@ def reconstruct(
     method: Method = DEFAULT,
     effects: Effects | None = None,
     stand_ins: bool = True,
+    notes: list[str] | None = None,
 ) -> list[Refit]:
     """Repair `small` in place, without labels, so that it answers like the original `network`.
 
@@ -107,6 +108,7 @@ def reconstruct(
             "least_squares" where none does.
         effects: of the plan, if they are known.
         stand_ins: whether maps and constants that replace blocks are fitted first; False where they are fitted.
+        notes: to which a line is added for everything that a method leaves alone, with the reason.
 
     Returns:
         The errors of refitted layers and blocks before and after.
@@ -130,5 +132,6 @@ def reconstruct(
         for active in rules.active:
             part, options = active
             chosen, layers = (partial(rules.uses, active, names) for names in ((), part.facts.get("includes", ())))
-            refits += part.make(Task(small, plan, network, effects, batches, chosen, layers), **options)
+            task = Task(small, plan, network, effects, batches, chosen, layers, [] if notes is None else notes)
+            refits += part.make(task, **options)
     return refits

@@ -19,11 +19,15 @@ Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model at i
 
 @dataclass(frozen=True)
 class Recovered:
-    """The smaller model, the errors of its layers before and after the repair, and the losses of its training."""
+    """The smaller model, the errors of its layers before and after the repair, and the losses of its training.
+
+    `notes`: what the repair left alone, and why.
+    """
 
     model: nn.Module
     repairs: list[dict[str, Any]]
     epochs: list[dict[str, float]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ class Recovery:
         small = apply(plan, network, effects)
         fit_stand_ins(small, plan, network, self.calibration, effects)
         watch("pruned", small)
-        refits = reconstruct(small, plan, network, self.calibration, self.method, effects, stand_ins=False)
+        notes: list[str] = []
+        refits = reconstruct(small, plan, network, self.calibration, self.method, effects, False, notes)
         if title := Rules.of(self.method).title:
             watch(title, small)
         epochs: list[dict[str, float]] = []
         if self.settings is not None and self.train is not None:
             epochs = finetune(small, self.train, **{"teacher": network.model, "seed": self.seed, **self.settings})
             watch("fine-tuned", small)
-        return Recovered(small, [refit.to_dict() for refit in refits], epochs)
+        return Recovered(small, [refit.to_dict() for refit in refits], epochs, tuple(notes))

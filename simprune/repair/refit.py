@@ -13,6 +13,7 @@ from simprune.core.progress import progress
 from simprune.edit.effects import Effects
 from simprune.repair.gauss_newton import Pair, fit_block
 from simprune.repair.lockstep import lockstep
+from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
@@ -48,6 +49,7 @@ class Repair:
         ridge: of the fit (see `simprune.repair.ridge`).
         together: block -> layers in it that are at last fitted together.
         values: number of output entries to which a block is fitted.
+        repeats: layers that run more than once, with all modules that compute with their weight.
     """
 
     small: nn.Module
@@ -58,12 +60,13 @@ class Repair:
     ridge: Ridge
     together: Mapping[str, Sequence[str]] = field(default_factory=dict)
     values: int = VALUES
+    repeats: Mapping[str, Repeat] = field(default_factory=dict)
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
 
         Args:
-            layers: names, in order of execution; every layer runs once.
+            layers: names, in order of execution; those that run more than once where they run last.
             batches: calibration inputs.
             title: of the progress that is shown; none without it.
 
@@ -72,23 +75,61 @@ class Repair:
         """
         masks = [mask_of(batch) for batch in batches]
         calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (self.model, self.small)]
+        refits: list[Refit] = []
+        with uncached(self.model), uncached(self.small), torch.no_grad():  # blocks run more than once
+            for stretch in self._stretches(layers):
+                if stretch[0] in self.repeats:
+                    refits.append(self._repeated(stretch[0], calls[0], calls[1], masks))
+                    continue
+                units = self._units(stretch)
+                with (
+                    lockstep(self.model, calls[0], [*units]) as original,
+                    lockstep(self.small, calls[1], [*units]) as pruned,
+                ):
+                    for unit, inside in progress(units.items(), title) if title else units.items():
+                        entering = list(zip(original(unit), pruned(unit), masks, strict=True))
+                        alone = inside == [unit]
+                        refits += [self._layer(unit, entering)] if alone else self._block(unit, inside, entering)
+        return refits
+
+    def _stretches(self, layers: Sequence[str]) -> list[list[str]]:
+        """Layers that one pass in lockstep refits; those that run more than once by themselves."""
+        stretches: list[list[str]] = []
+        for layer in layers:
+            if layer in self.repeats or not stretches or stretches[-1][0] in self.repeats:
+                stretches.append([])
+            stretches[-1].append(layer)
+        return stretches
+
+    def _units(self, layers: Sequence[str]) -> dict[str, list[str]]:
+        """Block -> its layers, or layer -> itself where no block is around it."""
         blocks = [shortcut.module for shortcut in self.shortcuts.values()]
-        units: dict[str, list[str]] = {}  # block -> its layers, or layer -> itself where no block is around it
+        units: dict[str, list[str]] = {}
         for layer in layers:
             unit = next((block for block in blocks if layer.startswith(f"{block}.")), layer)
             units.setdefault(unit, []).append(layer)
-        refits: list[Refit] = []
-        with (
-            uncached(self.model),  # blocks run more than once
-            uncached(self.small),
-            lockstep(self.model, calls[0], [*units]) as original,
-            lockstep(self.small, calls[1], [*units]) as pruned,
-            torch.no_grad(),
-        ):
-            for unit, inside in progress(units.items(), title) if title else units.items():
-                entering = list(zip(original(unit), pruned(unit), masks, strict=True))
-                refits += [self._layer(unit, entering)] if inside == [unit] else self._block(unit, inside, entering)
-        return refits
+        return units
+
+    def _repeated(
+        self, name: str, originals: Sequence[Example], inputs: Sequence[Example], masks: Sequence[Tensor | None]
+    ) -> Refit:
+        """Refit a layer to the original's output in all its calls."""
+        repeat, remaining = self.repeats[name], self._remaining(name)
+        wanted = [
+            _unpadded(output.index_select(channel_dim(self.small.get_submodule(name)), remaining), mask)
+            for seen, mask in zip(calls_of(self.model, repeat.modules, originals), masks, strict=True)
+            for _, output in seen
+        ]
+
+        def current() -> list[tuple[Tensor, Tensor]]:
+            return [
+                (_unpadded(x, mask), _unpadded(output, mask))
+                for seen, mask in zip(calls_of(self.small, repeat.modules, inputs), masks, strict=True)
+                for x, output in seen
+            ]
+
+        means = [self.model.get_buffer(f"{norm}.running_mean")[remaining] for norm in repeat.norms]
+        return Refit(name, *fit_repeat(self.small, repeat, means, current, wanted, self.ridge))
 
     def _layer(self, name: str, calls: Sequence[Calls], block: Sequence[Calls] = ()) -> Refit:
         """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost."""
@@ -145,7 +186,9 @@ class Repair:
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""
         source = self.model.get_submodule(name)
-        indices = self.effects.remaining(f"{name}.weight", output_dim(source), matrix_of(source).shape[0])
+        names = self.repeats[name].modules if name in self.repeats else (name,)
+        removed = {i for each in names for i in self.effects.removed.get((f"{each}.weight", output_dim(source)), ())}
+        indices = [index for index in range(matrix_of(source).shape[0]) if index not in removed]
         return torch.tensor(indices, device=device_of(self.small))
 
 

@@ -1,11 +1,16 @@
-"""The layers in order of execution, and the BatchNorm that reads a layer's output."""
+"""Every call of a layer in order of execution, the BatchNorms behind it, and where else its weight is used."""
 
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
@@ -14,32 +19,134 @@ from simprune.trace.hooks import hooks
 from simprune.trace.layers import can_be_fitted
 
 
-def execution(model: nn.Module, example: Example) -> tuple[list[str], dict[str, str]]:
-    """Convolutions and linear layers that run once, in order of execution, and the BatchNorms that read their outputs.
+@dataclass(frozen=True)
+class Execution:
+    """What one forward pass shows of convolutions and linear layers.
 
-    Returns:
-        Names of the layers; layer -> BatchNorm.
+    `calls`: their names, once per call, in order of execution. `means`: layer -> the BatchNorms whose running means can
+    hold the layer's intercept: they alone read what the layer gives, in all its calls, and read nothing else.
+    `elsewhere`: layer -> the other modules that hold or compute with its weight or bias; "" is the model itself.
+    `lent`: layer -> the BatchNorms that read its output, where other readers or other layers keep their means as they
+    are.
+    """
 
-    >>> execution(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), ((torch.zeros(1, 3, 2, 2),), {}))
+    calls: tuple[str, ...]
+    means: Mapping[str, tuple[str, ...]]
+    elsewhere: Mapping[str, tuple[str, ...]]
+    lent: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def order(self) -> list[str]:
+        """Layers that run once, in order of execution."""
+        counts = Counter(self.calls)
+        return [name for name in self.calls if counts[name] == 1]
+
+    @cached_property
+    def normalisers(self) -> dict[str, str]:
+        """Layer -> BatchNorm, where the layer's only reader is a BatchNorm that reads nothing else."""
+        return {layer: norms[0] for layer, norms in self.means.items() if len(norms) == 1}
+
+
+def execution(model: nn.Module, example: Example) -> Execution:
+    """Watch the layers of a model in one forward pass.
+
+    >>> seen = execution(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), ((torch.zeros(1, 3, 2, 2),), {}))
+    >>> seen.order, seen.normalisers
     (['0'], {'0': '1'})
     """
-    order: list[str] = []
-    producers: dict[int, str] = {}  # id of an output -> layer
-    normalisers: dict[str, str] = {}
-    alive: list[Tensor] = []  # outputs that still exist have ids that no other tensor gets
-
-    def see(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if isinstance(module, _BatchNorm):
-            layer = producers.get(id(first_tensor((args, kwargs))))
-            if layer is not None:
-                normalisers[layer] = name
-        elif isinstance(output, Tensor):
-            order.append(name)
-            alive.append(output)
-            producers[id(output)] = name
-
-    watched = [(m, partial(see, n)) for n, m in model.named_modules() if can_be_fitted(m) or isinstance(m, _BatchNorm)]
+    watch = _Watch(model)
     args, kwargs = example
-    with eval_mode(model), torch.no_grad(), hooks(after=watched):
+    with eval_mode(model), torch.no_grad(), watch.watching(), watch:
         model(*args, **kwargs)
-    return [name for name in order if order.count(name) == 1], normalisers
+    return watch.result()
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every function of torch that gets a parameter, or what a layer gave, and the module that calls it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.modules = dict(model.named_modules())
+        self.layers = {name for name, module in self.modules.items() if can_be_fitted(module)}
+        self.norms = {name for name, module in self.modules.items() if isinstance(module, _BatchNorm)}
+        self.running: list[str] = []  # modules whose forward is under way, the innermost last
+        self.calls: list[str] = []
+        self.runs: Counter[str] = Counter()  # of modules
+        self.outputs: dict[int, tuple[str, Tensor]] = {}  # id -> layer, its output; a tensor that lives keeps its id
+        self.readers: dict[str, list[str]] = {}  # layer -> the innermost module at every use of what it gave
+        self.users: dict[int, set[str]] = {}  # id of a parameter -> the innermost modules that compute with it
+        self.holders: dict[int, set[str]] = {}  # id of a parameter -> modules that hold it, or one in the same memory
+        memory: dict[int, set[str]] = {}
+        for name, module in self.modules.items():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    pointer = parameter.data_ptr() or id(parameter)  # without memory (meta), every tensor for itself
+                    self.holders[id(parameter)] = memory.setdefault(pointer, set())
+                    memory[pointer].add(name)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the block, hooks follow which module runs."""
+        seen = {
+            name: module
+            for name, module in self.modules.items()
+            if name and (name in self.norms or next(module.parameters(), None) is not None)
+        }
+        befores = [(module, partial(self._enter, name)) for name, module in seen.items()]
+        afters = [(module, partial(self._leave, name)) for name, module in seen.items()]
+        with hooks(befores, afters):
+            yield
+
+    def _enter(self, name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.running.append(name)
+        self.runs[name] += 1
+        if name in self.norms and id(first_tensor((args, kwargs))) in self.outputs:
+            self.readers[self.outputs[id(first_tensor((args, kwargs)))][0]].append(name)
+
+    def _leave(self, name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self.running.pop()
+        if name in self.layers and isinstance(output, Tensor):
+            self.calls.append(name)
+            self.outputs[id(output)] = name, output
+            self.readers.setdefault(name, [])
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if first_tensor(result) is not None:  # more than the shape or the type was read
+            here = self.running[-1] if self.running else ""
+            for value in _tensors((args, kwargs or {})):
+                if id(value) in self.holders:
+                    self.users.setdefault(id(value), set()).add(here)
+                if id(value) in self.outputs and here not in self.norms:  # what a BatchNorm reads is known
+                    self.readers[self.outputs[id(value)][0]].append(here)
+        return result
+
+    def result(self) -> Execution:
+        """What was seen."""
+        counts = Counter(self.calls)
+        means, lent = {}, {}
+        for layer, readers in self.readers.items():
+            behind = tuple(dict.fromkeys(name for name in readers if name in self.norms))
+            alone = self.norms.issuperset(readers) and len(readers) == counts[layer]
+            own = all(self.runs[name] == readers.count(name) for name in behind)
+            if behind:
+                (means if alone and own else lent)[layer] = behind
+        elsewhere = {}
+        for name in dict.fromkeys(self.calls):
+            held = [p for key in ("weight", "bias") if (p := self.modules[name]._parameters.get(key)) is not None]
+            others = {other for p in held for other in self.holders[id(p)] | self.users.get(id(p), set())} - {name}
+            if others:
+                elsewhere[name] = tuple(sorted(others))
+        return Execution(tuple(self.calls), means, elsewhere, lent)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in the arguments of a function."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

@@ -11,10 +11,12 @@ from simprune.core.example import example_of
 from simprune.core.plan import fingerprint
 from simprune.core.structures import NotPrunable
 from simprune.trace.attention import Attention, attentions
+from simprune.trace.axes import Axes, axes_of
+from simprune.trace.carried import settle
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.cost import cost_model
 from simprune.trace.coupling import CouplingGraph
-from simprune.trace.execution import execution
+from simprune.trace.execution import Execution, execution
 from simprune.trace.shortcuts import BlockCalls
 from simprune.trace.visits import Visit, visit
 
@@ -58,21 +60,29 @@ class Network:
     @cached_property
     def visits(self) -> dict[str, Visit]:
         """Arguments and output of every module with parameters, in the order in which they begin."""
-        return visit(self.model, self.example)
+        visits = visit(self.model, self.example)
+        settle(self.model, visits)
+        return visits
 
     @property
     def order(self) -> list[str]:
         """Convolutions and linear layers that run once, in order of execution."""
-        return self._execution[0]
+        return self.execution.order
 
     @property
     def normalisers(self) -> dict[str, str]:
-        """The BatchNorm that reads a layer's output, by the layer's name."""
-        return self._execution[1]
+        """The BatchNorm that alone reads a layer's output, and nothing else, by the layer's name."""
+        return self.execution.normalisers
 
     @cached_property
-    def _execution(self) -> tuple[list[str], dict[str, str]]:
+    def execution(self) -> Execution:
+        """Every call of a layer, the BatchNorms behind it, and where else its weight is used."""
         return execution(self.model, self.example)
+
+    @cached_property
+    def axes(self) -> Axes:
+        """The dimension along which the channels lie, at the input and the output of every module."""
+        return axes_of(self.model, self.example)
 
     @cached_property
     def attentions(self) -> dict[str, Attention]:

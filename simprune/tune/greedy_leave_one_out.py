@@ -86,6 +86,7 @@ class _ShrinkingNetwork:
         self.layouts: dict[str, OutputLayout] = {name: network.visits[name].layout() for name in self.remaining}
         self.fitted, self.held = _halves(batches, images)
         self.order, self.normalisers = network.order, network.normalisers
+        self.shared = network.execution.elsewhere  # refitting these would change what other layers compute
         self.shortcuts = find_shortcuts(model, network.block_calls, self.order) if repair else {}
         with evaluation(model), uncached(model):
             self.wanted = [_outputs(model, batch) for batch in self.held]
@@ -150,7 +151,7 @@ class _ShrinkingNetwork:
     def _behind(self, name: str) -> list[str]:
         """The layers that run after a block and have not been removed."""
         own = [index for index, layer in enumerate(self.order) if layer.startswith(f"{name}.")]
-        living = {layer for layer, _ in self.small.named_modules()}
+        living = {layer for layer, _ in self.small.named_modules()} - self.shared.keys()
         return [layer for layer in self.order[max(own, default=len(self.order)) + 1 :] if layer in living]
 
     # ---- blocks before the tried block need not run, because its inputs were recorded ----

@@ -56,7 +56,7 @@ class Attempt:
 
     `budget`: the requested share of the original's cost. `kept`: the share that the plan leaves. `same_as`: the index
     of an earlier attempt with the same plan, whose outcome is repeated. `rows`: the stages of the model. `repairs` and
-    `epochs`: as in the report.
+    `epochs`: as in the report. `notes`: what the repair left alone.
     """
 
     budget: float
@@ -70,6 +70,7 @@ class Attempt:
     rows: list[dict[str, Any]] = field(default_factory=list)
     repairs: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def deciding(self) -> list[dict[str, Any]]:

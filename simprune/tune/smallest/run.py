@@ -82,6 +82,7 @@ class Procedure:
         stages = self.stages.untimed()
         followed = self.recovery.follow(plan, self.network, stages.add)
         lists = {"rows": stages.rows, "repairs": finite(followed.repairs), "epochs": finite(followed.epochs)}
+        lists["notes"] = [*followed.notes]
         return self._checked(followed.model, budget=budget, kept=kept, plan=content, **lists), followed.model
 
     def _checked(self, model: nn.Module, **facts: Any) -> Attempt:
@@ -131,7 +132,7 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
     if model is None:  # its attempt was finished before an interruption
         assert record is not None
         model = record.model(best, plan, trial.network)
-    followed = Recovered(model, chosen.repairs, chosen.epochs)
+    followed = Recovered(model, chosen.repairs, chosen.epochs, tuple(chosen.notes))
     return Smallest(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(attempts), best)
 
 
