@@ -2,7 +2,8 @@
 
 Let z be the output, r a vector of random signs, and g the gradient of r.z at an activation y. Then E[g g^T] = E[J^T J]
 for the Jacobian J of z at y. So tr(E[g g^T] E[d d^T]), summed over positions, estimates E|dz|^2 for a small error d at
-y, if the errors at different positions are not correlated.
+y, if the errors at different positions are not correlated. A network may have several outputs: every one of them is
+divided by the root of its variance first, so that z is all of them, and each counts as a share of its own variance.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, first_tensor
-from simprune.core.moments import Moments
+from simprune.core.batches import call_all, checked, first_tensor, mask_of
+from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import hooks
+from simprune.trace.outputs import Rows, add_rows, counted, rows_by_name, rows_of_outputs
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
 
@@ -40,28 +42,83 @@ def backpropagate(
         close: called after the backward pass of every batch.
 
     Returns:
-        The variance of the output, summed over its entries, and the number of output rows.
+        The variance of the output, summed over its entries, and the number of output rows. Of several outputs, which
+        are scaled, the variance is 1 in all, and the rows are those of the first. Padded tokens are no rows.
 
     Raises:
-        ValueError: when there are no batches.
+        ValueError: when there are no batches, or no output depends on the inputs.
     """
+    batches = checked(calibration, "calibration")
     generator = torch.Generator().manual_seed(seed)
-    outputs: Moments | None = None
+    scales, rows = _scales(model, batches)
+    spreads: dict[str, Spread] = {}
     # autograd computes only what leads to a target: with a parameter of every module, all outputs get their gradients
     targets = [next(model.get_submodule(name).parameters()) for name in watches]
     watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
     with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *targets):
-        for batch in checked(calibration, "calibration"):
+        for batch in batches:
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
-                rows = call(model, batch).flatten(0, -2)
-            direction = (2 * torch.randint(2, rows.shape, generator=generator) - 1).to(rows)
-            torch.autograd.grad((rows * direction).sum(), targets, allow_unused=True)
+                outputs = call_all(model, batch)
+            outputs = {name: value for name, value in outputs.items() if name in scales or not scales}
+            rows = rows or rows_by_name(outputs)
+            directions = _directions(outputs, rows, mask_of(batch), generator)
+            changing = [name for name, value in outputs.items() if value.requires_grad]
+            torch.autograd.grad(
+                [outputs[name] for name in changing],
+                targets,
+                [directions[name] * scales.get(name, 1.0) for name in changing],
+                allow_unused=True,
+            )
             close()
-            batch_moments = Moments.of(rows.detach())
-            outputs = batch_moments if outputs is None else outputs.merge(batch_moments)
-    if outputs is None:
+            add_rows(spreads, outputs, rows, mask_of(batch))
+    if not spreads:
         raise ValueError("calibration has no batches; give at least one")
-    return float(outputs.covariance.diagonal().sum()), outputs.count
+    first = next(iter(spreads.values()))
+    return (1.0 if scales else first.variance), first.count
+
+
+def _scales(model: nn.Module, batches: Iterable) -> tuple[dict[str, float], dict[str, Rows]]:
+    """What every output is multiplied with, by name, and how it becomes rows.
+
+    Scaled outputs have together the variance 1 per row of the first output. Both are empty for a network with one
+    output, whose variance needs no pass of its own.
+    """
+    spreads: dict[str, Spread] = {}
+    rows: dict[str, Rows] = {}
+    with eval_mode(model), torch.no_grad():
+        for batch in batches:
+            outputs = call_all(model, batch)
+            if len(outputs) == 1:
+                return {}, {}
+            rows = rows or rows_of_outputs(model, batch)
+            add_rows(spreads, outputs, rows, mask_of(batch))
+    moving = {name: spread for name, spread in spreads.items() if spread.squares > 0}
+    if spreads and not moving:
+        raise ValueError("no output of the network depends on its inputs")
+    count = next((spread.count for spread in moving.values()), 1)
+    return {name: (count / (len(moving) * spread.squares)) ** 0.5 for name, spread in moving.items()}, rows
+
+
+def _directions(
+    outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random signs of every output's shape, 0 for padding; outputs side by side get those of one tensor of them all."""
+    shapes = {name: rows[name].of(value.detach()).shape for name, value in outputs.items()}
+    counts = {shape[0] for shape in shapes.values()}
+    if len(counts) == 1:
+        width = sum(shape[1] for shape in shapes.values())
+        signs = torch.randint(2, (*counts, width), generator=generator, dtype=torch.int8)
+        drawn = dict(zip(shapes, signs.split([shape[1] for shape in shapes.values()], 1), strict=True))
+    else:
+        drawn = {name: torch.randint(2, shape, generator=generator, dtype=torch.int8) for name, shape in shapes.items()}
+    directions = {}
+    for name, value in outputs.items():
+        direction = (2 * drawn[name] - 1).to(value)
+        tokens = counted(value, mask)
+        if tokens is not None:
+            direction *= tokens[:, None]
+        directions[name] = rows[name].back(direction, value.shape)
+    return directions
 
 
 def _see(watch: Watch, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
