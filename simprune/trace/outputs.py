@@ -4,7 +4,7 @@ A row is one position of one input, and its entries are features: channels of a 
 that the last layer adds to a feature adds nothing to the variance of the rows, in whatever layout the output comes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,25 +79,26 @@ def add_rows(
         spreads.setdefault(name, Spread()).update(entries if tokens is None else entries[tokens])
 
 
-def rows_of_outputs(model: nn.Module, batch: Any) -> dict[str, Rows]:
-    """How the outputs of a model become rows, by name; one forward pass on two inputs of a batch.
+def rows_of_outputs(model: nn.Module, batches: Iterable) -> dict[str, Rows]:
+    """How the outputs of a model become rows, by name, from the graph of the operations that made them.
 
-    >>> rows_of_outputs(nn.Conv1d(2, 3, 1), torch.zeros(2, 2, 8))
+    Where there is no graph, or a view mixes features with positions, features are the second of four axes or more, and
+    the last of fewer. One forward pass on two inputs of the first batch.
+
+    Raises:
+        ValueError: when there are no batches.
+
+    >>> rows_of_outputs(nn.Conv1d(2, 3, 1), [torch.zeros(2, 2, 8)])
     {'output': Rows(axis=1, shuffle=1)}
     """
+    batch = next(iter(batches), None)
+    if batch is None:
+        raise ValueError("there are no batches; give at least one")
     with eval_mode(model), torch.inference_mode(False), torch.enable_grad(), requiring(model, *model.parameters()):
         args, kwargs = copied(example_of(batch))  # tensors of inference mode take no part in a graph
         with forgetting(model):
-            return rows_by_name(call_all(model, (args, None) if args else kwargs))
-
-
-def rows_by_name(outputs: Mapping[str, Tensor]) -> dict[str, Rows]:
-    """How outputs become rows, from the graph of the operations that made them.
-
-    Where there is no graph, or a view mixes features with positions, features are the second of four axes or more,
-    and the last of fewer.
-    """
-    return {name: _rows(value) for name, value in outputs.items()}
+            outputs = call_all(model, (args, None) if args else kwargs)
+        return {name: _rows(value) for name, value in outputs.items()}
 
 
 def _rows(value: Tensor) -> Rows:

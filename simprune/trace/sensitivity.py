@@ -17,7 +17,7 @@ from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import hooks
-from simprune.trace.outputs import Rows, add_rows, counted, rows_by_name, rows_of_outputs
+from simprune.trace.outputs import Rows, add_rows, counted, rows_of_outputs
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
 
@@ -50,7 +50,8 @@ def backpropagate(
     """
     batches = checked(calibration, "calibration")
     generator = torch.Generator().manual_seed(seed)
-    scales, rows = _scales(model, batches)
+    rows = rows_of_outputs(model, batches)
+    scales = _scales(model, batches, rows) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
     # autograd computes only what leads to a target: with a parameter of every module, all outputs get their gradients
     targets = [next(model.get_submodule(name).parameters()) for name in watches]
@@ -60,7 +61,6 @@ def backpropagate(
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
                 outputs = call_all(model, batch)
             outputs = {name: value for name, value in outputs.items() if name in scales or not scales}
-            rows = rows or rows_by_name(outputs)
             directions = _directions(outputs, rows, mask_of(batch), generator)
             changing = [name for name, value in outputs.items() if value.requires_grad]
             torch.autograd.grad(
@@ -77,26 +77,17 @@ def backpropagate(
     return (1.0 if scales else first.variance), first.count
 
 
-def _scales(model: nn.Module, batches: Iterable) -> tuple[dict[str, float], dict[str, Rows]]:
-    """What every output is multiplied with, by name, and how it becomes rows.
-
-    Scaled outputs have together the variance 1 per row of the first output. Both are empty for a network with one
-    output, whose variance needs no pass of its own.
-    """
+def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> dict[str, float]:
+    """What every output is multiplied with, by name, so that together they have the variance 1 per row of the first."""
     spreads: dict[str, Spread] = {}
-    rows: dict[str, Rows] = {}
     with eval_mode(model), torch.no_grad():
         for batch in batches:
-            outputs = call_all(model, batch)
-            if len(outputs) == 1:
-                return {}, {}
-            rows = rows or rows_of_outputs(model, batch)
-            add_rows(spreads, outputs, rows, mask_of(batch))
+            add_rows(spreads, call_all(model, batch), rows, mask_of(batch))
     moving = {name: spread for name, spread in spreads.items() if spread.squares > 0}
     if spreads and not moving:
         raise ValueError("no output of the network depends on its inputs")
     count = next((spread.count for spread in moving.values()), 1)
-    return {name: (count / (len(moving) * spread.squares)) ** 0.5 for name, spread in moving.items()}, rows
+    return {name: (count / (len(moving) * spread.squares)) ** 0.5 for name, spread in moving.items()}
 
 
 def _directions(
