@@ -52,7 +52,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
         raise ValueError(f"plan: {reason}") from None
     output = _verify(small, network, effects)
     _delete(small, network.example, output)
-    restate(small)
+    restate(small, network.example)
     return small
 
 
@@ -63,7 +63,8 @@ def _bypass_blocks(plan: Plan, small: nn.Module, network: Network) -> None:
             raise ValueError(f"plan: {edit.name} does not run, or has no parameters; delete its edit")
         visit = network.visits[edit.name]
         try:
-            install(small, edit.name, stand_in(edit.replace, visit.layout(), visit.input))
+            axis = network.axes.of(edit.name, "output")
+            install(small, edit.name, stand_in(edit.replace, visit.layout(), visit.input, axis))
         except ValueError as reason:
             raise ValueError(f"plan: {edit.name} cannot be removed: {reason}") from None
 
