@@ -183,6 +183,12 @@ def call_all(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     return outputs
 
 
+def all_tensors(value: Any) -> dict[str, Tensor]:
+    """All outputs in what a model returns; the first tensor, whatever its type, where there is no output."""
+    outputs, first = outputs_of(value), first_tensor(value)
+    return outputs or ({} if first is None else {"output": first})
+
+
 def main_output(value: Any) -> Tensor | None:
     """The main one of the outputs that a model returns; without outputs, the first tensor; None without a tensor."""
     outputs = outputs_of(value)

@@ -1,12 +1,13 @@
 """Applying a plan to a copy of the original, and checking the copy against the prediction of the plan's effects."""
 
 import copy
+from collections.abc import Mapping
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import first_tensor
+from simprune.core.batches import all_tensors
 from simprune.core.cost import Example
 from simprune.core.plan import Plan
 from simprune.core.structures import NotPrunable
@@ -15,6 +16,7 @@ from simprune.edit.configuration import restate
 from simprune.edit.effects import Effects, effects_of
 from simprune.edit.stand_ins import stand_in
 from simprune.structures import unit_structures
+from simprune.structures.proof import same_shapes
 from simprune.trace.bypass import install
 from simprune.trace.context import eval_mode
 from simprune.trace.cost import cost_model
@@ -77,23 +79,23 @@ def _producers(name: str, effects: Effects) -> list[str]:
     return layers
 
 
-def _delete(small: nn.Module, example: Example, before: Tensor) -> None:
-    """Shorten counted lists of layers; ValueError when that changes the network's output, which is `before` now."""
+def _delete(small: nn.Module, example: Example, before: Mapping[str, Tensor]) -> None:
+    """Shorten counted lists of layers; ValueError when that changes the network's outputs, which are `before` now."""
     if not compact(small):
         return
     args, kwargs = example
     with eval_mode(small), torch.no_grad():
-        after = first_tensor(small(*args, **kwargs))
-    if after is None or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+        after = all_tensors(small(*args, **kwargs))
+    if not all(torch.allclose(value, after[name], rtol=1e-4, atol=1e-5) for name, value in before.items()):
         raise ValueError(
             "edit failed: the network depends on its layers' numbers, so none can be deleted from its list"
         )
 
 
-def _verify(small: nn.Module, network: Network, effects: Effects) -> Tensor:
-    """The output of the small network on the example.
+def _verify(small: nn.Module, network: Network, effects: Effects) -> dict[str, Tensor]:
+    """The outputs of the small network on the example.
 
-    Raises ValueError unless shapes, output shape and cost are as planned, and a pass in training mode works.
+    Raises ValueError unless shapes, shapes of outputs and cost are as planned, and a pass in training mode works.
     """
     model, cut, (args, kwargs) = network.model, effects.cut, network.example
     actual = dict(chain(small.named_parameters(remove_duplicate=False), small.named_buffers(remove_duplicate=False)))
@@ -104,10 +106,10 @@ def _verify(small: nn.Module, network: Network, effects: Effects) -> Tensor:
     trial = copy.deepcopy(small)  # training mode moves BatchNorm statistics
     with torch.no_grad():
         with eval_mode(small):
-            before, after = network.output, first_tensor(small(*args, **kwargs))
+            before, after = network.outputs, all_tensors(small(*args, **kwargs))
         trial.train()  # a statement of its own, because train() of some foreign modules does not return the module
         trial(*args, **kwargs)
-    if before is None or after is None or before.shape != after.shape:
+    if not before or not same_shapes(before, after):
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
     planned = network.costs.after(cut, effects.dropped)
     cost = cost_model(small, network.example).after(dropped=effects.dropped)  # without stand-ins

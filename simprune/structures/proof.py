@@ -2,13 +2,13 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import first_tensor
+from simprune.core.batches import all_tensors
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.trace.context import eval_mode
@@ -45,7 +45,7 @@ def prove(
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
     """Why these groups cannot lose their middle units together; None when they can."""
     cut, masked = copy.deepcopy(network.model), copy.deepcopy(network.model)
-    before, (args, kwargs) = network.output, network.example
+    before, (args, kwargs) = network.outputs, network.example
     lost: Counter[tuple[str, int]] = Counter()
     try:
         edits = [((group.name,), group.expand([group.size // 2])) for group in groups]
@@ -55,17 +55,17 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
             lost.update(group.cut([group.size // 2]))
         actual = measure_cost(cut, network.example)
         with eval_mode(cut, masked), torch.no_grad():
-            after = first_tensor(cut(*args, **kwargs))
+            after = all_tensors(cut(*args, **kwargs))
             _stop_mixing(cut)
             _stop_mixing(masked)
-            without, ignored = (first_tensor(net(*args, **kwargs)) for net in (cut, masked))
+            without, ignored = (all_tensors(net(*args, **kwargs)) for net in (cut, masked))
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without one of its {groups[0].kind} ({first_line(error)})"
-    if before is None or after is None or before.shape != after.shape:
+    if not before or not same_shapes(before, after):
         return "its output is the network's output"
-    if without is None or ignored is None or not _close(without, ignored):
+    if not all(_close(without[name], ignored[name]) for name in before):
         return "removing a part of it differs from ignoring that part, so the traced coupling is wrong"
     if network.costs.after(lost) != actual:
         return "what the network costs without a part of it cannot be predicted"
@@ -95,6 +95,11 @@ def _stop_mixing(model: nn.Module) -> None:
         leaf = next(module.children(), None) is None
         if leaf and "norm" in name and "batchnorm" not in name and "instancenorm" not in name:
             module.forward = entrywise
+
+
+def same_shapes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    """Whether outputs have the same names and shapes."""
+    return {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -15,10 +15,10 @@ import torch
 import torch_pruning as tp
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 from torch_pruning.dependency.group import Group
 
-from simprune.core.batches import first_tensor
+from simprune.core.batches import all_tensors
 from simprune.core.cost import Example
 from simprune.core.structures import Coupling, NotPrunable, Slice
 from simprune.trace.bypass import put
@@ -65,7 +65,7 @@ class CouplingGraph:
                         model,
                         example_inputs=args,  # unused, but required: forward_fn has its arguments
                         forward_fn=lambda net, _: net(*args, **kwargs),
-                        output_transform=first_tensor,
+                        output_transform=_with_graph,
                         customized_pruners=by_type,
                         verbose=False,
                     )
@@ -246,6 +246,11 @@ class CouplingGraph:
             for attribute in STATED_WIDTHS:
                 if vars(module).get(attribute) == old:
                     setattr(module, attribute, new)
+
+
+def _with_graph(returned: Any) -> list[Tensor]:
+    """All outputs that were computed from parameters, so that layers in front of any of them are seen."""
+    return [tensor for tensor in all_tensors(returned).values() if tensor.grad_fn is not None]
 
 
 def _channel_groups(module: nn.Module, side: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import device_of, first_tensor, move
+from simprune.core.batches import all_tensors, device_of, main_output, move
 from simprune.core.cost import CostModel, Example
 from simprune.core.example import example_of
 from simprune.core.plan import fingerprint
@@ -55,7 +55,14 @@ class Network:
         """The model's main output on the example, in evaluation mode."""
         args, kwargs = self.example
         with eval_mode(self.model), uncached(self.model), torch.no_grad():
-            return first_tensor(self.model(*args, **kwargs))
+            return main_output(self.model(*args, **kwargs))
+
+    @cached_property
+    def outputs(self) -> dict[str, Tensor]:
+        """All outputs of the model on the example, by name, in evaluation mode."""
+        args, kwargs = self.example
+        with eval_mode(self.model), uncached(self.model), torch.no_grad():
+            return all_tensors(self.model(*args, **kwargs))
 
     @cached_property
     def visits(self) -> dict[str, Visit]:
