@@ -4,7 +4,7 @@ A row is one position of one input, and its entries are features: channels of a 
 that the last layer adds to a feature adds nothing to the variance of the rows, in whatever layout the output comes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,21 +79,15 @@ def add_rows(
         spreads.setdefault(name, Spread()).update(entries if tokens is None else entries[tokens])
 
 
-def rows_of_outputs(model: nn.Module, batches: Iterable) -> dict[str, Rows]:
+def rows_of_outputs(model: nn.Module, batch: Any) -> dict[str, Rows]:
     """How the outputs of a model become rows, by name, from the graph of the operations that made them.
 
     Where there is no graph, or a view mixes features with positions, features are the second of four axes or more, and
-    the last of fewer. One forward pass on two inputs of the first batch.
+    the last of fewer. One forward pass on two inputs of a batch.
 
-    Raises:
-        ValueError: when there are no batches.
-
-    >>> rows_of_outputs(nn.Conv1d(2, 3, 1), [torch.zeros(2, 2, 8)])
+    >>> rows_of_outputs(nn.Conv1d(2, 3, 1), torch.zeros(2, 2, 8))
     {'output': Rows(axis=1, shuffle=1)}
     """
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise ValueError("there are no batches; give at least one")
     with eval_mode(model), torch.inference_mode(False), torch.enable_grad(), requiring(model, *model.parameters()):
         args, kwargs = copied(example_of(batch))  # tensors of inference mode take no part in a graph
         with forgetting(model):

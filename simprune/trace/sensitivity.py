@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, checked, first_tensor, mask_of
+from simprune.core.batches import call_all, first_tensor, mask_of
+from simprune.core.peekable import Peekable
 from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
@@ -48,9 +49,9 @@ def backpropagate(
     Raises:
         ValueError: when there are no batches, or no output depends on the inputs.
     """
-    batches = checked(calibration, "calibration")
+    batches = Peekable(calibration, "calibration")
     generator = torch.Generator().manual_seed(seed)
-    rows = rows_of_outputs(model, batches)
+    rows = rows_of_outputs(model, batches.first)
     scales = _scales(model, batches, rows) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
     # autograd computes only what leads to a target: with a parameter of every module, all outputs get their gradients
@@ -71,8 +72,6 @@ def backpropagate(
             )
             close()
             add_rows(spreads, outputs, rows, mask_of(batch))
-    if not spreads:
-        raise ValueError("calibration has no batches; give at least one")
     first = next(iter(spreads.values()))
     return (1.0 if scales else first.variance), first.count
 
