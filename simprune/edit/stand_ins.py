@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from simprune.trace.axes import channel_axis
 from simprune.trace.bypass import Bypass, OutputLayout
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by the number of dimensions of positions
 
 
 class Mapped(Bypass):
@@ -12,18 +15,18 @@ class Mapped(Bypass):
     Args:
         layout: which arguments the outputs are (see `simprune.trace.visits.Visit.layout`).
         channels: of the input.
-        maps: whether inputs are (N, C, H, W); otherwise channels are last.
+        maps: how many dimensions lie behind the channels, in dimension 1; 0 where channels are last.
         mean: whether the map is a constant per channel; otherwise it is linear over channels, with a bias.
     """
 
-    def __init__(self, layout: OutputLayout, channels: int, maps: bool, mean: bool) -> None:
+    def __init__(self, layout: OutputLayout, channels: int, maps: int, mean: bool) -> None:
         super().__init__(layout)
         self.maps, self.constant = maps, mean
         self.folded_into = ""  # the layer that has absorbed the map, which then has no parameters here
         if mean:
             self.shift = nn.Parameter(torch.zeros(channels))
         else:
-            self.map = nn.Conv2d(channels, channels, 1) if maps else nn.Linear(channels, channels)
+            self.map = CONVOLUTIONS[maps](channels, channels, 1) if maps else nn.Linear(channels, channels)
             nn.init.zeros_(self.map.weight)
             nn.init.zeros_(torch.as_tensor(self.map.bias))
 
@@ -31,7 +34,7 @@ class Mapped(Bypass):
         if self.folded_into:
             return x
         if self.constant:
-            return x + (self.shift[:, None, None] if self.maps else self.shift)
+            return x + self.shift.reshape(-1, *[1] * self.maps)
         return x + self.map(x)
 
     def extra_repr(self) -> str:
@@ -58,13 +61,14 @@ class Mapped(Bypass):
         delattr(self, "shift" if self.constant else "map")
 
 
-def stand_in(replace: str, layout: OutputLayout, x: Tensor | None) -> Bypass:
+def stand_in(replace: str, layout: OutputLayout, x: Tensor | None, axis: int | None = None) -> Bypass:
     """The module that replaces a block.
 
     Args:
         replace: "identity", "zero", "linear" or "mean".
         layout: which arguments of the block its outputs are.
         x: an input of the block, for its shape, type and device.
+        axis: along which the channels of the input lie (see `simprune.trace.axes`).
 
     Raises:
         ValueError: for an input that is no vectors, tokens or maps, to which a map cannot be fitted.
@@ -74,9 +78,14 @@ def stand_in(replace: str, layout: OutputLayout, x: Tensor | None) -> Bypass:
     """
     if replace in ("identity", "zero"):
         return Bypass(layout, zero=replace == "zero")
-    if x is None or x.ndim not in (2, 3, 4):
+    if x is None or x.ndim not in (2, 3, 4, 5):
         raise ValueError(
             f"a {replace} replacement needs vectors, tokens or maps; got {None if x is None else tuple(x.shape)}"
         )
-    maps = x.ndim == 4
-    return Mapped(layout, x.shape[1 if maps else -1], maps, replace == "mean").to(x.device, x.dtype)
+    axis = channel_axis(x, axis)
+    if axis not in (1, x.ndim - 1):
+        raise ValueError(
+            f"a {replace} replacement needs channels in dimension 1 or the last one; of {tuple(x.shape)} they lie in "
+            f"dimension {axis}"
+        )
+    return Mapped(layout, x.shape[axis], x.ndim - 1 - axis, replace == "mean").to(x.device, x.dtype)

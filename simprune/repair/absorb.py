@@ -22,7 +22,7 @@ from simprune.edit.configuration import restate
 from simprune.edit.stand_ins import Mapped
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.execution import execution
-from simprune.trace.layers import can_be_fitted, matrix_of, weight_of
+from simprune.trace.layers import Convolution, can_be_fitted, matrix_of, weight_of
 from simprune.trace.visits import visit
 
 TOLERANCE = 1e-5  # share of the largest output; some networks compute in float32 whatever their weights are
@@ -215,7 +215,7 @@ def _fold(net: nn.Module, name: str, into: str, behind: bool, normalisers: Mappi
     norm = norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None else None
     matrix, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
     if behind:
-        by_channel = stand_in.maps or isinstance(layer, nn.Conv1d | nn.Conv2d)
+        by_channel = stand_in.maps or isinstance(layer, Convolution)
         if matrix.shape[1] % len(map_):
             raise ValueError(READERS)
         parts = matrix.unflatten(1, (len(map_), -1) if by_channel else (-1, len(map_)))

@@ -25,7 +25,7 @@ from simprune.core.cost import Example
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
-from simprune.trace.layers import joint_moments, matrix_of, patches, positions, weight_of
+from simprune.trace.layers import Transposed, joint_moments, matrix_of, patches, positions, weight_of
 
 Pair = tuple[Example, Tensor, Tensor | float]  # arguments of a block, target of its output, factors of the output
 STEPS = (1.0, 0.5, 0.25)  # shares of the step towards the solution; the first that improves is taken
@@ -103,8 +103,11 @@ def _folded(block: nn.Module, layers: Mapping[str, str | None]) -> nn.Module:
     for name, normaliser in layers.items():
         if normaliser is not None:
             layer, norm = trial.get_submodule(name).eval(), trial.get_submodule(normaliser).eval()
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            put(trial, name, fuse(layer, norm))  # type: ignore[arg-type]
+            if isinstance(layer, nn.Linear):
+                fused = fuse_linear_bn_eval(layer, norm)  # type: ignore[arg-type]
+            else:
+                fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, Transposed))  # type: ignore[arg-type]
+            put(trial, name, fused)
             put(trial, normaliser, nn.Identity())
     for parameter in trial.parameters():
         parameter.requires_grad_(False)

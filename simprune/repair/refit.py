@@ -1,6 +1,6 @@
 """Refitting layers in order of execution, so that every layer is fitted to inputs from layers that are refitted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from simprune.repair.gauss_newton import Pair, fit_block
 from simprune.repair.lockstep import lockstep
 from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
+from simprune.trace.axes import channel_axis, like
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
 from simprune.trace.shortcuts import Shortcut
@@ -134,14 +135,19 @@ class Repair:
     def _layer(self, name: str, calls: Sequence[Calls], block: Sequence[Calls] = ()) -> Refit:
         """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost."""
         layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
-        pairs = []
-        for index, (original, pruned, mask) in enumerate(calls):
-            target = source.forward(_input(original)).index_select(channel_dim(layer), remaining)
-            if block and name in self.shortcuts:
-                target = target + self.shortcuts[name].drift(*block[index][:2], remaining)
-            pairs.append((_unpadded(_input(pruned), mask), _unpadded(target, mask)))
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            """One batch at a time: the outputs of a language model's head are large."""
+            for index, (original, pruned, mask) in enumerate(calls):
+                target = source.forward(_input(original)).index_select(channel_dim(layer), remaining)
+                if block and name in self.shortcuts:
+                    drift = self.shortcuts[name].drift(*block[index][:2], remaining)
+                    target = target + like(drift, target, channel_dim(layer))
+                mask = mask if channel_dim(layer) == -1 else None  # a convolution's positions depend on each other
+                yield _unpadded(_input(pruned), mask), _unpadded(target, mask)
+
         normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
-        solved = fit(layer, pairs, self.ridge, intercept=bias is not None or normaliser is not None)
+        solved = fit(layer, pairs(), self.ridge, intercept=bias is not None or normaliser is not None)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)
@@ -167,15 +173,18 @@ class Repair:
     def _whole(self, name: str, calls: Sequence[Calls]) -> Refit:
         """Refit the layers of a block together, to its output on as many batches as give `values` entries."""
         source, layers = self.model.get_submodule(name), self.together[name]
-        channels, remaining = channel_dim(self.model.get_submodule(layers[-1])), self._remaining(layers[-1])
+        axis = next(shortcut.axis for shortcut in self.shortcuts.values() if shortcut.module == name)
+        remaining = self._remaining(layers[-1])
         pairs: list[Pair] = []
         with eval_mode(source):
             for original, pruned, mask in calls:
                 args, kwargs = copied(original)
                 output = first_tensor(source(*args, **kwargs))
                 assert output is not None
-                target = output.index_select(channels, remaining)
-                counts = mask.to(target)[..., None] if mask is not None and _is_masked(target, mask) else 1.0
+                axis = channel_axis(output, axis)
+                target = output.index_select(axis, remaining)
+                tokens = mask is not None and axis == target.ndim - 1 and _is_masked(target, mask)
+                counts = mask.to(target)[..., None] if mask is not None and tokens else 1.0
                 pairs.append((pruned, target, counts))
                 if sum(pair[1].numel() for pair in pairs) >= self.values:
                     break

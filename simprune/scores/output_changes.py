@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from simprune.core.moments import Moments
 from simprune.core.redundancy import Interactions
+from simprune.trace.axes import channels_last, like
 from simprune.trace.capture import Reading
 from simprune.trace.layers import joint_moments
 from simprune.trace.sensitivity import backpropagate
@@ -53,6 +54,7 @@ class BlockLosses(Reading):
         self.blocks = blocks
         self._moments: dict[str, Moments] = {}
         self._entered: dict[str, Tensor] = {}
+        self._axes: dict[str, int | None] = {}
 
     @property
     def sites(self) -> list[Site]:
@@ -60,20 +62,21 @@ class BlockLosses(Reading):
 
     def see(self, site: Site, value: Tensor) -> None:
         if site.side == "input":
-            self._entered[site.module] = _columns(value).clone()  # the block may work in place
+            self._entered[site.module] = _columns(value, site.axis).clone()  # the block may work in place
             return
         entered = self._entered.pop(site.module)
-        moments = joint_moments(entered, _columns(value) - entered)
+        moments = joint_moments(entered, _columns(value, site.axis) - entered)
+        self._axes[site.module] = site.axis
         known = self._moments.get(site.module)
         self._moments[site.module] = moments if known is None else known.merge(moments)
 
     def losses(self) -> dict[str, OutputLoss]:
         """The loss at the output of every block, by the block's name."""
-        return {name: _loss(name, moments) for name, moments in self._moments.items()}
+        return {name: _loss(name, moments, self._axes[name]) for name, moments in self._moments.items()}
 
 
-def _loss(name: str, moments: Moments) -> OutputLoss:
-    """The loss of a block from the joint moments of its input and of its output minus input."""
+def _loss(name: str, moments: Moments, axis: int | None) -> OutputLoss:
+    """The loss of a block from the joint moments of its input and of its output minus input; its channels' axis."""
     covariance, mean = moments.covariance, moments.mean
     width = len(covariance) // 2
     inputs, cross = covariance[:width, :width], covariance[:width, width:]
@@ -83,16 +86,16 @@ def _loss(name: str, moments: Moments) -> OutputLoss:
     constant = mean[width:] - weight @ mean[:width]
 
     def error(value: Tensor, output: Tensor) -> Tensor:
-        x = _columns(value)
-        lost = _columns(output) - x - weight.to(x) @ x - constant.to(x)[:, None]
-        return lost.reshape(output.shape) if output.ndim >= 4 else lost[0].T.reshape(output.shape)
+        x = _columns(value, axis)
+        lost = _columns(output, axis) - x - weight.to(x) @ x - constant.to(x)[:, None]
+        return like(lost.mT, output, axis)
 
     return OutputLoss(name, error)
 
 
-def _columns(value: Tensor) -> Tensor:
-    """(inputs, width, positions) of maps; of tokens (1, width, all positions of all inputs)."""
-    return value.flatten(2) if value.ndim >= 4 else value.flatten(0, -2).T.unsqueeze(0)
+def _columns(value: Tensor, axis: int | None) -> Tensor:
+    """(inputs, width, positions) of an activation."""
+    return channels_last(value, axis).mT
 
 
 def output_changes(

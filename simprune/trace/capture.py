@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, first_tensor, labels_of, mask_of
+from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_of, move
+from simprune.core.example import example_of
 from simprune.core.rows import Rows
 from simprune.measures import Streaming
+from simprune.trace.axes import Axes, axes_of
 from simprune.trace.context import evaluation
-from simprune.trace.sites import Site, as_tokens, hooks_at, require_rows
+from simprune.trace.sites import Site, hooks_at, require_rows
 
 See = Callable[[Site, Tensor], Any]  # (site, one batch's activation there)
 
@@ -47,11 +49,11 @@ class _Reading:
 def watching(model: nn.Module, sites: Iterable[Site], see: See) -> Iterator[None]:
     """Call `see(site, activation)` whenever a site's module runs; the hooks go away, also after an error."""
 
-    def show(site: Site, module: nn.Module, values: Any) -> None:
+    def show(site: Site, _: nn.Module, values: Any) -> None:
         value = first_tensor(values)
         if value is None:
             raise ValueError(f"{site.name}: no tensor to read")
-        see(site, as_tokens(module, value))
+        see(site, value)
 
     with hooks_at(model, sites, show):
         yield
@@ -59,12 +61,19 @@ def watching(model: nn.Module, sites: Iterable[Site], see: See) -> Iterator[None
 
 @contextmanager
 def reading(
-    model: nn.Module, readings: Iterable[Reading], mask: Callable[[], Tensor | None] = lambda: None
+    model: nn.Module, readings: Iterable[Reading], axes: Axes, mask: Callable[[], Tensor | None] = lambda: None
 ) -> Iterator[None]:
-    """Show activations to several readings while the block runs; `mask` gives the mask of the batch that is running."""
+    """Show activations to several readings while the block runs, at sites that know where their channels lie.
+
+    Args:
+        model: the network.
+        readings: what reads.
+        axes: of the network.
+        mask: gives the mask of the batch that is running.
+    """
 
     def see(reader: Reading, site: Site, value: Tensor) -> None:
-        reader.see(replace(site, mask=mask()), value)
+        reader.see(replace(site, mask=mask(), axis=axes.of(site.module, site.side)), value)
 
     with ExitStack() as stack:
         for reader in readings:
@@ -75,14 +84,18 @@ def reading(
 def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading]) -> None:
     """Walk the batches once, in evaluation mode, and show every activation to the readings.
 
+    One more forward pass, of two inputs of the first batch, tells where channels lie.
+
     Raises:
         KeyError: for a site whose module the model does not have.
         ValueError: for batches that can be walked only once, and where a site has no tensor.
     """
-    mask: Tensor | None = None
-    with evaluation(model), reading(model, readings, lambda: mask):
-        for batch in checked(batches, "calibration"):
-            mask = mask_of(batch)
+    readings, axes = list(readings), None
+    for batch in checked(batches, "calibration"):
+        if axes is None:
+            axes = axes_of(model, move(example_of(batch), device_of(model)))
+        mask = mask_of(batch)
+        with evaluation(model), reading(model, readings, axes, lambda mask=mask: mask):
             call(model, batch)
 
 

@@ -17,9 +17,10 @@ from simprune.core.batches import first_tensor
 from simprune.core.cost import Cost, CostModel, Example, Key, StreamCost, TensorCost
 from simprune.core.example import rows_of
 from simprune.trace.attention import attentions
+from simprune.trace.axes import Axes, axes_of, channel_axis
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import After, Before, hooks
-from simprune.trace.layers import is_conv1d
+from simprune.trace.layers import output_dim
 
 # the operators by which nn.MultiheadAttention applies its own weights
 PROJECTIONS = (torch.ops.aten.mm, torch.ops.aten.addmm)
@@ -40,8 +41,9 @@ def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter]:
 class _Streams:
     """The costs of blocks whose output has the shape of an argument, read by hooks during one forward pass."""
 
-    def __init__(self, model: nn.Module, rows: int) -> None:
+    def __init__(self, model: nn.Module, rows: int, axes: Axes) -> None:
         self.costs: dict[str, StreamCost] = {}
+        self._axes = axes
         self._rows = rows
         self._running: dict[str, list[Tensor]] = {}  # modules that are running, with their tensor arguments
         self._readers: dict[tuple[str, int], Key] = {}  # (module, index of an argument) -> a weight that reads it
@@ -52,7 +54,7 @@ class _Streams:
                 self.before.append((module, partial(self._enter, name)))
                 self.after.append((module, partial(self._leave, name)))
             elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
-                dim = int(weight.ndim > 1) if not is_conv1d(module) else 0
+                dim = int(weight.ndim > 1) - output_dim(module)
                 self.before.append((module, partial(self._read, (f"{name}.weight", dim))))
 
     def _enter(self, name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -67,25 +69,26 @@ class _Streams:
     def _leave(self, name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         value, inputs = first_tensor(output), self._running.pop(name, [])
         index = next((i for i, x in enumerate(inputs) if value is not None and x.shape == value.shape), None)
-        if value is None or index is None or value.ndim not in (2, 3, 4):
+        if value is None or index is None or value.ndim not in (2, 3, 4, 5):
             return
-        channels = value.shape[1 if value.ndim == 4 else -1]
+        channels = value.shape[channel_axis(value, self._axes.of(name, "output"))]
         positions = value.numel() / channels / self._rows
         self.costs[name] = StreamCost(channels, positions, value.element_size(), self._readers.get((name, index)))
 
 
-def cost_model(model: nn.Module, example: Example) -> CostModel:
+def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> CostModel:
     """The cost model of a network, from one forward pass.
 
     Args:
         model: the network, which is left as it was.
         example: its arguments (see `simprune.core.example`); costs are per row of them.
+        axes: of the network, if they are known; otherwise one more pass tells them.
 
     >>> cost_model(nn.Linear(4, 3), ((torch.zeros(2, 4),), {})).after({("weight", 0): 1, ("bias", 0): 1})
     Cost(macs=8, params=10, bytes=40)
     """
     rows = rows_of(example)
-    streams = _Streams(model, rows)
+    streams = _Streams(model, rows, axes_of(model, example) if axes is None else axes)
     with hooks(streams.before, streams.after):
         flops = _flops_by_module(model, example)
     parameters = dict(model.named_parameters())

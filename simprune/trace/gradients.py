@@ -2,16 +2,19 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, copied, first_tensor, inputs_of, labels_of
+from simprune.core.batches import call, checked, copied, device_of, first_tensor, inputs_of, labels_of, move
+from simprune.core.example import example_of
+from simprune.trace.axes import Axes, axes_of
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode
-from simprune.trace.sites import Site, as_tokens, hooks_at, require_rows
+from simprune.trace.sites import Site, hooks_at, require_rows
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -20,7 +23,6 @@ class _Reading(NamedTuple):
     """The activation at a site, whose gradient is needed, and a copy of its rows: modules may change it in place."""
 
     site: Site
-    module: nn.Module
     activation: Tensor
     rows: Tensor
 
@@ -73,17 +75,16 @@ def capture_gradients(
     features: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     gradients: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     readings: list[_Reading] = []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        eval_mode(model),
-        hooks_at(model, sites, partial(_fork, readings)),
-    ):
+    axes: Axes | None = None
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         for batch in checked(batches, "batches"):
+            if axes is None:
+                axes = axes_of(model, move(example_of(batch), device_of(model)))
+                sites = [replace(site, axis=axes.of(site.module, site.side)) for site in sites]
             readings.clear()
             # copies, because modules may write into inputs, and gradients must not reach the caller's tensors
             args, kwargs = copied(inputs_of(batch))
-            with forgetting(model):
+            with forgetting(model), hooks_at(model, sites, partial(_fork, readings)):
                 output = call(model, kwargs or (args, None))
             labels = labels_of(batch)
             numbers = loss(output, None if labels is None else labels.to(output.device))
@@ -92,9 +93,9 @@ def capture_gradients(
                     f"loss must give one number per input, shape ({len(output)},); got {tuple(numbers.shape)}: "
                     'use reduction="none", or choose one output'
                 )
-            for (site, module, _, activations), gradient in zip(readings, _gradients(numbers, readings), strict=True):
+            for (site, _, activations), gradient in zip(readings, _gradients(numbers, readings), strict=True):
                 features[site.name].append(activations)
-                rows = site.rows(as_tokens(module, gradient))
+                rows = site.rows(gradient)
                 positions = gradient.numel() // rows.numel() if site.layout == "pool" else 1
                 gradients[site.name].append(rows.mul(positions).to("cpu", copy=True))
     require_rows(sites, features)
@@ -130,7 +131,7 @@ def _require_separate(model: nn.Module, sites: list[Site]) -> None:
         )
 
 
-def _fork(readings: list[_Reading], site: Site, module: nn.Module, values: Any) -> Any:
+def _fork(readings: list[_Reading], site: Site, _: nn.Module, values: Any) -> Any:
     """Append the activation at a site to `readings`, and return a copy of it for the network.
 
     Autograd refuses the gradient of a tensor that was changed in place; later modules change the copy instead.
@@ -139,8 +140,8 @@ def _fork(readings: list[_Reading], site: Site, module: nn.Module, values: Any) 
     if value is None or not value.is_floating_point():
         raise ValueError(f"{site.name}: expected floating-point activations, got {getattr(value, 'dtype', None)}")
     activation = value if value.requires_grad else value.detach().requires_grad_()
-    rows = site.rows(as_tokens(module, activation.detach())).to("cpu", copy=True)
-    readings.append(_Reading(site, module, activation, rows))
+    rows = site.rows(activation.detach()).to("cpu", copy=True)
+    readings.append(_Reading(site, activation, rows))
     return _replaced(values, value, activation.clone())
 
 

@@ -1,12 +1,17 @@
 """Layers that multiply their input with a weight: the weight as a matrix, inputs and outputs as its columns."""
 
+from collections.abc import Sequence
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.moments import Moments
 
-PLAIN = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
+PLAIN = tuple(kind.forward for kind in (nn.Linear, *get_args(Convolution)))
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -17,41 +22,44 @@ def is_conv1d(module: nn.Module) -> bool:
 def can_be_fitted(layer: nn.Module) -> bool:
     """Whether the layer is one matrix product: linear, transformers' Conv1D, or a convolution without groups.
 
-    Subclasses with a forward pass of their own, as with standardised weights, compute something else and are not.
+    Convolutions over one, two and three dimensions are, also transposed ones. Subclasses with a forward pass of their
+    own, as with standardised weights, compute something else and are not.
 
     >>> can_be_fitted(nn.Conv2d(4, 4, 3)), can_be_fitted(nn.Conv2d(4, 4, 3, groups=2))
     (True, False)
     """
     if type(layer).forward not in PLAIN or "weight" not in layer._parameters:
         return is_conv1d(layer)
-    return layer.groups == 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else True
+    return layer.groups == 1 if isinstance(layer, Convolution) else True
 
 
 def matrix_of(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     """A layer's weight, or another tensor of its shape, as (outputs, inputs x kernel)."""
     weight = layer.get_parameter("weight").detach() if weight is None else weight
-    return weight.T if is_conv1d(layer) else weight.flatten(1)
+    return weight.transpose(0, 1).flatten(1) if output_dim(layer) else weight.flatten(1)
 
 
 def weight_of(layer: nn.Module, matrix: Tensor) -> Tensor:
     """A matrix in the shape and type of the layer's weight: the inverse of `matrix_of`."""
     weight = layer.get_parameter("weight")
-    return (matrix.T if is_conv1d(layer) else matrix).reshape(weight.shape).to(weight)
+    inputs_first = weight.transpose(0, 1) if output_dim(layer) else weight
+    matrix = matrix.reshape(inputs_first.shape)
+    return (matrix.transpose(0, 1) if output_dim(layer) else matrix).to(weight)
 
 
 def taps(layer: nn.Module) -> int:
     """Number of kernel entries per input channel; 1 for a linear layer."""
-    return layer.get_parameter("weight")[0, 0].numel() if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
+    return layer.get_parameter("weight")[0, 0].numel() if isinstance(layer, Convolution) else 1
 
 
 def output_dim(layer: nn.Module) -> int:
     """The dimension of the weight along which the outputs lie."""
-    return 1 if is_conv1d(layer) else 0
+    return 1 if is_conv1d(layer) or isinstance(layer, Transposed) else 0
 
 
 def channel_dim(layer: nn.Module) -> int:
     """The dimension of the output along which the channels lie."""
-    return 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else -1
+    return 1 if isinstance(layer, Convolution) else -1
 
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
@@ -60,19 +68,49 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     `matrix_of(layer) @ patches(layer, x)` is the output without bias. A linear layer has N = 1 and one position per row
     of its input. Channel groups of a convolution are ignored.
     """
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+    if not isinstance(layer, Convolution):
         return x.flatten(0, -2).T.unsqueeze(0)
+    if isinstance(layer, Transposed):
+        windows = _windows(_spread_out(layer, x), layer.kernel_size, layer.dilation, [1] * len(layer.kernel_size))
+        return windows.flip(2).flatten(1, 2)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
-    if isinstance(layer, nn.Conv1d):  # as an image of height one
+    if x.ndim == 5:
+        return _windows(x, layer.kernel_size, layer.dilation, layer.stride).flatten(1, 2)
+    if x.ndim == 3:  # as an image of height one
         x = x.unsqueeze(2)
     kernel, dilation, stride = ((1, *values)[-2:] for values in (layer.kernel_size, layer.dilation, layer.stride))
     return F.unfold(x, kernel, dilation, 0, stride)
 
 
+def _spread_out(layer: nn.Module, x: Tensor) -> Tensor:
+    """The input of a transposed convolution, on which the plain convolution with its kernel reversed gives its output.
+
+    Between the entries stand `stride` - 1 zeros, and as many around them as the kernel reaches beyond the padding.
+    """
+    assert isinstance(layer, Transposed)
+    sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sizes)
+    spread[(..., *(slice(None, None, step) for step in layer.stride))] = x
+    margins: list[int] = []  # before and after every dimension, the last one first; what is below 0 is cut off
+    for dim in reversed(range(len(layer.stride))):
+        reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1) - int(layer.padding[dim])
+        margins += [reach, reach + layer.output_padding[dim]]
+    return F.pad(spread, margins)
+
+
+def _windows(x: Tensor, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """(N, channels, taps, positions): what a kernel sees of (N, channels, *sizes) where it stands."""
+    dims = len(kernel)
+    for dim, (taps, apart, step) in enumerate(zip(kernel, dilation, stride, strict=True), 2):
+        x = x.unfold(dim, apart * (taps - 1) + 1, step)[..., ::apart]
+    order = (0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+    return x.permute(order).flatten(2 + dims).flatten(2, 1 + dims)
+
+
 def positions(layer: nn.Module, output: Tensor) -> Tensor:
     """A layer's output as (N, channels, positions), with N and positions as in `patches`."""
-    return output.flatten(2) if isinstance(layer, nn.Conv1d | nn.Conv2d) else output.flatten(0, -2).T.unsqueeze(0)
+    return output.flatten(2) if isinstance(layer, Convolution) else output.flatten(0, -2).T.unsqueeze(0)
 
 
 def stacked(*parts: Tensor) -> Tensor:

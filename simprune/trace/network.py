@@ -68,6 +68,8 @@ class Network:
     def visits(self) -> dict[str, Visit]:
         """Arguments and output of every module with parameters, in the order in which they begin."""
         visits = visit(self.model, self.example)
+        for name, seen in visits.items():
+            seen.axis = self.axes.of(name, "output")
         settle(self.model, visits)
         return visits
 
@@ -113,9 +115,9 @@ class Network:
     @cached_property
     def costs(self) -> CostModel:
         """What the model costs, term by term."""
-        return cost_model(self.model, self.example)
+        return cost_model(self.model, self.example, self.axes)
 
     @cached_property
     def block_calls(self) -> BlockCalls:
         """Arguments of composite modules, and what runs past them on a shortcut."""
-        return BlockCalls(self.model, self.visits)
+        return BlockCalls(self.model, self.visits, self.axes)

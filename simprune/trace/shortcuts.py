@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
+from simprune.trace.axes import Axes, channels_last
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
+from simprune.trace.layers import channel_dim
 from simprune.trace.visits import Visit
 
 
@@ -27,15 +29,17 @@ class Shortcut:
         gain: (channels,) of the layer's output.
         original: a copy of the original's block with all parameters zero, which returns what the shortcut carries.
         pruned: the same of the pruned network's block.
+        axis: along which the channels of the block's output lie.
     """
 
     module: str
     gain: Tensor
     original: nn.Module
     pruned: nn.Module
+    axis: int | None = None
 
     def drift(self, original: Example, pruned: Example, remaining: Tensor) -> Tensor:
-        """What the pruned network's shortcut lacks of the original's, divided by the gain.
+        """(N, positions, channels) of what the pruned network's shortcut lacks of the original's, divided by the gain.
 
         Added to the target of the layer, it makes up for the loss.
 
@@ -47,13 +51,9 @@ class Shortcut:
         target, current = _output(self.original, original), _output(self.pruned, pruned)
         assert target is not None
         assert current is not None
-        lost = target.movedim(_channel(target), -1)[..., remaining] - current.movedim(_channel(current), -1)
+        lost = channels_last(target, self.axis)[..., remaining] - channels_last(current, self.axis)
         gain = self.gain[remaining]
-        return (lost * torch.where(gain == 0, 0, 1 / gain)).movedim(-1, _channel(target))
-
-
-def _channel(value: Tensor) -> int:
-    return 1 if value.ndim >= 4 else -1
+        return lost * torch.where(gain == 0, 0, 1 / gain)
 
 
 class BlockCalls:
@@ -64,10 +64,11 @@ class BlockCalls:
     Args:
         model: the network.
         visits: of its modules (see `simprune.trace.visits.visit`).
+        axes: of the network.
     """
 
-    def __init__(self, model: nn.Module, visits: Mapping[str, Visit]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, visits: Mapping[str, Visit], axes: Axes) -> None:
+        self.model, self.axes = model, axes
         composite = {name for name, module in model.named_modules() if [*module.children()]}
         self.calls = {name: seen.call for name, seen in visits.items() if seen.calls == 1 and name in composite}
         self._silent: dict[str, nn.Module | None] = {}
@@ -87,7 +88,8 @@ class BlockCalls:
         """(channels,) factor by which a layer's output enters the output of a block around it; None if unclear."""
         if (name, layer) not in self._gains:
             short = layer.removeprefix(f"{name}.")
-            self._gains[name, layer] = _gain(self.model.get_submodule(name), short, self.calls[name])
+            axis = self.axes.of(name, "output")
+            self._gains[name, layer] = _gain(self.model.get_submodule(name), short, self.calls[name], axis)
         return self._gains[name, layer]
 
 
@@ -114,7 +116,8 @@ def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) 
         inside.add(name)
         gain = blocks.gain(name, own[-1])
         if gain is not None:
-            shortcuts[own[-1]] = Shortcut(name, gain, silent, zero_copy(small.get_submodule(name)))
+            axis = blocks.axes.of(name, "output")
+            shortcuts[own[-1]] = Shortcut(name, gain, silent, zero_copy(small.get_submodule(name)), axis)
     return shortcuts
 
 
@@ -132,9 +135,10 @@ def zero_copy(block: nn.Module) -> nn.Module:
     return silent
 
 
-def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
-    """(channels,) factor by which the layer's output enters the block's output.
+def _gain(block: nn.Module, layer: str, call: Example, axis: int | None) -> Tensor | None:
+    """(channels,) factor by which the layer's output enters the block's output, whose channels lie along `axis`.
 
+    The two may have their channels along different dimensions, as where a block permutes maps for its linear layers.
     The factor is measured by adding a small constant to the layer's output. Entries behind a closed ReLU do not change
     and are ignored. A channel without any change has gain 0; None if the changes of a channel disagree.
     """
@@ -142,13 +146,16 @@ def _gain(block: nn.Module, layer: str, call: Example) -> Tensor | None:
     with torch.no_grad(), eval_mode(block):
         with hooks(after=[(module, lambda _, args, kwargs, output: outputs.append(output))]):
             rest = _output(block, call)
-        if rest is None or rest.shape != outputs[0].shape:  # such as a layer that gives one factor per channel
+        if rest is None:
+            return None
+        shapes = channels_last(rest, axis).shape, channels_last(outputs[0], channel_dim(module)).shape
+        if shapes[0] != shapes[1]:  # such as a layer that gives one factor per channel
             return None
         step = 1e-2 * outputs[0].abs().mean().clamp(min=1e-6)
         with hooks(after=[(module, lambda _, args, kwargs, output: output + step)]):
             moved = _output(block, call)
     assert moved is not None
-    slope = ((moved - rest) / step).movedim(_channel(rest), -1).flatten(0, -2)
+    slope = channels_last((moved - rest) / step, axis).flatten(0, -2)
     moves = slope.abs() > 1e-3 * slope.abs().max()
     medians = torch.where(moves, slope, torch.nan).nanmedian(0).values
     gain = torch.where(moves.any(0), medians, 0)

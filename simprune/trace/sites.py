@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from simprune.core.names import did_you_mean
+from simprune.trace.axes import channels_last
 from simprune.trace.hooks import hooks
 
 Layout = Literal["flatten", "pool", "positions"]
@@ -26,6 +27,8 @@ class Site:
         side: whether the module's input or its output is read.
         mask: (N, T) of one batch, true for tokens and false for padding, which then has no part in the mean and no
             row; "flatten" ignores it. Functions that walk batches set it to the batch's attention_mask.
+        axis: the dimension along which the channels lie (see `simprune.trace.axes`). Functions that walk batches set
+            it. Without it, it is 1 of four dimensions or more and the last of three.
 
     Raises:
         ValueError: for an unknown layout or side.
@@ -41,6 +44,7 @@ class Site:
     layout: Layout = "pool"
     side: Literal["input", "output"] = "output"
     mask: Tensor | None = field(default=None, compare=False, repr=False)
+    axis: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.layout not in ("flatten", "pool", "positions"):
@@ -61,14 +65,12 @@ class Site:
             )
         if self.layout == "flatten" or value.ndim == 2:
             return value.flatten(1)
-        if value.ndim >= 4:  # maps have channels second, tokens last
-            columns = value.flatten(2)
-            return columns.mean(2) if self.layout == "pool" else columns.transpose(1, 2).flatten(0, 1)
+        value = channels_last(value, self.axis)
         if self.mask is not None and self.mask.shape == value.shape[:2]:
             mask = self.mask.to(value.device)
             if self.layout == "positions":
                 return value[mask]
-            return (value * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+            return value.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return value.mean(1) if self.layout == "pool" else value.flatten(0, 1)
 
 
@@ -112,8 +114,3 @@ def require_rows(sites: Iterable[Site], rows: Mapping[str, object]) -> None:
     silent = [site.name for site in sites if not rows.get(site.name)]
     if silent:
         raise ValueError(f"nothing was read at {', '.join(silent)}: no batches were given, or the module never runs")
-
-
-def as_tokens(module: nn.Module, activation: Tensor) -> Tensor:
-    """A linear layer's activation as (N, T, D): it has channels last, also with four dimensions, where maps do not."""
-    return activation.flatten(1, -2) if isinstance(module, nn.Linear) and activation.ndim > 3 else activation

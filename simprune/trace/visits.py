@@ -20,7 +20,9 @@ class Visit:
 
     `args`, `kwargs` and `returned` are the objects themselves, so that identity shows what was handed on; later modules
     may have changed them in place. `call` and `output` are copies from before that: of the arguments, and of the first
-    tensor that the module returned. `calls` counts how often it ran; all else is of its last run.
+    tensor that the module returned. `calls` counts how often it ran; all else is of its last run. `carried` is the
+    argument that a shortcut carries to the output, where several arguments have the output's shape. `axis` is the
+    dimension along which the output's channels lie, where it is known (see `simprune.trace.axes`).
 
     >>> x, bias = torch.ones(2), torch.ones(3)
     >>> visit = Visit((x,), {"bias": bias}, ((x,), {"bias": bias}), returned=(x + 1, bias, None), output=x + 1)
@@ -34,6 +36,8 @@ class Visit:
     calls: int = 1
     returned: Any = None
     output: Tensor | None = None
+    carried: int | str | None = None
+    axis: int | None = None
 
     def layout(self) -> OutputLayout:
         """Which arguments its outputs are, by identity; the first output is the stream, at `stream_key`.
@@ -55,9 +59,17 @@ class Visit:
 
     @property
     def stream_key(self) -> int | str | None:
-        """Position or name of the first argument that has the output's shape; None where no argument has it."""
+        """Position or name of the argument that a shortcut carries, or else of the first that has the output's shape.
+
+        None where no argument has it.
+        """
+        return next(iter(self.alike), None) if self.carried is None else self.carried
+
+    @property
+    def alike(self) -> dict[int | str, Tensor]:
+        """Copies of the arguments that have the output's shape, by position or name."""
         shape = None if self.output is None else self.output.shape
-        return next((key for key, value in self.tensors.items() if value.shape == shape), None)
+        return {key: value for key, value in self.tensors.items() if value.shape == shape}
 
     @property
     def input(self) -> Tensor | None:

@@ -21,6 +21,7 @@ from simprune.core.progress import progress
 from simprune.core.rows import Rows
 from simprune.core.structures import Block
 from simprune.measures import Measure
+from simprune.trace.axes import channels_last
 from simprune.trace.capture import Reading, read, reading
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import After, Before, hooks
@@ -112,7 +113,7 @@ def observe(
     if done and beside:  # the other readings need a walk of their own, since some batches are not run again
         read(model, calibration, beside)
         beside = ()
-    others = reading(model, beside, lambda: reader.mask)
+    others = reading(model, beside, network.axes, lambda: reader.mask)
     with evaluation(model), uncached(model), hooks(reader.before, reader.after), others:
         for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
             labels.append(labels_of(batch))
@@ -140,11 +141,11 @@ class _Reader:
     """Hooks that read the stream at every point.
 
     A block that is replaced by its input has an input and an output of its own. A block that is replaced by zero is a
-    branch of a layer: the stream after it is the layer's input plus the outputs of the branches so far.
+    branch of a layer: the stream after it is the layer's input plus what the branches so far have added.
     """
 
     def __init__(self, network: Network, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]]) -> None:
-        self.model, self.points = network.model, points
+        self.model, self.points, self.axes = network.model, points, network.axes
         self.pooled = {point: Rows() for names in points.values() for point in names}
         self.mask: Tensor | None = None
         self.unit: dict[str, Tensor] = {}
@@ -159,36 +160,37 @@ class _Reader:
                 branch, point = block.replace == "zero", points[number][0] if index == 0 else None
                 around = block.inside if branch else block.name
                 if point is not None or (branch and around not in layers):
-                    see = self._before(network.visits[around].stream_key, point, branch)
+                    see = self._before(around, network.visits[around].stream_key, point, branch)
                     self.before.append((self.model.get_submodule(around), see))
                 if branch:
                     layers.add(around)
-                self.after.append((self.model.get_submodule(block.name), self._after(block.name, branch)))
+                adds = self.model.get_submodule(block.adds if branch else block.name)
+                self.after.append((adds, self._after(block.name, branch, block.gain)))
 
-    def _before(self, key: int | str | None, point: str | None, branch: bool) -> Before:
+    def _before(self, around: str, key: int | str | None, point: str | None, branch: bool) -> Before:
         def see(_: nn.Module, args: tuple, kwargs: dict) -> None:
             value = {**dict(enumerate(args)), **kwargs}[key]
             if branch:
                 self.stream = value.clone()  # later layers may work in place
             if point is not None:
-                self._read(point, value)
+                self._read(Site(point, mask=self.mask, axis=self.axes.of(around, "input")), value)
 
         return see
 
-    def _after(self, point: str, branch: bool) -> After:
+    def _after(self, point: str, branch: bool, gain: float) -> After:
         def see(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             value = first_tensor(output)
             assert value is not None
             if branch:
                 assert self.stream is not None
-                value = self.stream = self.stream + value
-            self._read(point, value)
+                value = self.stream = self.stream + gain * value
+            self._read(Site(point, mask=self.mask, axis=self.axes.of(point, "output")), value)
 
         return see
 
-    def _read(self, point: str, value: Tensor) -> None:
-        self.pooled[point].add(Site(point, "pool", mask=self.mask).rows(value).float())
-        self.unit[point] = F.normalize(_some_positions(value, self.mask).double(), dim=1)
+    def _read(self, point: Site, value: Tensor) -> None:
+        self.pooled[point.module].add(point.rows(value).float())
+        self.unit[point.module] = F.normalize(_some_positions(point, value), dim=1)
 
     def close_batch(self) -> None:
         """Add this batch's cosines and angles between all points of every chain, and forget its activations."""
@@ -222,15 +224,17 @@ class _Reader:
         return int(state["done"])
 
 
-def _some_positions(value: Tensor, mask: Tensor | None) -> Tensor:
-    """(positions, width): at most `POSITIONS` positions of one batch, padding left out.
+def _some_positions(site: Site, value: Tensor) -> Tensor:
+    """(positions, width) in float64: at most `POSITIONS` positions of one batch, padding left out.
 
     The golden ratio spreads them over the batch, so that no row or column of a map is preferred.
     """
-    rows = value.flatten(2).mT if value.ndim >= 4 else Site("", "positions", mask=mask).rows(value)[None]
+    rows = channels_last(value, site.axis)
+    if site.mask is not None and site.mask.shape == rows.shape[:2]:
+        rows = rows[site.mask.to(rows.device)][None]
     inputs, positions, _ = rows.shape
     chosen = torch.arange(inputs * positions)
     if len(chosen) > POSITIONS:
         chosen = (torch.arange(POSITIONS, dtype=torch.float64) * GOLDEN % 1 * len(chosen)).long()
     chosen = chosen.to(rows.device)
-    return rows[chosen // positions, chosen % positions]
+    return rows[chosen // positions, chosen % positions].double()

@@ -1,0 +1,205 @@
+"""Along which dimension of a tensor the channels lie: known from the layer that made the tensor, followed by the trace.
+
+A convolution gives channels in dimension 1, a linear layer or an embedding in the last one. From there on the dimension
+is followed through every operator: permuting moves it, reshaping keeps it where the same entries still lie side by
+side, elementwise operators, pooling and padding leave it. A tensor that no layer made, such as the network's input, has
+its channels where the first layer that reads it expects them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from simprune.core.batches import first_tensor
+from simprune.core.cost import Example
+from simprune.trace.context import eval_mode, uncached
+from simprune.trace.hooks import hooks
+from simprune.trace.layers import is_conv1d
+
+SECOND = ("convolution", "native_batch_norm", "cudnn_batch_norm", "native_group_norm")  # operators over dimension 1
+LAST = ("mm", "addmm", "bmm", "baddbmm", "embedding")  # operators that give channels last
+RESHAPING = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The dimension of the channels, by module, of the first tensor that it gets and of the first that it returns.
+
+    The module "" is the model itself. A module that never ran, or whose tensors no layer reaches, has none.
+    """
+
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+    def of(self, module: str, side: str) -> int | None:
+        """The dimension at the "input" or "output" of a module; None where it is not known."""
+        return (self.inputs if side == "input" else self.outputs).get(module)
+
+
+def channels_last(value: Tensor, axis: int | None) -> Tensor:
+    """(N, positions, channels) of an activation whose channels lie along `axis`.
+
+    Vectors (N, C) have one position. Where no layer tells the axis, it is 1 of four dimensions or more and the last of
+    three.
+
+    >>> channels_last(torch.zeros(2, 3, 4, 5), 1).shape, channels_last(torch.zeros(2, 4, 5, 3), -1).shape
+    (torch.Size([2, 20, 3]), torch.Size([2, 20, 3]))
+    """
+    if value.ndim < 3:
+        return value.flatten(1)[:, None]
+    return value.movedim(channel_axis(value, axis), -1).flatten(1, -2)
+
+
+def channel_axis(value: Tensor, axis: int | None) -> int:
+    """The axis itself, or where it is None what `channels_last` says."""
+    if axis is not None:
+        return axis % value.ndim
+    return 1 if value.ndim == 2 or value.ndim > 3 else value.ndim - 1
+
+
+def like(rows: Tensor, value: Tensor, axis: int | None) -> Tensor:
+    """Rows (N, positions, channels) in the layout of an activation: the inverse of `channels_last`.
+
+    >>> value = torch.randn(2, 3, 4, 5)
+    >>> torch.equal(like(channels_last(value, 1), value, 1), value)
+    True
+    """
+    if value.ndim < 3:
+        return rows.reshape(value.shape)
+    axis = channel_axis(value, axis)
+    return rows.unflatten(1, [size for dim, size in enumerate(value.shape) if dim not in (0, axis)]).movedim(-1, axis)
+
+
+def axes_of(model: nn.Module, example: Example) -> Axes:
+    """Follow the channels through one forward pass in evaluation mode.
+
+    >>> model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU())
+    >>> axes_of(model, ((torch.zeros(2, 3, 8),), {})).outputs["1"]
+    1
+    """
+    following = _Following()
+    waiting: list[tuple[str, Tensor]] = []  # inputs whose axis a later layer tells
+    inputs: dict[str, int] = {}
+    outputs: dict[str, int] = {}
+
+    def enter(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        value = first_tensor((args, kwargs))
+        if value is None or value.ndim < 2:
+            return
+        own = own_axis(module, value)
+        if own is not None:
+            following.axes.setdefault(value, own)
+        if following.axes.get(value) is None:
+            waiting.append((name, value))
+        else:
+            inputs[name] = following.axes[value] if own is None else own
+
+    def leave(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        value = first_tensor(output)
+        if value is None or value.ndim < 2:
+            return
+        own = own_axis(module, value)
+        if own is not None:
+            entered = first_tensor((args, kwargs))
+            along = None if entered is None or entered.ndim != value.ndim else following.axes.get(entered)
+            following.axes[value] = own if along is None or isinstance(module, _ConvNd) else along
+        if following.axes.get(value) is not None:
+            outputs[name] = following.axes[value]
+
+    modules = [*model.named_modules()]
+    befores, afters = ([(module, partial(see, name)) for name, module in modules] for see in (enter, leave))
+    args, kwargs = example
+    with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters), following:
+        model(*args, **kwargs)
+    late = {name: following.axes[value] for name, value in waiting if following.axes.get(value) is not None}
+    return Axes(late | inputs, outputs)
+
+
+def own_axis(module: nn.Module, value: Tensor) -> int | None:
+    """The dimension of the channels in what a module gets or gives, where its type tells; otherwise None.
+
+    A linear layer that runs along another dimension than the channels, as where positions are mixed, is not told apart
+    here: its own channels are what it multiplies.
+    """
+    if isinstance(module, _ConvNd | _BatchNorm | nn.GroupNorm):
+        return 1
+    if isinstance(module, nn.Linear | nn.RNNBase) or is_conv1d(module):
+        return value.ndim - 1
+    return None
+
+
+class _Following(TorchDispatchMode):
+    """Remembers the dimension of the channels of every tensor that lives, operator after operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.axes: Any = WeakTensorKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operator = func.overloadpacket.__name__
+        for place, output in enumerate(_tensors(result)):
+            axis = self._after(operator, args, output, place) if output.ndim > 1 else None
+            if axis is not None and output not in self.axes:
+                self.axes[output] = axis
+        return result
+
+    def _after(self, operator: str, args: tuple, output: Tensor, place: int) -> int | None:
+        """The dimension in one output of an operator; None where it is not known."""
+        sources = [value for value in _tensors(args) if self.axes.get(value) is not None]
+        if operator in SECOND:
+            if args[0].ndim > 1:
+                self.axes.setdefault(args[0], 1)
+            return 1 if operator == "convolution" else self.axes[args[0]]
+        if operator in LAST:
+            return output.ndim - 1
+        if not sources and operator == "native_layer_norm" and len(args[1]) == 1:
+            self.axes[args[0]] = args[0].ndim - 1
+            return output.ndim - 1
+        if not sources:
+            return None
+        source = max(sources, key=lambda value: value.ndim)
+        return moved(operator, args, source, self.axes[source], output)
+
+
+def moved(operator: str, args: tuple, source: Tensor, axis: int, output: Tensor) -> int | None:
+    """Where dimension `axis` of `source` lies in the output of an operator; None where it is gone or unclear."""
+    dims, size = source.ndim, source.shape[axis]
+    if operator == "permute":
+        return [dim % dims for dim in args[1]].index(axis)
+    if operator in ("transpose", "t"):
+        swapped = [dim % dims for dim in (args[1:3] if operator == "transpose" else (0, 1))]
+        return swapped[1 - swapped.index(axis)] if axis in swapped else axis
+    if operator in RESHAPING:
+        before = prod(source.shape[:axis])
+        same = [dim for dim, n in enumerate(output.shape) if n == size and prod(output.shape[:dim]) == before]
+        return min(same, key=lambda dim: abs(dim - axis), default=None)
+    if operator in ("select", "unbind"):
+        dim = (args[1] if len(args) > 1 else 0) % dims
+        return None if dim == axis else axis - (dim < axis)
+    if operator == "stack":
+        return axis + ((args[1] if len(args) > 1 else 0) % (dims + 1) <= axis)
+    if output.ndim < dims:  # a reduction over the dimensions of its second argument
+        gone = args[1] if len(args) > 1 else ()
+        gone = {dim % dims for dim in (gone if isinstance(gone, list | tuple) else [gone]) if isinstance(dim, int)}
+        kept = dims - len(gone) == output.ndim and axis not in gone
+        return axis - sum(dim < axis for dim in gone) if kept else None
+    return axis + output.ndim - dims  # broadcasting aligns dimensions from the right
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in arguments or results of an operator."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,72 @@
+"""Half precision: proofs, statistics and solves are made in float32, whatever a model holds."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def in_half(model: nn.Module) -> bool:
+    """Whether a model holds a parameter in half precision."""
+    return any(parameter.dtype in HALF for parameter in model.parameters())
+
+
+def in_single(model: nn.Module) -> nn.Module:
+    """A copy of a model that holds float32 where the model holds half precision.
+
+    >>> in_single(nn.Linear(2, 2, dtype=torch.bfloat16)).weight.dtype
+    torch.float32
+    """
+    return to_single(copy.deepcopy(model))
+
+
+def to_single(model: nn.Module) -> nn.Module:
+    """The model itself, with float32 in place of half precision; tied parameters stay tied."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
+    return model
+
+
+def widened(value: Any) -> Any:
+    """Arguments with their tensors of half precision in float32; containers are copied.
+
+    >>> widened((torch.ones(1, dtype=torch.float16), {"mask": None}))
+    (tensor([1.]), {'mask': None})
+    """
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in HALF else value
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {key: widened(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        items = [widened(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value
+
+
+def tolerance(single: float, *values: Tensor) -> float:
+    """A relative tolerance: `single` in float32, and twice the spacing of numbers in the coarsest type of the values.
+
+    >>> tolerance(1e-4, torch.ones(1)), tolerance(1e-4, torch.ones(1, dtype=torch.bfloat16))
+    (0.0001, 0.015625)
+    """
+    return max(single, *(2 * torch.finfo(value.dtype).eps for value in values if value.is_floating_point()))
+
+
+def require_finite(value: Tensor, what: str) -> None:
+    """Stop where a tensor holds something that is no number.
+
+    Args:
+        value: the tensor.
+        what: what it is, such as "the output of layer.1"; the error begins with it.
+
+    Raises:
+        ValueError: when an entry is infinite or not a number.
+    """
+    if not bool(torch.isfinite(value).all()):
+        kind = "nan" if bool(value.isnan().any()) else "infinite entries"
+        raise ValueError(f"{what} has {kind}; run the model in float32 or bfloat16, and look at its weights and inputs")
