@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simprune import measures
 from simprune.checks.intervals import Interval, bootstrap_mean, narrowed, together
-from simprune.core.batches import call, checked
+from simprune.core.batches import call, checked, mask_of
 from simprune.functional import Bounds, Gathered, Score
 from simprune.functional._models import ModelMeasure
 from simprune.structures import find_blocks
@@ -28,8 +28,8 @@ class BlockDrift(ModelMeasure):
     """Largest drift of a block that was not removed, 1 - similarity of its outputs in both models; 0 means no change.
 
     A block's drift is the mean over groups of `inputs` test inputs, so memory is bounded and groups are the samples of
-    its bounds; outputs are averaged over positions. `measure`: one of `simprune.measures` where larger is more similar
-    and equal outputs have 1. ValueError for any other measure, or for less than 8 inputs.
+    its bounds; outputs are averaged over positions, without padding. `measure`: one of `simprune.measures` where larger
+    is more similar and equal outputs have 1. ValueError for any other measure, or for less than 8 inputs.
     """
 
     measure: str = "cka_debiased"
@@ -114,9 +114,10 @@ class BlockDrift(ModelMeasure):
         """Outputs of all blocks in both models on every whole group of inputs."""
         sites = [Site(name) for name in blocks]
         original, pruned = ({name: torch.empty(0) for name in blocks} for _ in range(2))  # rows not yet in a group
+        mask: Tensor | None = None  # of the batch that is running
 
         def append_to(rows: dict[str, Tensor], site: Site, value: Tensor) -> None:
-            new = site.rows(value).double().cpu()
+            new = replace(site, mask=mask).rows(value).double().cpu()
             rows[site.name] = torch.cat([rows[site.name], new]) if len(rows[site.name]) else new.clone()
 
         with (
@@ -125,6 +126,7 @@ class BlockDrift(ModelMeasure):
             watching(small, sites, partial(append_to, pruned)),
         ):
             for batch in test:
+                mask = mask_of(batch)
                 call(model, batch)
                 call(small, batch)
                 while len(original[blocks[0]]) >= self.inputs:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simprune.checks import intervals
+from simprune.checks.clusters import token_bounds
 from simprune.checks.intervals import Interval, clopper_pearson, paired_difference
 from simprune.checks.verdict import Gate, GateResult, Outcome
 from simprune.functional import Bounds, FunctionalMeasure, Gathered, Score
@@ -118,6 +119,8 @@ def _bounds(measure: FunctionalMeasure, rows: Tensor, strata: np.ndarray, seed: 
     own = measure.bounds(rows, strata, seed)
     if own is not None:
         return own
+    if measure.form == "tokens":
+        return token_bounds(measure, rows, seed)  # pyright: ignore[reportArgumentType]
     if measure.kind == "worst_difference":
         return _of_worst_class(measure, rows)
     values = measure.values(rows).numpy()

@@ -65,13 +65,30 @@ def embedding() -> list[Gate]:
 
 
 @register("check", "language_model")
-def language_model() -> list[Gate]:
-    """for token logits: divergence, most likely tokens and perplexity; labels as of transformers, the input tokens"""
-    return [
-        Gate("token_kl_divergence", limit=0.1, options={"shift": True}),
-        Gate("token_agreement", limit=0.85, options={"shift": True}),
-        Gate("perplexity_change", limit=2.0, options={"shift": True}),
+def language_model(
+    *,
+    shift: bool = True,
+    perplexity: float = 0.1,
+    divergence: float = 0.1,
+    agreement: float = 0.85,
+    continuation: float | None = None,
+    questions: str | None = None,
+    accuracy_drop: float = 0.02,
+) -> list[Gate]:
+    """for language models: perplexity ratio, divergence and most likely token of every position; shift: false for
+    masked ones
+    """
+    options = {"shift": shift}
+    gates = [
+        Gate("perplexity_increase", limit=perplexity, options=options),
+        Gate("token_kl_divergence", limit=divergence, options=options),
+        Gate("token_agreement", limit=agreement, options=options),
     ]
+    if continuation is not None:
+        gates.append(Gate("greedy_continuation", limit=continuation))
+    if questions is not None:
+        gates.append(Gate("multiple_choice_drop", limit=accuracy_drop, options={"path": questions}))
+    return gates
 
 
 def gates_of(gates: Gates | None = None, labelled: bool = True) -> list[Gate]:

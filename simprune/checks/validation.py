@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from simprune.checks import corruptions
 from simprune.checks.intervals import strata_of
 from simprune.checks.judging import Case, judge_together
+from simprune.checks.padding import targets_of, without_padding
 from simprune.checks.sets import Gates, gates_of
 from simprune.checks.verdict import Verdict
-from simprune.core.batches import call, checked, labels_of
+from simprune.core.batches import call, checked, labels_of, output_mask_of
 from simprune.core.names import did_you_mean
 from simprune.functional import FunctionalMeasure, Gathered, Outputs
+from simprune.functional.tokens import TokenTargets
 from simprune.trace.context import evaluation
 
 Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
@@ -93,10 +95,11 @@ def _run(
                     limits = corruptions.limits_of(batch)
             for inputs in tally.inputs:
                 a, b = (
-                    call(network, corruptions.shifted(inputs, batch, network, limits, seed + number)).cpu()
+                    call(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
                     for network in (model, small)
                 )
-                tally.update(a, b, labels, inputs)
+                a, b = (without_padding(outputs, output_mask_of(batch)) for outputs in (a, b))
+                tally.update(a, b, labels, inputs, targets_of(batch, model, a))
                 if watch is not None and inputs == corruptions.CLEAN:
                     watch(batch, a, b, labels)
     if tally is None:
@@ -111,6 +114,7 @@ def check(
     gates: Gates | None = None,
     seed: int = 0,
     correction: str = "holm",
+    mask: Tensor | None = None,
 ) -> Verdict:
     """Verdict of the gates on outputs of a, the original, and b, the pruned model.
 
@@ -123,6 +127,7 @@ def check(
         seed: of the bootstrap.
         correction: "holm", so that with the gates' confidence *all* gates that pass do so rightly, and all that fail
             (Holm 1979, once for either side); or "none", every gate on its own.
+        mask: (N, T) of outputs (N, T, ...) of tokens, true for tokens and false for padding, which does not count.
 
     Returns:
         The verdict.
@@ -139,7 +144,11 @@ def check(
     for gate, measure in zip(tally.gates, tally.measures, strict=True):
         if measure.form == "models" or gate.inputs != corruptions.CLEAN:
             raise ValueError(f"{gate.label} needs the models, not only their outputs; use validate")
-    tally.update(logits_a, logits_b, None if labels is None else torch.as_tensor(labels))
+    labels, targets = None if labels is None else torch.as_tensor(labels), None
+    if mask is not None:
+        logits_a, logits_b = (without_padding(torch.as_tensor(logits), mask) for logits in (logits_a, logits_b))
+        targets = TokenTargets(labels, mask)
+    tally.update(logits_a, logits_b, labels, targets=targets)
     return tally.verdict(seed)
 
 
@@ -162,8 +171,15 @@ class _Tally:
         self.labels: list[Tensor] = []
         self.count, self.classes, self.batches = 0, 0, 0
 
-    def update(self, a: Any, b: Any, labels: Tensor | None, inputs: str = corruptions.CLEAN) -> None:
-        """Add one batch's outputs of both models on these inputs."""
+    def update(
+        self,
+        a: Any,
+        b: Any,
+        labels: Tensor | None,
+        inputs: str = corruptions.CLEAN,
+        targets: TokenTargets | None = None,
+    ) -> None:
+        """Add one batch's outputs of both models on these inputs; `targets`: of tokens, in place of labels."""
         if inputs == corruptions.CLEAN:
             self._count(a, labels)
         class_scores: tuple[Outputs, Outputs] | None = None  # in float64, softmax and all, once for all gates
@@ -175,7 +191,7 @@ class _Tally:
                 class_scores = class_scores or (Outputs.of(a, "logits_a"), Outputs.of(b, "logits_b"))
                 stream.update(class_scores, labels)
             else:
-                stream.update((a, b), labels)
+                stream.update((a, b), labels if targets is None or measure.form != "tokens" else targets)
 
     def _count(self, a: Any, labels: Tensor | None) -> None:
         self.batches += 1

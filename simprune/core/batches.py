@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 LABEL_KEYS = ("labels", "label")
+TOKEN_KEYS = ("decoder_input_ids", "input_ids")  # the tokens that outputs belong to; the first that a batch has
 # What models return beside their outputs, by the last word of its name: losses, and records of their insides.
 LOSSES = ("loss", "losses")
 RECORDS = ("hidden_states", "attentions", "past_key_values", "router_logits", "mems", "encoder_last_hidden_state")
@@ -53,8 +54,59 @@ def mask_of(batch: Any) -> Tensor | None:
     >>> mask_of({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.tensor([[1, 0]])})
     tensor([[ True, False]])
     """
-    mask = inputs_of(batch)[1].get("attention_mask")
+    return _flat_mask(inputs_of(batch)[1].get("attention_mask"))
+
+
+def output_mask_of(batch: Any) -> Tensor | None:
+    """(N, T) the mask of the tokens that the model's outputs belong to: a decoder's own where a batch feeds a decoder.
+
+    >>> ids, mask = torch.ones(1, 2).long(), torch.tensor([[1, 0]])
+    >>> output_mask_of({"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}) is None
+    True
+    """
+    given = inputs_of(batch)[1]
+    if any(key.startswith("decoder_") for key in given):
+        return _flat_mask(given.get("decoder_attention_mask"))
+    return mask_of(batch)
+
+
+def _flat_mask(mask: Any) -> Tensor | None:
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def token_ids_of(batch: Any) -> Tensor | None:
+    """(N, T) the tokens that the model's outputs belong to; None for a batch of anything else.
+
+    >>> token_ids_of((torch.tensor([[3, 4]]), None))
+    tensor([[3, 4]])
+    """
+    args, given = inputs_of(batch)
+    ids = args[0] if args else next((given[key] for key in TOKEN_KEYS if given.get(key) is not None), None)
+    integers = isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int32, torch.int64)
+    return ids if integers else None
+
+
+def documents_of(batch: Any) -> Tensor | None:
+    """(N, T) the number of the document that every token comes from, as `TextBatch` says; None where nothing says it."""
+    return getattr(batch, "documents", None)
+
+
+class TextBatch(dict):
+    """A batch of windows of text: a model's arguments by name, and beside them the document of every token.
+
+    Args:
+        arguments: of the model, such as input_ids and attention_mask.
+        documents: (N, T) numbers of documents, negative at padding. Tokens of one document are not independent, which
+            confidence bounds respect.
+
+    >>> batch = TextBatch({"input_ids": torch.tensor([[3, 4]])}, documents=torch.tensor([[0, 1]]))
+    >>> list(batch), documents_of(batch)
+    (['input_ids'], tensor([[0, 1]]))
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], documents: Tensor) -> None:
+        super().__init__(arguments)
+        self.documents = documents
 
 
 def move(value: Any, device: torch.device | str) -> Any:

@@ -25,6 +25,7 @@ CASES_OF = {  # hyperparameters, number of outputs
     "noise_functional_distance": [({}, 2), ({}, 6)],
     "performance_difference": [({}, 2), ({"metric": "f1_macro"}, 3)],
     "perplexity_change": [({}, 2), ({"shift": True}, 2)],
+    "perplexity_increase": [({}, 2), ({"shift": True}, 2)],
     "pie_rate": [({}, 2), ({}, 6)],
     "prediction_norm_difference": [({}, 2), ({"p": 1}, 2), ({"p": math.inf}, 2)],
     "prune_potential": [({"ratios": (0.5,)}, 2), ({"ratios": (0.3, 0.5, 0.9), "delta": 0.2}, 4)],

@@ -18,7 +18,7 @@ from simprune.functional import Outputs
 
 N, C = 80, 5
 VECTORS = ("cosine_agreement", "relative_error", "neighbour_overlap", "representational_similarity")
-TOKENS = ("token_kl_divergence", "token_agreement", "perplexity_change")
+TOKENS = ("token_kl_divergence", "token_agreement", "perplexity_change", "perplexity_increase")
 RATIOS = (0.2, 0.4, 0.9)
 
 
@@ -242,8 +242,17 @@ def token_kl(outputs, y):
 
 def perplexities(outputs, y):
     chosen, labels = used(outputs, y)
-    a, b = (math.exp(-log_softmax(each, axis=1)[np.arange(len(labels)), labels].mean()) for each in chosen)
+    return [math.exp(-log_softmax(each, axis=1)[np.arange(len(labels)), labels].mean()) for each in chosen]
+
+
+def perplexity_change(outputs, y):
+    a, b = perplexities(outputs, y)
     return b - a
+
+
+def perplexity_increase(outputs, y):
+    a, b = perplexities(outputs, y)
+    return b / a - 1
 
 
 def q(metric):
@@ -310,7 +319,8 @@ REFERENCES = {  # id: (hyperparameters, number of outputs, reference)
     "nll": [({}, 2, change(nll))],
     "noise_functional_distance": [({}, 2, noise_distance), ({}, 6, noise_distance)],
     "performance_difference": [({"metric": m}, n, spread(m)) for m in ("accuracy", "f1_macro") for n in (2, 4)],
-    "perplexity_change": [({}, 2, perplexities)],
+    "perplexity_change": [({}, 2, perplexity_change)],
+    "perplexity_increase": [({}, 2, perplexity_increase)],
     "pie_rate": [({}, 2, pie), ({}, 6, pie), ({}, 8, pie)],
     "positive_flip_rate": [({}, 2, rate(lambda a, b: b & ~a))],
     "prediction_difference": [({"p": p}, 4, to_mean(p)) for p in (1, 2)],
