@@ -87,7 +87,7 @@ def fit_stand_ins(
         if module.constant:
             module.set(part.scatter, part.mean[len(inputs) :])
         else:
-            module.set(*Products(part, len(inputs), True).solve(RIDGE))
+            module.set(*Products.of(part, len(inputs)).solve(RIDGE))
     return [*stand_ins]
 
 

@@ -48,17 +48,19 @@ def test_the_repair_helps_and_reports_it(network):
     assert all(0 <= refit.after <= refit.before + 1e-6 for refit in refits)
 
 
-def test_one_linear_layer_equals_ridge_regression_by_numpy():
+def test_one_linear_layer_equals_ridge_regression_of_the_change_by_numpy():
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     x = torch.randn(200, 4)
     plan = plan_of(model, x, Edit("channels", "0", (1, 4), 6))
     small = apply(plan, model)
+    present = small[2].weight.detach().double().numpy().copy()
     reconstruct(small, plan, model, [x[:90], x[90:]], ridge=1e-2)
     hidden, target = small[:2](x).detach().double().numpy(), model(x).detach().double().numpy()
     centred = hidden - hidden.mean(0)
     gram = centred.T @ centred
-    weight = np.linalg.solve(gram + 1e-2 * np.diag(gram).mean() * np.eye(4), centred.T @ (target - target.mean(0))).T
+    wanted = centred.T @ (target - target.mean(0) - centred @ present.T)
+    weight = present + np.linalg.solve(gram + 1e-2 * np.diag(gram).mean() * np.eye(4), wanted).T
     np.testing.assert_allclose(small[2].weight.detach(), weight, atol=1e-5)
     np.testing.assert_allclose(small[2].bias.detach(), target.mean(0) - weight @ hidden.mean(0), atol=1e-5)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import simprune as sp
-from simprune.repair.ridge import RIDGES, fit
-from simprune.trace.layers import can_be_fitted, patches, positions, stacked
+from simprune.repair.ridge import RIDGES, UNJUDGED, fit
+from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, stacked
 
 LAYERS = {
     "linear": (lambda bias: nn.Linear(12, 3, bias), (12,)),
@@ -19,31 +19,80 @@ LAYERS = {
 @pytest.mark.parametrize("ridge", [1e-3, "auto"])
 @pytest.mark.parametrize("count", [2, 3, 8, 60])  # of inputs: fewer rows than weights of an output, and more
 @pytest.mark.parametrize("name", LAYERS)
-def test_weights_are_those_of_ridge_regression(name, count, ridge, intercept):
+def test_weights_are_those_of_ridge_regression_of_the_change(name, count, ridge, intercept):
     torch.manual_seed(0)
     make, shape = LAYERS[name]
     layer = make(intercept).double()
     pairs = []
     for size in (count, count):
         x = torch.randn(size, *shape, dtype=torch.float64) + 1
-        wanted = layer(x).detach()
-        pairs.append((x, wanted + torch.randn_like(wanted)))
-    found = fit(layer, pairs, ridge, intercept)
-    assert found.ridge in RIDGES
+        wanted = 2 * layer(x).detach()
+        pairs.append((x, wanted + 0.1 * torch.randn_like(wanted)))
+    solved = fit(layer, pairs, ridge, intercept)
+    assert solved.ridge in (*RIDGES, UNJUDGED, None)
 
     rows = torch.cat([stacked(patches(layer, x)) for x, _ in pairs], 1).T
     target = torch.cat([stacked(positions(layer, wanted)) for _, wanted in pairs], 1).T
     means = (rows.mean(0), target.mean(0)) if intercept else (torch.zeros_like(rows[0]), torch.zeros_like(target[0]))
     x, y = rows - means[0], target - means[1]
-    gram = x.T @ x
-    damping = found.ridge * gram.diagonal().mean() + 1e-12
-    weight = torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=gram.dtype), x.T @ y).T
-    torch.testing.assert_close(found.matrix, weight, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found.intercept, means[1] - weight @ means[0], rtol=1e-6, atol=1e-8)
-    left = (y - x @ weight.T).square().sum() / y.square().sum()
-    assert found.after == pytest.approx(float(left), rel=1e-6, abs=1e-9)
-    made = torch.cat([stacked(positions(layer, layer(x).detach())) for x, _ in pairs], 1).T
-    assert found.before == pytest.approx(float((made - target).square().sum() / y.square().sum()), rel=1e-6)
+    present = matrix_of(layer)
+    weight, offset = present, torch.zeros_like(means[1]) if layer.bias is None else layer.bias.detach()
+    if solved.ridge is not None:
+        gram = x.T @ x
+        damping = solved.ridge * gram.diagonal().mean() + 1e-12
+        change = torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=gram.dtype), x.T @ (y - x @ present.T))
+        weight = present + change.T
+        offset = means[1] - weight @ means[0]
+    torch.testing.assert_close(solved.matrix, weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(solved.intercept, offset, rtol=1e-6, atol=1e-8)
+    left = (target - rows @ weight.T - offset).square().sum() / y.square().sum()
+    assert solved.after == pytest.approx(float(left), rel=1e-6, abs=1e-9)
+    before = torch.cat([stacked(positions(layer, layer(x).detach())) for x, _ in pairs], 1).T
+    assert solved.before == pytest.approx(float((before - target).square().sum() / y.square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [8, 32, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fit_never_makes_other_inputs_worse(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(64, 10)
+    true = layer.weight.detach() + 0.1 * torch.randn(10, 64, generator=generator)
+
+    def draw(rows):
+        x = torch.randn(rows, 64, generator=generator)
+        return x, x @ true.T + layer.bias.detach() + 3 * torch.randn(rows, 10, generator=generator)
+
+    solved = fit(layer, [draw(count // 4) for _ in range(4)], "auto")
+    x, wanted = draw(4000)
+    before = (layer(x) - wanted).square().sum()
+    after = (x @ solved.matrix.float().T + solved.intercept.float() - wanted).square().sum()
+    assert after <= 1.02 * before
+
+
+def test_where_no_change_helps_the_weights_stay_to_the_bit():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(20, 3), torch.randn(64, 20)
+    solved = fit(layer, [(x, layer(x).detach())], "auto")
+    assert solved.ridge is None
+    assert torch.equal(solved.matrix.float(), layer.weight)
+    assert torch.equal(solved.intercept.float(), layer.bias)
+
+
+def test_batches_in_turn_give_the_fit_of_all_and_the_outputs_products_are_never_formed():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 5000), torch.randn(64, 8)  # 5000 x 5000 products in float64 would take 200 MB
+    target = 2 * layer(x).detach()
+    whole = fit(layer, [(x, target)], 1e-3)
+    parts = fit(layer, ((x[i : i + 4], target[i : i + 4]) for i in range(0, 64, 4)), 1e-3)
+    torch.testing.assert_close(whole.matrix, parts.matrix, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.intercept, parts.intercept, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_is_summed_in_full():
+    x = torch.full((64, 4), 200.0, dtype=torch.float16) * torch.randn(64, 4, dtype=torch.float16).sign()
+    layer = nn.Linear(4, 2).half()
+    solved = fit(layer, [(x, x[:, :2])], 1e-6)  # products of 200 x 200 over 64 rows overflow in float16
+    torch.testing.assert_close(solved.matrix[:, :2], torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-3)
 
 
 class Standardised(nn.Conv2d):
