@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from simprune.edit.layer_fields import COUNTS, counters, rewritten
 from simprune.trace.bypass import Bypass
 
-COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
-DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
+INDICES = ("layer_idx", "layer_id")  # attributes by which modules of a layer know its number, as caches count
 NOTE = "_simprune_compaction"  # attribute of a model that holds the `Change`s by which its layers were deleted
 
 
@@ -44,15 +44,15 @@ def compact(model: nn.Module) -> bool:
         if not isinstance(layers, nn.ModuleList):
             continue
         before = list(layers)
-        counters = list(_counters(model, path, len(before)))
         stays = [not _removable(module) for module in before]
         remaining = list(compress(before, stays))
-        if counters and remaining and len(remaining) < len(before):
+        shorter = 0 < len(remaining) < len(before)
+        if counted := list(_counters(model, path, len(before))) if shorter else []:
             # the list's own dictionary is exchanged, because a ModuleList cannot be assigned another content
             changes.append(Change(layers, "_modules", layers._modules, nn.ModuleList(remaining)._modules))
-            changes += [Change(owner, name, len(before), len(remaining)) for owner, name in counters]
-            changes += _lists_of_one_entry_per_layer(counters, stays)
-        changes += _indices(before, remaining if counters and remaining else before)
+            changes += [Change(owner, name, len(before), len(remaining)) for owner, name in counted]
+            changes += _of_single_layers(model, path, counted, stays)
+        changes += _indices(before, remaining if counted else before)
     _delete(model, changes)
     return bool(changes)
 
@@ -95,42 +95,26 @@ def _removable(module: nn.Module) -> bool:
 
 
 def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, str]]:
-    """(owner, attribute) of everything around a list of layers that states its length.
-
-    Where a configuration has a count for decoders, a list in a decoder is counted by that one.
-    """
-    parts = path.split(".")[:-1]
-    above = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
-    own, seen = above[-1], set()
-    if getattr(own, "num_layers", None) == length:
-        yield own, "num_layers"
-    for module in reversed(above):
-        config = getattr(module, "config", None)
-        if config is None or id(config) in seen:
-            continue
-        seen.add(id(config))
-        decoder = "decoder" in parts and [name for name in DECODER_COUNTS if getattr(config, name, None) == length]
-        shared = module is model and own is not model and getattr(config, "is_encoder_decoder", False)
-        names = list(decoder or [])
-        if not (decoder and shared):  # a configuration of encoder and decoder counts the encoder's layers under COUNTS
-            names += [name for name in COUNTS if getattr(config, name, None) == length]
-        mapped = getattr(config, "attribute_map", {})
-        for name in dict.fromkeys(mapped.get(name, name) for name in names):
-            yield config, name
+    """(owner, attribute) of everything around a list of layers that states its length."""
+    around = model.get_submodule(path.rpartition(".")[0])
+    yield from ((around, name) for name in COUNTS if vars(around).get(name) == length)
+    yield from counters(model, path, length)
 
 
-def _lists_of_one_entry_per_layer(counters: list[tuple[Any, str]], stays: list[bool]) -> list[Change]:
-    """Changes of lists in configurations that have an entry for every layer, such as `layer_types`."""
-    return [
-        Change(config, name, value, list(compress(value, stays)))
-        for config in {id(owner): owner for owner, _ in counters if not isinstance(owner, nn.Module)}.values()
-        for name, value in vars(config).items()
-        if isinstance(value, list) and len(value) == len(stays)
-    ]
+def _of_single_layers(
+    model: nn.Module, path: str, counted: list[tuple[Any, str]], stays: list[bool]
+) -> Iterator[Change]:
+    """Changes of what says something of single layers, in configurations and in modules that hold the same list."""
+    for config in {id(owner): owner for owner, _ in counted if not isinstance(owner, nn.Module)}.values():
+        for name, after in rewritten(config, stays, path):
+            before = vars(config)[name]
+            yield Change(config, name, before, after)
+            for module in model.modules() if isinstance(before, list) else ():
+                yield from (Change(module, key, before, after) for key, own in vars(module).items() if own is before)
 
 
 def _indices(before: list[nn.Module], remaining: list[nn.Module]) -> list[Change]:
-    """Changes of `layer_idx`, which counts the remaining layers.
+    """Changes of `layer_idx` and its like, which count the remaining layers.
 
     Caches have an entry for every attention module that runs. Where some layers have lost theirs, the index of an
     attention module counts only the layers that still have one.
@@ -142,12 +126,11 @@ def _indices(before: list[nn.Module], remaining: list[nn.Module]) -> list[Change
     counts = dict.fromkeys(missing, 0)
     for index, layer in enumerate(remaining):
         for name, module in layer.named_modules():
-            if type(old := getattr(module, "layer_idx", None)) is not int or isinstance(module, Bypass):
-                continue
             top = name.partition(".")[0]
             new = counts[top] if top in missing else index
-            if new != old:
-                changes.append(Change(module, "layer_idx", old, new))
+            for attribute in INDICES if not isinstance(module, Bypass) else ():
+                if type(old := vars(module).get(attribute)) is int and new != old:
+                    changes.append(Change(module, attribute, old, new))
         for name in missing:
             counts[name] += not isinstance(getattr(layer, name, None), Bypass)
     return changes
