@@ -57,7 +57,9 @@ def damage(report: Mapping[str, Any]) -> str:
     expected = report["plan"]["expected"]
     measured = "not measured" if expected.get("outcome") is None else f"{expected['outcome']:.3g} on the test inputs"
     words = f"{expected['damage']:.3g}" if "damage" in expected else "unknown"
-    return f"damage (squared change of the output / its variance): expected {words}, in the end {measured}"
+    line = f"damage (squared change of the output / its variance): expected {words}, in the end {measured}"
+    apart = report["stages"][-1].get("damages", {})
+    return "\n".join([line, *(f"  {name}: {value:.3g}" for name, value in apart.items())])
 
 
 def search(report: Mapping[str, Any]) -> Table | None:

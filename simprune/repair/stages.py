@@ -8,7 +8,7 @@ from torch import nn
 
 from simprune.core.cost import Example
 from simprune.core.plan import fingerprint
-from simprune.trace.answers import Answers, agreement, answer
+from simprune.trace.answers import Answers, agreement, answer, damage_of_outputs
 from simprune.trace.cost import measure_cost
 from simprune.trace.timing import batch_of, latency
 
@@ -23,7 +23,8 @@ class StageTable:
         original: what the original answers, if it is known; else the first model that is added is the original.
         timed: False for rows without latency.
         batch_size: number of inputs that latency is of, as a plan's; None: as many as the example has.
-        rows: one per model: name, accuracy, agreement, costs, latency in ms.
+        rows: one per model: name, accuracy, agreement, damage, costs, latency in ms; where there are several outputs
+            also `damages`, the damage of every output by its name.
     """
 
     example: Example
@@ -52,12 +53,14 @@ class StageTable:
         self.original = self.original or answers
         timing = 1e3 * latency(model, self.batch) if self.timed else None
         figures = {**agreement(answers, self.original), **self._costs[shapes], "latency_ms": timing}
+        if answers is not None and self.original is not None and len(answers.outputs) > 1:
+            figures["damages"] = damage_of_outputs(answers, self.original)
         self.rows.append({"name": name, **figures})
 
 
 def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean of every figure of several rows; None where one of them has none."""
-    figures = {key: [row[key] for row in rows] for key in rows[0] if key != "name"}
+    figures = {key: [row[key] for row in rows] for key in rows[0] if key not in ("name", "damages")}
     return {
         key: None if None in values else type(values[0])(sum(values) / len(values)) for key, values in figures.items()
     }

@@ -1,58 +1,160 @@
 """The outputs of a network on a set of inputs, and how far the outputs of two networks are apart."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, labels_of
+from simprune.core.batches import call_all, labels_of, mask_of
 from simprune.trace.context import evaluation
+from simprune.trace.outputs import Rows, counted, rows_of_outputs
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's outputs (N, ...) on a test set, and the labels (N,) where all batches have them; on the CPU."""
+    """A model's outputs on a test set, on the CPU.
 
-    logits: Tensor
+    Args:
+        outputs: (rows, features) of every output, by name: one row per position of an input, without padding.
+        counts: how many rows every input has, by output.
+        labels: of every row of the main output, where all batches have labels that fit it; else None.
+        classes: whether the rows of the main output are class scores: one row per input, or labels for every position.
+    """
+
+    outputs: Mapping[str, Tensor]
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
+    classes: bool = False
+
+    @property
+    def logits(self) -> Tensor:
+        """(rows, features) of the main output."""
+        return self.outputs[main_name(self.outputs)]
+
+
+def main_name(outputs: Mapping[str, object]) -> str:
+    """The name of the main output: "logits", else the first."""
+    return "logits" if "logits" in outputs else next(iter(outputs))
 
 
 def answer(model: nn.Module, test: Iterable) -> Answers:
-    """Outputs and labels of a model on a whole test set, in evaluation mode; ValueError for a set without batches.
+    """Outputs and labels of a model on a whole test set, in evaluation mode.
+
+    Raises:
+        ValueError: for a set without batches, and where batches have different outputs.
 
     >>> answer(nn.Linear(4, 3), [(torch.zeros(5, 4), torch.zeros(5))]).logits.shape
     torch.Size([5, 3])
     """
-    logits, labels = [], []
+    parts: dict[str, list[Tensor]] = {}
+    counts: dict[str, list[Tensor]] = {}
+    labels: list[Tensor] = []
+    rows: dict[str, Rows] = {}
+    batches, classes = 0, True
     with evaluation(model):
         for batch in test:
-            logits.append(call(model, batch).cpu())
-            label = labels_of(batch)
-            if label is not None:
-                labels.append(label.cpu())
-    if not logits:
+            rows = rows or rows_of_outputs(model, batch)
+            outputs, mask = call_all(model, batch), mask_of(batch)
+            if outputs.keys() != rows.keys():
+                raise ValueError(f"the network returns {[*rows]} for one batch and {[*outputs]} for another one")
+            for name, value in outputs.items():
+                entries, tokens = rows[name].of(value), counted(value, mask)
+                lengths = torch.full((len(value),), len(entries) // max(len(value), 1))
+                if tokens is not None:
+                    entries, lengths = entries[tokens], tokens.view(len(value), -1).sum(1)
+                parts.setdefault(name, []).append(entries.cpu())
+                counts.setdefault(name, []).append(lengths.cpu())
+            main = main_name(outputs)
+            label = _labels(labels_of(batch), outputs[main], rows[main])
+            labels += [] if label is None else [label.cpu()]
+            classes = classes and (label is not None or outputs[main].ndim == 2)
+            batches += 1
+    if not batches:
         raise ValueError("test has no batches; give at least one")
-    return Answers(torch.cat(logits), torch.cat(labels) if len(labels) == len(logits) else None)
+    return Answers(
+        {name: torch.cat(values) for name, values in parts.items()},
+        {name: torch.cat(values) for name, values in counts.items()},
+        torch.cat(labels) if len(labels) == batches else None,
+        classes,
+    )
+
+
+def _labels(labels: Tensor | None, output: Tensor, rows: Rows) -> Tensor | None:
+    """Labels of the rows of an output: of every input of (N, C), or of every pixel of a map; None where they do not fit.
+
+    Labels of tokens do not say which position they are for (`shift` of the gates on tokens does), so they are left out.
+    """
+    if labels is None or output.ndim == 2:
+        return labels
+    positions = [size for axis, size in enumerate(output.shape) if axis != rows.axis]
+    is_map = output.ndim > 3 or rows.axis == 1
+    return labels.flatten() if is_map and rows.shuffle == 1 and [*labels.shape] == positions else None
 
 
 def agreement(answers: Answers | None, original: Answers | None) -> dict[str, float | None]:
     """How a model's answers agree with the original's.
 
     Returns:
-        accuracy: share of inputs whose top class is the label; agreement: share whose top class is the original's;
-        damage: squared change of the output as a share of its variance. A value is None where it is not
-        defined, as accuracy without labels, or classes where outputs are not (N, classes).
+        accuracy: share of rows of the main output whose top class is the label, without labels below 0 or above the
+            last class, which mark what does not count;
+        agreement: share whose top class is the original's;
+        damage: squared change of an output as a share of its variance, mean over outputs. A value is None where it is
+        not defined, as accuracy without labels, or classes of outputs that are not class scores.
     """
     values: dict[str, float | None] = dict.fromkeys(("accuracy", "agreement", "damage"))
     if answers is None or original is None:
         return values
-    values["damage"] = relative_error(answers.logits, original.logits)
-    if answers.logits.ndim == 2:
-        for name, classes in (("accuracy", answers.labels), ("agreement", original.logits.argmax(1))):
-            if classes is not None:
-                values[name] = (answers.logits.argmax(1) == classes).double().mean().item()
+    damages = damage_of_outputs(answers, original)
+    values["damage"] = sum(damages.values()) / len(damages)
+    if original.classes:
+        top, width, labels = answers.logits.argmax(1), answers.logits.shape[1], answers.labels
+        if labels is not None and labels.shape == top.shape:
+            counts = (labels >= 0) & (labels < width)
+            values["accuracy"] = (top == labels)[counts].double().mean().item() if counts.any() else None
+        values["agreement"] = (top == original.logits.argmax(1)).double().mean().item()
     return values
+
+
+def damage_of_outputs(answers: Answers, original: Answers) -> dict[str, float]:
+    """Squared change of every output as a share of its variance, by name; outputs that never change are left out."""
+    return {name: float(errors.mean()) for name, errors in _errors(answers, original).items()}
+
+
+def errors_of_inputs(answers: Answers, original: Answers) -> Tensor:
+    """(inputs,) the damage by input, mean over outputs; its mean is the damage in all.
+
+    Where outputs have different numbers of inputs, such as windows of images, the inputs of all are joined, weighted.
+    """
+    errors = []
+    for name, rows in _errors(answers, original).items():
+        counts = original.counts.get(name)
+        if counts is None:
+            counts = torch.ones(len(rows), dtype=torch.long)
+        inputs = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        total = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, inputs, rows)
+        errors.append(total * (len(counts) / max(len(rows), 1)))
+    if len({len(error) for error in errors}) == 1:
+        return torch.stack(errors).mean(0)
+    number = sum(map(len, errors))
+    return torch.cat([error * (number / (len(errors) * len(error))) for error in errors])
+
+
+def _errors(answers: Answers, original: Answers) -> dict[str, Tensor]:
+    """(rows,) errors of every output, by name."""
+    if {name: value.shape for name, value in answers.outputs.items()} != {
+        name: value.shape for name, value in original.outputs.items()
+    }:
+        raise ValueError("the outputs of the two networks have different names or shapes")
+    errors = {name: relative_errors(answers.outputs[name], value) for name, value in original.outputs.items()}
+    if len(errors) == 1:
+        return errors
+    moving = {name: value for name, value in errors.items() if not _constant(original.outputs[name])}
+    return moving or errors
+
+
+def _constant(rows: Tensor) -> bool:
+    return bool((rows == rows[:1]).all())
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> float:

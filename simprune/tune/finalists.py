@@ -20,7 +20,7 @@ from simprune.core.plan import Method, Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 from simprune.repair.recovery import Recovery
-from simprune.trace.answers import answer, relative_errors
+from simprune.trace.answers import Answers, answer, errors_of_inputs
 from simprune.trace.network import Network
 
 INPUTS = 1024  # calibration inputs in use: comparing plans takes fewer than repairing the final one
@@ -92,14 +92,14 @@ def _spread(chosen: int, most: int, count: int) -> list[int]:
 class HoldoutTrial:
     """The first `INPUTS` calibration inputs, split.
 
-    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: (outputs, width) the original's
-    outputs on `held`.
+    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: the original's outputs on
+    `held`.
     """
 
     network: Network
     held: Sequence[Any]
     rest: Sequence[Any]
-    wanted: Tensor
+    wanted: Answers
     method: Method
 
     @classmethod
@@ -117,9 +117,9 @@ class HoldoutTrial:
             )
         count = max(1, len(batches) // SHARE)
         held, rest = batches[:count], batches[count:]
-        return cls(network, held, rest, answer(network.model, held).logits, method)
+        return cls(network, held, rest, answer(network.model, held), method)
 
     def errors(self, plan: Plan) -> Tensor:
-        """(outputs,) squared changes as shares of the mean variance of the outputs, after one edit and one repair."""
+        """(inputs,) squared changes of all outputs as shares of their variances, after one edit and one repair."""
         small = Recovery(self.rest, method=self.method).follow(plan, self.network).model
-        return relative_errors(answer(small, self.held).logits, self.wanted)
+        return errors_of_inputs(answer(small, self.held), self.wanted)
