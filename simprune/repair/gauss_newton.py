@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from simprune.core.batches import copied, first_tensor
 from simprune.core.cost import Example
+from simprune.trace.axes import channels_last, like
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
@@ -34,7 +35,12 @@ ENOUGH = 0.01  # share of the error: a round that improves by less is the last
 
 
 def fit_block(
-    block: nn.Module, layers: Mapping[str, str | None], pairs: Sequence[Pair], rounds: int = 3, iterations: int = 8
+    block: nn.Module,
+    layers: Mapping[str, str | None],
+    pairs: Sequence[Pair],
+    rounds: int = 3,
+    iterations: int = 8,
+    axis: int | None = None,
 ) -> tuple[float, float]:
     """Change layers of a block, in place, so that its outputs come near targets.
 
@@ -49,6 +55,7 @@ def fit_block(
             error is that of the batch.
         rounds: of linearising the block.
         iterations: of conjugate gradients per round.
+        axis: along which the channels of the block's output lie (see `simprune.trace.axes`).
 
     Returns:
         The squared error relative to the targets' variance, before and after, on the batches that are held out.
@@ -68,7 +75,7 @@ def fit_block(
         dampings, moments = list(DAMPINGS), None
         for _ in range(rounds):
             linear = _Linearised(trial, list(layers), fitting)
-            moments = moments or linear.moments()  # a preconditioner need not be up to date
+            moments = moments or linear.moments(axis)  # a preconditioner need not be up to date
             error = None
             while error is None and dampings:
                 factors = {name: _Factor.of(*moment, dampings[0]) for name, moment in moments.items()}
@@ -185,17 +192,19 @@ class _Linearised:
         outputs = zip(self.outputs, pairs, strict=True)
         self.errors = [output.detach() - target * count for output, (_, target, count) in outputs]
 
-    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def moments(self, axis: int | None) -> dict[str, tuple[Tensor, Tensor]]:
         """Per layer, summed over positions: products of inputs, the bias's among them, and squared gradients at the
         outputs, from one random direction at every output of the block."""
         generator = torch.Generator().manual_seed(0)
         sums: dict[str, list[Any]] = {}  # products of inputs, squared gradients, number of positions
         for output, layers in zip(self.outputs, self.passes, strict=True):
-            signs = (2 * torch.randint(2, output.shape, generator=generator) - 1).to(output)
+            # drawn channel by channel, so that the same block in another layout gets the same signs
+            drawn = 2 * torch.randint(2, channels_last(output, axis).mT.shape, generator=generator) - 1
+            signs = like(drawn.mT, output, axis).to(output)
             gradients = torch.autograd.grad(output, [y for _, y in layers.values()], signs, retain_graph=True)
             for (name, (x, _)), gradient in zip(layers.items(), gradients, strict=True):
                 square = positions(self.layers[name], gradient).square().sum((0, 2), dtype=torch.float64)
-                moment, count = _second_moments(self.layers[name], x)
+                moment, count = _second_moments(self.layers[name], x, gradient)
                 parts = [moment, square, count]
                 sums[name] = [a + b for a, b in zip(sums[name], parts, strict=True)] if name in sums else parts
         return {name: (sums[name][0], sums[name][1] / sums[name][2]) for name in self.layers}
@@ -276,9 +285,9 @@ def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Ten
     )
 
 
-def _second_moments(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+def _second_moments(layer: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, int]:
     """Sum of u u^T over positions, where u ends with a constant one if there is a bias; and the number of positions."""
-    moments = joint_moments(patches(layer, x))
+    moments = joint_moments(patches(layer, x, output))
     second, total = moments.about_origin().scatter, (moments.count * moments.mean)[:, None]
     if getattr(layer, "bias", None) is None:
         return second, moments.count

@@ -139,7 +139,8 @@ class Repair:
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             """One batch at a time: the outputs of a language model's head are large."""
             for index, (original, pruned, mask) in enumerate(calls):
-                target = source.forward(_input(original)).index_select(channel_dim(layer), remaining)
+                args, kwargs = original
+                target = source.forward(*args, **kwargs).index_select(channel_dim(layer), remaining)
                 if block and name in self.shortcuts:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
@@ -190,7 +191,7 @@ class Repair:
                     break
         prefix = len(f"{name}.")
         short = {layer[prefix:]: self.normalisers.get(layer, "")[prefix:] or None for layer in layers}
-        return Refit(name, *fit_block(self.small.get_submodule(name), short, pairs))
+        return Refit(name, *fit_block(self.small.get_submodule(name), short, pairs, axis=axis))
 
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""

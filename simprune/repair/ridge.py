@@ -65,7 +65,7 @@ def fit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: Ridge, 
         rows = len(x) - (held_out(number, len(x)) if ridge == "auto" and len(x) == len(targets) else 0)
         for sums, part in ((fitting, slice(0, rows)), (judging, slice(rows, None))):
             if len(x[part]):
-                sums.add(patches(layer, x[part]), positions(layer, targets[part]))
+                sums.add(patches(layer, x[part], targets), positions(layer, targets[part]))
     whole, chosen = fitting.merged(judging), UNJUDGED if ridge == "auto" else ridge
     if ridge == "auto" and fitting.problem is not None and judging.problem is not None:
         # Where rows are few, a quarter of them says little: every quarter is held out in turn.

@@ -62,17 +62,22 @@ def channel_dim(layer: nn.Module) -> int:
     return 1 if isinstance(layer, Convolution) else -1
 
 
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
+def patches(layer: nn.Module, x: Tensor, output: Tensor | None = None) -> Tensor:
     """(N, inputs x kernel, positions) of a layer's input: one column for every position of the output.
 
     `matrix_of(layer) @ patches(layer, x)` is the output without bias. A linear layer has N = 1 and one position per row
     of its input. Channel groups of a convolution are ignored.
+
+    Args:
+        layer: as `can_be_fitted` accepts.
+        x: its input.
+        output: a tensor of its output's size, which the caller of a transposed convolution may choose.
     """
     if not isinstance(layer, Convolution):
         return x.flatten(0, -2).T.unsqueeze(0)
     if isinstance(layer, Transposed):
-        windows = _windows(_spread_out(layer, x), layer.kernel_size, layer.dilation, [1] * len(layer.kernel_size))
-        return windows.flip(2).flatten(1, 2)
+        ones = [1] * len(layer.kernel_size)
+        return _windows(_spread_out(layer, x, output), layer.kernel_size, layer.dilation, ones).flip(2).flatten(1, 2)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
     if x.ndim == 5:
@@ -83,7 +88,7 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     return F.unfold(x, kernel, dilation, 0, stride)
 
 
-def _spread_out(layer: nn.Module, x: Tensor) -> Tensor:
+def _spread_out(layer: nn.Module, x: Tensor, output: Tensor | None) -> Tensor:
     """The input of a transposed convolution, on which the plain convolution with its kernel reversed gives its output.
 
     Between the entries stand `stride` - 1 zeros, and as many around them as the kernel reaches beyond the padding.
@@ -94,8 +99,11 @@ def _spread_out(layer: nn.Module, x: Tensor) -> Tensor:
     spread[(..., *(slice(None, None, step) for step in layer.stride))] = x
     margins: list[int] = []  # before and after every dimension, the last one first; what is below 0 is cut off
     for dim in reversed(range(len(layer.stride))):
-        reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1) - int(layer.padding[dim])
-        margins += [reach, reach + layer.output_padding[dim]]
+        span = layer.dilation[dim] * (layer.kernel_size[dim] - 1)
+        reach, more = span - int(layer.padding[dim]), layer.output_padding[dim]
+        if output is not None:
+            more = output.shape[2 + dim] - (sizes[dim] + 2 * reach - span)
+        margins += [reach, reach + more]
     return F.pad(spread, margins)
 
 

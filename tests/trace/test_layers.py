@@ -39,6 +39,15 @@ def test_a_transposed_convolution_may_end_further_out_or_cut_into_its_input(kern
     assert torch.allclose(product, positions(layer, layer(x)), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(11, 14), (12, 15), (13, 16)])
+def test_the_caller_of_a_transposed_convolution_may_choose_its_size(size):
+    layer = nn.ConvTranspose2d(3, 5, 4, stride=3, padding=1, output_padding=1)
+    x = torch.randn(2, 3, 4, 5)
+    output = layer(x, output_size=size)
+    product = matrix_of(layer) @ patches(layer, x, output) + layer.bias[:, None]
+    assert torch.allclose(product, positions(layer, output), atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_padding_is_what_the_convolution_pads_with(dims, mode):
