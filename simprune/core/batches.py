@@ -87,7 +87,7 @@ def token_ids_of(batch: Any) -> Tensor | None:
 
 
 def documents_of(batch: Any) -> Tensor | None:
-    """(N, T) the number of the document that every token comes from, as `TextBatch` says; None where nothing says it."""
+    """(N, T) the number of the document that every token comes from, as a `TextBatch` knows it; None for others."""
     return getattr(batch, "documents", None)
 
 

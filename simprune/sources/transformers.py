@@ -1,13 +1,15 @@
 """Models and texts of transformers, by name on the hub or from a local folder; needs the extra `hf`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from simprune.core.names import did_you_mean
+from simprune.core.pretrained import load
+from simprune.core.records import KINDS, files_of
 from simprune.core.registry import register
+from simprune.sources._windows import Texts
 from simprune.sources.data import Data
 
 TASKS = {
@@ -44,67 +46,70 @@ def pretrained(name: str, task: str = "base", **options: Any) -> nn.Module:
 @register("data", "texts")
 def texts(
     *,
-    path: str,
+    path: str | Sequence[str],
     tokenizer: str | None = None,
-    test: str | None = None,
+    train: str | Sequence[str] | None = None,
+    test: str | Sequence[str] | None = None,
     batch_size: int = 8,
     length: int = 128,
     rows: int | None = 1024,
+    padding: bool = False,
+    stride: int | None = None,
+    documents: str | None = None,
+    column: str = "text",
     keys: Sequence[str] = ("input_ids", "attention_mask"),
+    seed: int = 0,
 ) -> Data:
-    """A text file, one input per line, tokenised as the model expects (needs simprune[hf]).
+    """Text files, packed into windows of tokens or padded line by line (needs simprune[hf]).
+
+    Documents follow one another in full windows, with the tokenizer's end token behind every one. Standard error says
+    how many tokens are used.
 
     Args:
-        path: the text file for calibration.
+        path: files for calibration, as all files here: one, several, or a pattern such as texts/*.jsonl. Their types
+            are .txt; .jsonl and .json, whose records are texts or mappings with a text or with `messages`, to which the
+            tokenizer's chat template is applied; and .parquet, where `datasets` is installed.
         tokenizer: a name on the hub or a local folder; in a recipe that of the model, unless it is named.
-        test: the text file for tests, or None.
-        batch_size: lines of a batch.
-        length: tokens to which lines are cut or padded.
-        rows: lines that are read of a file; None: all.
+        train: files for fine-tuning, or None.
+        test: files for tests, or None.
+        batch_size: windows of a batch.
+        length: tokens of a window.
+        rows: windows that are used of every split; None: all.
+        padding: one document a window, padded or cut to `length`, as for sentences.
+        stride: tokens from one test window's start to the next one's, for perplexity with more context; None: `length`.
+        documents: what a document is in a .txt: blocks of lines with an empty line between them, lines, or files; None:
+            blocks, with padding lines.
+        column: the name of the text in a mapping.
         keys: what batches hold of the tokenizer's output.
+        seed: of the order of training windows.
 
     Returns:
-        Batches are dicts of (batch, length) tensors.
+        Batches are dicts of (batch, length) tensors, which know the document of every token.
 
     Raises:
         FileNotFoundError: for a missing file.
-        ValueError: for a file without text.
+        ValueError: for a wrong option, for files without enough text, and for records without text.
     """
     if tokenizer is None:
         raise ValueError("texts needs a tokenizer: its name on the hub, or a local folder")
-    split = _load("AutoTokenizer", tokenizer)
-    if split.pad_token is None:
-        split.pad_token = split.eos_token
-
-    def batches(file: str) -> list[dict]:
-        lines = [line for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"{file} has no text; expected one input per line")
-        lines = lines[:rows]
-        options = {"max_length": length, "padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        tokens = [split(lines[start : start + batch_size], **options) for start in range(0, len(lines), batch_size)]
-        return [{key: batch[key] for key in keys if key in batch} for batch in tokens]
-
-    return Data(batches(path), test=None if test is None else batches(test))
+    if length < 2 or (rows is not None and rows < 1):
+        raise ValueError(f"texts: length must be at least 2 and rows at least 1; got length={length}, rows={rows}")
+    if stride is not None and (padding or not 1 <= stride < length):
+        what = "padded windows have none" if padding else f"it must be from 1 to length - 1 = {length - 1}"
+        raise ValueError(f"texts: stride={stride} does not fit; {what}")
+    if documents is not None and documents not in KINDS:
+        raise ValueError(f"texts: unknown documents {documents!r}; {did_you_mean(documents, KINDS)}")
+    for paths in (path, train, test):
+        files_of(paths if paths is not None else path)
+    how = Texts(load("AutoTokenizer", tokenizer), length, rows, padding, documents, column, keys)
+    return Data(
+        how.windows("calibration", path, batch_size),
+        None if train is None else how.windows("train", train, batch_size, shuffle=seed),
+        None if test is None else how.windows("test", test, batch_size, stride),
+    )
 
 
 def _automodel(name: str, task: str, **options: Any) -> nn.Module:
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; {did_you_mean(task, TASKS)}")
-    return _load(TASKS[task], name, **options).eval()
-
-
-def _load(kind: str, name: str, **options: Any) -> Any:
-    """`transformers.KIND.from_pretrained(name, **options)` with errors of one line."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("transformers is not installed; pip install 'simprune[hf]'") from None
-    folder = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError(f"no folder {name}; expected one that save_pretrained wrote, or a name on the hub")
-    try:
-        return getattr(transformers, kind).from_pretrained(str(folder) if name.startswith("~") else name, **options)
-    except OSError as error:  # also for a name that is not on the hub, or no network
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{name} cannot be loaded: {reason} (without a network give a local folder)") from error
+    return load(TASKS[task], name, **options).eval()

@@ -31,7 +31,8 @@ def folder(tmp_path):
 def test_a_model_and_its_texts_come_from_a_folder(folder):
     model = pretrained(str(folder / "model"), "causal_lm")
     assert not model.training
-    data = texts(path=str(folder / "text.txt"), tokenizer=str(folder / "model"), batch_size=3, length=8)
+    source = {"path": str(folder / "text.txt"), "tokenizer": str(folder / "model")}
+    data = texts(**source, batch_size=3, length=8, padding=True)
     batches = list(data.calibration)
     assert [batch["input_ids"].shape for batch in batches] == [(3, 8), (1, 8)]
     assert batches[0]["attention_mask"].sum(1).tolist() == [6, 5, 3]
@@ -42,6 +43,7 @@ def test_a_model_and_its_texts_come_from_a_folder(folder):
 def test_the_recipe_for_a_folder_analyzes_its_layers(folder, monkeypatch):
     monkeypatch.chdir(folder)
     recipe = ["recipe=transformers_folder", "model.pretrained=./model", "data.path=text.txt", "data.length=8"]
+    recipe += ["data.padding=true"]
     assert main(["analyze", *recipe, "analysis.chance=2", "analysis.bootstrap=0", "analysis.figures=false"]) == 0
     (found,) = folder.glob("outputs/**/analysis.json")
     blocks = json.loads(found.read_text())["blocks"]
