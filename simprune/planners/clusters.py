@@ -6,8 +6,9 @@ import numpy as np
 
 from simprune.core.redundancy import ChannelRedundancy, Redundancy
 from simprune.core.registry import register
-from simprune.planners.search import Search, best_along, ranked
+from simprune.planners.search import Search, ranked
 from simprune.planners.space import Selection, Space, Step
+from simprune.planners.surplus import walk
 
 
 @register("planner", "clusters", source="MPruner 2024")
@@ -25,7 +26,7 @@ def clusters(search: Search) -> tuple[Space, Selection]:
     for item, menu in enumerate(space.menus):
         strength = dict(enumerate(joined[menu.entry.name][1], 1))  # by the number of units removed until then
         queue += [(-strength[count], Step(item, level)) for level, count in enumerate(menu.counts) if count in strength]
-    return space, best_along(search.within(space), ranked(queue))
+    return space, walk(search.within(space), ranked(queue))
 
 
 def _join(entry: ChannelRedundancy) -> tuple[list[int], list[float]]:

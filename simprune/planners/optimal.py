@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simprune.core.registry import register
+from simprune.planners.greedy import greedy
 from simprune.planners.search import Search, best, everything, greedy_selection, savings
 from simprune.planners.space import Floats, Selection, Space
+from simprune.planners.surplus import best_without_surplus
 from simprune.planners.uniform import uniform
 
 RESOLUTION = 4096  # cells of the table; fewer where all savings are multiples of a larger cell
@@ -29,14 +31,14 @@ ROUNDS = 3  # of improvement per point where one kind of cost is limited; where 
 def optimal(search: Search) -> tuple[Space, Selection]:
     """Least expected damage: dynamic programming over channels and blocks, never worse than greedy or uniform."""
     space = search.space
-    candidates = [greedy_selection(search), uniform(search)[1]]
+    candidates = [greedy(search)[1], uniform(search)[1]]
     fixed = None if search.blocks is None else candidates[0].blocks
     kinds = tuple(search.ceilings)
     mixes = dict.fromkeys([kinds, *((kind,) for kind in kinds)])
     for mix in mixes:
         candidates += _candidates(search, mix, ROUNDS if len(mixes) == 1 else 1, fixed)
     levels, blocks = (np.stack([getattr(candidate, part) for candidate in candidates]) for part in ("levels", "blocks"))
-    return space, best(search, levels, blocks)
+    return space, best_without_surplus(search, levels, blocks)
 
 
 def _candidates(

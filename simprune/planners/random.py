@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, best_along
+from simprune.planners.search import Search
 from simprune.planners.space import Selection, Space, Step
+from simprune.planners.surplus import walk
 
 
 @register("planner", "random")
@@ -26,4 +27,4 @@ def random(search: Search, *, seed: int | None = None) -> tuple[Space, Selection
     for item in generator.permutation(np.array(items, int)).tolist():
         level[item] += 1
         steps.append(Step(item, level[item]))
-    return space, best_along(search.within(space), steps)
+    return space, walk(search.within(space), steps)

@@ -94,10 +94,18 @@ def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) ->
 
 
 def greedy_selection(search: Search) -> Selection:
-    """Least damage per cost saved: for j = 0, 1, ... the first j blocks of a queue, then channels; the best j.
+    """The least damaging one of `greedy_selections`."""
+    return best(search, *greedy_selections(search))
+
+
+def greedy_selections(search: Search) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Least damage per cost saved: for j = 0, 1, ... the first j blocks of a queue, then channels.
 
     For a given j, channels are removed from the front of their own queue until the budget is met. A larger budget needs
-    fewer channels of the same queue, and so never damages more; therefore the best j does not either.
+    fewer channels of the same queue.
+
+    Returns:
+        levels (N, groups) and blocks (N, blocks), one row for every j.
     """
     space = search.space
     levels, _ = space.along(_channel_steps(search))
@@ -111,7 +119,7 @@ def greedy_selection(search: Search) -> Selection:
 
         return bisect_left(range(len(levels) - 1), True, key=met)
 
-    return best(search, levels[[fewest(removed) for removed in blocks]], blocks)
+    return levels[[fewest(removed) for removed in blocks]], blocks
 
 
 def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:

@@ -3,8 +3,9 @@
 import numpy as np
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, best_along, ranked
+from simprune.planners.search import Search, ranked
 from simprune.planners.space import Selection, Space, Step
+from simprune.planners.surplus import walk
 
 
 @register("planner", "threshold")
@@ -24,7 +25,7 @@ def threshold(search: Search, *, threshold: float | None = None) -> tuple[Space,
         least = np.minimum.accumulate([menu.entry.redundancy[unit] for unit in menu.order])
         queue += [(-least[count - 1], Step(item, level)) for level, count in enumerate(menu.counts) if level]
     if threshold is None:
-        return space, best_along(search, ranked(queue))
+        return space, walk(search, ranked(queue))
     if not 0 <= threshold <= 1:
         raise ValueError(f"planner threshold: threshold must be in [0, 1]; got {threshold!r}")
     levels, blocks = space.along([step for rank, step in queue if -rank >= threshold])

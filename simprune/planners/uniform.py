@@ -1,8 +1,9 @@
 """Uniform: the same share of every group is removed."""
 
 from simprune.core.registry import register
-from simprune.planners.search import Search, best_along, ranked
+from simprune.planners.search import Search, ranked
 from simprune.planners.space import Selection, Space, Step
+from simprune.planners.surplus import walk
 
 
 @register("planner", "uniform")
@@ -14,4 +15,4 @@ def uniform(search: Search) -> tuple[Space, Selection]:
         for level, count in enumerate(menu.counts)
         if level
     ]
-    return search.space, best_along(search, ranked(queue))
+    return search.space, walk(search, ranked(queue))

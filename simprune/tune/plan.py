@@ -12,6 +12,7 @@ from simprune.planners.constraints import Constraints
 from simprune.planners.refusal import unreachable
 from simprune.planners.search import Search
 from simprune.planners.space import Selection, Space
+from simprune.planners.surplus import without_surplus
 from simprune.settings import Planner
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, batch_of, clock
@@ -82,7 +83,7 @@ class _Request:
 
     def plan(self, redundancy: Redundancy, blocks: int | None = None) -> Plan:
         """The plan for this redundancy; `blocks`: the exact number of blocks to remove, None for any."""
-        choose = bound("planner", {"name": self.planner.name, **self.options})
+        planned = bound("planner", {"name": self.planner.name, **self.options})
         constraints = Constraints(**{entry.name: getattr(self.planner, entry.name) for entry in fields(Constraints)})
         limits = _limits(self.budget, self.options.get("threshold"))
         whole = redundancy.costs.total()
@@ -105,6 +106,10 @@ class _Request:
                 original=whole.to_dict(),
                 expected={**space.exact(selection).to_dict(), "damage": _short(damage)},
             )
+
+        def choose(search: Search) -> tuple[Space, Selection]:
+            space, selection = planned(search)
+            return without_surplus(search.within(space), selection)
 
         before, after = {}, {}
         if not limits.measured.limits:
