@@ -13,7 +13,7 @@ from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, UnitGroup
 from simprune.structures import Refusals, UnitStructure
 from simprune.structures.proof import prove
-from simprune.trace.coupling import ROOTS, CouplingGraph
+from simprune.trace.coupling import CouplingGraph
 from simprune.trace.network import Network
 
 
@@ -27,11 +27,7 @@ class Channels(UnitStructure):
     kind = "channels"
 
     def find(self, network: Network) -> tuple[list[UnitGroup], Refusals]:
-        try:
-            graph = network.coupling
-        except NotPrunable as reason:
-            layers = [name for name, module in network.model.named_modules() if name and isinstance(module, ROOTS)]
-            return [], [(name, str(reason)) for name in layers]
+        graph = network.coupling
         groups: list[UnitGroup] = []
         refused: Refusals = []
         covered: set[str] = set()
@@ -53,11 +49,13 @@ class Channels(UnitStructure):
 
     def remove(self, small: nn.Module, example: Example, edits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> None:
         graph = CouplingGraph(small, example)
+        of_layers = []
         for layers, indices in edits:
             layer = next((layer for layer in layers if graph.is_root(layer)), None)
             if layer is None:
                 raise NotPrunable(f"no layer that makes the channels of {layers[0]} is left")
-            graph.prune(layer, sorted(indices))
+            of_layers.append((layer, sorted(indices)))
+        graph.prune(of_layers)
 
 
 def _group(graph: CouplingGraph, layer: str) -> UnitGroup:

@@ -13,6 +13,7 @@ from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.trace.context import eval_mode
 from simprune.trace.cost import measure_cost
+from simprune.trace.flow import normalisations
 from simprune.trace.network import Network
 
 
@@ -83,18 +84,14 @@ def _ignore(model: nn.Module, group: UnitGroup, unit: int) -> None:
 def _stop_mixing(model: nn.Module) -> None:
     """Make normalisations across channels tanh, in place, so that removing a channel does not change the others.
 
-    These are leaves with such a name: LayerNorm, GroupNorm, every library's RMSNorm. tanh is bounded, so that nothing
-    overflows, and nonlinear, so that a channel at a wrong index changes the output.
+    tanh is bounded, so that nothing overflows, and nonlinear, so that a channel at a wrong index changes the output.
     """
 
     def entrywise(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.tanh(x)
 
-    for module in model.modules():
-        name = type(module).__name__.lower()
-        leaf = next(module.children(), None) is None
-        if leaf and "norm" in name and "batchnorm" not in name and "instancenorm" not in name:
-            module.forward = entrywise
+    for module in normalisations(model):
+        module.forward = entrywise
 
 
 def same_shapes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:

@@ -1,13 +1,15 @@
 """Which tensors lose entries together when a channel goes: torch-pruning's dependency graph, guarded.
 
 torch-pruning can loop forever, accept wrong indices and skip frozen layers in silence; every call to it is in this
-file, bounded and checked (`simprune.trace.pruners` holds the rules that it calls back).
+file, bounded and checked (`simprune.trace.pruners` holds the rules that it calls back). Channels that are split into
+parts or moved, and networks that it cannot trace, are followed by `simprune.trace.flow` instead.
 """
 
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from simprune.core.cost import Example
 from simprune.core.structures import Coupling, NotPrunable, Slice
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode, requiring
+from simprune.trace.cut import cut
+from simprune.trace.flow import ChannelFlow
 from simprune.trace.layers import is_conv1d
 from simprune.trace.pruners import opaque, pruners
 
@@ -38,7 +42,7 @@ STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_m
 
 
 class CouplingGraph:
-    """torch-pruning's dependency graph of one model, traced on an example input.
+    """torch-pruning's dependency graph of one model, traced on an example input, and the flow of channels beside it.
 
     Training mode and `requires_grad` of the model are as before afterwards. A graph is out of date once a module of the
     model is replaced.
@@ -47,33 +51,35 @@ class CouplingGraph:
         model: the network.
         example: its arguments.
 
-    Raises:
-        NotPrunable: when torch-pruning cannot trace the model. An error of the model itself is passed on unchanged.
+    An error of the model itself is passed on unchanged. Where torch-pruning cannot trace the model, all channels are
+    followed without it.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        self.model = model
+        self.model, self._example = model, example
         self._names = {module: name for name, module in model.named_modules()}
         args, kwargs = example
         by_type, self._sides, self._hidden = pruners(model)
+        self._traced = False  # whether torch-pruning can trace the network
+        self._graph = tp.DependencyGraph()
+        for kind, pruner in by_type.items():
+            self._graph.register_customized_layer(kind, pruner)
         # torch-pruning traces by gradients, so all parameters require them: a frozen layer would be missing
         with requiring(model, *model.parameters()), eval_mode(model), torch.enable_grad():
             model(*args, **kwargs)  # an error of the model itself is raised here, not inside the trace
-            try:
-                with opaque(self._sides):
-                    self._graph = tp.DependencyGraph().build_dependency(
+            with _without_new_hooks(model), suppress(Exception):  # of any type: the model alone has just run
+                with opaque([*self._sides, *_scalar_activations(model)]):
+                    self._graph.build_dependency(
                         model,
                         example_inputs=args,  # unused, but required: forward_fn has its arguments
                         forward_fn=lambda net, _: net(*args, **kwargs),
                         output_transform=_with_graph,
-                        customized_pruners=by_type,
                         verbose=False,
                     )
-            except Exception as error:  # of any type; torch-pruning's own, because the model alone has just run
-                raise NotPrunable(f"torch-pruning cannot trace the network ({type(error).__name__}: {error})") from None
+                self._traced = True
         widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
         self._index_cap = 4 * widest
-        self._item_cap = 8 * len(self._graph.module2node) + 64
+        self._item_cap = 8 * len(self._graph.module2node) + 64 if self._traced else 0
 
     def roots(self) -> list[str]:
         """Names of the layers whose output channels can be removed, in order of definition."""
@@ -93,22 +99,48 @@ class CouplingGraph:
         module = self.model.get_submodule(layer)
         if layer in self._hidden:
             raise NotPrunable("its outputs are attention heads, which go as heads")
-        if module not in self._graph.module2node:
+        if not (module in self._graph.module2node if self._traced else self._flow.runs(module)):
             raise NotPrunable("it takes no part in the forward pass, or the trace does not see it")
         return self._graph.get_pruner_of_module(module)
+
+    @cached_property
+    def _flow(self) -> ChannelFlow:
+        return ChannelFlow(self.model, self._example, self._sides)
+
+    def _is_followed(self, layer: str) -> bool:
+        """Whether the flow says what goes with a layer's channels, and not torch-pruning.
+
+        That is where channels are split into parts or moved, and where torch-pruning fails. NotPrunable, with the
+        reason, where neither can say it.
+        """
+        module, width = self.model.get_submodule(layer), self.width(layer)
+        reason = self._flow.refusal(module)
+        if reason is None and (not self._traced or self._flow.rearranges(module)):
+            return True
+        try:
+            if self._traced:
+                self._group(layer, range(width))
+                return False
+        except NotPrunable as of_torch_pruning:
+            reason = reason or (None if self._flow.runs(module) else str(of_torch_pruning))
+        if reason is not None:
+            raise NotPrunable(reason)
+        return True
 
     def _group(self, layer: str, indices: Sequence[int]) -> tuple[Any, list[tuple[Any, Any]]]:
         """torch-pruning's group for removing these output channels, and its items as they were before merging.
 
         Merging loses which channels share an entry.
         """
-        width = self.width(layer)
-        if not indices or sorted(set(indices)) != list(indices) or not all(0 <= i < width for i in indices):
-            raise ValueError(f"{layer}: expected sorted distinct channels in [0, {width}); got {list(indices)}")
         module, pruner = self.model.get_submodule(layer), self._pruner(layer)
         with self._bounded() as items:
             group = self._graph.get_pruning_group(module, pruner.prune_out_channels, list(indices))
         return group, items
+
+    def _check(self, layer: str, indices: Sequence[int]) -> None:
+        width = self.width(layer)
+        if not indices or sorted(set(indices)) != list(indices) or not all(0 <= i < width for i in indices):
+            raise ValueError(f"{layer}: expected sorted distinct channels in [0, {width}); got {list(indices)}")
 
     @contextmanager
     def _bounded(self) -> Iterator[list[tuple[Any, Any]]]:
@@ -133,8 +165,8 @@ class CouplingGraph:
         Group.has_pruning_op = lambda self, dep, idxs: (dep.target, dep.handler, tuple(idxs)) in known
         try:
             yield items
-        except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-            raise NotPrunable(f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})") from None
+        except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+            raise NotPrunable("its channels cannot be followed to the layers that read them") from None
         finally:
             Group.add_dep, Group.has_pruning_op = add_dep, has_pruning_op
 
@@ -146,11 +178,8 @@ class CouplingGraph:
         """
         width = self.width(layer)
         entries: dict[Key, Channels] = defaultdict(lambda: [set() for _ in range(width)])
-        for dep, indices in self._group(layer, range(width))[1]:
-            by_channel: Channels = [set() for _ in range(width)]
-            for index in indices:
-                by_channel[index.root_idx].add(int(index.idx))
-            for key, per_channel in self._entries_of(dep, by_channel):
+        for target, dim, handler, by_channel in self._items(layer):
+            for key, per_channel in self._entries_of(target, dim, handler, by_channel):
                 for known, more in zip(entries[key], per_channel, strict=True):
                     known |= more
         units = _units(width, entries.values())
@@ -165,13 +194,35 @@ class CouplingGraph:
         )
         return Coupling(units, slices)
 
-    def _entries_of(self, dep: Any, by_channel: Channels) -> Iterator[tuple[Key, Channels]]:
+    def _items(self, layer: str) -> Iterator[tuple[nn.Module | str, int, Any, Channels]]:
+        """(module, or name of a parameter; dimension of the parameter; what cuts it; entries of every channel)."""
+        width = self.width(layer)
+        if self._is_followed(layer):
+            for target, dim, side, by_channel in self._flow.items(self.model.get_submodule(layer)):
+                yield target, dim, self._handler(target, side), by_channel
+            return
+        for dep, indices in self._group(layer, range(width))[1]:
+            by_channel: Channels = [set() for _ in range(width)]
+            for index in indices:
+                by_channel[index.root_idx].add(int(index.idx))
+            module = dep.target.module
+            name = self._graph._param_to_name[module] if isinstance(module, nn.Parameter) else module
+            yield name, dep.target.pruning_dim, dep.handler, by_channel
+
+    def _handler(self, target: nn.Module | str, side: str) -> Any:
+        """torch-pruning's function that cuts one side of a module; None for a parameter, which `cut` cuts."""
+        if isinstance(target, str):
+            return None
+        pruner = self._graph.get_pruner_of_module(target)
+        return pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
+
+    def _entries_of(
+        self, module: nn.Module | str, dim: int, handler: Any, by_channel: Channels
+    ) -> Iterator[tuple[Key, Channels]]:
         """(tensor, dimension, side) and the entries of every channel there, for one item of a group."""
-        target, handler = dep.target, dep.handler
-        side = "out" if self._graph.is_out_channel_pruning_fn(handler) else "in"
-        module = target.module
-        if isinstance(module, nn.Parameter):
-            yield (self._graph._param_to_name[module], target.pruning_dim, side), by_channel
+        side = "out" if handler is None or self._graph.is_out_channel_pruning_fn(handler) else "in"
+        if isinstance(module, str):
+            yield (module, dim, side), by_channel
         elif module in self._sides:
             for tensor, dim in self._sides[module][side]:
                 yield (tensor, dim, side), by_channel
@@ -205,26 +256,71 @@ class CouplingGraph:
                 if old != new:
                     yield name, dim
 
-    def prune(self, layer: str, indices: Sequence[int]) -> None:
-        """Remove output channels of a layer, and everything coupled to them, from the model itself.
+    def prune(self, edits: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Remove output channels of layers, and everything coupled to them, from the model itself.
+
+        The graph is out of date afterwards.
 
         Args:
-            layer: name of the layer.
-            indices: of the channels, sorted and distinct.
+            edits: names of layers, with the channels to remove, sorted and distinct.
 
         Raises:
             NotPrunable: where a coupled layer would lose all channels, or only one of two tied tensors would shrink.
             ValueError: for other indices.
         """
+        followed = [edit for edit in edits if self._is_followed(edit[0])]
+        traced = [edit for edit in edits if edit not in followed]
+        for layer, indices in traced:
+            self._check(layer, indices)
+            with self._same_parameters():
+                self._prune_group(layer, indices)
+        if followed:
+            if traced:  # what was cut has other numbers now
+                del self._flow
+            with self._same_parameters():
+                self._prune_followed(followed)
+
+    def _prune_group(self, layer: str, indices: Sequence[int]) -> None:
         group, _ = self._group(layer, indices)
         if not self._graph.check_pruning_group(group):
             raise NotPrunable(f"removing {len(indices)} channels of {layer} would leave a coupled layer empty")
-        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        names: dict[nn.Parameter, str] = {}
-        shared = {n: names.setdefault(p, n) for n, p in self.model.named_parameters(remove_duplicate=False)}
         width = self.width(layer)
         changed = [name for item in group.items if (name := self._names.get(item.dep.target.module))]
         group.prune()
+        self._restate(changed, width, width - len(indices))
+
+    def _prune_followed(self, edits: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Cut what the flow says, for all edits together, because they count channels alike."""
+        gone: dict[tuple[nn.Module | str, int, str], set[int]] = defaultdict(set)
+        changed: list[tuple[list[str], int, int]] = []
+        for layer, indices in edits:
+            self._check(layer, indices)
+            names = []
+            for target, dim, side, by_channel in self._flow.items(self.model.get_submodule(layer)):
+                gone[(target, dim, side)].update(*(by_channel[channel] for channel in indices))
+                names.append(target if isinstance(target, str) else self._names[target])
+            changed.append((names, self.width(layer), self.width(layer) - len(indices)))
+        lengths = self._flow.lengths(gone)
+        for (target, dim, side), entries in gone.items():
+            if len(entries) >= self._flow.size(target, dim, side):
+                name, of = target if isinstance(target, str) else self._names[target], ", ".join(dict(edits))
+                raise NotPrunable(f"removing channels of {of} would leave {name} empty")
+            if isinstance(target, str):
+                cut(self.model, target, dim, entries)
+            else:
+                self._handler(target, side)(target, sorted(entries))
+        for names, old, new in changed:
+            self._restate(names, old, new)
+        for owner, sizes in lengths.items():
+            _restate_lengths(self.model.get_submodule(owner), sizes)
+
+    @contextmanager
+    def _same_parameters(self) -> Iterator[None]:
+        """After the block, parameters require gradients as before, and tied ones are one parameter again."""
+        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        names: dict[nn.Parameter, str] = {}
+        shared = {n: names.setdefault(p, n) for n, p in self.model.named_parameters(remove_duplicate=False)}
+        yield
         for name, first in shared.items():  # torch-pruning has replaced every parameter by one of its own
             old, new = self.model.get_parameter(name), self.model.get_parameter(first)
             if old.shape != new.shape:
@@ -232,7 +328,6 @@ class CouplingGraph:
             put(self.model, name, new)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(trainable[name])
-        self._restate(changed, width, width - len(indices))
 
     def _restate(self, changed: Sequence[str], old: int, new: int) -> None:
         """Update the numbers of channels that modules around the changed layers state.
@@ -285,3 +380,32 @@ def _units(width: int, tensors: Iterable[Channels]) -> tuple[tuple[int, ...], ..
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def _scalar_activations(model: nn.Module) -> list[nn.Module]:
+    """Activations with one parameter for all channels, which torch-pruning would take for one channel."""
+    return [m for m in model.modules() if isinstance(m, nn.PReLU) and m.num_parameters == 1]
+
+
+@contextmanager
+def _without_new_hooks(model: nn.Module) -> Iterator[None]:
+    """After the block, modules have the forward hooks from before; a trace that fails leaves its own behind."""
+    hooks = {module: list(module._forward_hooks) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, before in hooks.items():
+            for key in [key for key in module._forward_hooks if key not in before]:
+                del module._forward_hooks[key]
+
+
+def _restate_lengths(module: nn.Module, sizes: dict[int, int]) -> None:
+    """Update numbers by which a module splits its tensors.
+
+    A number that equals an old length by chance is changed as well; the proof on a copy shows where that is wrong.
+    """
+    for name, value in list(vars(module).items()):
+        if type(value) is int and value in sizes and name != "training":
+            setattr(module, name, sizes[value])
+        elif type(value) in (list, tuple) and value and all(type(part) is int and part in sizes for part in value):
+            setattr(module, name, type(value)(sizes[part] for part in value))
