@@ -35,6 +35,7 @@ __all__ = [
     "plan",
     "reconstruct",
     "reestimate_batchnorm",
+    "reopens",
     "save",
     "validate",
 ]
@@ -46,6 +47,7 @@ _HOMES = {
     "checks": ("Gate", "Verdict"),
     "core.plan": ("Edit", "Plan"),
     "core.redundancy": ("Redundancy",),
+    "edit.configuration": ("reopens",),
     "repair.batchnorm": ("reestimate_batchnorm",),
     "repair.training": ("finetune",),
     "tune.frontier": ("Frontier",),

@@ -19,6 +19,8 @@ from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
+from simprune.edit.configuration import reopens
+from simprune.edit.reopening import is_pretrained
 from simprune.planners.budget import Amount
 from simprune.repair.absorb import absorb, notes_of
 from simprune.repair.outcome import outcomes
@@ -230,6 +232,8 @@ class Run:
         expected = {**plan.expected, "outcome": rest.pop("outcome")}
         edits = outcomes(plan, redundancy, recovered.repairs)
         verdict = rest.pop("verdict")
+        if is_pretrained(recovered.model):
+            report["transformers"] = reopens(recovered.model, self.given.calibration.first).to_dict()
         return report | {
             "plan": plan.to_dict() | {"expected": expected, "edits": edits},
             "reconstruction": recovered.repairs,

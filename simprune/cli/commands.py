@@ -174,6 +174,7 @@ def compress(job: Job) -> int:
         console.stages(report),
         None if verdict is None else verdict.table(console.width()),
         console.damage(report),
+        console.reopening(report),
         *(f"note: {note}" for note in report["notes"]),
         f"bundle: {folder}",
         f"report: {folder / 'report.html'}",

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simprune.core.plan import Plan
+from simprune.edit.reopening import Reopening
 from simprune.report import FOLLOWS, units
 
 
@@ -60,6 +61,11 @@ def damage(report: Mapping[str, Any]) -> str:
     line = f"damage (squared change of the output / its variance): expected {words}, in the end {measured}"
     apart = report["stages"][-1].get("damages", {})
     return "\n".join([line, *(f"  {name}: {value:.3g}" for name, value in apart.items())])
+
+
+def reopening(report: Mapping[str, Any]) -> str | None:
+    """One line: whether transformers opens the model without simprune; None for a model of another kind."""
+    return str(Reopening(**report["transformers"])) if "transformers" in report else None
 
 
 def search(report: Mapping[str, Any]) -> Table | None:

@@ -8,6 +8,7 @@ number of positions) changes no tensor, or other ones, and stays.
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from simprune.core.cost import Example
 from simprune.core.example import example_of
 from simprune.edit.reopening import Reopening, differing, is_pretrained, rebuilt, saved
 from simprune.trace.attention import HEAD_COUNTS, HEAD_WIDTHS, KEY_VALUE_COUNTS, attentions
+from simprune.trace.bypass import Bypass
 
 Shapes = dict[str, tuple[int, ...]]
 Wrong = dict[tuple[str, int], tuple[int, int]]  # by tensor and dimension: the stated and the actual size
@@ -79,6 +81,10 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
         raise ValueError(f"model: expected a model of transformers; got a {type(model).__name__}")
     example = move(example_of(batch), device_of(model))
     outcome = saved(model, example)
+    stand_ins = [name for name, module in model.named_modules() if isinstance(module, Bypass)]
+    if stand_ins and not outcome.opens:
+        names = ", ".join(stand_ins[:3]) + (" and others" if len(stand_ins) > 3 else "")
+        return replace(outcome, reason=f"no configuration says that {names} went ({outcome.reason})")
     if outcome.opens or not mismatches(model, getattr(model, "config", None)):
         return outcome
     # the sizes are not those of the configuration: where one could state them, it is said why it does not
@@ -91,7 +97,7 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
 def built(model: nn.Module, config: Any) -> Shapes | None:
     """Shapes of the tensors of a model built from a configuration; None if it cannot be built."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             state = type(model)(copy.deepcopy(config)).state_dict()
     except Exception:  # classes refuse configurations with errors of any type
         return None

@@ -66,12 +66,17 @@ def is_pretrained(model: nn.Module) -> bool:
 
 def saved(model: nn.Module, example: Example) -> Reopening:
     """Whether a model of transformers is the same after `save_pretrained` into a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    fields: Any = vars(model.config)
+    before = dict(fields)
+    with tempfile.TemporaryDirectory() as folder, _quiet(), torch.random.fork_rng(devices=[]):
         try:
             model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
             other, gaps = _open(model, folder)
         except Exception as error:  # configurations and classes refuse with errors of any type
             return Reopening(False, _words(error))
+        finally:  # saving writes the class and the type of the weights into the configuration
+            fields.clear()
+            fields.update(before)
         return _compared(model, other, gaps, example, sizes=True)
 
 
@@ -84,7 +89,7 @@ def rebuilt(model: nn.Module, config: Any, example: Example) -> tuple[nn.Module 
     """
     left_out = getattr(model, "_keys_to_ignore_on_save", None) or ()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
-    with _quiet():
+    with _quiet(), torch.random.fork_rng(devices=[]):
         try:
             stored = type(config).from_dict(json.loads(copy.deepcopy(config).to_json_string(use_diff=False)))
             other, gaps = _open(model, None, config=stored, state_dict=tensors, dtype=getattr(model, "dtype", None))
