@@ -104,7 +104,7 @@ class ChannelFlow(TorchDispatchMode):
         self._splits: list[tuple[str, Tensor, tuple[int, ...]]] = []
         self._parts: list[Part] = []
         self._alike: list[tuple[Tensor, tuple[int, ...], str]] = []  # channels must not differ along these dimensions
-        self._moved: list[Tensor] = []  # channels that an operator has rearranged
+        self._moved = False  # whether an operator has split or moved channels
         self._run(example)
         self._settle()
 
@@ -247,7 +247,7 @@ class ChannelFlow(TorchDispatchMode):
         return torch.arange(self._count - count, self._count)
 
     def _pinned(self, reason: str) -> Tensor:
-        number = self._new(1)
+        number = self._new(1).squeeze()  # without a dimension, so that it expands to a single number as well
         self._pins[int(number)] = reason
         return number
 
@@ -324,7 +324,7 @@ class ChannelFlow(TorchDispatchMode):
             return labels if base == "unbind" else [labels]
         if base in MOVES:
             if base in SHUFFLES:
-                self._moved.append(known[0])
+                self._moved = True
             if base.endswith("channel_shuffle"):
                 self._tie_rows(known[0].movedim(1, 0).unflatten(0, (args[1], -1)))
             return [self._applied(func, args, kwargs, shape)]
@@ -387,7 +387,7 @@ class ChannelFlow(TorchDispatchMode):
     def _split(self, whole: Tensor, parts: Sequence[Tensor], dim: int) -> None:
         """Equal parts lose aligned channels, so that they stay equal."""
         if _varies(whole, dim):
-            self._moved.append(whole)
+            self._moved = True
             self._parts.append(Part(self._running[-1], (whole, *parts), dim % whole.ndim))
             if len({part.shape for part in parts}) == 1:
                 for part in parts[1:]:
@@ -397,7 +397,7 @@ class ChannelFlow(TorchDispatchMode):
         """Slices become parts of their tensor later; what is read at fixed indices must not be channels."""
         if base in SLICES:
             if labels.shape != whole.shape and _varies(whole, dim):
-                self._moved.append(whole)
+                self._moved = True
                 self._slices.append((self._running[-1], whole, labels, dim % whole.ndim))
             return
         indexed = [at for at, index in enumerate(args[1]) if index is not None] if base == "index" else [dim]
@@ -433,8 +433,6 @@ class ChannelFlow(TorchDispatchMode):
                 self._pin(labels, reason)
         self._class = self._classes()
         self._stay = {int(self._class[number]): reason for number, reason in reversed(self._pins.items())}
-        moved = [torch.unique(labels[labels != FREE]) for labels in self._moved]
-        self._rearranged = set(self._class[torch.cat(moved).numpy()].tolist()) if moved else set()
         self._pairs = {key: self._class[numbers.numpy()] for key, numbers in self._records.items()}
 
     def _classes(self) -> np.ndarray:
@@ -463,12 +461,14 @@ class ChannelFlow(TorchDispatchMode):
         """
         now = _classed(labels, classes)
         for dims in _split_axes(before, tuple(labels.shape)):
+            if sum(_varies(labels, dim) for dim in dims) < 2:
+                continue
+            self._moved = True
             varied = [dim for dim in dims if _varies(now, dim)]
-            if len(varied) < 2:
+            if not varied:
                 continue
             counts = {dim: len(torch.unique(now.movedim(dim, 0).flatten(1)[:, 0])) for dim in varied}
             free = max(varied, key=lambda dim: (counts[dim], labels.shape[dim], dim))
-            self._moved.append(labels)
             self._parts.append(Part(owner, (labels,), free))
             for dim in varied:
                 if dim != free:
@@ -480,9 +480,10 @@ class ChannelFlow(TorchDispatchMode):
         """Whether a layer takes part in the forward pass."""
         return module in self._outputs or (module, 0, "out") in self._records
 
-    def rearranges(self, module: nn.Module) -> bool:
-        """Whether channels of a layer are split into parts or moved before a layer reads them."""
-        return self.runs(module) and not self._rearranged.isdisjoint(self._pairs[(module, 0, "out")].tolist())
+    @property
+    def rearranges(self) -> bool:
+        """Whether any channels are split into parts or moved before a layer reads them."""
+        return self._moved
 
     def refusal(self, module: nn.Module) -> str | None:
         """Why the channels of a layer have to stay; None where they can go."""
