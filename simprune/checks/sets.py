@@ -1,7 +1,10 @@
 """Check sets: lists of gates by name, for the argument `gates` of `validate` and `check`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from simprune.checks.corruptions import shifts
 from simprune.checks.verdict import Gate
@@ -64,6 +67,16 @@ def embedding() -> list[Gate]:
     ]
 
 
+@register("check", "segmentation")
+def segmentation() -> list[Gate]:
+    """for class scores of pixels, labels (N, H, W): 2 points of mean IoU, 5 of every class's, 5 % changed pixels"""
+    return [
+        Gate("miou_drop", limit=0.02),
+        Gate("max_class_iou_drop", limit=0.05),
+        Gate("pixel_disagreement", limit=0.05),
+    ]
+
+
 @register("check", "language_model")
 def language_model(
     *,
@@ -89,6 +102,44 @@ def language_model(
     if questions is not None:
         gates.append(Gate("multiple_choice_drop", limit=accuracy_drop, options={"path": questions}))
     return gates
+
+
+def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
+    """Default gates that fit what a model gives, one list per output where there are several.
+
+    Class scores (N, C) get the set "default", maps with labels for every pixel the set "segmentation"; anything else,
+    such as maps without labels and regression, is compared by `relative_error`. Labels belong to the outputs that have
+    their shape.
+
+    Args:
+        outputs: of the first test batch, by name.
+        labels: of the same batch.
+
+    >>> import torch
+    >>> [gate.measure for gate in fitting({"output": torch.zeros(2, 1, 8, 8)}, None)]
+    ['relative_error']
+    """
+    if len(outputs) == 1:
+        (value,) = outputs.values()
+        if (value.ndim == 2 and value.shape[1] > 1) or (value.ndim == 3 and not fits(value, labels)):
+            return gates_of(None, labels is not None)  # of tokens as well, for which the set has to be chosen
+    gates: list[Gate] = []
+    for name, value in outputs.items():
+        if value.ndim == 2 and value.shape[1] > 1:
+            own = gates_of(None, fits(value, labels))
+        elif value.ndim > 2 and fits(value, labels):
+            own = segmentation()
+        else:
+            own = [Gate("relative_error", limit=0.3)]
+        gates += own if len(outputs) == 1 else [replace(gate, output=name) for gate in own]
+    return gates
+
+
+def fits(output: Tensor, labels: Tensor | None) -> bool:
+    """Whether labels are class indices for an output: (N,) for (N, C), or one for every position of (N, C, ...)."""
+    if labels is None or labels.is_floating_point():
+        return False
+    return output.ndim >= 2 and labels.shape == (output.shape[0], *output.shape[2:])
 
 
 def gates_of(gates: Gates | None = None, labelled: bool = True) -> list[Gate]:
