@@ -13,6 +13,7 @@ from simprune.trace.capture import read
 from simprune.trace.network import Network
 
 RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
+TIE = 1e-9  # share by which two channels may differ and count as equal: the first goes, not the one rounding prefers
 
 
 @register(
@@ -79,7 +80,7 @@ def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:
     for _ in range(width - 1):
         share = torch.where(alive, 1 / precision.diagonal(dim1=1, dim2=2), 0.0).mean(0)
         share[~remaining] = float("inf")
-        channel = int(share.argmin())
+        channel = int((share <= share.min() * (1 + TIE)).nonzero()[0, 0])  # two that are left are always equal
         unexplained[channel] = share[channel]
         remaining[channel] = False
         order.append(channel)
