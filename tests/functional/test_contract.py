@@ -18,7 +18,7 @@ from simprune import functional, measures
 from simprune.functional import Score
 
 N = 60
-SHAPES = {"classes": (4,), "tokens": (5, 4), "vectors": (6,), "multilabel": (4,)}  # of one sample
+SHAPES = {"classes": (4,), "tokens": (5, 4), "maps": (4, 2, 3), "vectors": (6,), "multilabel": (4,)}  # of one sample
 CASES_OF = {  # hyperparameters, number of outputs
     "excess_error_difference": [({}, 4)],
     "jensen_shannon_divergence": [({}, 2), ({"base": math.e}, 2)],
@@ -67,9 +67,12 @@ def data(form, count, samples=N, shape=None, dtype=torch.float64):
 
     first = noise() * 3
     outputs = [first, *(first + 2 * noise() for _ in range(count - 1))]
-    labels = torch.randint(shape[-1], shape[: 2 if form == "tokens" else 1], generator=generator)
+    of = {"tokens": shape[:2], "maps": (shape[0], *shape[2:])}.get(form, shape[:1])
+    labels = torch.randint(shape[1] if form == "maps" else shape[-1], of, generator=generator)
     if form == "tokens":
         labels[::3, 1:] = -100
+    if form == "maps":
+        labels[::3, 1:] = 255
     return outputs, labels
 
 
@@ -291,7 +294,7 @@ def test_outputs_must_have_the_shape_of_the_form(case, change):
 )
 def test_bad_labels_are_one_clear_error(case, change, message):
     measure, outputs, labels = case
-    if measure.form in ("classes", "tokens"):
+    if measure.form in ("classes", "tokens", "maps"):
         with pytest.raises(ValueError, match=message):
             measure.group(outputs, change(labels))
     else:
@@ -303,7 +306,7 @@ def test_labels_are_asked_for(case):
     if measure.needs_labels:
         with pytest.raises(ValueError, match="needs labels"):
             measure.group(outputs)
-    elif measure.form != "tokens":  # there, labels tell which tokens count
+    elif measure.form not in ("tokens", "maps"):  # there, labels tell which positions count
         assert measure.group(outputs) == measure.group(outputs, labels)
 
 

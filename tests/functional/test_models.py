@@ -75,7 +75,7 @@ def test_every_id_has_a_contract():
     assert {id for id in of_models if not functional.classes()[id].gate} == set(HYPER)
     gates = {"block_drift", "greedy_continuation", "multiple_choice_drop"}  # see tests/checks and test_language.py
     assert of_models - set(HYPER) == gates
-    assert set(forms.values()) == {"classes", "tokens", "vectors", "multilabel", "models"}
+    assert set(forms.values()) == {"classes", "tokens", "vectors", "multilabel", "maps", "models"}
 
 
 def test_declares_what_callers_rely_on(measure):
