@@ -19,6 +19,9 @@ class Block:
         chain: number of its chain. In a chain every block begins with the output of the one before.
         inside: the block that a sub-block is part of.
         kind: "block".
+        adds: where `replace` is "zero", the module whose output is added to the stream: the sub-block itself, or the
+            normalisation behind it.
+        gain: by which this output is multiplied first.
     """
 
     name: str
@@ -26,6 +29,8 @@ class Block:
     chain: int = 0
     inside: str = ""
     kind: str = "block"
+    adds: str = ""
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)

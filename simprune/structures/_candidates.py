@@ -1,27 +1,28 @@
 """Candidates for blocks: modules through which a shortcut runs, from their input to their output.
 
-Whether a shortcut runs through a module follows from what the module computes, never from its name or class:
-
-- A residual or pre-norm block returns its input when all its parameters are zero.
-- A post-norm block, which normalises after the sum as in BERT, returns its input up to a shift and a positive scale at
-  every position when all weights are zero but those of normalisations, which are one. This test is weaker. It shows
-  that a shortcut runs through the block, and that without the block the next one gets the output of the previous
-  normalisation.
+Whether a shortcut runs through a module follows from what the module computes, never from its name or class
+(`simprune.trace.carried`). Without a post-norm block, the next one gets the output of the previous normalisation.
 
 Candidates may contain candidates. A stage that only chains blocks is resolved into these blocks. A layer that chains
 two unlike sub-blocks, or contains one, is itself a block, and they are its sub-blocks. The modules whose outputs a
-layer only adds to its input (attention, MLP) are sub-blocks as well, and are removed by adding nothing.
+layer only adds to its input (attention, MLP) are sub-blocks as well, and are removed by adding nothing. They may be
+normalised or scaled before the sum.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
+from simprune.core.structures import NotPrunable
+from simprune.structures.proof import first_line
+from simprune.trace.carried import carried, settle
 from simprune.trace.context import eval_mode, uncached
-from simprune.trace.shortcuts import zero_copy
-from simprune.trace.visits import Visit
+from simprune.trace.precision import HALF, in_half, in_single, tolerance, widened
+from simprune.trace.visits import Visit, visit
 
 
 def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, list[str]]]:
@@ -30,8 +31,8 @@ def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, li
     A module that has several names appears under the first.
     """
     with eval_mode(model), uncached(model), torch.no_grad():
-        shortcuts = [name for name, visit in visits.items() if _has_shortcut(model.get_submodule(name), visit)]
-    names = [name for name in shortcuts if not _adds_a_sibling(visits, name)]
+        shortcuts = [name for name, visit in visits.items() if carried(model.get_submodule(name), visit) is not None]
+    names = [name for name in shortcuts if not _adds_a_sibling(model, visits, name)]
 
     def descend(name: str) -> Iterator[tuple[str, list[str]]]:
         inner = _outermost([other for other in names if other.startswith(f"{name}.")])
@@ -51,57 +52,25 @@ def _outermost(names: list[str]) -> list[str]:
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
-def _has_shortcut(module: nn.Module, visit: Visit) -> bool:
-    """Whether a shortcut runs through a composite module, from its input to its output (see the top of this file)."""
-    x, y = visit.input, visit.output
-    if next(module.children(), None) is None or x is None or y is None:
-        return False
-    if x.shape != y.shape or x.dtype != y.dtype or not x.is_floating_point() or x.ndim < 2:
-        return False
-    if not any(parameter.ndim > 1 for parameter in module.parameters()):
-        return False
-    zero = zero_copy(module)
-    output = _rerun(zero, visit)
-    if output is None or output.shape != x.shape:
-        return False
-    size = float(x.abs().max())
-    if size > 0 and torch.allclose(output, x, rtol=1e-5, atol=1e-5 * size):
-        return True
-    for part in zero.modules():
-        if "norm" in type(part).__name__.lower():
-            for name, parameter in part.named_parameters(recurse=False):
-                if name.endswith("weight"):
-                    parameter.fill_(1)
-    output = _rerun(zero, visit)
-    return output is not None and _same_up_to_scale(x, output)
+def _adds_a_sibling(model: nn.Module, visits: Mapping[str, Visit], name: str) -> bool:
+    """Whether a module gets what a sibling with weights made beside the stream, and so is only a part of a sub-block.
 
-
-def _adds_a_sibling(visits: Mapping[str, Visit], name: str) -> bool:
-    """Whether a module gets the output of a sibling beside the stream, and so is only a part of a sub-block.
-
-    An example is BERT's `output`, which adds the output of `intermediate` to the stream.
+    An example is BERT's `output`, which adds the output of `intermediate` to the stream. A sibling that only normalises
+    the stream, as in BLOOM, does not count.
     """
     visit, parent = visits[name], name.rpartition(".")[0]
     extra = {id(value) for key, value in [*enumerate(visit.args), *visit.kwargs.items()] if key != visit.stream_key}
-    siblings = (visits[other] for other in visits if other != name and other.rpartition(".")[0] == parent)
-    return any(isinstance(other.returned, Tensor) and id(other.returned) in extra for other in siblings)
+    siblings = (other for other in visits if other != name and other.rpartition(".")[0] == parent)
+    return any(
+        isinstance(visits[other].returned, Tensor) and id(visits[other].returned) in extra
+        for other in siblings
+        if has_matrix(model.get_submodule(other))
+    )
 
 
-def _same_up_to_scale(x: Tensor, y: Tensor) -> bool:
-    """Whether y is x up to a shift and a positive scale at every position."""
-    dim = 1 if x.ndim == 4 else -1
-    x, y = (value.double() - value.double().mean(dim, keepdim=True) for value in (x, y))
-    cosine = torch.cosine_similarity(x, y, dim=dim)
-    return bool(x.abs().max() > 0) and bool((cosine > 0.999).all())
-
-
-def _rerun(module: nn.Module, visit: Visit) -> Tensor | None:
-    """The first tensor that the module returns for the arguments of a visit; None when the module fails."""
-    args, kwargs = copied(visit.call)
-    try:
-        return first_tensor(module(*args, **kwargs))
-    except Exception:  # a foreign forward pass may raise anything; such a module is no candidate
-        return None
+def has_matrix(module: nn.Module) -> bool:
+    """Whether a module multiplies with weights, and does not only normalise."""
+    return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def _is_chain(visits: Mapping[str, Visit], name: str, inner: list[str]) -> bool:
@@ -126,27 +95,103 @@ def _is_layer(model: nn.Module, name: str, inner: list[str], names: list[str]) -
 
 def equal(a: Tensor, b: Tensor) -> bool:
     """Whether two activations are the same up to rounding."""
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    if a.shape != b.shape:
+        return False
+    rounding = tolerance(0, a, b)
+    if {a.dtype, b.dtype}.intersection(HALF):  # sums are rounded, so entries near zero may differ by much of themselves
+        return float((a.float() - b.float()).norm()) <= 2 * rounding * float(b.float().norm())
+    return torch.allclose(a, b.to(a), rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
-def branches_of(model: nn.Module, name: str, visits: Mapping[str, Visit]) -> list[str]:
-    """Names of the children whose outputs a block adds to its input, in order of execution.
+@dataclass(frozen=True)
+class Branch:
+    """A child of a block whose output is added to the block's input.
 
-    There are none if the block does anything else, or has only one such child.
+    Args:
+        name: of the child.
+        adds: name of the module whose output is added: the child, or what normalises or scales its output.
+        gain: by which this output is multiplied first.
     """
-    whole = visits[name]
-    assert whole.input is not None
-    assert whole.output is not None
-    branches = []
-    for child, module in model.get_submodule(name).named_children():
-        visit = visits.get(f"{name}.{child}")
-        if visit is None or visit.output is None or visit.calls > 1 or visit.output.shape != whole.input.shape:
+
+    name: str
+    adds: str
+    gain: float
+
+
+def branches_of(model: nn.Module, name: str, visit_of_block: Visit, until: str = "") -> list[Branch]:
+    """The children whose outputs a block adds to its input, in order of execution.
+
+    Args:
+        model: the network.
+        name: of the block.
+        visit_of_block: its arguments and output. They run through a copy in float32.
+        until: a sub-block through which a shortcut of its own runs, at the end of the block: only what is added before
+            it counts. By default there is none.
+
+    Raises:
+        NotPrunable: with the reason, when there are none: if the block does anything else, or has only one such child.
+    """
+    block = in_single(model.get_submodule(name)) if in_half(model.get_submodule(name)) else model.get_submodule(name)
+    visits, (x, y) = _inside(block, visit_of_block)
+    children = {child: block.get_submodule(child) for child in visits if "." not in child}
+    if until:
+        end = until.removeprefix(f"{name}.")
+        y = torch.as_tensor(visits[end].input)
+        children = {child: children[child] for child in itertools.takewhile(lambda child: child != end, children)}
+    with eval_mode(block), torch.no_grad():
+        sums = _summands(children, visits, x)
+    total = sum((torch.as_tensor(visits[adds].output).view_as(x) for adds in sums.values()), torch.zeros_like(x))
+    if len(sums) < (1 if until else 2) or not total.any():
+        raise NotPrunable("it does not add what two of its modules give to its input")
+    added = y - x
+    gain = float((added * total).sum() / total.square().sum())
+    gain = 1.0 if abs(gain - 1) < 1e-4 else gain
+    if not equal(x + gain * total, y):
+        raise NotPrunable("what it adds to its input is not the sum of what its modules give")
+    composite = [child for child in sums if next(children[child].children(), None) is not None]
+    halves = [child for child in composite if (seen := visits[child].input) is not None and seen.shape == x.shape]
+    if not halves:
+        raise NotPrunable("what it adds to its input does not come from whole modules, such as attention or an MLP")
+    return [Branch(f"{name}.{child}", f"{name}.{sums[child]}", gain) for child in halves]
+
+
+def _inside(block: nn.Module, visit_of_block: Visit) -> tuple[dict[str, Visit], tuple[Tensor, Tensor]]:
+    """Visits inside a block, and its input and output, in float32."""
+    args, kwargs = widened(copied(visit_of_block.call))
+    try:
+        with eval_mode(block), uncached(block), torch.no_grad():
+            output = first_tensor(block(*copied(args), **copied(kwargs)))
+        visits = visit(block, (args, kwargs))
+        settle(block, visits)
+    except Exception as error:  # a foreign forward pass may raise anything
+        raise NotPrunable(f"it does not run by itself in float32 ({first_line(error)})") from None
+    assert output is not None
+    return visits, ({**dict(enumerate(args)), **kwargs}[visit_of_block.stream_key], output)
+
+
+def _summands(children: Mapping[str, nn.Module], visits: Mapping[str, Visit], x: Tensor) -> dict[str, str]:
+    """Children with weights whose outputs have the stream's shape -> the last module that normalises or scales them.
+
+    Such a module gets exactly what the child gave, and gives nothing for nothing.
+    """
+    sums: dict[str, str] = {}
+    for child, module in children.items():
+        seen = visits[child]
+        if seen.output is None or seen.calls > 1 or not _flat_alike(seen.output, x):
             continue
-        if any(parameter.ndim > 1 for parameter in module.parameters()):
-            branches.append(f"{name}.{child}")
-    branches.sort(key=list(visits).index)
-    total = whole.input + sum(torch.as_tensor(visits[branch].output) for branch in branches)
-    if len(branches) < 2 or not equal(total, whole.output):
-        return []
-    composite = [branch for branch in branches if next(model.get_submodule(branch).children(), None) is not None]
-    return [name for name in composite if (x := visits[name].input) is not None and x.shape == whole.input.shape]
+        if has_matrix(module):
+            sums[child] = child
+            continue
+        source = next((key for key, last in sums.items() if _same(visits[last].output, seen.input)), None)
+        if source is not None and not module(torch.zeros_like(x)).any():
+            sums[source] = child
+    return sums
+
+
+def _flat_alike(value: Tensor, x: Tensor) -> bool:
+    """Whether a value has the stream's shape, or, as in OPT, the stream's positions one after another."""
+    return value.shape == x.shape or (value.numel() == x.numel() and value.shape[-1] == x.shape[-1])
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and torch.equal(a, b)

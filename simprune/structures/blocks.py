@@ -7,6 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from simprune.core.batches import first_tensor
 from simprune.core.example import rows_of
 from simprune.core.registry import register
-from simprune.core.structures import Block
+from simprune.core.structures import Block, NotPrunable
 from simprune.structures import Refusals, Structure
 from simprune.structures._candidates import branches_of, equal, resolve
 from simprune.structures.proof import first_line
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import eval_mode, uncached
+from simprune.trace.hooks import hooks
 from simprune.trace.network import Network
 from simprune.trace.visits import Visit
 
@@ -43,12 +45,33 @@ class SubBlocks(Structure):
     """
 
     def find(self, network: Network) -> tuple[list[Block], Refusals]:
-        sub_blocks = []
+        sub_blocks: list[Block] = []
+        refused: Refusals = []
         for name, inner in resolve(network.model, network.visits):
-            branches = [] if len(inner) > 1 else branches_of(network.model, name, network.visits)
-            replacement = "zero" if branches else "identity"
-            sub_blocks += [Block(sub_block, replacement, inside=name) for sub_block in branches or inner]
-        return _prove(network, sub_blocks)
+            try:
+                sub_blocks += _halves(network, name, inner)
+            except NotPrunable as reason:
+                refused.append((name, f"no half of it can go alone: {reason}"))
+        proven, unproven = _prove(network, sub_blocks)
+        return proven, refused + unproven
+
+
+def _halves(network: Network, name: str, inner: list[str]) -> list[Block]:
+    """The sub-blocks of a block, in order: what it adds to its input, and candidates through which a shortcut runs."""
+    chained, reasons = [Block(sub_block, inside=name) for sub_block in inner], []
+    if len(inner) > 1:
+        return chained
+    for until in ("", *inner):  # all that the block adds, or what it adds before its one candidate
+        try:
+            branches = branches_of(network.model, name, network.visits[name], until)
+        except NotPrunable as reason:
+            reasons.append(reason)
+        else:
+            zeros = [Block(b.name, "zero", inside=name, adds=b.adds, gain=b.gain) for b in branches]
+            return zeros + (chained if until else [])
+    if not chained:
+        raise reasons[0]
+    return chained
 
 
 def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals]:
@@ -80,18 +103,23 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
 
 def _failure(network: Network, trial: nn.Module, block: Block) -> str | None:
     """Why the network cannot do without a block; None when it can. The trial is a copy, which is left as it was."""
-    visit, expected, (args, kwargs) = network.visits[block.name], network.output, network.example
-    if block.replace == "identity" and _returns_more(visit):
-        return "it also makes a tensor that later layers may need"
+    visit, expected = network.visits[block.name], network.output
     try:
-        stand_in = Bypass(visit.layout(), block.replace == "zero")
-        with without(trial, block.name, stand_in), eval_mode(trial), uncached(trial), torch.no_grad():
-            after = first_tensor(trial(*args, **kwargs))
+        if _returns_more(visit) and not _same_without_more(network, trial, block.name):
+            return "it also makes a tensor that later layers need"
+        with without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")):
+            after = _output(network, trial)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without it ({first_line(error)})"
     if expected is None or after is None or expected.shape != after.shape:
         return "the network's output changes its shape without it"
     return None
+
+
+def _output(network: Network, trial: nn.Module) -> Tensor | None:
+    args, kwargs = network.example
+    with eval_mode(trial), uncached(trial), torch.no_grad():
+        return first_tensor(trial(*args, **kwargs))
 
 
 def _returns_more(visit: Visit) -> bool:
@@ -100,6 +128,23 @@ def _returns_more(visit: Visit) -> bool:
         return False
     arguments = {id(value) for value in (*visit.args, *visit.kwargs.values())}
     return any(isinstance(value, Tensor) and id(value) not in arguments for value in visit.returned[1:])
+
+
+def _same_without_more(network: Network, trial: nn.Module, name: str) -> bool:
+    """Whether the network's output stays as it is when a module returns None in place of the tensors that it makes.
+
+    Attention weights beside the stream, as in GPT-J, are such tensors: nothing needs them.
+    """
+    layout = network.visits[name].layout()
+    assert isinstance(layout, tuple)
+
+    def less(_: nn.Module, args: tuple, kwargs: dict, returned: Any) -> Any:
+        stays = (value if source is not None else None for source, value in zip(layout, returned, strict=True))
+        return type(returned)((returned[0], *[*stays][1:]))
+
+    with hooks(after=[(trial.get_submodule(name), less)]):
+        after = _output(network, trial)
+    return after is not None and network.output is not None and torch.equal(after, network.output)
 
 
 def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:
@@ -111,7 +156,7 @@ def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:
         around = visits[block.inside or block.name]
         if block.replace == "zero":
             before = end if block.inside == layer else around.input
-            after = None if before is None else before + torch.as_tensor(visits[block.name].output)
+            after = None if before is None else before + block.gain * torch.as_tensor(visits[block.adds].output)
         else:
             before, after = visits[block.name].input, visits[block.name].output
         if end is None or before is None or not equal(before, end):
