@@ -14,6 +14,7 @@ from torch import nn
 from simprune.arguments import Arguments
 from simprune.checks import Gate, Verdict, validate
 from simprune.checks.sets import gates_of
+from simprune.checks.validation import default_gates
 from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
@@ -76,7 +77,7 @@ class Run:
     @property
     def labelled(self) -> bool:
         """Whether the test batches have labels."""
-        return self.table.original is not None and self.table.original.labels is not None
+        return self.table.original is not None and self.table.original.labelled
 
     def redundancy(self, damage: bool = True, checkpoint: Checkpoint | None = None) -> Redundancy:
         """How redundant every structure is, damages as trial removals show them."""
@@ -164,7 +165,10 @@ class Run:
 
     def gates(self) -> list[Gate]:
         """The gates of the settings; by default those that the test batches can decide."""
-        return gates_of(self.settings.gates, self.labelled)
+        test = self.given.test
+        if self.settings.gates is not None or test is None:
+            return gates_of(self.settings.gates, self.labelled)
+        return default_gates(self.given.model, test)
 
     def judge(self, small: nn.Module, gates: Any) -> Verdict:
         test = self.given.test

@@ -110,6 +110,7 @@ def check_functional(part: Part, options: dict[str, Any]) -> None:
     measure = part.make(**options)
     who = f"functional measure {part.name}"
     shapes = {"classes": (ROWS, 4), "vectors": (ROWS, 4), "multilabel": (ROWS, 4), "tokens": (ROWS // 4, 4, 6)}
+    shapes["maps"] = (ROWS // 4, 4, 3, 5)
     if measure.form not in shapes or part.name == "block_drift":
         return  # it runs models itself
     generator = torch.Generator().manual_seed(0)
@@ -262,7 +263,7 @@ CHECKS: dict[str, Callable[[Part, dict[str, Any]], None]] = {
 
 
 def _label_shape(form: str) -> tuple[int, ...]:
-    return {"tokens": (ROWS // 4, 4), "multilabel": (ROWS, 4)}.get(form, (ROWS,))
+    return {"tokens": (ROWS // 4, 4), "maps": (ROWS // 4, 3, 5), "multilabel": (ROWS, 4)}.get(form, (ROWS,))
 
 
 def _same(a: float, b: float) -> bool:

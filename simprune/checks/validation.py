@@ -1,6 +1,6 @@
 """Both models run batch by batch, and gates judge their outputs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,23 +12,19 @@ from simprune.checks import corruptions
 from simprune.checks.intervals import strata_of
 from simprune.checks.judging import Case, judge_together
 from simprune.checks.padding import targets_of, without_padding
-from simprune.checks.sets import Gates, gates_of
-from simprune.checks.verdict import Verdict
-from simprune.core.batches import call, checked, labels_of, output_mask_of
+from simprune.checks.sets import Gates, fits, fitting, gates_of
+from simprune.checks.verdict import Gate, Verdict
+from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
 from simprune.core.names import did_you_mean
-from simprune.functional import FunctionalMeasure, Gathered, Outputs
+from simprune.functional import FORMS, FunctionalMeasure, Gathered, Outputs
 from simprune.functional.tokens import TokenTargets
 from simprune.trace.context import evaluation
 
 Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
 
 CORRECTIONS = ("holm", "none")
-# Dimensions of outputs by the form of a measure, and the outputs in words.
-SHAPES = {
-    "classes": (2, "class scores (N, C)"),
-    "tokens": (3, "token logits (N, T, C)"),
-    "multilabel": (2, "logits (N, L)"),
-}
+# Numbers of dimensions of outputs by the form of a measure.
+SHAPES = {"classes": (2,), "tokens": (3,), "multilabel": (2,), "maps": (3, 4, 5)}
 
 
 def validate(
@@ -68,6 +64,14 @@ def validate(
     return tally.verdict(seed, lambda measure: measure.gather(model, small, batches))
 
 
+def default_gates(model: nn.Module, test: Iterable) -> list[Gate]:
+    """Gates that fit what a model gives for the first test batch (see `simprune.checks.sets.fitting`)."""
+    with evaluation(model):
+        for batch in checked(test, "test"):
+            return fitting(call_all(model, batch), labels_of(batch))
+    raise ValueError("the test set is empty; pass at least one batch")
+
+
 def rehearse(
     model: nn.Module, test: Iterable, gates: Gates | None = None, seed: int = 0, correction: str = "holm"
 ) -> None:
@@ -88,20 +92,22 @@ def _run(
     limits: corruptions.Limits = (0.0, 1.0)
     with evaluation(model, small):
         for number, batch in enumerate(batches):
-            labels = labels_of(batch)
+            labels, mask = labels_of(batch), output_mask_of(batch)
             if tally is None:
-                tally = _Tally(gates, labels is not None, correction)
+                chosen = fitting(call_all(model, batch), labels) if gates is None else gates
+                tally = _Tally(gates, labels is not None, correction, chosen)
                 if len(tally.inputs) > 1:
                     limits = corruptions.limits_of(batch)
             for inputs in tally.inputs:
                 a, b = (
-                    call(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
+                    call_all(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
                     for network in (model, small)
                 )
-                a, b = (without_padding(outputs, output_mask_of(batch)) for outputs in (a, b))
-                tally.update(a, b, labels, inputs, targets_of(batch, model, a))
+                a, b = ({name: without_padding(value, mask) for name, value in some.items()} for some in (a, b))
+                tally.update(a, b, labels, inputs, lambda output, batch=batch: targets_of(batch, model, output))
                 if watch is not None and inputs == corruptions.CLEAN:
-                    watch(batch, a, b, labels)
+                    main = main_name(a)
+                    watch(batch, a[main], b[main], labels)
     if tally is None:
         raise ValueError("the test set is empty; pass at least one batch")
     return tally
@@ -119,11 +125,11 @@ def check(
     """Verdict of the gates on outputs of a, the original, and b, the pruned model.
 
     Args:
-        logits_a: logits (N, C), `Outputs`, or other outputs that the gates' measures take.
+        logits_a: logits (N, C), `Outputs`, or other outputs that the gates' measures take; several ones by name.
         logits_b: the same of the pruned model.
         labels: (N,) class indices, or other labels that the measures take.
-        gates: a list of gates, the name of a check set, or None for the set "default" (without labels, without the
-            gates that need them).
+        gates: a list of gates, the name of a check set, or None for gates that fit the outputs: for class scores the
+            set "default" (without labels, without the gates that need them).
         seed: of the bootstrap.
         correction: "holm", so that with the gates' confidence *all* gates that pass do so rightly, and all that fail
             (Holm 1979, once for either side); or "none", every gate on its own.
@@ -140,15 +146,20 @@ def check(
     >>> check(logits, logits, torch.arange(3).repeat(100)).outcome
     'pass'
     """
-    tally = _Tally(gates, labels is not None, correction)
+    outputs_a, outputs_b = (dict(x) if isinstance(x, Mapping) else {"output": x} for x in (logits_a, logits_b))
+    labels, targets = None if labels is None else torch.as_tensor(labels), None
+    shaped = all(isinstance(value, Tensor) for value in outputs_a.values())
+    tally = _Tally(gates, labels is not None, correction, fitting(outputs_a, labels) if shaped and gates is None else gates)
     for gate, measure in zip(tally.gates, tally.measures, strict=True):
         if measure.form == "models" or gate.inputs != corruptions.CLEAN:
             raise ValueError(f"{gate.label} needs the models, not only their outputs; use validate")
-    labels, targets = None if labels is None else torch.as_tensor(labels), None
     if mask is not None:
-        logits_a, logits_b = (without_padding(torch.as_tensor(logits), mask) for logits in (logits_a, logits_b))
+        outputs_a, outputs_b = (
+            {name: without_padding(torch.as_tensor(value), mask) for name, value in outputs.items()}
+            for outputs in (outputs_a, outputs_b)
+        )
         targets = TokenTargets(labels, mask)
-    tally.update(logits_a, logits_b, labels, targets=targets)
+    tally.update(outputs_a, outputs_b, labels, targets=lambda _: targets)
     return tally.verdict(seed)
 
 
@@ -158,12 +169,15 @@ class _Tally:
     `inputs`: how inputs are shifted, "clean" first.
     """
 
-    def __init__(self, gates: Gates | None, labelled: bool, correction: str) -> None:
+    def __init__(self, gates: Gates | None, labelled: bool, correction: str, chosen: Gates | None) -> None:
         if correction not in CORRECTIONS:
             raise ValueError(f"correction: unknown {correction!r}; {did_you_mean(str(correction), CORRECTIONS)}")
-        self.gates, self.correction, self.labelled = gates_of(gates, labelled), correction, labelled
-        left_out = [gate.measure for gate in gates_of() if gates is None and gate not in self.gates]
-        self.notes = tuple(f"no labels: {name} was left out" for name in left_out)
+        self.gates, self.correction, self.labelled = gates_of(chosen, labelled), correction, labelled
+        asked = {gate.measure for gate in self.gates}
+        by_default = gates is None and not labelled and "disagreement" in asked
+        self.notes = [f"no labels: {gate.measure} was left out" for gate in gates_of() if gate.measure not in asked]
+        self.notes = self.notes if by_default else []
+        self.names: list[str] = []  # of the outputs
         self.measures = [gate.build() for gate in self.gates]
         self.streams = [measure.stream() for measure in self.measures]
         shifts = {gate.inputs for gate in self.gates} - {corruptions.CLEAN}
@@ -173,25 +187,61 @@ class _Tally:
 
     def update(
         self,
-        a: Any,
-        b: Any,
+        outputs_a: Mapping[str, Any],
+        outputs_b: Mapping[str, Any],
         labels: Tensor | None,
         inputs: str = corruptions.CLEAN,
-        targets: TokenTargets | None = None,
+        targets: Callable[[Tensor], TokenTargets | None] = lambda _: None,
     ) -> None:
-        """Add one batch's outputs of both models on these inputs; `targets`: of tokens, in place of labels."""
+        """Add one batch's outputs of both models on these inputs, by name.
+
+        `targets`: tells for an output what stands in place of labels where it is of tokens.
+        """
+        self._same_outputs(outputs_a, outputs_b)
         if inputs == corruptions.CLEAN:
-            self._count(a, labels)
-        class_scores: tuple[Outputs, Outputs] | None = None  # in float64, softmax and all, once for all gates
+            self._count(outputs_a[main_name(outputs_a)], labels)
+        class_scores: dict[str, tuple[Outputs, Outputs]] = {}  # in float64, softmax and all, once for all gates
         for gate, measure, stream in zip(self.gates, self.measures, self.streams, strict=True):
             if gate.inputs != inputs or measure.form == "models":
                 continue
-            self._fits(measure, a)
+            name = self._output_of(gate)
+            a, b = outputs_a[name], outputs_b[name]
+            self._fits(measure, a, gate)
+            own = labels
+            if len(outputs_a) > 1 and not measure.needs_labels and not fits(a, labels):
+                own = None  # they are another output's
             if measure.form == "classes":
-                class_scores = class_scores or (Outputs.of(a, "logits_a"), Outputs.of(b, "logits_b"))
-                stream.update(class_scores, labels)
+                if name not in class_scores:
+                    class_scores[name] = Outputs.of(a, "logits_a"), Outputs.of(b, "logits_b")
+                stream.update(class_scores[name], own)
             else:
-                stream.update((a, b), labels if targets is None or measure.form != "tokens" else targets)
+                tokens = targets(a) if measure.form == "tokens" else None
+                stream.update((a, b), own if tokens is None else tokens)
+
+    def _same_outputs(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+        """ValueError where outputs differ in number or name; the first time, a note on outputs without a gate."""
+        if a.keys() != b.keys() or (self.names and [*a] != self.names):
+            names = self.names or [*a]
+            raise ValueError(f"both models must give the same outputs for all batches; got {names} and {[*b]}")
+        if not self.names:
+            self.names = [*a]
+            seen = {self._output_of(gate) for gate in self.gates if gate.build().form != "models"}
+            unseen = [name for name in a if name not in seen]
+            if unseen:
+                said = f"no gate checks the output{'s' * (len(unseen) > 1)} {', '.join(unseen)}"
+                self.notes.append(f"{said}; a gate checks what its `output` names, by default {main_name(a)}")
+
+    def _output_of(self, gate: Gate) -> str:
+        """The name of the output that a gate checks; ValueError for one that the models do not give."""
+        if gate.output is None:
+            return main_name(dict.fromkeys(self.names))
+        if isinstance(gate.output, int) and str(gate.output) not in self.names:
+            if not 0 <= gate.output < len(self.names):
+                raise ValueError(f"{gate.label}: the models give {len(self.names)} outputs: {', '.join(self.names)}")
+            return self.names[gate.output]
+        if str(gate.output) not in self.names:
+            raise ValueError(f"{gate.label}: no output {gate.output!r}; {did_you_mean(str(gate.output), self.names)}")
+        return str(gate.output)
 
     def _count(self, a: Any, labels: Tensor | None) -> None:
         self.batches += 1
@@ -204,12 +254,11 @@ class _Tally:
         if labels is not None and labels.ndim == 1 and not labels.is_floating_point():
             self.labels.append(labels.detach().cpu().to(torch.int64, copy=True))
 
-    def _fits(self, measure: FunctionalMeasure, a: Any) -> None:
-        dimensions, words = SHAPES.get(measure.form, (None, ""))
-        if isinstance(a, Tensor) and dimensions is not None and a.ndim != dimensions:
+    def _fits(self, measure: FunctionalMeasure, a: Any, gate: Gate) -> None:
+        if isinstance(a, Tensor) and a.ndim not in SHAPES.get(measure.form, (a.ndim,)):
             raise ValueError(
-                f"{measure.id} needs {words}; the models' outputs have shape {tuple(a.shape)}: choose a "
-                "check set for them (default, embedding, language_model)"
+                f"{gate.label} needs {FORMS[measure.form]}; the models' outputs have shape {tuple(a.shape)}: choose a "
+                "check set for them (default, embedding, segmentation, language_model)"
             )
 
     def verdict(self, seed: int, gather: Callable[[FunctionalMeasure], Gathered] | None = None) -> Verdict:
@@ -222,4 +271,4 @@ class _Tally:
                 cases.append(Case.of(gate, gathered, np.zeros(len(gathered.rows), dtype=np.int64), seed))
             else:
                 cases.append(Case.of(gate, Gathered(stream.rows()), strata, seed))
-        return Verdict(tuple(judge_together(cases, self.correction)), self.count, self.notes, seed)
+        return Verdict(tuple(judge_together(cases, self.correction)), self.count, tuple(self.notes), seed)

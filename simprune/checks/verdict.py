@@ -24,8 +24,9 @@ class Gate:
 
     An upper limit, or a lower one for measures where larger is more similar. `options` are the measure's
     hyperparameters. `inputs`: "clean", or how test images are shifted first, one of
-    `simprune.checks.corruptions.names()`. KeyError for an unknown measure; ValueError for a bad limit, confidence,
-    option or inputs, and for a measure that no verdict on two models can use.
+    `simprune.checks.corruptions.names()`. `output`: of a model with several outputs, the name or the number of the one
+    that is checked; by default the main one, "logits" or the first. KeyError for an unknown measure; ValueError for a
+    bad limit, confidence, option, inputs or output, and for a measure that no verdict on two models can use.
 
     >>> Gate("disagreement", limit=0.05).measure
     'disagreement'
@@ -36,6 +37,7 @@ class Gate:
     confidence: float = 0.95
     options: dict[str, Any] = field(default_factory=dict)
     inputs: str = corruptions.CLEAN
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         measure = self.build()
@@ -44,6 +46,10 @@ class Gate:
         corruptions.known(self.inputs)
         if measure.form == "models" and self.inputs != corruptions.CLEAN:
             raise ValueError(f"{self.measure} is measured on clean inputs; got inputs={self.inputs!r}")
+        if self.output is not None and (isinstance(self.output, bool) or not isinstance(self.output, str | int)):
+            raise ValueError(f"the output of {self.measure} must be a name or a number; got {self.output!r}")
+        if self.output is not None and measure.form == "models":
+            raise ValueError(f"{self.measure} is measured inside of the models, not on an output; leave output out")
         if not isinstance(self.limit, int | float) or not math.isfinite(self.limit):
             raise ValueError(f"the limit of {self.measure} must be a finite number; got {self.limit!r}")
         if not isinstance(self.confidence, int | float) or not 0.5 <= self.confidence < 1:
@@ -55,7 +61,8 @@ class Gate:
 
     @property
     def label(self) -> str:
-        return self.measure if self.inputs == corruptions.CLEAN else f"{self.measure} on {self.inputs}"
+        name = self.measure if self.output is None else f"{self.measure} of {self.output}"
+        return name if self.inputs == corruptions.CLEAN else f"{name} on {self.inputs}"
 
 
 def _instead(measure: FunctionalMeasure) -> str:
@@ -125,7 +132,8 @@ class Verdict:
         gates = []
         for result in self.results:
             row = vars(result.gate) | vars(result) | {key: _to_json(getattr(result, key)) for key in NUMBERS}
-            gates.append({key: row[key] for key in KEYS} | {"options": dict(result.gate.options)})
+            output = {} if result.gate.output is None else {"output": result.gate.output}
+            gates.append({key: row[key] for key in KEYS} | {"options": dict(result.gate.options)} | output)
         summary = {"outcome": self.outcome, "count": self.count, "seed": self.seed}
         return summary | {"gates": gates, "notes": list(self.notes)}
 
@@ -134,7 +142,8 @@ class Verdict:
         """Read back what `to_dict` returned."""
         results = []
         for row in data["gates"]:
-            gate = Gate(row["measure"], row["limit"], row["confidence"], dict(row["options"]), row["inputs"])
+            options, output = dict(row["options"]), row.get("output")
+            gate = Gate(row["measure"], row["limit"], row["confidence"], options, row["inputs"], output)
             value, lower, upper = (math.nan if row[key] is None else float(row[key]) for key in NUMBERS)
             results.append(GateResult(gate, value, lower, upper, row["outcome"], row["count"], row["detail"]))
         return cls(tuple(results), data["count"], tuple(data["notes"]), data["seed"])

@@ -11,6 +11,7 @@ from simprune.cli.folders import recipes
 from simprune.cli.help import LISTED
 from simprune.core.names import did_you_mean
 from simprune.core.registry import Part, parts
+from simprune.functional import FORMS
 from simprune.settings import recipe_table
 
 
@@ -29,9 +30,13 @@ def _list(name: str) -> Table:
     if kind in ("measure", "functional"):
         titles = {
             "measure": "measures: similarity of representations (measure=ID)",
-            "functional": "functional: similarity of outputs",
+            "functional": "functional: similarity of outputs (measure of a gate)",
         }
-        return table(titles[kind], ["id", "range", "larger is more", "what"], map(_measure, parts(kind).values()))
+        columns = ["id", "range", "larger is more", "what"]
+        if kind == "measure":
+            return table(titles[kind], columns, map(_measure, parts(kind).values()))
+        rows = [[*_measure(part), FORMS[getattr(part.make, "form", "classes")]] for part in parts(kind).values()]
+        return table(titles[kind], [*columns, "outputs that it fits"], rows)
     keys = [option.name for option in recipe_table() if option.metadata["kind"] == kind] or ["inputs of a gate"]
     rows = [
         [part.name, part.summary, ", ".join([*part.options, *(["..."] if part.open else [])])]

@@ -225,13 +225,15 @@ def call(model: nn.Module, batch: Any) -> Tensor:
 def call_all(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     """All outputs of the model on one batch, by name (see `outputs_of`), on the model's device.
 
+    Where the model returns no such output, it is the first tensor, whatever its type.
+
     Raises:
-        ValueError: where the model returns no floating-point tensor.
+        ValueError: where the model returns no tensor.
     """
     args, kwargs = move(inputs_of(batch), device_of(model))
-    outputs = outputs_of(model(*args, **kwargs))
+    outputs = all_tensors(model(*args, **kwargs))
     if not outputs:
-        raise ValueError(f"{type(model).__name__} returned no floating-point tensor; return logits, a tuple or a dict")
+        raise ValueError(f"{type(model).__name__} returned no tensor; return logits, a tuple or a dict with them")
     return outputs
 
 
@@ -244,7 +246,12 @@ def all_tensors(value: Any) -> dict[str, Tensor]:
 def main_output(value: Any) -> Tensor | None:
     """The main one of the outputs that a model returns; without outputs, the first tensor; None without a tensor."""
     outputs = outputs_of(value)
-    return outputs.get("logits", next(iter(outputs.values()), None)) if outputs else first_tensor(value)
+    return outputs[main_name(outputs)] if outputs else first_tensor(value)
+
+
+def main_name(outputs: Mapping[str, object]) -> str:
+    """The name of the main output: "logits", else the first."""
+    return "logits" if "logits" in outputs else next(iter(outputs))
 
 
 def checked(batches: Iterable, name: str) -> Iterable:

@@ -6,9 +6,9 @@ A measure is in the registry (`simprune.core.registry`, kind "functional") as so
 from typing import Any
 
 from simprune.core import registry
-from simprune.functional._base import Bounds, FunctionalMeasure, Gathered, Outputs, Score
+from simprune.functional._base import FORMS, Bounds, FunctionalMeasure, Gathered, Outputs, Score
 
-__all__ = ["Bounds", "FunctionalMeasure", "Gathered", "Outputs", "Score", "classes", "get", "names"]
+__all__ = ["FORMS", "Bounds", "FunctionalMeasure", "Gathered", "Outputs", "Score", "classes", "get", "names"]
 
 
 def classes() -> dict[str, type[FunctionalMeasure]]:

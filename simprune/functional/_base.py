@@ -15,7 +15,16 @@ from simprune.core.hyperparameters import Registered
 from simprune.core.rows import Rows
 
 Kind = Literal["rate", "mean", "difference", "worst_difference", "statistic"]
-Form = Literal["classes", "tokens", "vectors", "multilabel", "models"]
+Form = Literal["classes", "tokens", "vectors", "multilabel", "maps", "models"]
+# Outputs that measures of every form take, in words.
+FORMS: dict[str, str] = {
+    "classes": "class scores (N, C)",
+    "tokens": "token logits (N, T, C)",
+    "maps": "class scores of pixels (N, C, H, W)",
+    "vectors": "any (N, ...)",
+    "multilabel": "logits (N, L)",
+    "models": "both models",
+}
 Bounds = Callable[[float, float], tuple[float, float]]  # (scale, confidence): scale 2 is twice as many samples
 
 
@@ -178,7 +187,7 @@ class FunctionalMeasure(Registered, ABC):
     kind: ClassVar[Kind] = "statistic"
     gate: ClassVar[bool] = True  # False: of more models than two, or of models without `gather`
     models: ClassVar[tuple[int, int | None]] = (2, 2)  # fewest and most models that `group` takes; None: any
-    form: ClassVar[Form] = "classes"  # what it takes: class scores (N, C), token logits (N, T, C), ..., or models
+    form: ClassVar[Form] = "classes"  # what it takes: class scores (N, C), ... (`FORMS`), or models
     streams: ClassVar[bool] = True  # False: rows depend on all samples, so `per_sample` needs them at once
     skips: ClassVar[str] = "every sample was skipped"  # why no sample is left
 
@@ -246,6 +255,10 @@ class FunctionalMeasure(Registered, ABC):
         """Validated labels for outputs of this shape; overridden with `form`."""
         return integers(labels, shape[:1], shape[1])
 
+    def _alike(self, sample: tuple[int, ...]) -> tuple[int, ...]:
+        """What batches must have in common of the shape of a sample: all of it, or less where positions may differ."""
+        return sample
+
     def _check_number(self, count: int, of: str = "") -> None:
         """ValueError for a number of models that the measure does not take."""
         fewest, most = self.models
@@ -298,7 +311,7 @@ class Stream:
     def update(self, outputs: Sequence[Any], labels: Any = None) -> None:
         """Add one batch: every model's outputs, in the order of `group`, and the labels."""
         checked, truth = self.measure._validated(outputs, labels)
-        layout = len(checked), tuple(checked[0].shape[1:]), truth is not None
+        layout = len(checked), self.measure._alike(tuple(checked[0].shape[1:])), truth is not None
         if self._layout not in (None, layout):
             what = "(models, shape of a sample, with labels)"
             raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._layout}, then {layout}")

@@ -66,6 +66,9 @@ class _Tokens(FunctionalMeasure):
         expected = "(N, T, C) with N, T >= 1 and C >= 2 tokens"
         return finite(value, what, expected, lambda x: x.ndim == 3 and x.shape[2] >= 2, torch.float32)
 
+    def _alike(self, sample: tuple[int, ...]) -> tuple[int, ...]:
+        return sample[1:]  # sequences of one batch may be longer than those of another
+
     def _truth(self, labels: Any, shape: tuple[int, ...]) -> _Truth:  # pyright: ignore[reportIncompatibleMethodOverride]
         targets = labels if isinstance(labels, TokenTargets) else TokenTargets(labels)
         if targets.labels is None and self.needs_labels:

@@ -44,8 +44,9 @@ def render_verdict(verdict: dict[str, Any], evidence: dict[str, Any]) -> str:
 
 
 def label(gate: dict[str, Any]) -> str:
-    """The measure, and the inputs where they are not clean."""
-    return gate["measure"] if gate.get("inputs", "clean") == "clean" else f"{gate['measure']} on {gate['inputs']}"
+    """The measure, the output where the model has several, and the inputs where they are not clean."""
+    name = gate["measure"] if gate.get("output") is None else f"{gate['measure']} of {gate['output']}"
+    return name if gate.get("inputs", "clean") == "clean" else f"{name} on {gate['inputs']}"
 
 
 def junit(verdict: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, labels_of, mask_of
+from simprune.core.batches import call_all, labels_of, main_name, output_mask_of
 from simprune.trace.context import evaluation
 from simprune.trace.outputs import Rows, counted, rows_of_outputs
 
@@ -20,22 +20,19 @@ class Answers:
         counts: how many rows every input has, by output.
         labels: of every row of the main output, where all batches have labels that fit it; else None.
         classes: whether the rows of the main output are class scores: one row per input, or labels for every position.
+        labelled: whether all batches have labels of whatever shape.
     """
 
     outputs: Mapping[str, Tensor]
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     classes: bool = False
+    labelled: bool = False
 
     @property
     def logits(self) -> Tensor:
         """(rows, features) of the main output."""
         return self.outputs[main_name(self.outputs)]
-
-
-def main_name(outputs: Mapping[str, object]) -> str:
-    """The name of the main output: "logits", else the first."""
-    return "logits" if "logits" in outputs else next(iter(outputs))
 
 
 def answer(model: nn.Module, test: Iterable) -> Answers:
@@ -51,11 +48,11 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
     counts: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     rows: dict[str, Rows] = {}
-    batches, classes = 0, True
+    batches, classes, labelled = 0, True, True
     with evaluation(model):
         for batch in test:
             rows = rows or rows_of_outputs(model, batch)
-            outputs, mask = call_all(model, batch), mask_of(batch)
+            outputs, mask = call_all(model, batch), output_mask_of(batch)
             if outputs.keys() != rows.keys():
                 raise ValueError(f"the network returns {[*rows]} for one batch and {[*outputs]} for another one")
             for name, value in outputs.items():
@@ -69,6 +66,7 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
             label = _labels(labels_of(batch), outputs[main], rows[main])
             labels += [] if label is None else [label.cpu()]
             classes = classes and (label is not None or outputs[main].ndim == 2)
+            labelled = labelled and labels_of(batch) is not None
             batches += 1
     if not batches:
         raise ValueError("test has no batches; give at least one")
@@ -77,11 +75,12 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
         {name: torch.cat(values) for name, values in counts.items()},
         torch.cat(labels) if len(labels) == batches else None,
         classes,
+        labelled,
     )
 
 
 def _labels(labels: Tensor | None, output: Tensor, rows: Rows) -> Tensor | None:
-    """Labels of the rows of an output: of every input of (N, C), or of every pixel of a map; None where they do not fit.
+    """Labels of the rows of an output: of inputs of (N, C), or of the pixels of a map; None where they do not fit.
 
     Labels of tokens do not say which position they are for (`shift` of the gates on tokens does), so they are left out.
     """

@@ -8,11 +8,12 @@ divided by the root of its variance first, so that z is all of them, and each co
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, first_tensor, mask_of
+from simprune.core.batches import call_all, first_tensor, output_mask_of
 from simprune.core.peekable import Peekable
 from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
@@ -29,6 +30,7 @@ def backpropagate(
     watches: Mapping[str, Watch],
     seed: int = 0,
     close: Callable[[], object] = lambda: None,
+    begin: Callable[[Any], object] = lambda _: None,
 ) -> tuple[float, int]:
     """Propagate random directions of the output back through watched modules: one forward and one backward pass.
 
@@ -41,6 +43,7 @@ def backpropagate(
             gradient if it registers a hook on the output.
         seed: of the directions.
         close: called after the backward pass of every batch.
+        begin: called with every batch before its forward pass.
 
     Returns:
         The variance of the output, summed over its entries, and the number of output rows. Of several outputs, which
@@ -59,11 +62,14 @@ def backpropagate(
     watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
     with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *targets):
         for batch in batches:
+            begin(batch)
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
                 outputs = call_all(model, batch)
             outputs = {name: value for name, value in outputs.items() if name in scales or not scales}
-            directions = _directions(outputs, rows, mask_of(batch), generator)
+            directions = _directions(outputs, rows, output_mask_of(batch), generator)
             changing = [name for name, value in outputs.items() if value.requires_grad]
+            if not changing:
+                raise ValueError("no output of the network depends on its parameters, or none is of floating point")
             torch.autograd.grad(
                 [outputs[name] for name in changing],
                 targets,
@@ -71,7 +77,7 @@ def backpropagate(
                 allow_unused=True,
             )
             close()
-            add_rows(spreads, outputs, rows, mask_of(batch))
+            add_rows(spreads, outputs, rows, output_mask_of(batch))
     first = next(iter(spreads.values()))
     return (1.0 if scales else first.variance), first.count
 
@@ -81,7 +87,7 @@ def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> di
     spreads: dict[str, Spread] = {}
     with eval_mode(model), torch.no_grad():
         for batch in batches:
-            add_rows(spreads, call_all(model, batch), rows, mask_of(batch))
+            add_rows(spreads, call_all(model, batch), rows, output_mask_of(batch))
     moving = {name: spread for name, spread in spreads.items() if spread.squares > 0}
     if spreads and not moving:
         raise ValueError("no output of the network depends on its inputs")
@@ -93,21 +99,21 @@ def _directions(
     outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Random signs of every output's shape, 0 for padding; outputs side by side get those of one tensor of them all."""
-    shapes = {name: rows[name].of(value.detach()).shape for name, value in outputs.items()}
-    counts = {shape[0] for shape in shapes.values()}
-    if len(counts) == 1:
+    entries = {name: rows[name].of(torch.zeros_like(value)) for name, value in outputs.items()}
+    tokens = {name: counted(value, mask) for name, value in outputs.items()}  # signs are drawn for these rows alone
+    counts = {name: len(entries[name]) if real is None else int(real.sum()) for name, real in tokens.items()}
+    shapes = {name: (counts[name], entries[name].shape[1]) for name in outputs}
+    if len(set(counts.values())) == 1:
         width = sum(shape[1] for shape in shapes.values())
-        signs = torch.randint(2, (*counts, width), generator=generator, dtype=torch.int8)
+        signs = torch.randint(2, (*set(counts.values()), width), generator=generator, dtype=torch.int8)
         drawn = dict(zip(shapes, signs.split([shape[1] for shape in shapes.values()], 1), strict=True))
     else:
         drawn = {name: torch.randint(2, shape, generator=generator, dtype=torch.int8) for name, shape in shapes.items()}
     directions = {}
     for name, value in outputs.items():
-        direction = (2 * drawn[name] - 1).to(value)
-        tokens = counted(value, mask)
-        if tokens is not None:
-            direction *= tokens[:, None]
-        directions[name] = rows[name].back(direction, value.shape)
+        real = tokens[name]
+        entries[name][slice(None) if real is None else real] = (2 * drawn[name] - 1).to(value)
+        directions[name] = rows[name].back(entries[name], value.shape)
     return directions
 
 

@@ -115,6 +115,7 @@ class GateKeys(Options):
     confidence: Any = 0.95
     options: Any = field(default_factory=dict)
     inputs: Any = "clean"
+    output: Any = None
 
     def __post_init__(self) -> None:
         for key in ("measure", "limit"):
