@@ -1,6 +1,5 @@
 """Applying a plan to a copy of the original, and checking the copy against the prediction of the plan's effects."""
 
-import copy
 from collections.abc import Mapping
 from itertools import chain
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
+from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.core.plan import Plan
 from simprune.core.structures import NotPrunable
@@ -42,7 +42,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
         ValueError: when the plan does not fit the model, an edit cannot be made, or the result is not as planned.
     """
     plan.check(network.model)
-    small = copy.deepcopy(network.model)
+    small = copy_of(network.model)
     effects = effects_of(plan, network) if effects is None else effects
     _bypass_blocks(plan, small, network)
     try:
@@ -103,7 +103,7 @@ def _verify(small: nn.Module, network: Network, effects: Effects) -> dict[str, T
         shape = [size - cut.get((name, dim), 0) for dim, size in enumerate(tensor.shape)]
         if not effects.inside_dropped(name) and list(actual[name].shape) != shape:
             raise ValueError(f"edit failed: {name} should have shape {shape} and has {list(actual[name].shape)}")
-    trial = copy.deepcopy(small)  # training mode moves BatchNorm statistics
+    trial = copy_of(small)  # training mode moves BatchNorm statistics
     with torch.no_grad():
         with eval_mode(small):
             before, after = network.outputs, all_tensors(small(*args, **kwargs))

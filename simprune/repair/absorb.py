@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import checked, device_of, move
+from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.core.example import example_of, from_description
 from simprune.core.plan import Plan
@@ -76,7 +77,7 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
         names = [edit.name for edit in plan.whole if isinstance(small.get_submodule(edit.name), Mapped)]
     if not names:
         return []
-    trial = copy.deepcopy(small).double()
+    trial = copy_of(small).double()
     batch = next(iter(checked(calibration, "calibration")))
     examples = [_double(move(x, device_of(small))) for x in (example_of(batch), from_description(plan.inputs))]
     results = []

@@ -3,7 +3,6 @@
 `_candidates.py` says which modules are candidates. The proof is here: on a copy, the network runs without the block.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import first_tensor
+from simprune.core.copies import copy_of
 from simprune.core.example import rows_of
 from simprune.core.registry import register
 from simprune.core.structures import Block, NotPrunable
@@ -81,7 +81,7 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
     """
     if not blocks:
         return [], []
-    trial = copy.deepcopy(network.model)
+    trial = copy_of(network.model)
     uses = Counter(module for _, module in network.model.named_modules(remove_duplicate=False))
     lengths = {block.name: len(torch.as_tensor(network.visits[block.name].output)) for block in blocks}
     rows, differ = rows_of(network.example), len(set(lengths.values())) > 1

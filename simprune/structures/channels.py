@@ -42,7 +42,7 @@ class Channels(UnitStructure):
             covered.update(group.producers)
             groups.append(group)
         proven, unproven = prove(network, groups, self)
-        return proven, refused + unproven
+        return proven, refused + [(name, graph.refusal(name) or reason) for name, reason in unproven]
 
     def coupling(self, network: Network, name: str) -> Coupling:
         return network.coupling.coupling(name)

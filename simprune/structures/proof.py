@@ -1,6 +1,5 @@
 """The proof that units can be removed: on a copy, a network without a unit equals one whose readers ignore it."""
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
+from simprune.core.copies import copy_of
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.trace.context import eval_mode
@@ -45,7 +45,7 @@ def prove(
 
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
     """Why these groups cannot lose their middle units together; None when they can."""
-    cut, masked = copy.deepcopy(network.model), copy.deepcopy(network.model)
+    cut, masked = copy_of(network.model), copy_of(network.model)
     before, (args, kwargs) = network.outputs, network.example
     lost: Counter[tuple[str, int]] = Counter()
     try:

@@ -5,7 +5,6 @@ file, bounded and checked (`simprune.trace.pruners` holds the rules that it call
 parts or moved, and networks that it cannot trace, are followed by `simprune.trace.flow` instead.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency.group import Group
 
 from simprune.core.batches import all_tensors
+from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.core.structures import Coupling, NotPrunable, Slice
 from simprune.trace.bypass import put
@@ -29,6 +29,7 @@ from simprune.trace.cut import cut
 from simprune.trace.flow import ChannelFlow
 from simprune.trace.layers import is_conv1d
 from simprune.trace.pruners import opaque, pruners
+from simprune.trace.rewritten import rewritten
 
 Channels = list[set[int]]  # entries that belong to every channel
 Key = tuple[str, int, str]  # a tensor, one of its dimensions, and a side
@@ -103,6 +104,10 @@ class CouplingGraph:
             raise NotPrunable("it takes no part in the forward pass, or the trace does not see it")
         return self._graph.get_pruner_of_module(module)
 
+    def refusal(self, layer: str) -> str | None:
+        """What keeps the channels of a layer, as far as the flow knows; None where nothing does."""
+        return self._flow.refusal(self.model.get_submodule(layer))
+
     @cached_property
     def _flow(self) -> ChannelFlow:
         return ChannelFlow(self.model, self._example, self._sides)
@@ -110,12 +115,12 @@ class CouplingGraph:
     def _is_followed(self, layer: str) -> bool:
         """Whether the flow says what goes with a layer's channels, and not torch-pruning.
 
-        That is where channels are split into parts or moved, and where torch-pruning fails. NotPrunable, with the
-        reason, where neither can say it.
+        That is in networks that split channels into parts or move them, and where torch-pruning fails. NotPrunable,
+        with the reason, where neither can say it.
         """
         module, width = self.model.get_submodule(layer), self.width(layer)
         reason = self._flow.refusal(module)
-        if reason is None and (not self._traced or self._flow.rearranges(module)):
+        if reason is None and (not self._traced or self._flow.rearranges):
             return True
         try:
             if self._traced:
@@ -242,16 +247,19 @@ class CouplingGraph:
         first = next((indices for indices in by_channel if indices), None)
         if first is None:
             return
-        trial = copy.deepcopy(module)
+        remedy = rewritten(module, self._names[module])
+        if remedy is not None:
+            raise NotPrunable(remedy)
+        trial = copy_of(module)
         before = _shapes(module)
         try:
             handler(trial, sorted(first))
-        except Exception as error:  # any failure inside torch-pruning means the same: it cannot cut this layer
-            name, what = self._names[module], f"{type(error).__name__}: {error}"
-            raise NotPrunable(f"torch-pruning cannot remove channels of {name}, coupled to it ({what})") from None
+        except Exception:  # any failure inside torch-pruning means the same: it cannot cut this layer
+            name = self._names[module]
+            raise NotPrunable(f"no rule is known that removes channels of {name}, coupled to it") from None
         for name, shape in _shapes(trial).items():
             if len(shape) != len(before[name]):
-                raise NotPrunable(f"torch-pruning breaks {self._names[module]}, coupled to it")
+                raise NotPrunable(f"no rule is known that removes channels of {self._names[module]}, coupled to it")
             for dim, (old, new) in enumerate(zip(before[name], shape, strict=True)):
                 if old != new:
                     yield name, dim

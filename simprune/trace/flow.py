@@ -364,16 +364,35 @@ class ChannelFlow(TorchDispatchMode):
             return self._numbers(args)[0].reshape(shape)
         return func(*self._numbers(args), **kwargs)
 
-    def _combined(self, known: list[Tensor], shape: Sequence[int]) -> Tensor:
-        """Entries of several tensors that make one entry are tied."""
+    def _combined(self, known: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """Entries of several tensors that make one entry are tied.
+
+        A tensor that is the same for all channels of another, such as a map that weighs positions, stays as it is, and
+        does not tie them.
+        """
         if len(known) == 1:
             return known[0].expand(shape)
-        first, *others = (labels.expand(shape) for labels in known)
-        for other in others:
+        wide = [labels.expand(shape) for labels in known]
+        varied = [{dim for dim in range(len(shape)) if _varies(labels, dim)} for labels in wide]
+        shared = [self._is_for_all(labels, shape, set().union(*varied)) for labels in known]
+        if all(shared):
+            for labels in known:
+                self._pin(labels, f"{self._where()} combines all its channels with all of another tensor")
+        for labels in (labels for labels, alike in zip(known, shared, strict=True) if alike):
+            self._pin(labels, f"{self._where()} applies it to all channels of another tensor")
+        rest = [labels for labels, alike in zip(wide, shared, strict=True) if not alike] or wide
+        first = rest[0]
+        for other in rest[1:]:
             self._tie(first, other)
             if bool((first == FREE).any()):
                 first = torch.where(first == FREE, other, first)
         return first
+
+    @staticmethod
+    def _is_for_all(labels: Tensor, shape: Sequence[int], varied: set[int]) -> bool:
+        """Whether a tensor has one entry along a dimension along which channels of the result lie."""
+        sizes = [1] * (len(shape) - labels.ndim) + list(labels.shape)
+        return any(sizes[dim] == 1 and shape[dim] > 1 for dim in varied) and bool((labels != FREE).any())
 
     def _copied(self, args: tuple, known: list[Tensor]) -> Sequence[Tensor | None]:
         target, source = (self._labels.get(value) for value in args[:2])

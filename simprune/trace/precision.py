@@ -1,11 +1,12 @@
 """Half precision: proofs, statistics and solves are made in float32, whatever a model holds."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from simprune.core.copies import copy_of
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -21,7 +22,7 @@ def in_single(model: nn.Module) -> nn.Module:
     >>> in_single(nn.Linear(2, 2, dtype=torch.bfloat16)).weight.dtype
     torch.float32
     """
-    return to_single(copy.deepcopy(model))
+    return to_single(copy_of(model))
 
 
 def to_single(model: nn.Module) -> nn.Module:

@@ -4,7 +4,6 @@ The errors of earlier layers travel along the shortcut. A repair of the block's 
 what the shortcut carries, and by which factor the layer's output is scaled before the sum.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
+from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.trace.axes import Axes, channels_last
 from simprune.trace.context import eval_mode
@@ -128,7 +128,7 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
 
 def zero_copy(block: nn.Module) -> nn.Module:
     """A copy of a block with all parameters zero, in evaluation mode: it returns what the block's shortcut carries."""
-    silent = copy.deepcopy(block)
+    silent = copy_of(block)
     silent.eval()  # a statement of its own, because eval() of some foreign modules does not return the module
     for parameter in silent.parameters():
         parameter.requires_grad_(False).zero_()

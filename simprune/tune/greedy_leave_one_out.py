@@ -4,7 +4,6 @@ A score of the intact network alone is wrong about the second block that is remo
 another, and the remaining blocks are tried again in the network without the removed ones.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call, checked, inputs_of, mask_of
+from simprune.core.copies import copy_of
 from simprune.core.example import rows_of
 from simprune.core.progress import progress
 from simprune.core.registry import register
@@ -81,15 +81,16 @@ class _ShrinkingNetwork:
     def __init__(self, context: BlockContext, images: int, repair: bool) -> None:
         network, batches = context.network, list(checked(context.calibration, "calibration"))
         model = network.model
-        self.model, self.small, self.repair = model, copy.deepcopy(model), repair
+        self.model, self.small, self.repair = model, copy_of(model), repair
         self.remaining = {block.name: block for block in context.stream.blocks}
         self.layouts: dict[str, OutputLayout] = {name: network.visits[name].layout() for name in self.remaining}
         self.fitted, self.held = _halves(batches, images)
         self.order, self.normalisers = network.order, network.normalisers
         self.shared = network.execution.elsewhere  # refitting these would change what other layers compute
         self.shortcuts = find_shortcuts(model, network.block_calls, self.order) if repair else {}
+        self.axis = network.axes.of("", "output")
         with evaluation(model), uncached(model):
-            self.wanted = [_outputs(model, batch) for batch in self.held]
+            self.wanted = [self._outputs(model, batch) for batch in self.held]
         rows = torch.cat(self.wanted)
         self.variance = float((rows - rows.mean(0)).square().sum().clamp(min=1e-30))
         pair = _cut(batches[0], 0, 2, rows_of(inputs_of(batches[0])))
@@ -140,10 +141,15 @@ class _ShrinkingNetwork:
             self.small.load_state_dict(before, strict=False)
         return min(plain, refitted), before
 
+    def _outputs(self, network: nn.Module, batch: Any) -> Tensor:
+        """(rows, width) of a network's output, without padding."""
+        site = Site("the output", "positions", mask=mask_of(batch), axis=self.axis)
+        return site.rows(call(network, batch)).double()
+
     def _error(self) -> float:
         with evaluation(self.small), uncached(self.small):
             lost = [
-                (_outputs(self.small, batch) - wanted).square().sum()
+                (self._outputs(self.small, batch) - wanted).square().sum()
                 for batch, wanted in zip(self.held, self.wanted, strict=True)
             ]
         return float(sum(lost)) / self.variance
@@ -193,11 +199,6 @@ class Replay(Bypass):
 
     def stand_in(self, x: Tensor) -> Tensor:
         return next(self.recorded).clone()
-
-
-def _outputs(network: nn.Module, batch: Any) -> Tensor:
-    """(rows, width) of the network's output, without padding."""
-    return Site("the output", "positions", mask=mask_of(batch)).rows(call(network, batch)).double()
 
 
 def _record(
