@@ -7,7 +7,6 @@ by conjugate gradients, and the step is taken if it brings held-out inputs neare
 The preconditioner is the Kronecker-factored Gauss-Newton matrix (Martens and Grosse, 2015), its output factor diagonal.
 """
 
-import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from simprune.core.batches import copied, first_tensor
+from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.trace.axes import channels_last, like
 from simprune.trace.bypass import put
@@ -104,9 +105,15 @@ def _walk(linear: "_Linearised", step: Mapping[str, Tensor], judging: Sequence[P
     return None
 
 
+def can_be_folded(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm with running statistics that computes nothing else."""
+    plain = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+    return plain and module.running_mean is not None
+
+
 def _folded(block: nn.Module, layers: Mapping[str, str | None]) -> nn.Module:
     """A copy without the BatchNorms behind its layers: they are part of the weights."""
-    trial = copy.deepcopy(block)
+    trial = copy_of(block)
     for name, normaliser in layers.items():
         if normaliser is not None:
             layer, norm = trial.get_submodule(name).eval(), trial.get_submodule(normaliser).eval()
@@ -287,9 +294,11 @@ def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Ten
 
 def _second_moments(layer: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, int]:
     """Sum of u u^T over positions, where u ends with a constant one if there is a bias; and the number of positions."""
-    moments = joint_moments(patches(layer, x, output))
-    second, total = moments.about_origin().scatter, (moments.count * moments.mean)[:, None]
+    columns, groups = patches(layer, x, output), getattr(layer, "groups", 1)
+    moments = joint_moments(columns.unflatten(1, (groups, -1)).flatten(0, 1))  # channel groups: the mean over them
+    count = moments.count // groups
+    second, total = moments.about_origin().scatter / groups, (count * moments.mean)[:, None]
     if getattr(layer, "bias", None) is None:
-        return second, moments.count
-    corner = torch.full_like(total[:1], moments.count)
-    return torch.cat([torch.cat([second, total], 1), torch.cat([total.T, corner], 1)]), moments.count
+        return second, count
+    corner = torch.full_like(total[:1], count)
+    return torch.cat([torch.cat([second, total], 1), torch.cat([total.T, corner], 1)]), count

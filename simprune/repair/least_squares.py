@@ -1,6 +1,7 @@
 """Least squares: layer after layer is solved for the output of the original's layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -9,9 +10,11 @@ from simprune.repair._task import Task
 from simprune.repair.refit import VALUES, Refit, Repair
 from simprune.repair.repeats import repeated
 from simprune.repair.ridge import Ridge
+from simprune.repair.segments import Segment, find_segments
 from simprune.trace.execution import Execution, execution
 from simprune.trace.layers import output_dim
-from simprune.trace.shortcuts import find_shortcuts
+from simprune.trace.network import Network
+from simprune.trace.shortcuts import Shortcut, find_shortcuts
 
 
 @register("repair", "least_squares", title="reconstructed", order=1)
@@ -40,16 +43,16 @@ def least_squares(task: Task, *, ridge: Ridge = "auto") -> list[Refit]:
 def refit(
     task: Task, ridge: Ridge = "auto", together: Callable[[str], bool] = lambda _: False, values: int = VALUES
 ) -> list[Refit]:
-    """Refit layers in order of execution; at last those of every block for which `together` holds as a whole.
+    """Refit layers in order of execution; and those of every segment for which `together` holds as a whole.
 
     Args:
         task: what is repaired.
         ridge: of the fits of layers.
-        together: whether a block, by name, is fitted as a whole.
-        values: a block is fitted to as many batches as give so many entries of its output.
+        together: whether a block, by name, or a layer of a chain takes part in fits of whole segments.
+        values: a segment is fitted to as many batches as give so many entries of its output, or of a layer in it.
 
     Returns:
-        The errors of layers and blocks before and after.
+        The errors of layers and segments before and after.
     """
     network, effects = task.network, task.effects
     original, pruned = network.execution, execution(task.small, network.example)
@@ -71,16 +74,21 @@ def refit(
     task.notes.extend(f"{name} was not refitted: {alone[name]}" for name in layers if name in alone)
     layers = [name for name in layers if name not in alone]
     task.notes.extend(_through_the_origin(task.small, layers, pruned))
-    once = [name for name in layers if name not in repeats]
-    shortcuts = find_shortcuts(task.small, network.block_calls, once)
-    blocks = {
-        shortcut.module: [name for name in chosen if name.startswith(f"{shortcut.module}.") and name not in repeats]
-        for shortcut in shortcuts.values()
-        if together(shortcut.module)
-    }
-    blocks = {block: [name for name in inside if name not in alone] for block, inside in blocks.items()}
-    repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, blocks, values, repeats)
-    return repair.run(layers, task.batches, "reconstruct")
+    shortcuts = find_shortcuts(task.small, network.block_calls, [name for name in layers if name not in repeats])
+    free = ({*chosen} - {*repeats, *alone}) | {name for name in pruned.filters if task.layers(name)}
+    order = [name for name in pruned.sequence if name in free]
+    segments = [segment for segment in _segments(network, order, shortcuts) if behind.intersection(segment.layers)]
+    segments = [segment for segment in segments if all(map(together, segment.names))]
+    repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, segments, values, repeats)
+    return replace(repair, filters=pruned.filters).run(layers, task.batches, "reconstruct")
+
+
+def _segments(network: Network, order: Sequence[str], shortcuts: Mapping[str, Shortcut]) -> list[Segment]:
+    """Residual blocks, and what lies beside them."""
+    taken = {shortcut.module: shortcut.axis for shortcut in shortcuts.values()}
+    inside = {name: tuple(layer for layer in order if layer.startswith(f"{name}.")) for name in taken}
+    blocks = [Segment(name, name, inside[name], axis) for name, axis in taken.items()]
+    return [*blocks, *find_segments(network, order, taken.keys())]
 
 
 def _through_the_origin(small: nn.Module, layers: Sequence[str], pruned: Execution) -> list[str]:

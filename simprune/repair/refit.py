@@ -11,10 +11,11 @@ from simprune.core.batches import copied, device_of, first_tensor, inputs_of, ma
 from simprune.core.cost import Example
 from simprune.core.progress import progress
 from simprune.edit.effects import Effects
-from simprune.repair.gauss_newton import Pair, fit_block
+from simprune.repair.gauss_newton import Pair, can_be_folded, fit_block
 from simprune.repair.lockstep import lockstep
 from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
+from simprune.repair.segments import Segment, outputs_left, run_through
 from simprune.trace.axes import channel_axis, like
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
@@ -48,8 +49,9 @@ class Repair:
         normalisers: layer -> the BatchNorm that reads it.
         shortcuts: layer -> the shortcut around its block.
         ridge: of the fit (see `simprune.repair.ridge`).
-        together: block -> layers in it that are at last fitted together.
-        values: number of output entries to which a block is fitted.
+        together: segments whose layers are at last fitted together.
+        values: number of entries, of its output or of a layer in it, to which a segment is fitted.
+        filters: convolutions in channel groups, which only segments change, and the BatchNorms behind them.
         repeats: layers that run more than once, with all modules that compute with their weight.
     """
 
@@ -59,9 +61,10 @@ class Repair:
     normalisers: Mapping[str, str]
     shortcuts: Mapping[str, Shortcut]
     ridge: Ridge
-    together: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    together: Sequence[Segment] = ()
     values: int = VALUES
     repeats: Mapping[str, Repeat] = field(default_factory=dict)
+    filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
@@ -87,10 +90,12 @@ class Repair:
                     lockstep(self.model, calls[0], [*units]) as original,
                     lockstep(self.small, calls[1], [*units]) as pruned,
                 ):
-                    for unit, inside in progress(units.items(), title) if title else units.items():
-                        entering = list(zip(original(unit), pruned(unit), masks, strict=True))
-                        alone = inside == [unit]
-                        refits += [self._layer(unit, entering)] if alone else self._block(unit, inside, entering)
+                    for entry, (segment, inside) in progress(units.items(), title) if title else units.items():
+                        entering = list(zip(original(entry), pruned(entry), masks, strict=True))
+                        if segment is None:
+                            refits.append(self._layer(entry, entering))
+                        else:
+                            refits += self._segment(segment, inside, entering)
         return refits
 
     def _stretches(self, layers: Sequence[str]) -> list[list[str]]:
@@ -102,13 +107,14 @@ class Repair:
             stretches[-1].append(layer)
         return stretches
 
-    def _units(self, layers: Sequence[str]) -> dict[str, list[str]]:
-        """Block -> its layers, or layer -> itself where no block is around it."""
-        blocks = [shortcut.module for shortcut in self.shortcuts.values()]
-        units: dict[str, list[str]] = {}
+    def _units(self, layers: Sequence[str]) -> dict[str, tuple[Segment | None, list[str]]]:
+        """Module to stop at -> the block or segment that begins there, if any, and its layers."""
+        others = {shortcut.module for shortcut in self.shortcuts.values()} - {part.name for part in self.together}
+        segments = [*self.together, *(Segment(name, name, ()) for name in others)]
+        units: dict[str, tuple[Segment | None, list[str]]] = {}
         for layer in layers:
-            unit = next((block for block in blocks if layer.startswith(f"{block}.")), layer)
-            units.setdefault(unit, []).append(layer)
+            segment = next((part for part in segments if part.holds(layer)), None)
+            units.setdefault(layer if segment is None else segment.entry, (segment, []))[1].append(layer)
         return units
 
     def _repeated(
@@ -157,41 +163,51 @@ class Repair:
             self.small.get_buffer(f"{normaliser}.running_mean").copy_(mean[remaining] - solved.intercept)
         return Refit(name, solved.before, solved.after, solved.ridge)
 
-    def _block(self, name: str, layers: Sequence[str], calls: Sequence[Calls]) -> list[Refit]:
-        """Refit the layers of a block in order, then all together."""
+    def _segment(self, segment: Segment, layers: Sequence[str], calls: Sequence[Calls]) -> list[Refit]:
+        """Refit the layers of a block or segment in order, then all together."""
         originals, inputs, masks = zip(*calls, strict=True)
-        inner = {layer: layer.removeprefix(f"{name}.") for layer in layers}
+        inner = {layer: layer.removeprefix(segment.prefix) for layer in layers}
         with (
-            lockstep(self.model.get_submodule(name), map(copied, originals), [*inner.values()]) as original,
-            lockstep(self.small.get_submodule(name), map(copied, inputs), [*inner.values()]) as pruned,
+            lockstep(segment.of(self.model), map(copied, originals), [*inner.values()]) as original,
+            lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]) as pruned,
         ):
             refits = [
                 self._layer(layer, list(zip(original(short), pruned(short), masks, strict=True)), calls)
                 for layer, short in inner.items()
             ]
-        return [*refits, self._whole(name, calls)] if name in self.together else refits
+        return [*refits, *self._whole(segment, calls)] if segment in self.together else refits
 
-    def _whole(self, name: str, calls: Sequence[Calls]) -> Refit:
-        """Refit the layers of a block together, to its output on as many batches as give `values` entries."""
-        source, layers = self.model.get_submodule(name), self.together[name]
-        axis = next(shortcut.axis for shortcut in self.shortcuts.values() if shortcut.module == name)
-        remaining = self._remaining(layers[-1])
+    def _whole(self, segment: Segment, calls: Sequence[Calls]) -> list[Refit]:
+        """Refit the layers of a segment together, to its output on as many batches as `values` allows."""
+        source, small = segment.of(self.model), segment.of(self.small)
+        short = {layer: layer.removeprefix(segment.prefix) for layer in segment.layers}
         pairs: list[Pair] = []
+        entries = 0
         with eval_mode(source):
+            whole = first_tensor(source(*copied(calls[0][0][0]), **copied(calls[0][0][1])))
+            assert whole is not None
+            current, largest = run_through(small, short.values(), calls[0][1])
+            axis, last = channel_axis(whole, segment.axis), segment.layers[-1]
+            width = len(matrix_of(self.model.get_submodule(last)))
+            remaining = outputs_left(self._remaining(last), width, self.effects, whole, current, axis)
+            if remaining is None:
+                return []
             for original, pruned, mask in calls:
                 args, kwargs = copied(original)
                 output = first_tensor(source(*args, **kwargs))
                 assert output is not None
-                axis = channel_axis(output, axis)
                 target = output.index_select(axis, remaining)
                 tokens = mask is not None and axis == target.ndim - 1 and _is_masked(target, mask)
                 counts = mask.to(target)[..., None] if mask is not None and tokens else 1.0
                 pairs.append((pruned, target, counts))
-                if sum(pair[1].numel() for pair in pairs) >= self.values:
+                entries += max(target.numel(), largest)
+                if entries >= self.values:
                     break
-        prefix = len(f"{name}.")
-        short = {layer[prefix:]: self.normalisers.get(layer, "")[prefix:] or None for layer in layers}
-        return Refit(name, *fit_block(self.small.get_submodule(name), short, pairs, axis=axis))
+        norms = {layer: behind[0] for layer, behind in self.filters.items() if len(behind) == 1}
+        inside = {name for name, module in small.named_modules() if can_be_folded(module)}
+        behind = {layer: {**self.normalisers, **norms}.get(layer, "").removeprefix(segment.prefix) for layer in short}
+        folded = {short[layer]: norm if norm in inside else None for layer, norm in behind.items()}
+        return [Refit(segment.name or "all layers", *fit_block(small, folded, pairs, axis=axis))]
 
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""

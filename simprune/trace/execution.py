@@ -16,7 +16,7 @@ from simprune.core.batches import first_tensor
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
-from simprune.trace.layers import can_be_fitted
+from simprune.trace.layers import PLAIN, can_be_fitted
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,16 @@ class Execution:
     hold the layer's intercept: they alone read what the layer gives, in all its calls, and read nothing else.
     `elsewhere`: layer -> the other modules that hold or compute with its weight or bias; "" is the model itself.
     `lent`: layer -> the BatchNorms that read its output, where other readers or other layers keep their means as they
-    are.
+    are. `filters`: convolutions in channel groups that run once, and whose weight nobody else uses,
+    with the BatchNorms behind them, as in `means`. `sequence`: `calls`, and those of convolutions in channel groups.
     """
 
     calls: tuple[str, ...]
     means: Mapping[str, tuple[str, ...]]
     elsewhere: Mapping[str, tuple[str, ...]]
     lent: Mapping[str, tuple[str, ...]]
+    filters: Mapping[str, tuple[str, ...]]
+    sequence: tuple[str, ...]
 
     @cached_property
     def order(self) -> list[str]:
@@ -61,6 +64,12 @@ def execution(model: nn.Module, example: Example) -> Execution:
     return watch.result()
 
 
+def is_filter(module: nn.Module) -> bool:
+    """Whether a module is a convolution in channel groups, as a depthwise one, that computes nothing else."""
+    plain = type(module).forward in PLAIN and "weight" in module._parameters
+    return plain and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1
+
+
 class _Watch(TorchFunctionMode):
     """Sees every function of torch that gets a parameter, or what a layer gave, and the module that calls it."""
 
@@ -68,6 +77,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.modules = dict(model.named_modules())
         self.layers = {name for name, module in self.modules.items() if can_be_fitted(module)}
+        self.filters = {name for name, module in self.modules.items() if is_filter(module)}
         self.norms = {name for name, module in self.modules.items() if isinstance(module, _BatchNorm)}
         self.running: list[str] = []  # modules whose forward is under way, the innermost last
         self.calls: list[str] = []
@@ -105,7 +115,7 @@ class _Watch(TorchFunctionMode):
 
     def _leave(self, name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self.running.pop()
-        if name in self.layers and isinstance(output, Tensor):
+        if name in self.layers | self.filters and isinstance(output, Tensor):
             self.calls.append(name)
             self.outputs[id(output)] = name, output
             self.readers.setdefault(name, [])
@@ -132,12 +142,20 @@ class _Watch(TorchFunctionMode):
             if behind:
                 (means if alone and own else lent)[layer] = behind
         elsewhere = {}
-        for name in dict.fromkeys(self.calls):
-            held = [p for key in ("weight", "bias") if (p := self.modules[name]._parameters.get(key)) is not None]
-            others = {other for p in held for other in self.holders[id(p)] | self.users.get(id(p), set())} - {name}
-            if others:
+        for name in self.layers.intersection(self.calls):
+            if others := self._users(name) - {name}:
                 elsewhere[name] = tuple(sorted(others))
-        return Execution(tuple(self.calls), means, elsewhere, lent)
+        once = (name for name in self.filters if counts[name] == 1)
+        filters = {name: means.pop(name, ()) for name in once if self._users(name) == {name}}
+        calls = tuple(name for name in self.calls if name in self.layers)
+        means, lent = ({name: part[name] for name in part if name in self.layers} for part in (means, lent))
+        return Execution(calls, means, elsewhere, lent, filters, tuple(self.calls))
+
+    def _users(self, name: str) -> set[str]:
+        """The modules that hold or compute with the weight or the bias of a module."""
+        module = self.modules[name]
+        held = [p for key in ("weight", "bias") if (p := module._parameters.get(key)) is not None]
+        return {user for p in held for user in self.holders[id(p)] | self.users.get(id(p), set())}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
