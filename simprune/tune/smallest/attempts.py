@@ -124,7 +124,7 @@ def history(search: SearchSettings, attempts: Sequence[Attempt], gates: Sequence
 
 def _row(attempt: Attempt) -> dict[str, Any]:
     last = attempt.rows[-1] if attempt.rows else {}
-    keys = ("measure", "inputs", "value", "lower", "upper", "limit", "outcome")
+    keys = ("measure", "inputs", "output", "value", "lower", "upper", "limit", "outcome")
     return {
         "budget": attempt.budget,
         "kept": None if attempt.outcome == "unreachable" else attempt.kept,
@@ -134,7 +134,7 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "agreement": last.get("agreement"),
         "same_as": attempt.same_as,
         "reason": attempt.reason,
-        "decided_by": [{key: gate[key] for key in keys} for gate in attempt.deciding],
+        "decided_by": [{key: gate[key] for key in keys if key in gate} for gate in attempt.deciding],
     }
 
 
