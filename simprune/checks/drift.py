@@ -65,7 +65,8 @@ class BlockDrift(ModelMeasure):
             ValueError: when no block is left, or for fewer than `inputs` inputs.
         """
         test, modules = checked(batches, "test"), dict(model_b.named_modules())
-        names = [block.name for block in find_blocks(Network.trace(model_a, next(iter(test)))) if block.name in modules]
+        network = Network.trace(model_a, next(iter(test)))
+        names = [block.name for block in find_blocks(network) if block.name in modules]
         blocks = tuple(name for name in names if not isinstance(modules[name], Bypass | nn.Identity))
         if not blocks:
             raise ValueError(
@@ -74,7 +75,7 @@ class BlockDrift(ModelMeasure):
         measure = measures.get(self.measure)
         rows = [
             [1 - float(measure(a[name], b[name])) for name in blocks]
-            for a, b in self._groups(model_a, model_b, test, blocks)
+            for a, b in self._groups(network, model_b, test, blocks)
         ]
         if not rows:
             raise ValueError(f"block_drift needs at least {self.inputs} test inputs; give more or set options.inputs")
@@ -109,10 +110,10 @@ class BlockDrift(ModelMeasure):
         return Score(means.max().item(), count=len(rows), details={"drift": means.tolist()})
 
     def _groups(
-        self, model: nn.Module, small: nn.Module, test: Iterable, blocks: tuple[str, ...]
+        self, network: Network, small: nn.Module, test: Iterable, blocks: tuple[str, ...]
     ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Outputs of all blocks in both models on every whole group of inputs."""
-        sites = [Site(name) for name in blocks]
+        model, sites = network.model, [Site(name, axis=network.axes.of(name, "output")) for name in blocks]
         original, pruned = ({name: torch.empty(0) for name in blocks} for _ in range(2))  # rows not yet in a group
         mask: Tensor | None = None  # of the batch that is running
 

@@ -101,3 +101,24 @@ def spanning(name: str) -> tuple[nn.Module, list[Tensor]]:
 
     model = fill(Layout(layer, 1, norm).double(), "transposed" in name)
     return model, [x.reshape(len(x), 3, *[1] * before, -1) for x in inputs()]
+
+
+class Permuting(nn.Module):
+    """A block of linear layers in a network of maps, which it permutes, or makes tokens of."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.tokens = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH), tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tokens:
+            y = self.second(self.first(x.flatten(2).transpose(1, 2)).relu())
+            return x + y.transpose(1, 2).reshape(x.shape)
+        return x + self.second(self.first(x.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
+
+
+def permuting(name: str) -> tuple[nn.Module, list[Tensor]]:
+    """The network of pointwise maps with blocks that permute "to channels last" or "to tokens", and its batches."""
+    model = Layout(POINTWISE["map"][0], 1)
+    model.blocks = nn.Sequential(*[Permuting(name == "to tokens") for _ in range(3)])
+    return fill(model.double(), False), [x.unflatten(2, (SIDE, SIDE)) for x in inputs()]

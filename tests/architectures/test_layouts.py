@@ -2,12 +2,22 @@
 
 import pytest
 import torch
+from torch import nn
 
 import simprune as sp
+from simprune.repair.absorb import absorb
+from simprune.trace.capture import capture
+from simprune.trace.gradients import capture_gradients
+from simprune.trace.sites import Site
 
-from .layouts import POINTWISE, SPANNING, matrix, pointwise, spanning
+from .layouts import POINTWISE, SPANNING, matrix, permuting, pointwise, spanning
 
 CASES = [(make, name) for make, names in ((pointwise, POINTWISE), (spanning, SPANNING)) for name in names]
+CASES += [(permuting, name) for name in ("to channels last", "to tokens")]
+
+
+def identity(value) -> str:
+    return getattr(value, "__name__", value)
 
 
 def everything(make, name: str, **options) -> dict:
@@ -29,15 +39,69 @@ def everything(make, name: str, **options) -> dict:
         }
 
 
-@pytest.fixture(scope="module")
-def of_maps() -> dict:
-    return {make: everything(make, "map") for make in (pointwise, spanning)}
-
-
-@pytest.mark.parametrize("make, name", CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_analysis_plan_and_repair_do_not_depend_on_the_layout(make, name, of_maps):
-    known, seen = of_maps[make], everything(make, name)
+def assert_same(known: dict, seen: dict) -> None:
     assert len(known["blocks"]) == 3 and len(known["edits"]) > 1
     assert seen["macs"] == known["macs"] and seen["edits"] == known["edits"]
     for what in ("answers", "blocks", "damages", "weights", "repaired"):
         torch.testing.assert_close(seen[what], known[what], rtol=1e-6, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def of_maps() -> dict:
+    known = {make: everything(make, "map") for make in (pointwise, spanning)}
+    return known | {permuting: known[pointwise]}
+
+
+@pytest.mark.parametrize("make, name", CASES, ids=identity)
+def test_analysis_plan_and_repair_do_not_depend_on_the_layout(make, name, of_maps):
+    assert_same(of_maps[make], everything(make, name))
+
+
+@pytest.mark.parametrize("score", ["correlation", "predictability", "magnitude", "taylor", "leave_one_out_cka"])
+def test_scores_of_channels_do_not_depend_on_the_layout(score):
+    block_score = {"correlation": "segments", "predictability": "leave_one_out"}.get(score, "block_influence")
+    options = {"score": score, "block_score": block_score}
+    known = everything(pointwise, "map", **options)
+    for name in ("tokens", "channels last", "sequence"):
+        assert_same(known, everything(pointwise, name, **options))
+
+
+@pytest.mark.parametrize("replace", ["linear", "mean"])
+@pytest.mark.parametrize("make, name", [case for case in CASES if case[1] != "map"], ids=identity)
+def test_maps_in_place_of_blocks_do_not_depend_on_the_layout(make, name, replace):
+    outputs, ends = [], []
+    for layout in ("map", name):
+        model, batches = (pointwise if layout == "map" and make is permuting else make)(layout)
+        redundancy = sp.analyze(model, batches, structures=("blocks",), replace=replace)
+        plan = sp.plan(redundancy, budget={"macs": 0.75})
+        assert plan.edits and {edit.replace for edit in plan.edits} == {replace}
+        small = sp.apply(plan, model)
+        sp.reconstruct(small, plan, model, batches, method="none")
+        ends.append([(entry.block, entry.folded_into) for entry in absorb(small, plan, batches)])
+        with torch.no_grad():
+            outputs.append(torch.cat([small(x) for x in batches]))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert ends[1] == ends[0]
+
+
+def test_rows_and_gradients_do_not_depend_on_the_layout():
+    known = None
+    for name in POINTWISE:
+        model, batches = pointwise(name)
+        modules = [module for module, _ in model.named_modules() if module]
+        pooled = [Site(module, "pool", side) for module in modules for side in ("input", "output")]
+        positions = [Site(module, "positions", site.side) for site in pooled for module in [site.module]]
+        rows = [capture(model, batches, pooled), capture(model, batches, positions)]
+        rows += capture_gradients(model, batches, pooled)
+        known = known or rows
+        for one, other in zip(rows, known, strict=True):
+            torch.testing.assert_close(one, other)
+    assert known is not None and known[0]["blocks.0"].shape == (24, 6) and known[1]["stem:input"].shape == (24 * 16, 3)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_network_of_grouped_convolutions_alone_is_analysed(transposed):
+    make = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), make(8, 8, 3, groups=2), nn.ReLU(), make(8, 4, 1, groups=2))
+    redundancy = sp.analyze(model, torch.randn(8, 3, 8, 8), structures=("channels", "blocks"))
+    assert transposed or redundancy.channels

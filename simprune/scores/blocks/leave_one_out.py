@@ -25,17 +25,24 @@ def leave_one_out(context: BlockContext) -> dict[str, float]:
     model, measure, stream = context.network.model, context.measure, context.stream
     batches = list(checked(context.calibration, "calibration"))
     labels = stream.labels_for(measure)
-    original = measure.prepare(final_rows(model, batches), labels)
+    axis = context.network.axes.of("", "output")
+    original = measure.prepare(final_rows(model, batches, axis), labels)
     scores = {}
     for block in progress(stream.blocks, "leave one out"):
         with without(model, block.name, Bypass(context.network.visits[block.name].layout(), block.replace == "zero")):
-            rows = final_rows(model, batches)
+            rows = final_rows(model, batches, axis)
         scores[block.name] = as_redundancy(measure, measure.compare(original, measure.prepare(rows, labels)))
     return scores
 
 
-def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
-    """(inputs, width) inputs of the last linear layer that runs, means over positions; without one, the outputs."""
+def final_rows(model: nn.Module, batches: Iterable, axis: int | None = None) -> Tensor:
+    """(inputs, width) inputs of the last linear layer that runs, means over positions; without one, the outputs.
+
+    Args:
+        model: the network.
+        batches: its inputs.
+        axis: along which the channels of its output lie (see `simprune.trace.axes`).
+    """
     rows = Rows()
     last: list[Tensor] = []
 
@@ -49,6 +56,6 @@ def final_rows(model: nn.Module, batches: Iterable) -> Tensor:
         for batch in batches:
             last.clear()
             output = call(model, batch)
-            value = last[0] if last and len(last[0]) == len(output) else output
-            rows.add(Site("the last layer", "pool", mask=mask_of(batch)).rows(value).float())
+            value, along = (last[0], -1) if last and len(last[0]) == len(output) else (output, axis)
+            rows.add(Site("the last layer", "pool", mask=mask_of(batch), axis=along).rows(value).float())
     return rows.tensor()
