@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from simprune.edit.layer_fields import COUNTS, counters, rewritten
-from simprune.trace.bypass import Bypass
+from simprune.edit.layer_fields import COUNTS, counters, lowered, rewritten
+from simprune.trace.bypass import INDICES, Bypass
 
-INDICES = ("layer_idx", "layer_id")  # attributes by which modules of a layer know its number, as caches count
 NOTE = "_simprune_compaction"  # attribute of a model that holds the `Change`s by which its layers were deleted
 
 
@@ -41,7 +40,7 @@ def compact(model: nn.Module) -> bool:
     """
     changes: list[Change] = []
     for path, layers in model.named_modules():
-        if not isinstance(layers, nn.ModuleList):
+        if not isinstance(layers, nn.ModuleList | nn.Sequential):
             continue
         before = list(layers)
         stays = [not _removable(module) for module in before]
@@ -50,9 +49,12 @@ def compact(model: nn.Module) -> bool:
         if counted := list(_counters(model, path, len(before))) if shorter else []:
             # the list's own dictionary is exchanged, because a ModuleList cannot be assigned another content
             changes.append(Change(layers, "_modules", layers._modules, nn.ModuleList(remaining)._modules))
-            changes += [Change(owner, name, len(before), len(remaining)) for owner, name in counted]
+            for owner, name, position in counted:
+                earlier = [change.after for change in changes if change.owner is owner and change.name == name]
+                value = getattr(owner, name)  # a list of counts changes once for each of its stages
+                changes.append(Change(owner, name, value, lowered([value, *earlier][-1], position, len(remaining))))
             changes += _of_single_layers(model, path, counted, stays)
-        changes += _indices(before, remaining if counted else before)
+            changes += _indices(remaining)
     _delete(model, changes)
     return bool(changes)
 
@@ -94,18 +96,20 @@ def _removable(module: nn.Module) -> bool:
     return isinstance(module, Bypass) and not module.zero and next(module.parameters(), None) is None
 
 
-def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, str]]:
-    """(owner, attribute) of everything around a list of layers that states its length."""
+def _counters(model: nn.Module, path: str, length: int) -> Iterator[tuple[Any, str, int | None]]:
+    """(owner, attribute, position in a list) of everything around a list of layers that states its length."""
     around = model.get_submodule(path.rpartition(".")[0])
-    yield from ((around, name) for name in COUNTS if vars(around).get(name) == length)
+    if isinstance(model.get_submodule(path), nn.ModuleList):  # a Sequential runs all that it holds, whatever is stated
+        yield from ((around, name, None) for name in COUNTS if vars(around).get(name) == length)
     yield from counters(model, path, length)
 
 
 def _of_single_layers(
-    model: nn.Module, path: str, counted: list[tuple[Any, str]], stays: list[bool]
+    model: nn.Module, path: str, counted: list[tuple[Any, str, int | None]], stays: list[bool]
 ) -> Iterator[Change]:
     """Changes of what says something of single layers, in configurations and in modules that hold the same list."""
-    for config in {id(owner): owner for owner, _ in counted if not isinstance(owner, nn.Module)}.values():
+    owners = {id(owner): owner for owner, _, position in counted if position is None}
+    for config in (owner for owner in owners.values() if not isinstance(owner, nn.Module)):
         for name, after in rewritten(config, stays, path):
             before = vars(config)[name]
             yield Change(config, name, before, after)
@@ -113,24 +117,10 @@ def _of_single_layers(
                 yield from (Change(module, key, before, after) for key, own in vars(module).items() if own is before)
 
 
-def _indices(before: list[nn.Module], remaining: list[nn.Module]) -> list[Change]:
-    """Changes of `layer_idx` and its like, which count the remaining layers.
-
-    Caches have an entry for every attention module that runs. Where some layers have lost theirs, the index of an
-    attention module counts only the layers that still have one.
-    """
-    changes: list[Change] = []
-    missing = {name for layer in remaining for name, child in layer.named_children() if isinstance(child, Bypass)}
-    if len(remaining) == len(before) and not missing:
-        return changes
-    counts = dict.fromkeys(missing, 0)
+def _indices(remaining: list[nn.Module]) -> Iterator[Change]:
+    """Changes of `layer_idx` and its like, which count the remaining layers, also in stand-ins of removed halves."""
     for index, layer in enumerate(remaining):
-        for name, module in layer.named_modules():
-            top = name.partition(".")[0]
-            new = counts[top] if top in missing else index
-            for attribute in INDICES if not isinstance(module, Bypass) else ():
-                if type(old := vars(module).get(attribute)) is int and new != old:
-                    changes.append(Change(module, attribute, old, new))
-        for name in missing:
-            counts[name] += not isinstance(getattr(layer, name, None), Bypass)
-    return changes
+        for module in layer.modules():
+            for attribute in INDICES:
+                if type(old := vars(module).get(attribute)) is int and old != index:
+                    yield Change(module, attribute, old, index)

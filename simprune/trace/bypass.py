@@ -1,6 +1,6 @@
 """Taking a block out: its input is handed on, or, where the block's output is added to a stream, zeros are added."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from simprune.core.batches import first_tensor
 Source = str | int | None  # where an output comes from: an argument by name or position; None: from no argument
 # The source of the only output, or of every output of a block that returns a tuple; the first is the stream.
 OutputLayout = Source | tuple[Source, ...]
+INDICES = ("layer_idx", "layer_id")  # attributes by which modules of a layer know its number, as caches count
 PLAIN = (bool, int, float, str, type(None))  # types of the attributes that a stand-in takes over from its block
 
 
@@ -19,7 +20,8 @@ class Bypass(nn.Module):
     """Returns the stream that a block worked on, or zeros of the stream's shape.
 
     Where the block returned a tuple, a Bypass returns one of the same length: it hands on the arguments that the block
-    handed on, and its other outputs are None.
+    handed on, and its other outputs are None. A cache of keys and values that it gets grows by as many positions as if
+    attention were there, because networks read the length of what they have seen from their caches.
 
     Args:
         layout: which arguments the outputs are (see `simprune.trace.visits.Visit.layout`); by default the first tensor
@@ -34,12 +36,15 @@ class Bypass(nn.Module):
     def __init__(self, layout: OutputLayout = None, zero: bool = False) -> None:
         super().__init__()
         self.layout, self.zero = layout, zero
+        self.layer_idx: int | None = None  # by which caches know the layer, where attention was removed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         sources = self.layout if isinstance(self.layout, tuple) else (self.layout,)
         arguments = {**dict(enumerate(args)), **kwargs}
         x = arguments[sources[0]] if sources[0] in arguments else first_tensor(tuple(arguments.values()))
         assert x is not None
+        if self.layer_idx is not None and arguments.get("key_value_states") is None:  # not attention to an encoder
+            _advance_caches(arguments, self.layer_idx, x)
         outputs = (self.stand_in(x), *(arguments.get(source) for source in sources[1:]))
         return outputs if isinstance(self.layout, tuple) else outputs[0]
 
@@ -49,6 +54,18 @@ class Bypass(nn.Module):
 
     def extra_repr(self) -> str:
         return "zero" if self.zero else ""
+
+
+def _advance_caches(arguments: Mapping[Source, Any], index: int, x: Tensor) -> None:
+    """Lengthen the entry of a layer in every cache of keys and values, as transformers has them, by those of `x`."""
+    for argument in arguments.values():
+        cache = getattr(argument, "self_attention_cache", argument)  # beside it, an encoder-decoder has another
+        if x.ndim != 3 or not (hasattr(cache, "update") and hasattr(cache, "get_seq_length")):
+            continue
+        layers = getattr(cache, "layers", ())
+        if index >= len(layers) or hasattr(layers[index], "keys"):  # others have states of one size
+            filler = x.new_zeros(len(x), 1, x.shape[1], 1)
+            cache.update(filler, filler, index)
 
 
 def install(model: nn.Module, name: str, module: Bypass) -> None:
@@ -61,6 +78,8 @@ def install(model: nn.Module, name: str, module: Bypass) -> None:
     # nn.TransformerEncoderLayer reads parameters of its layers: None says that they are gone
     attributes = dict.fromkeys(old._parameters) | vars(_plain(old))
     vars(module).update({key: value for key, value in attributes.items() if not hasattr(module, key)})
+    indices = (value for part in old.modules() for name in INDICES if type(value := vars(part).get(name)) is int)
+    module.layer_idx = next(indices, None)
     module.train(old.training)
     put(model, name, module)
 
