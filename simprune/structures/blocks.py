@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import first_tensor
+from simprune.core.batches import all_tensors
 from simprune.core.copies import copy_of
 from simprune.core.example import rows_of
 from simprune.core.registry import register
 from simprune.core.structures import Block, NotPrunable
 from simprune.structures import Refusals, Structure
 from simprune.structures._candidates import branches_of, equal, resolve
-from simprune.structures.proof import first_line
+from simprune.structures.proof import first_line, same_shapes
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks
@@ -103,23 +103,23 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
 
 def _failure(network: Network, trial: nn.Module, block: Block) -> str | None:
     """Why the network cannot do without a block; None when it can. The trial is a copy, which is left as it was."""
-    visit, expected = network.visits[block.name], network.output
+    visit = network.visits[block.name]
     try:
         if _returns_more(visit) and not _same_without_more(network, trial, block.name):
             return "it also makes a tensor that later layers need"
         with without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")):
-            after = _output(network, trial)
+            after = _outputs(network, trial)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without it ({first_line(error)})"
-    if expected is None or after is None or expected.shape != after.shape:
+    if not same_shapes(network.outputs, after):
         return "the network's output changes its shape without it"
     return None
 
 
-def _output(network: Network, trial: nn.Module) -> Tensor | None:
+def _outputs(network: Network, trial: nn.Module) -> dict[str, Tensor]:
     args, kwargs = network.example
     with eval_mode(trial), uncached(trial), torch.no_grad():
-        return first_tensor(trial(*args, **kwargs))
+        return all_tensors(trial(*args, **kwargs))
 
 
 def _returns_more(visit: Visit) -> bool:
@@ -143,8 +143,9 @@ def _same_without_more(network: Network, trial: nn.Module, name: str) -> bool:
         return type(returned)((returned[0], *[*stays][1:]))
 
     with hooks(after=[(trial.get_submodule(name), less)]):
-        after = _output(network, trial)
-    return after is not None and network.output is not None and torch.equal(after, network.output)
+        after = _outputs(network, trial)
+    same = same_shapes(network.outputs, after)
+    return same and all(torch.equal(value, network.outputs[key]) for key, value in after.items())
 
 
 def _chained(blocks: list[Block], visits: Mapping[str, Visit]) -> list[Block]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import call_all, labels_of, main_name, output_mask_of
 from simprune.trace.context import evaluation
-from simprune.trace.outputs import Rows, counted, rows_of_outputs
+from simprune.trace.outputs import Rows, as_rows, counted, rows_of_outputs
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,12 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
         for batch in test:
             rows = rows or rows_of_outputs(model, batch)
             outputs, mask = call_all(model, batch), output_mask_of(batch)
-            if outputs.keys() != rows.keys():
-                raise ValueError(f"the network returns {[*rows]} for one batch and {[*outputs]} for another one")
-            for name, value in outputs.items():
-                entries, tokens = rows[name].of(value), counted(value, mask)
-                lengths = torch.full((len(value),), len(entries) // max(len(value), 1))
-                if tokens is not None:
-                    entries, lengths = entries[tokens], tokens.view(len(value), -1).sum(1)
+            for name, entries in as_rows(outputs, rows, mask).items():
+                number, tokens = len(outputs[name]), counted(outputs[name], mask)
+                lengths = torch.full((number,), len(entries) // max(number, 1))
+                lengths = lengths if tokens is None else tokens.view(number, -1).sum(1).cpu()
                 parts.setdefault(name, []).append(entries.cpu())
-                counts.setdefault(name, []).append(lengths.cpu())
+                counts.setdefault(name, []).append(lengths)
             main = main_name(outputs)
             label = _labels(labels_of(batch), outputs[main], rows[main])
             labels += [] if label is None else [label.cpu()]

@@ -72,11 +72,30 @@ def add_rows(
     spreads: dict[str, Spread], outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None
 ) -> None:
     """Add one batch of outputs to the variance of every output, without padding."""
-    for name, value in outputs.items():
-        if name not in rows:
-            raise ValueError(f"the network returned {name!r} for one batch and not for the first one")
-        tokens, entries = counted(value, mask), rows[name].of(value.detach())
-        spreads.setdefault(name, Spread()).update(entries if tokens is None else entries[tokens])
+    for name, entries in as_rows(outputs, rows, mask).items():
+        spreads.setdefault(name, Spread()).update(entries)
+
+
+def as_rows(outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None) -> dict[str, Tensor]:
+    """(rows, features) of every output, by name, without padding.
+
+    Raises:
+        ValueError: for other outputs than those that `rows` tells of.
+    """
+    if outputs.keys() != rows.keys():
+        raise ValueError(f"the network returns {[*rows]} for one batch and {[*outputs]} for another one")
+    entries = {name: rows[name].of(value.detach()) for name, value in outputs.items()}
+    tokens = {name: counted(value, mask) for name, value in outputs.items()}
+    return {name: value if tokens[name] is None else value[tokens[name]] for name, value in entries.items()}
+
+
+def shares_of(spreads: Mapping[str, Spread]) -> dict[str, float]:
+    """What the summed squared changes of an output are multiplied with, by name, to be its part of the damage.
+
+    Outputs that never change have none. Every other one counts as a share of its own variance, and all alike.
+    """
+    moving = {name: spread.squares for name, spread in spreads.items() if spread.squares > 0}
+    return {name: 1 / (len(moving) * squares) for name, squares in moving.items()}
 
 
 def rows_of_outputs(model: nn.Module, batch: Any) -> dict[str, Rows]:

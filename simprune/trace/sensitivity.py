@@ -19,7 +19,7 @@ from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.hooks import hooks
-from simprune.trace.outputs import Rows, add_rows, counted, rows_of_outputs
+from simprune.trace.outputs import Rows, add_rows, counted, rows_of_outputs, shares_of
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
 
@@ -65,9 +65,9 @@ def backpropagate(
             begin(batch)
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
                 outputs = call_all(model, batch)
-            outputs = {name: value for name, value in outputs.items() if name in scales or not scales}
-            directions = _directions(outputs, rows, output_mask_of(batch), generator)
-            changing = [name for name, value in outputs.items() if value.requires_grad]
+            moving = {name: value for name, value in outputs.items() if name in (scales or outputs)}
+            directions = _directions(moving, rows, output_mask_of(batch), generator)
+            changing = [name for name, value in moving.items() if value.requires_grad]
             if not changing:
                 raise ValueError("no output of the network depends on its parameters, or none is of floating point")
             torch.autograd.grad(
@@ -78,8 +78,8 @@ def backpropagate(
             )
             close()
             add_rows(spreads, outputs, rows, output_mask_of(batch))
-    first = next(iter(spreads.values()))
-    return (1.0 if scales else first.variance), first.count
+    counting = next(spread for name, spread in spreads.items() if name in scales or not scales)
+    return (1.0 if scales else counting.variance), counting.count
 
 
 def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> dict[str, float]:
@@ -88,21 +88,21 @@ def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> di
     with eval_mode(model), torch.no_grad():
         for batch in batches:
             add_rows(spreads, call_all(model, batch), rows, output_mask_of(batch))
-    moving = {name: spread for name, spread in spreads.items() if spread.squares > 0}
-    if spreads and not moving:
+    shares = shares_of(spreads)
+    if not shares:
         raise ValueError("no output of the network depends on its inputs")
-    count = next((spread.count for spread in moving.values()), 1)
-    return {name: (count / (len(moving) * spread.squares)) ** 0.5 for name, spread in moving.items()}
+    count = next(spreads[name].count for name in shares)
+    return {name: (count * share) ** 0.5 for name, share in shares.items()}
 
 
 def _directions(
     outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Random signs of every output's shape, 0 for padding; outputs side by side get those of one tensor of them all."""
-    entries = {name: rows[name].of(torch.zeros_like(value)) for name, value in outputs.items()}
+    whole = {name: rows[name].of(torch.empty_like(value, device="meta")).shape for name, value in outputs.items()}
     tokens = {name: counted(value, mask) for name, value in outputs.items()}  # signs are drawn for these rows alone
-    counts = {name: len(entries[name]) if real is None else int(real.sum()) for name, real in tokens.items()}
-    shapes = {name: (counts[name], entries[name].shape[1]) for name in outputs}
+    counts = {name: whole[name][0] if real is None else int(real.sum()) for name, real in tokens.items()}
+    shapes = {name: (counts[name], whole[name][1]) for name in outputs}
     if len(set(counts.values())) == 1:
         width = sum(shape[1] for shape in shapes.values())
         signs = torch.randint(2, (*set(counts.values()), width), generator=generator, dtype=torch.int8)
@@ -111,9 +111,12 @@ def _directions(
         drawn = {name: torch.randint(2, shape, generator=generator, dtype=torch.int8) for name, shape in shapes.items()}
     directions = {}
     for name, value in outputs.items():
-        real = tokens[name]
-        entries[name][slice(None) if real is None else real] = (2 * drawn[name] - 1).to(value)
-        directions[name] = rows[name].back(entries[name], value.shape)
+        direction, real = (2 * drawn[name] - 1).to(value), tokens[name]
+        if real is not None:
+            padded = value.new_zeros(whole[name])
+            padded[real] = direction
+            direction = padded
+        directions[name] = rows[name].back(direction, value.shape)
     return directions
 
 

@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, inputs_of, mask_of
+from simprune.core.batches import call, call_all, checked, inputs_of, output_mask_of
 from simprune.core.copies import copy_of
 from simprune.core.example import rows_of
 from simprune.core.progress import progress
 from simprune.core.registry import register
+from simprune.core.spread import Spread
 from simprune.edit.effects import Effects
 from simprune.repair.refit import Repair
 from simprune.scores.blocks._context import BlockContext
 from simprune.trace.bypass import Bypass, OutputLayout, install, without
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import hooks
+from simprune.trace.outputs import as_rows, rows_of_outputs, shares_of
 from simprune.trace.shortcuts import find_shortcuts
-from simprune.trace.sites import Site
 
 RIDGE = 1e-3
 INERT = 1e-9  # relative squared error of the output; below it nothing is refitted
@@ -88,11 +89,13 @@ class _ShrinkingNetwork:
         self.order, self.normalisers = network.order, network.normalisers
         self.shared = network.execution.elsewhere  # refitting these would change what other layers compute
         self.shortcuts = find_shortcuts(model, network.block_calls, self.order) if repair else {}
-        self.axis = network.axes.of("", "output")
+        self.rows, spreads = rows_of_outputs(model, batches[0]), {name: Spread() for name in network.outputs}
         with evaluation(model), uncached(model):
             self.wanted = [self._outputs(model, batch) for batch in self.held]
-        rows = torch.cat(self.wanted)
-        self.variance = float((rows - rows.mean(0)).square().sum().clamp(min=1e-30))
+        for outputs in self.wanted:
+            for name, rows in outputs.items():
+                spreads[name].update(rows)
+        self.shares = shares_of(spreads)
         pair = _cut(batches[0], 0, 2, rows_of(inputs_of(batches[0])))
         self.outputs = _record(model, [pair], self.layouts, "output")
         self.skippable = {name: self._earlier(name) for name in self.remaining}
@@ -141,18 +144,18 @@ class _ShrinkingNetwork:
             self.small.load_state_dict(before, strict=False)
         return min(plain, refitted), before
 
-    def _outputs(self, network: nn.Module, batch: Any) -> Tensor:
-        """(rows, width) of a network's output, without padding."""
-        site = Site("the output", "positions", mask=mask_of(batch), axis=self.axis)
-        return site.rows(call(network, batch)).double()
+    def _outputs(self, network: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """(rows, width) of all outputs of a network, by name, without padding."""
+        return as_rows(call_all(network, batch), self.rows, output_mask_of(batch))
 
     def _error(self) -> float:
         with evaluation(self.small), uncached(self.small):
-            lost = [
-                (self._outputs(self.small, batch) - wanted).square().sum()
-                for batch, wanted in zip(self.held, self.wanted, strict=True)
-            ]
-        return float(sum(lost)) / self.variance
+            lost = 0.0
+            for batch, wanted in zip(self.held, self.wanted, strict=True):
+                outputs = self._outputs(self.small, batch)
+                for name, share in self.shares.items():
+                    lost += share * float((outputs[name].double() - wanted[name].double()).square().sum())
+        return lost
 
     def _behind(self, name: str) -> list[str]:
         """The layers that run after a block and have not been removed."""
@@ -185,9 +188,9 @@ class _ShrinkingNetwork:
     def _proven(self, name: str, batch: Any) -> bool:
         """Whether only this block needs what the blocks before it return; false where connections skip it."""
         with evaluation(self.model), uncached(self.model):
-            expected = call(self.model, batch)
+            expected = call_all(self.model, batch)
             with self._skipping(self.model, name, Replay(self.layouts[name], self.outputs[name])):
-                return torch.equal(call(self.model, batch), expected)
+                return all(torch.equal(value, expected[key]) for key, value in call_all(self.model, batch).items())
 
 
 class Replay(Bypass):
