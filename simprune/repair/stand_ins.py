@@ -75,7 +75,7 @@ def fit_stand_ins(
         moments[site.module] = moments[site.module].merge(batch) if site.module in moments else batch
 
     sites = [Site(name, "positions", side) for name in stand_ins for side in ("input", "output")]
-    run(network.model, calibration, sites, see)
+    run(network.model, calibration, sites, see, network.axes)
     narrower = bool(plan.of_kind("channels"))
     if narrower and effects is None:
         effects = effects_of(plan, network)

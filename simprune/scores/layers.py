@@ -48,7 +48,7 @@ def read_layers(network: Network, calibration: Iterable) -> Layers:
         if name not in composite and seen.calls == 1 and seen.output is not None and seen.output.ndim > 1
         if any(parameter.ndim > 1 for parameter in model.get_submodule(name).parameters())
     ]
-    return Layers(capture(model, calibration, sites), Stream((), {}, None), network.costs)
+    return Layers(capture(model, calibration, sites, network.axes), Stream((), {}, None), network.costs)
 
 
 def read_counterpart(network: Network, calibration: Iterable, like: Layers) -> Layers:
@@ -74,8 +74,8 @@ def read_counterpart(network: Network, calibration: Iterable, like: Layers) -> L
     def note(site: Site, _: Tensor) -> None:
         in_order.setdefault(site.name, replace(site, mask=None))
 
-    run(model, [next(iter(calibration))], dict.fromkeys(sites), note)
-    return Layers(capture(model, calibration, in_order.values()), Stream((), {}, None), network.costs)
+    run(model, [next(iter(calibration))], dict.fromkeys(sites), note, network.axes)
+    return Layers(capture(model, calibration, in_order.values(), network.axes), Stream((), {}, None), network.costs)
 
 
 def similarity(

@@ -81,16 +81,20 @@ def reading(
         yield
 
 
-def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading]) -> None:
+def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading], axes: Axes | None = None) -> None:
     """Walk the batches once, in evaluation mode, and show every activation to the readings.
 
-    One more forward pass, of two inputs of the first batch, tells where channels lie.
+    Args:
+        model: the network.
+        batches: the inputs.
+        readings: what reads.
+        axes: of the network, if they are known; otherwise one more forward pass, of two inputs, tells them.
 
     Raises:
         KeyError: for a site whose module the model does not have.
         ValueError: for batches that can be walked only once, and where a site has no tensor.
     """
-    readings, axes = list(readings), None
+    readings = list(readings)
     for batch in checked(batches, "calibration"):
         if axes is None:
             axes = axes_of(model, move(example_of(batch), device_of(model)))
@@ -99,12 +103,12 @@ def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading]) -> No
             call(model, batch)
 
 
-def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: See) -> None:
-    """`read` with one function: `see(site, activation)`, at a site that knows the batch's mask."""
-    read(model, batches, [_Reading(list(sites), see)])
+def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: See, axes: Axes | None = None) -> None:
+    """`read` with one function: `see(site, activation)`, at a site that knows the batch's mask and its channels."""
+    read(model, batches, [_Reading(list(sites), see)], axes)
 
 
-def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[str, Tensor]:
+def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site], axes: Axes | None = None) -> dict[str, Tensor]:
     """Rows of every site on a fixed set of inputs.
 
     Memory grows with N x D; for data of any size use `stream`. Costs one forward pass.
@@ -113,6 +117,7 @@ def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[
         model: the network, which runs in evaluation mode and is left as it was.
         batches: the inputs.
         sites: where to read.
+        axes: as of `read`.
 
     Returns:
         The name of every site and its rows (N, D), on the CPU, in the order of the batches.
@@ -127,7 +132,7 @@ def capture(model: nn.Module, batches: Iterable, sites: Iterable[Site]) -> dict[
     """
     sites = list(sites)
     rows = {site.name: Rows() for site in sites}
-    run(model, batches, sites, lambda site, value: rows[site.name].add(site.rows(value)))
+    run(model, batches, sites, lambda site, value: rows[site.name].add(site.rows(value)), axes)
     require_rows(sites, rows)
     return {name: rows.pop(name).tensor() for name in [*rows]}
 
@@ -151,9 +156,11 @@ def stream(model: nn.Module, batches: Iterable, sites: Iterable[Site], accumulat
     def see(site: Site, value: Tensor) -> None:
         rows[site.name].append(site.rows(value).to(torch.float64, copy=True))  # a later module may work in place
 
+    axes: Axes | None = None
     for batch in checked(batches, "calibration"):
         rows = {site.name: [] for site in sites}
-        run(model, [batch], sites, see)
+        axes = axes_of(model, move(example_of(batch), device_of(model))) if axes is None else axes
+        run(model, [batch], sites, see, axes)
         require_rows(sites, rows)
         accumulator.update({name: torch.cat(parts) for name, parts in rows.items()}, labels_of(batch))
     require_rows(sites, rows)

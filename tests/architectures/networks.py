@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from simprune import zoo
+from tests.architectures import streams
 
 
 class DenseLists(nn.Module):
@@ -141,13 +142,13 @@ TOKENS = {
 }
 HUGGING_FACE = {"bert": _bert, "hf_vit": _hf_vit, "llama": _llama, "gpt2": _gpt2}
 DEPTH = {"swin": _swin, "hf_resnet": _hf_resnet, "mobilenet_v2": _mobilenet_v2}  # tested for the removal of blocks
-SUPPORTED = (*CONVOLUTIONAL, *LISTS, *TOKENS, *HUGGING_FACE)
+SUPPORTED = (*CONVOLUTIONAL, *LISTS, *TOKENS, *HUGGING_FACE, *streams.NETWORKS)
 
 
 def make(name: str) -> nn.Module:
     """The architecture, with the same random weights each time: a model factory."""
     torch.manual_seed(0)
-    model = ({"mixtral": _mixtral} | DEPTH | CONVOLUTIONAL | LISTS | TOKENS | HUGGING_FACE)[name]()
+    model = ({"mixtral": _mixtral} | DEPTH | CONVOLUTIONAL | LISTS | TOKENS | HUGGING_FACE | streams.NETWORKS)[name]()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():  # nothing starts at zero or one: every tensor matters to the output
         parameter.data += (
@@ -169,6 +170,8 @@ def batches(name: str, rows: int = 8) -> list:
             }
             for _ in range(2)
         ]
+    if name in streams.NETWORKS:
+        return [streams.batch(name, rows, generator) for _ in range(2)]
     if name in TOKENS:
         return [torch.randn(rows, 5, 6, generator=generator) for _ in range(2)]
     side = 32 if name in ("hf_resnet", "mobilenet_v2") else 8

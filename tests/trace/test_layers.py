@@ -35,6 +35,7 @@ def test_weight_times_patches_is_the_convolution(dims, transposed, options):
 def test_a_transposed_convolution_may_end_further_out_or_cut_into_its_input(kernel):
     layer = nn.ConvTranspose2d(3, 5, kernel, stride=3, padding=kernel // 2, output_padding=(1, 2))
     x = torch.randn(2, 3, 4, 5)
+    assert layer.bias is not None
     product = matrix_of(layer) @ patches(layer, x) + layer.bias[:, None]
     assert torch.allclose(product, positions(layer, layer(x)), atol=1e-5)
 
@@ -44,6 +45,7 @@ def test_the_caller_of_a_transposed_convolution_may_choose_its_size(size):
     layer = nn.ConvTranspose2d(3, 5, 4, stride=3, padding=1, output_padding=1)
     x = torch.randn(2, 3, 4, 5)
     output = layer(x, output_size=size)
+    assert layer.bias is not None
     product = matrix_of(layer) @ patches(layer, x, output) + layer.bias[:, None]
     assert torch.allclose(product, positions(layer, output), atol=1e-5)
 
@@ -53,5 +55,6 @@ def test_the_caller_of_a_transposed_convolution_may_choose_its_size(size):
 def test_padding_is_what_the_convolution_pads_with(dims, mode):
     layer = CONVOLUTIONS[dims - 1][0](2, 3, 3, padding=1, padding_mode=mode)
     x = torch.randn(2, 2, *(6, 5, 4)[:dims])
+    assert layer.bias is not None
     product = matrix_of(layer) @ patches(layer, x) + layer.bias[:, None]
     assert torch.allclose(product, positions(layer, layer(x)), atol=1e-5)

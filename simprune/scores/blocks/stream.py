@@ -111,7 +111,7 @@ def observe(
     reader = _Reader(network, chains, points)
     done = reader.resume(None if checkpoint is None else checkpoint.load("stream"))
     if done and beside:  # the other readings need a walk of their own, since some batches are not run again
-        read(model, calibration, beside)
+        read(model, calibration, beside, network.axes)
         beside = ()
     others = reading(model, beside, network.axes, lambda: reader.mask)
     with evaluation(model), uncached(model), hooks(reader.before, reader.after), others:

@@ -28,7 +28,7 @@ def predictability(network: Network, calibration: Iterable, groups: Sequence[Uni
     batches; memory O(readers x channels^2), time O(readers x channels^3) per group.
     """
     moments = ReaderMoments(groups, apart=True)
-    read(network.model, calibration, [moments])
+    read(network.model, calibration, [moments], network.axes)
     return {name: by_prediction(correlations) for name, correlations in moments.correlations().items()}
 
 
@@ -41,7 +41,7 @@ def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGr
     pass over the batches; memory O(readers x channels^2), time O(channels^3) per group.
     """
     moments = ReaderMoments(groups, apart=True)
-    read(network.model, calibration, [moments])
+    read(network.model, calibration, [moments], network.axes)
     scores = {}
     for name, correlations in moments.correlations().items():
         alive = correlations.diagonal(dim1=1, dim2=2)[:, :, None] > 0.5

@@ -31,7 +31,7 @@ def leave_one_out_cka(network: Network, calibration: Iterable, groups: Sequence[
     entries)^2), time O(readers x channels^2) per group after the moments.
     """
     moments = ReaderMoments(groups)
-    read(network.model, calibration, [moments])
+    read(network.model, calibration, [moments], network.axes)
     return {
         group.name: _eliminate(
             torch.stack([_blocks(reader.covariance.cpu(), group.size) for reader in moments.of(group)])
@@ -88,7 +88,7 @@ def independence(network: Network, calibration: Iterable, groups: Sequence[UnitG
     O(readers x channels^2), time O(readers x channels^4).
     """
     moments = ReaderMoments(groups, "pool")
-    read(network.model, calibration, [moments])
+    read(network.model, calibration, [moments], network.axes)
     scores = {}
     for group in groups:
         grams = [reader.about_origin().scatter.cpu() for reader in moments.of(group)]
