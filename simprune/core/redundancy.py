@@ -241,8 +241,9 @@ class Redundancy:
             size, above = entry.group.size, sum(value >= 0.9 for value in entry.redundancy)
             redundancy = f"{sum(entry.redundancy) / size:.3f} ({above} over 0.9)"
             table.add_row(entry.name, f"{size} {entry.group.kind}", redundancy, f"{entry.share:.1%}")
-        for name, reason in self.unprunable:
-            table.add_row(name, "not removable", reason, "")
+        for reason in dict.fromkeys(reason for _, reason in self.unprunable):
+            names = [name for name, of_name in self.unprunable if of_name == reason]
+            table.add_row(", ".join(names), "not removable", reason, "")
         console = Console(width=width)
         with console.capture() as capture:
             console.print(table)

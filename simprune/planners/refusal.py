@@ -1,13 +1,13 @@
 """The error for a budget that no plan meets: the least cost that can be reached, and what cannot be removed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from simprune.core.cost import Cost
 from simprune.core.redundancy import Redundancy
 from simprune.planners.budget import Budget
 from simprune.planners.space import Space
 
-NAMED = 3  # the message names at most so many structures that stay
+NAMED = 3  # the message names at most so many reasons, and so many structures for a reason
 
 
 def unreachable(redundancy: Redundancy, budget: Budget, least: Cost, space: Space, planner: str) -> ValueError:
@@ -25,13 +25,25 @@ def unreachable(redundancy: Redundancy, budget: Budget, least: Cost, space: Spac
     reached = ", ".join(f"{kind} {share[kind]:.3f} ({getattr(least, kind):,})" for kind in counted)
     missed = [kind for kind, limit in counted.items() if getattr(least, kind) > limit.of(getattr(original, kind))]
     kind = missed[0] if missed else "macs"
-    staying = sorted(_staying(redundancy, space, kind), key=lambda item: (-item[0], item[1]))
-    names = "; ".join(f"{name}, {part:.1%} of the {kind} ({reason})" for part, name, reason in staying[:NAMED])
-    more = f" and {len(staying) - NAMED} more" if len(staying) > NAMED else ""
+    alike: dict[str, list[tuple[float, str]]] = {}  # what stays for the same reason, with its share of the cost
+    for part, name, reason in sorted(_staying(redundancy, space, kind), key=lambda item: (-item[0], item[1])):
+        alike.setdefault(reason, []).append((part, name))
+    staying = sorted(alike.items(), key=lambda item: -sum(part for part, _ in item[1]))
+    names = "; ".join(
+        f"{_several(parts)}, {sum(part for part, _ in parts):.1%} of the {kind} ({reason})"
+        for reason, parts in staying[:NAMED]
+    )
+    others = sum(len(parts) for _, parts in staying[NAMED:])
+    more = f" and {others} more" if others else ""
     stays = f"; what stays: {names}{more}" if staying else ""
     return ValueError(
         f"budget: {budget} cannot be reached; removing everything that {planner} may remove leaves {reached}{stays}"
     )
+
+
+def _several(parts: Sequence[tuple[float, str]]) -> str:
+    names = ", ".join(name for _, name in parts[:NAMED])
+    return f"{names} and {len(parts) - NAMED} more" if len(parts) > NAMED else names
 
 
 def _staying(redundancy: Redundancy, space: Space, kind: str) -> Iterator[tuple[float, str, str]]:

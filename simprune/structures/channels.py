@@ -67,5 +67,5 @@ def _group(graph: CouplingGraph, layer: str) -> UnitGroup:
     if not group.consumers:
         raise NotPrunable("its output is the network's output")
     if any(len(set(map(len, part.indices))) > 1 for part in group.slices if part.side == "in"):
-        raise NotPrunable("its readers read different parts of it")
+        raise NotPrunable("some of its channels have readers that others do not have, so they are not interchangeable")
     return group

@@ -15,6 +15,7 @@ from simprune.trace.context import eval_mode
 from simprune.trace.cost import measure_cost
 from simprune.trace.flow import normalisations
 from simprune.trace.network import Network
+from simprune.trace.precision import to_single, widened
 
 
 def prove(
@@ -59,7 +60,8 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
             after = all_tensors(cut(*args, **kwargs))
             _stop_mixing(cut)
             _stop_mixing(masked)
-            without, ignored = (all_tensors(net(*args, **kwargs)) for net in (cut, masked))
+            args, kwargs = widened(network.example)  # rounding of half precision would hide a wrong coupling
+            without, ignored = (all_tensors(to_single(net)(*args, **kwargs)) for net in (cut, masked))
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
@@ -67,7 +69,7 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
     if not before or not same_shapes(before, after):
         return "its output is the network's output"
     if not all(_close(without[name], ignored[name]) for name in before):
-        return "removing a part of it differs from ignoring that part, so the traced coupling is wrong"
+        return "removing a part of it differs from ignoring that part: more depends on it than the trace shows"
     if network.costs.after(lost) != actual:
         return "what the network costs without a part of it cannot be predicted"
     return None
