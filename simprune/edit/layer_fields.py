@@ -33,8 +33,10 @@ LAST = ("num_kv_shared_layers",)  # numbers of layers at the end
 SIDES = ("encoder", "decoder")
 
 
-def counters(model: nn.Module, path: str, length: int) -> list[tuple[Any, str]]:
-    """(configuration, field) of all that state the length of a list of layers.
+def counters(model: nn.Module, path: str, length: int) -> list[tuple[Any, str, int | None]]:
+    """(configuration, field, position) of all that state the length of a list of layers.
+
+    The position is that in a list, such as the `depths` of stages; None for a field that is a number.
 
     Args:
         model: that contains the list.
@@ -46,15 +48,15 @@ def counters(model: nn.Module, path: str, length: int) -> list[tuple[Any, str]]:
     configs = {id(config): config for module in above if (config := getattr(module, "config", None)) is not None}
     root = getattr(model, "config", None)
     tried = _tried(model, path, length)
-    found = [] if tried is None else [(owner_of(root, field), field[1]) for field in tried]
+    found = [(owner_of(root, field), field[1], position) for field, position in tried or ()]
     known = set() if tried is None else {id(owner_of(root, field)) for field, _ in fields_of(root)}
-    for config in configs.values():
+    for config in configs.values() if isinstance(model.get_submodule(path), nn.ModuleList) else ():
         if id(config) not in known:
-            found += [(config, name) for name in _named(config, "decoder" in parts, length)]
+            found += [(config, name, None) for name in _named(config, "decoder" in parts, length)]
     return found
 
 
-def _tried(model: nn.Module, path: str, length: int) -> list[Field] | None:
+def _tried(model: nn.Module, path: str, length: int) -> list[tuple[Field, int | None]] | None:
     """Fields of the model's configuration without one of which the list's last layer is not built; None: not known."""
     config = getattr(model, "config", None)
     whole = built(model, config) if is_pretrained(model) else None
@@ -62,12 +64,27 @@ def _tried(model: nn.Module, path: str, length: int) -> list[Field] | None:
         return None
     fields = []
     for field, value in fields_of(config):
-        if type(value) is int and value == length:
-            less = built(model, changed(config, {field: length - 1}))
-            lost = set() if less is None else whole.keys() - less.keys()
-            if lost and not (less or {}).keys() - whole.keys() and all(name.startswith(f"{path}.") for name in lost):
-                fields.append(field)
+        entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
+        for position, number in entries:
+            if type(number) is int and number == length:
+                less = built(model, changed(config, {field: lowered(value, position, length - 1)}))
+                lost = set() if less is None else whole.keys() - less.keys()
+                if (
+                    lost
+                    and not (less or {}).keys() - whole.keys()
+                    and all(name.startswith(f"{path}.") for name in lost)
+                ):
+                    fields.append((field, position))
     return fields
+
+
+def lowered(value: Any, position: int | None, count: int) -> Any:
+    """A count, or a list of counts with another one at a position.
+
+    >>> lowered([2, 6, 2], 1, 5)
+    [2, 5, 2]
+    """
+    return count if position is None else [*value[:position], count, *value[position + 1 :]]
 
 
 def _named(config: Any, decoder: bool, length: int) -> list[str]:

@@ -8,6 +8,7 @@ the same tensors, the same modules with the same settings, and the same outputs.
 
 import copy
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,10 @@ from simprune.core.batches import device_of
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode, uncached
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # share of the largest entry of an output
-HALF = 1e-2  # the same for types of half precision
-UNRELATED = ("training", "name_or_path", "gradient_checkpointing")  # settings that do not change an output
+TOLERANCE = 1e-5  # share of the largest entry of an output, for types of single and double precision
+ROUNDING = 8  # the same for others, in units of their precision: what is not saved may be rounded differently
+# Settings that do not change an output: private ones, and dropout, whose rates may depend on the depth.
+UNRELATED = re.compile(r"\._|\.(training|name_or_path|gradient_checkpointing)$|[Dd]rop")
 SETTINGS = (bool, int, float, str, type(None))  # types of the attributes that have to agree
 
 
@@ -125,8 +127,8 @@ def _compared(model: nn.Module, other: nn.Module, gaps: Mapping[str, Any], examp
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return Reopening(False, "its outputs have other shapes")
     apart = max((_distance(a, b) for a, b in zip(actual, expected, strict=True)), default=0.0)
-    allowed = max((TOLERANCE.get(tensor.dtype, HALF) for tensor in expected), default=0.0)
-    if not apart <= allowed:
+    allowed = max((ROUNDING * torch.finfo(x.dtype).eps for x in expected if x.is_floating_point()), default=0.0)
+    if not apart <= max(allowed, TOLERANCE):
         return Reopening(False, f"its outputs differ by {apart:.2g} of the largest", apart)
     return Reopening(True, difference=apart)
 
@@ -138,7 +140,7 @@ def differing(model: nn.Module, other: nn.Module) -> Iterator[tuple[str, str, An
         for key, here in vars(module).items() if name in opened else ():
             there = vars(opened[name]).get(key, here)
             plain = isinstance(here, SETTINGS) and isinstance(there, SETTINGS)
-            if plain and here != there and not key.startswith("_") and key not in UNRELATED:
+            if plain and here != there and not UNRELATED.search(f"{type(module).__name__}.{key}"):
                 yield name, key, here, there
 
 

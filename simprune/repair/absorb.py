@@ -99,7 +99,7 @@ def absorb(small: nn.Module, plan: Plan, calibration: Iterable) -> list[Absorbed
             results.append(Absorbed(name, replace, into, reason))
     if any(entry.folded_into for entry in results):
         compact_again(small)
-        restate(small)
+        restate(small, move(example_of(batch), device_of(small)))
     return results
 
 

@@ -190,6 +190,36 @@ def test_fields_that_name_layers_follow(name, gone, field, value):
     assert outcome.opens, outcome.reason
 
 
+@pytest.mark.parametrize(
+    "kind, fields, gone, depths",
+    [
+        ("ConvNext", {"num_stages": 2, "patch_size": 4}, ("stages.0.layers.1", "stages.1.layers.0"), [1, 2]),
+        ("ResNet", {"embedding_size": 8, "layer_type": "basic"}, ("stages.1.layers.2",), [2, 2]),
+    ],
+)
+def test_depths_of_stages_follow(kind, fields, gone, depths):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 16], "depths": [2, 3]}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **fields)
+    model, inputs = (
+        getattr(transformers, f"{kind}ForImageClassification")(config),
+        {"pixel_values": torch.randn(2, 3, 32, 32)},
+    )
+    small = without(model.eval(), inputs, *(f"{kind.lower()}.encoder.{name}" for name in gone))
+    assert (model.config.depths, small.config.depths) == ([2, 3], depths)
+    outcome = sp.reopens(small, inputs)
+    assert outcome.opens, outcome.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_opens(dtype):
+    model, inputs = make("llama").to(dtype), batch("llama")
+    outcome = sp.reopens(without(model, inputs, "model.layers.1"), inputs)
+    assert outcome.opens, outcome.reason
+
+
 def test_lists_that_have_nothing_to_do_with_layers_stay():
     model, inputs = make("llama", eos_token_id=[0, 1, 2, 3]), batch("llama")
     assert without(model, inputs, "model.layers.1").config.eos_token_id == [0, 1, 2, 3]
