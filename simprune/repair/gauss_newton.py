@@ -70,7 +70,7 @@ def fit_block(
     held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
     judging, fitting = pairs[:held] or pairs, pairs[held:]
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        variances = (((target - target.mean()) * count).square().sum() for _, target, count in judging)
+        variances = (_deviation(target, count).square().sum() for _, target, count in judging)
         spread = sum(map(float, variances)) or 1.0
         before = best = _error(trial, judging)
         dampings, moments = list(DAMPINGS), None
@@ -204,14 +204,16 @@ class _Linearised:
         outputs, from one random direction at every output of the block."""
         generator = torch.Generator().manual_seed(0)
         sums: dict[str, list[Any]] = {}  # products of inputs, squared gradients, number of positions
-        for output, layers in zip(self.outputs, self.passes, strict=True):
+        for output, layers, (_, _, factors) in zip(self.outputs, self.passes, self.pairs, strict=True):
             # drawn channel by channel, so that the same block in another layout gets the same signs
             drawn = 2 * torch.randint(2, channels_last(output, axis).mT.shape, generator=generator) - 1
             signs = like(drawn.mT, output, axis).to(output)
             gradients = torch.autograd.grad(output, [y for _, y in layers.values()], signs, retain_graph=True)
             for (name, (x, _)), gradient in zip(layers.items(), gradients, strict=True):
                 square = positions(self.layers[name], gradient).square().sum((0, 2), dtype=torch.float64)
-                moment, count = _second_moments(self.layers[name], x, gradient)
+                tokens = _tokens(x, factors)
+                rows = (x, gradient) if tokens is None else (x[tokens], gradient[tokens])
+                moment, count = _second_moments(self.layers[name], *rows)
                 parts = [moment, square, count]
                 sums[name] = [a + b for a, b in zip(sums[name], parts, strict=True)] if name in sums else parts
         return {name: (sums[name][0], sums[name][1] / sums[name][2]) for name in self.layers}
@@ -290,6 +292,20 @@ def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Ten
     return sum(
         float(((_output(block, call, parameters) - targets) * count).square().sum()) for call, targets, count in pairs
     )
+
+
+def _tokens(value: Tensor, factors: Tensor | float) -> Tensor | None:
+    """(N, T) where values (N, T, D) matter, by the factors of a block's output; None where all do."""
+    if not isinstance(factors, Tensor) or value.ndim != 3 or value.shape[:2] != factors.shape[:2]:
+        return None
+    return factors[..., 0] != 0
+
+
+def _deviation(target: Tensor, factors: Tensor | float) -> Tensor:
+    """Targets minus their mean, both without padding."""
+    tokens = _tokens(target, factors)
+    values = target if tokens is None else target[tokens]
+    return values - values.mean()
 
 
 def _second_moments(layer: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, int]:

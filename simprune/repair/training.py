@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, device_of, labels_of
+from simprune.core.batches import call, checked, device_of, labels_of, output_mask_of, token_ids_of
 from simprune.core.options import takes_options
 from simprune.core.progress import progress
 from simprune.settings import Finetune
 from simprune.trace.context import eval_mode
+
+IGNORE = -100  # the label of a token that does not count
 
 
 @takes_options(Finetune)
@@ -80,14 +82,36 @@ def _loss(small: nn.Module, batch: object, teacher: nn.Module | None, how: Finet
     if labels is None and teacher is None:
         raise ValueError("finetune: batches have no labels and there is no teacher; give one of them")
     logits = call(small, batch)
+    mask = output_mask_of(batch)
+    counts = mask is not None and logits.ndim == 3 and mask.shape == logits.shape[:2]
+    real = mask.to(logits.device) if mask is not None and counts else None
     loss = logits.new_zeros(())
     if labels is not None and (teacher is None or how.distill < 1):
         labels = labels.to(device_of(small))
-        loss = loss + (1 - how.distill if teacher is not None else 1) * F.cross_entropy(logits, labels)
+        share = 1 - how.distill if teacher is not None else 1
+        loss = loss + share * _cross_entropy(logits, labels, real, token_ids_of(batch))
     if teacher is not None and (labels is None or how.distill > 0):
         with eval_mode(teacher), torch.no_grad():
-            target = F.log_softmax(call(teacher, batch).to(logits.device) / how.temperature, -1)
-        answer = F.log_softmax(logits / how.temperature, -1)
-        divergence = F.kl_div(answer, target, reduction="batchmean", log_target=True) * how.temperature**2
+            expected = call(teacher, batch).to(logits.device)
+        pair = [value if real is None else value[real] for value in (logits, expected)]
+        classes = 1 if logits.ndim > 3 else -1  # of maps as cross-entropy takes them, and of tokens
+        answer, target = (F.log_softmax(value / how.temperature, classes) for value in pair)
+        apart = F.kl_div(answer, target, reduction="none", log_target=True).sum(classes)
+        divergence = apart.mean() * how.temperature**2
         loss = loss + (how.distill if labels is not None else 1) * divergence
     return loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, real: Tensor | None, ids: Tensor | None) -> Tensor:
+    """Cross-entropy of classes (N, C), or of tokens (N, T, C) without padding and labels -100.
+
+    Labels that repeat the input tokens are those of the next token, as transformers takes them, and are shifted.
+    """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        return F.cross_entropy(logits, labels)
+    labels = labels if real is None else labels.masked_fill(~real, IGNORE)
+    told = labels != IGNORE
+    if ids is not None and ids.shape == labels.shape and torch.equal(labels[told], ids.to(labels.device)[told]):
+        labels = labels[:, 1:] if real is None else labels[:, 1:].masked_fill(~real[:, :-1], IGNORE)
+        logits = logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simprune.core.batches import call, checked, labels_of
+from simprune.core.batches import call, checked, labels_of, output_mask_of
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import ChannelScore, by_damage
@@ -37,7 +37,7 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
     with eval_mode(model), torch.enable_grad(), requiring(model, *weights.values()):
         for batch in checked(calibration, "calibration"):
             with forgetting(model):
-                loss = _loss(call(model, batch), labels_of(batch))
+                loss = _loss(call(model, batch), labels_of(batch), output_mask_of(batch))
             gradients = torch.autograd.grad(loss, [*weights.values()], materialize_grads=True)
             products = {
                 name: weight.detach() * gradient
@@ -52,7 +52,9 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
     return {name: by_damage(total / count) for name, total in damage.items()}
 
 
-def _loss(output: Tensor, labels: Tensor | None) -> Tensor:
+def _loss(output: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
     if labels is not None and output.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point():
         return F.cross_entropy(output, labels.to(output.device))
+    if mask is not None and mask.shape == output.shape[:-1]:  # of tokens, without padding
+        return -soft_log_likelihood(output[mask.to(output.device)]).mean()
     return -soft_log_likelihood(output.flatten(0, -2)).mean()
