@@ -90,19 +90,22 @@ def estimate(
         context = BlockContext(network, calibration, stream, measure, checkpoint)
         block_scores = _score_blocks(context, names, block_score, seed)
     elif readings:
-        read(network.model, calibration, readings)
+        read(network.model, calibration, readings, network.axes)
     correlations = moments.correlations()
     scores = dict(registry.bound("score", score, seed=seed)(network, calibration, groups)) if groups else {}
     scores |= {name: by_prediction(values) for name, values in correlations.items() if name not in scores}
     damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
-        losses = {("block", name): (loss,) for name, loss in block_losses.losses().items()}
-        losses |= {(group.kind, group.name): scores[group.name].losses for group in groups}
+        losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
+        for group in groups:
+            losses |= {(group.kind, group.name, units): loss for units, loss in scores[group.name].losses.items()}
         changes, interactions = output_changes(network.model, calibration, losses, seed)
         for group in groups:
-            if (group.kind, group.name) in changes:
-                scores[group.name] = scores[group.name].costing(changes[group.kind, group.name])
-        measured = {name: changes["block", name] for name in names}
+            scored = scores[group.name]
+            scores[group.name] = scored.costing(
+                {units: changes[group.kind, group.name, units] for units in scored.losses}
+            )
+        measured = {name: changes["block", name, 0] for name in names}
         if block_part.facts.get("measured_damage", False):
             damages = measured
         else:

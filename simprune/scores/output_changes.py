@@ -8,13 +8,14 @@ layers with small maps. The output changes many times more then than by errors t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simprune.core.holdout import held_out
 from simprune.core.moments import Moments
 from simprune.core.redundancy import Interactions
 from simprune.trace.axes import channels_last, like
@@ -25,7 +26,7 @@ from simprune.trace.sites import Site
 
 RIDGE = 1e-3  # of the mean input variance of a block, as in the repair
 
-Key = tuple[str, str]  # kind and name of a structure
+Key = tuple[str, str, int]  # kind and name of a structure, and how many of its units are removed; 0 for a block
 Error = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> the loss, of the output's shape
 
 
@@ -36,10 +37,13 @@ class OutputLoss:
     Args:
         module: name of the module.
         error: (input, output) of the module -> the loss, of the output's shape.
+        fitted: whether the loss was fitted to inputs that are not held out (`simprune.core.holdout`), so that only
+            those that are say what it is.
     """
 
     module: str
     error: Error
+    fitted: bool = False
 
 
 class BlockLosses(Reading):
@@ -62,10 +66,10 @@ class BlockLosses(Reading):
 
     def see(self, site: Site, value: Tensor) -> None:
         if site.side == "input":
-            self._entered[site.module] = _columns(value, site.axis).clone()  # the block may work in place
+            self._entered[site.module] = _tokens(site, value).clone()  # the block may work in place
             return
         entered = self._entered.pop(site.module)
-        moments = joint_moments(entered, _columns(value, site.axis) - entered)
+        moments = joint_moments(entered, _tokens(site, value) - entered)
         self._axes[site.module] = site.axis
         known = self._moments.get(site.module)
         self._moments[site.module] = moments if known is None else known.merge(moments)
@@ -98,59 +102,108 @@ def _columns(value: Tensor, axis: int | None) -> Tensor:
     return channels_last(value, axis).mT
 
 
+def _tokens(site: Site, value: Tensor) -> Tensor:
+    """The columns of an activation at a site; without padding, (1, width, tokens)."""
+    columns = _columns(value, site.axis)
+    mask = site.mask
+    return columns if mask is None or mask.shape != columns.shape[::2] else columns.mT[mask.to(value.device)].T[None]
+
+
 def output_changes(
     model: nn.Module, calibration: Iterable, losses: Mapping[Key, Sequence[OutputLoss]], seed: int = 0
 ) -> tuple[dict[Key, float], Interactions]:
-    """Damage of every structure, and the interactions of structures.
+    """Damage of every removal, and the interactions of structures.
 
     The damage is the expected squared change of the output, as a share of the output's variance. Two changes that would
     cancel each other count as independent, because a repair need not preserve the balance between them. One forward and
-    one backward pass; memory: the outputs of all modules with losses, and one number per structure and input.
+    one backward pass; memory: one number per removal and input.
 
     Args:
         model: the original.
         calibration: batches that can be walked more than once.
-        losses: at the outputs of modules, by the kind and name of the structure whose removal causes them. Structures
-            without losses are left out.
+        losses: at the outputs of modules, by the removal that causes them. Removals without losses are left out.
         seed: of the random signs.
 
     Returns:
-        Damages by kind and name, and the interactions.
+        Damages by removal, and the interactions by kind and name. Of several removals from one structure, that of the
+        middle number of units interacts.
     """
-    losses = {key: parts for key, parts in losses.items() if parts}
-    watched: dict[str, list[tuple[Key, Error]]] = {}
+    watched: dict[str, list[tuple[Key, OutputLoss]]] = {}
     for key, parts in losses.items():
         for part in parts:
-            watched.setdefault(part.module, []).append((key, part.error))
+            watched.setdefault(part.module, []).append((key, part))
     if not watched:
         return {}, Interactions({}, np.zeros((0, 0)))
-    batches: dict[Key, list[Tensor]] = {key: [] for key in losses}
-    pending: dict[Key, Tensor] = {}
+    changes = {key: _Changes(any(part.fitted for part in parts)) for key, parts in losses.items() if parts}
+    number = 0  # of the batch
 
-    def see(parts: Sequence[tuple[Key, Error]], _: nn.Module, value: Tensor, output: Tensor) -> None:
-        with torch.no_grad():
-            errors = [(key, error(value, output.detach())) for key, error in parts]
-        output.register_hook(partial(add, errors))
+    def see(parts: Sequence[tuple[Key, OutputLoss]], _: nn.Module, value: Tensor, output: Tensor) -> None:
+        output.register_hook(partial(add, parts, value, output.detach()))
 
-    def add(errors: Sequence[tuple[Key, Tensor]], gradient: Tensor) -> None:
-        for key, error in errors:
-            change = (gradient * error).flatten(1).sum(1, dtype=torch.float64).cpu()
-            known = pending.get(key, change[:0])
-            if len(known) == len(change):
-                pending[key] = known + change
-            else:  # another number of rows, such as windows of images in place of images: they count as independent
-                pending[key] = torch.cat([known, change])
+    def add(parts: Sequence[tuple[Key, OutputLoss]], value: Tensor, output: Tensor, gradient: Tensor) -> None:
+        held = held_out(number, len(value))
+        for key, part in parts:
+            # Without a row that is held out, all rows are seen, in case that no batch has any.
+            rows = slice(len(value) - held if changes[key].fitted and held else 0, None)
+            with torch.no_grad():
+                error = part.error(value[rows], output[rows])
+            change = (gradient[rows] * error).flatten(1).sum(1, dtype=torch.float64).cpu()
+            changes[key].add(change, len(value), held)
 
     def close() -> None:
-        for key, change in pending.items():
-            batches[key].append(change)
-        pending.clear()
+        nonlocal number
+        number += 1
+        for seen in changes.values():
+            seen.close()
 
     watches = {name: partial(see, parts) for name, parts in watched.items()}
     variance, count = backpropagate(model, calibration, watches, seed, close)
-    changes = {key: torch.cat(parts) if parts else torch.zeros(1) for key, parts in batches.items()}
-    damage = {key: float(change.square().sum()) / (count * max(variance, 1e-300)) for key, change in changes.items()}
-    return damage, Interactions({key: row for row, key in enumerate(changes)}, _correlation([*changes.values()]))
+    damage = {key: seen.squares() / (count * max(variance, 1e-300)) for key, seen in changes.items()}
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for kind, name, units in changes:
+        numbers.setdefault((kind, name), []).append(units)
+    middle = {key: changes[*key, sorted(units)[len(units) // 2]].judged() for key, units in numbers.items()}
+    return damage, Interactions({key: row for row, key in enumerate(middle)}, _correlation([*middle.values()]))
+
+
+@dataclass
+class _Changes:
+    """Changes of the output by one removal, one per input.
+
+    Args:
+        fitted: whether only inputs that are held out say what the damage is.
+        parts: (changes, number of inputs, number of these that are held out), the changes of the last inputs.
+        first: the number of parts before the current batch.
+    """
+
+    fitted: bool
+    parts: list[tuple[Tensor, int, int]] = field(default_factory=list)
+    first: int = 0
+
+    def add(self, change: Tensor, inputs: int, held: int) -> None:
+        """Add the change by one module in the current batch."""
+        for index in range(self.first, len(self.parts)):
+            if len(self.parts[index][0]) == len(change):
+                self.parts[index] = (self.parts[index][0] + change, inputs, held)
+                return
+        # Another number of rows, such as windows of images in place of images: they count as independent.
+        self.parts.append((change, inputs, held))
+
+    def close(self) -> None:
+        """End the current batch."""
+        self.first = len(self.parts)
+
+    def judged(self) -> Tensor:
+        """Changes for the inputs that are held out, or where there are none for all."""
+        held = [change[len(change) - held :] for change, _, held in self.parts if held]
+        return torch.cat(held or [change for change, _, _ in self.parts] or [torch.zeros(1)])
+
+    def squares(self) -> float:
+        """Sum of squares over all inputs, if need be as those that are held out tell."""
+        if not self.fitted:
+            return sum(float(change.square().sum()) for change, _, _ in self.parts)
+        judged = self.judged()
+        return float(judged.square().sum()) * sum(inputs for _, inputs, _ in self.parts) / len(judged)
 
 
 def _correlation(changes: Sequence[Tensor]) -> np.ndarray:

@@ -48,15 +48,6 @@ def test_the_first_to_go_is_the_one_whose_loss_hurts_least(perceptron):
     assert losses[score.order[0]] <= 1.2 * min(losses)
 
 
-def test_batches_do_not_matter_to_the_inputs_statistics(perceptron):
-    model, x, groups = perceptron
-    one, many = (
-        second_order(network_of(model, x), [x], groups)["0"],
-        second_order(network_of(model, x), list(x.split(100)), groups)["0"],
-    )
-    np.testing.assert_allclose(one.damage, many.damage, rtol=1e-6)
-
-
 def test_a_readers_deaf_channel_costs_nothing(perceptron):
     model, x, groups = perceptron
     model[2].weight.data[:, 3] = 0

@@ -6,7 +6,7 @@ are computed position by position, batch by batch, for block influence and windo
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -173,7 +173,8 @@ class _Reader:
             if branch:
                 self.stream = value.clone()  # later layers may work in place
             if point is not None:
-                self._read(Site(point, mask=self.mask, axis=self.axes.of(around, "input")), value)
+                axis, batch = self.axes.of(around, "input"), self.axes.batch(around, "input")
+                self._read(Site(point, mask=self.mask, axis=axis, batch=batch), value)
 
         return see
 
@@ -184,7 +185,7 @@ class _Reader:
             if branch:
                 assert self.stream is not None
                 value = self.stream = self.stream + gain * value
-            self._read(Site(point, mask=self.mask, axis=self.axes.of(point, "output")), value)
+            self._read(replace(Site(point).located(self.axes), mask=self.mask), value)
 
         return see
 
@@ -229,7 +230,7 @@ def _some_positions(site: Site, value: Tensor) -> Tensor:
 
     The golden ratio spreads them over the batch, so that no row or column of a map is preferred.
     """
-    rows = channels_last(value, site.axis)
+    rows = channels_last(value, site.axis, site.batch)
     if site.mask is not None and site.mask.shape == rows.shape[:2]:
         rows = rows[site.mask.to(rows.device)][None]
     inputs, positions, _ = rows.shape

@@ -53,8 +53,7 @@ class Matrices:
     def __init__(self, covariance: Tensor, mean: Tensor, ridge: float) -> None:
         self.covariance, self.mean = covariance, mean
         damping = ridge * covariance.diagonal().mean() + 1e-12
-        self.ridged = covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype)
-        self.inverse = torch.linalg.inv(self.ridged)
+        self.inverse = torch.linalg.inv(covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype))
         self.rows = self.halves = self.inverse[:0]
 
     def blocks(self, columns: Tensor) -> Tensor:
@@ -81,17 +80,20 @@ class Matrices:
             self.rows = self.halves = self.inverse[:0]
         return half
 
-    def refit(self, matrix: Tensor, remaining: Tensor) -> Tensor:
-        """Least-squares weights with which the remaining inputs reproduce the outputs that all inputs gave.
+    def refit(self, matrix: Tensor, remaining: Tensor, ridge: float) -> Tensor:
+        """Least-squares weights with which the remaining inputs reproduce the outputs that a matrix gives.
 
         Args:
-            matrix: (outputs, inputs) weights of the layer.
+            matrix: (outputs, inputs).
             remaining: (inputs,) true for the inputs that are not removed.
+            ridge: of the weights, relative to the mean variance of the inputs.
 
         Returns:
             (outputs, remaining inputs).
         """
-        return torch.linalg.solve(self.ridged[remaining][:, remaining], self.covariance[remaining] @ matrix.T).T
+        ridged = self.covariance[remaining][:, remaining]
+        ridged.diagonal().add_(ridge * self.covariance.diagonal().mean() + 1e-12)
+        return torch.linalg.solve(ridged, self.covariance[remaining] @ matrix.T).T
 
 
 class Rows:
@@ -103,11 +105,14 @@ class Rows:
     def __init__(self, rows: Tensor, ridge: float) -> None:
         self.mean = rows.mean(0)
         self.rows = (rows - self.mean) / len(rows) ** 0.5
-        self.damping = ridge * self.rows.square().sum(0).mean() + 1e-12
-        self.factor = torch.linalg.solve_triangular(self._root(self.rows), self.rows, upper=False)
+        self.damping = self._damping(ridge)
+        self.factor = torch.linalg.solve_triangular(self._root(self.rows, ridge), self.rows, upper=False)
 
-    def _root(self, rows: Tensor) -> Tensor:
-        return torch.linalg.cholesky(rows @ rows.T + self.damping * torch.eye(len(rows), dtype=rows.dtype))
+    def _damping(self, ridge: float) -> Tensor:
+        return ridge * self.rows.square().sum(0).mean() + 1e-12
+
+    def _root(self, rows: Tensor, ridge: float) -> Tensor:
+        return torch.linalg.cholesky(rows @ rows.T + self._damping(ridge) * torch.eye(len(rows), dtype=rows.dtype))
 
     def blocks(self, columns: Tensor) -> Tensor:
         return _products(self.rows, self.rows, columns)
@@ -128,9 +133,9 @@ class Rows:
         self.factor[:, columns] = 0
         return half
 
-    def refit(self, matrix: Tensor, remaining: Tensor) -> Tensor:
+    def refit(self, matrix: Tensor, remaining: Tensor, ridge: float) -> Tensor:
         rows = self.rows[:, remaining]
-        return torch.cholesky_solve(self.rows @ matrix.T, self._root(rows)).T @ rows
+        return torch.cholesky_solve(self.rows @ matrix.T, self._root(rows, ridge)).T @ rows
 
 
 def _products(a: Tensor, b: Tensor, columns: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The score of one group of channels, and the functions by which several scores compute it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,36 +20,49 @@ class ChannelScore:
             redundant.
         damage: (C,) from 0, what is lost when a channel is removed at its turn, in a unit that is the same for all
             groups.
-        losses: what the outputs of the layers that read the group lose when the first `half` of the order is removed,
-            for scores that refit these layers.
+        losses: what the outputs of the layers that read the group lose when the first units of the order are removed,
+            by how many are (see `levels`), for scores that refit these layers.
 
-    >>> score = ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.0, 0.25))
-    >>> score.half, score.costing(0.1).damage
-    (1, (0.5, 0.0, 0.25))
-    >>> ChannelScore(order=(0, 1), redundancy=(0.5, 0.0), damage=(0.5, 1.0)).costing(1.0).damage
-    (1.0, 2.0)
+    >>> score = ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.125, 0.25))
+    >>> score.costing({1: 0.25, 2: 0.75}).damage
+    (1.0, 0.25, 0.5)
     """
 
     order: tuple[int, ...]
     redundancy: tuple[float, ...]
     damage: tuple[float, ...]
-    losses: tuple[OutputLoss, ...] = field(default=(), compare=False, repr=False)
+    losses: Mapping[int, tuple[OutputLoss, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, order: Sequence[int], redundancy: Tensor, damage: Tensor) -> "ChannelScore":
         """A score from the order of removal and tensors (C,)."""
         return cls(tuple(order), tuple(redundancy.tolist()), tuple(damage.tolist()))
 
-    @property
-    def half(self) -> int:
-        """How many channels are half of the group, at least one."""
-        return max(len(self.order) // 2, 1)
+    def costing(self, measured: Mapping[int, float]) -> "ChannelScore":
+        """A copy whose damages sum up, over the first units of the order, to what was measured for so many.
 
-    def costing(self, damage: float) -> "ChannelScore":
-        """A copy whose damages are scaled so that the first `half` of the order costs `damage`, unless it is free."""
-        expected = sum(self.damage[unit] for unit in self.order[: self.half])
-        factor = damage / expected if expected > 0 else 1.0
-        return replace(self, damage=tuple(value * factor for value in self.damage))
+        Between two numbers of units the increase is divided as the damages are, or evenly where these are 0. What was
+        measured for more units counts at least as much as for fewer. Units behind the last number are scaled like those
+        before it.
+        """
+        damage, start, cost = list(self.damage), 0, 0.0
+        for stop in sorted(measured):
+            units, more = self.order[start:stop], max(measured[stop] - cost, 0.0)
+            share = sum(self.damage[unit] for unit in units)
+            for unit in [*units, *(self.order[stop:] if stop == max(measured) else ())]:
+                damage[unit] = more * self.damage[unit] / share if share > 0 else more / len(units)
+            start, cost = stop, cost + more
+        return replace(self, damage=tuple(damage))
+
+
+def levels(size: int) -> list[int]:
+    """Numbers of units of a group of this size, over the whole course of its removal, whose damage is measured.
+
+    >>> levels(64), levels(2), levels(1)
+    ([4, 8, 16, 32, 48, 60], [1], [1])
+    """
+    counts = (round(size * share) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16))
+    return sorted({min(max(count, 1), max(size - 1, 1)) for count in counts})
 
 
 def reading_weights(group: UnitGroup) -> list[Slice]:
@@ -113,7 +126,8 @@ def by_similarity(similarity: Tensor) -> ChannelScore:
     while len(order) < size - 1:
         best = ties.max(1).values.masked_fill(~remaining, -1)
         equal = best >= best.max() - 1e-9
-        unit = int(ties.sum(1).masked_fill(~equal, -1).argmax())
+        alike = ties.sum(1).masked_fill(~equal, -1)
+        unit = int((alike >= alike.max() - 1e-9).nonzero()[0, 0])  # the first, and not the one that rounding prefers
         closest[unit] = best[unit]
         remaining[unit] = False
         ties[:, unit] = 0

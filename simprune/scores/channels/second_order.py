@@ -4,26 +4,33 @@ This is the optimal brain surgeon (Hassibi and Stork, 1993) for structures. When
 removed and the other weights are refitted by least squares, the error W_u [(C^-1)_uu]^-1 W_u^T remains, where C is the
 covariance of the layer's inputs (for a convolution, of its patches). `simprune.trace.sensitivity` says what an error at
 y does to the output. It counts errors at different positions as independent, which suffices for the order within a
-group, but underestimates the damage of a group: `simprune.scores.output_changes` measures that.
+group, but underestimates the damage of a group. Where rows are fewer than inputs, the other inputs also interpolate
+whatever is removed, so that the fit's own error says nothing. Therefore `simprune.scores.output_changes` measures the
+damage at several levels of the removal, on inputs that are held out of everything that is fitted here.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simprune.core.batches import mask_of
+from simprune.core.copies import copy_of
+from simprune.core.holdout import held_out
 from simprune.core.registry import register
 from simprune.core.structures import Slice, UnitGroup
 from simprune.scores.channels._inputs import Gathered
-from simprune.scores.channels._score import ChannelScore, reading_weights
+from simprune.scores.channels._score import ChannelScore, levels, reading_weights
 from simprune.scores.output_changes import OutputLoss
-from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, taps, weight_of
+from simprune.trace.layers import Transposed, can_be_fitted, matrix_of, patches, positions, stacked, taps, weight_of
 from simprune.trace.network import Network
 from simprune.trace.sensitivity import backpropagate
 
-RIDGE = 1e-3  # of the mean input variance, as in the repair
+RIDGE = 1e-3  # of the mean input variance, for the order of removal
+RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # that are tried for the refit after it, as in the repair
+HELD_ROWS = 256  # rows of a batch that the choice among `RIDGES` looks at
 RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors and left out
 
 
@@ -50,7 +57,15 @@ def second_order(
         for group in groups
     }
     readers = {part.module: _Reader(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
-    variance, _ = backpropagate(model, calibration, {name: reader.watch for name, reader in readers.items()}, seed)
+
+    def begin(batch: Any) -> None:
+        for reader in readers.values():
+            reader.mask = mask_of(batch)
+
+    watches = {name: reader.watch for name, reader in readers.items()}
+    if not watches:  # as where grouped convolutions alone read the groups
+        return {}
+    variance, _ = backpropagate(model, calibration, watches, seed, begin=begin)
     return {
         group.name: _eliminate(group.size, [_Surgeon(part, readers[part.module], variance) for part in parts])
         for group, parts in weights.items()
@@ -60,20 +75,53 @@ def second_order(
 
 @dataclass
 class _Reader:
-    """Sums over the calibration set for one layer: its inputs, and the gradients at its output."""
+    """Sums over the calibration set for one layer: its inputs, and the gradients at its output.
+
+    Args:
+        layer: the layer.
+        inputs: those that are not held out.
+        held: some rows of those that are.
+        gradients: products of gradients at the outputs; where the layer has more outputs than inputs, such as the head
+            of a language model, of these gradients times the weight, (inputs, inputs).
+    """
 
     layer: nn.Module
     inputs: Gathered = field(default_factory=Gathered)
+    held: list[Tensor] = field(default_factory=list)
     gradients: Tensor | None = None
     samples: int = 0
+    calls: int = 0
+    mask: Tensor | None = None  # of the batch that is running, true for tokens and false for padding
+
+    @property
+    def at_inputs(self) -> bool:
+        """Whether `gradients` are taken times the weight."""
+        outputs, inputs = matrix_of(self.layer).shape
+        return outputs > inputs
 
     def watch(self, layer: nn.Module, value: Tensor, output: Tensor) -> None:
-        self.inputs.add(patches(layer, value))
+        fitted = len(value) - held_out(self.calls, len(value))
+        if fitted:
+            self.inputs.add(self._patches(value, output, slice(fitted)))
+        if fitted < len(value):
+            rows = stacked(self._patches(value, output, slice(fitted, None))).T
+            self.held.append(rows[:: max(1, len(rows) // HELD_ROWS)])
         self.samples += len(output)
+        self.calls += 1
         output.register_hook(self._add)
+
+    def _patches(self, value: Tensor, output: Tensor, part: slice) -> Tensor:
+        """Patches of a part of a batch, without padding."""
+        mask = self.mask
+        if mask is not None and value.ndim == 3 and mask.shape == value.shape[:2]:
+            tokens = mask[part].to(value.device)
+            return patches(self.layer, value[part][tokens], output[part][tokens])
+        return patches(self.layer, value[part], output[part])
 
     def _add(self, gradient: Tensor) -> None:
         gradient = positions(self.layer, gradient)
+        if self.at_inputs:
+            gradient = matrix_of(self.layer).T @ gradient
         product = (gradient @ gradient.transpose(1, 2)).sum(0, dtype=torch.float64)
         self.gradients = product if self.gradients is None else self.gradients + product
 
@@ -94,7 +142,10 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     damage[remaining[0]] = alone[remaining[0]]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
     score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
-    return replace(score, losses=tuple(reader.loss(score.order[: score.half]) for reader in readers))
+    for reader in readers:
+        reader.choose_ridge(score.order[: (size + 1) // 2])
+    losses = {count: tuple(reader.loss(score.order[:count]) for reader in readers) for count in levels(size)}
+    return replace(score, losses=losses)
 
 
 class _Surgeon:
@@ -107,12 +158,15 @@ class _Surgeon:
         self.columns = (torch.tensor(part.indices)[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
         self.inputs = reader.inputs.inverted(RIDGE)
         # The metric G weighs errors of the output. tr(G W ... W^T) = |F W ...|^2 with F^T F = G, so F is multiplied
-        # into the weights once and squared norms suffice from there on.
+        # into the weights once and squared norms suffice from there on. At the inputs, G is W^T G W, and F is F W.
         metric = reader.gradients.cpu() / (reader.samples * variance)
         values, vectors = torch.linalg.eigh(metric)
         seen = values > RANK * values[-1].clamp(min=0)
         root = (vectors[:, seen] * values[seen].sqrt()).T
-        self.weight = root @ matrix_of(self.layer).double().cpu()
+        self.weight = root if reader.at_inputs else root @ matrix_of(self.layer).double().cpu()
+        self.whole = self.weight.clone()  # before any removal
+        self.held = torch.cat(reader.held).double().cpu() - self.inputs.mean if reader.held else None
+        self.ridge = RIDGE
 
     def alone(self) -> Tensor:
         """(channels,) error without a channel when nothing is refitted."""
@@ -131,16 +185,38 @@ class _Surgeon:
         removed = self.weight[:, columns]
         self.weight.addmm_(removed, self.inputs.remove(columns), alpha=-1)
 
+    def choose_ridge(self, channels: Sequence[int]) -> None:
+        """Choose the ridge with which a refit without these channels predicts held-out inputs best."""
+        if self.held is None:
+            return
+        self.ridge, least = float("inf"), self._held_error(channels, float("inf"))
+        for ridge in RIDGES:
+            error = self._held_error(channels, ridge)
+            if error >= least:
+                break
+            self.ridge, least = ridge, error
+
+    def _held_error(self, channels: Sequence[int], ridge: float) -> float:
+        assert self.held is not None
+        return float((self.held @ self._lost(self.whole, channels, ridge).T).square().sum())
+
+    def _lost(self, weight: Tensor, channels: Sequence[int], ridge: float) -> Tensor:
+        """(outputs, inputs) weights of what is lost without these channels, the other weights changed to refit it."""
+        remaining = torch.ones(weight.shape[1], dtype=torch.bool)
+        remaining[self.columns[list(channels)]] = False
+        lost = weight.masked_fill(remaining, 0)
+        if ridge < float("inf") and remaining.any():
+            lost[:, remaining] -= self.inputs.refit(lost, remaining, ridge)
+        return lost
+
     def loss(self, channels: Sequence[int]) -> OutputLoss:
         """The loss at the layer's output without these channels, the other weights refitted: another linear layer."""
-        matrix = matrix_of(self.layer).double().cpu()
-        remaining = torch.ones(matrix.shape[1], dtype=torch.bool)
-        remaining[self.columns[list(channels)]] = False
-        lost = matrix.clone()
-        lost[:, remaining] -= self.inputs.refit(matrix, remaining)
-        layer = copy.deepcopy(self.layer)
+        lost = self._lost(matrix_of(self.layer).double().cpu(), channels, self.ridge)
+        layer = copy_of(self.layer)
         weight = layer.get_parameter("weight")
         with torch.no_grad():
             weight.copy_(weight_of(layer, lost))
         layer.bias = nn.Parameter((-lost @ self.inputs.mean).to(weight))
-        return OutputLoss(self.name, lambda value, _: layer(value))
+        if isinstance(layer, Transposed):
+            return OutputLoss(self.name, lambda value, output: layer(value, [*output.shape[2:]]), fitted=True)
+        return OutputLoss(self.name, lambda value, _: layer(value), fitted=True)
