@@ -16,7 +16,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -114,7 +114,7 @@ class ChannelFlow(TorchDispatchMode):
         with uncached(model), eval_mode(model), self._wrapped(), torch.inference_mode():
             for name, parameter in model.named_parameters():
                 long = [dim for dim, size in enumerate(parameter.shape) if size > 1]
-                if long:  # as in torch-pruning, channels lie along the last dimension that has any length
+                if long and parameter.is_floating_point():  # channels lie along the last of them
                     numbers = self._new(parameter.shape[long[-1]])
                     self._record(name, long[-1], "out", numbers)
                     self._labels[parameter] = _along(numbers, parameter.shape, long[-1])
@@ -160,7 +160,12 @@ class ChannelFlow(TorchDispatchMode):
                 output = forward(*args, **kwargs)
                 values = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v in self._labels]
                 first = next((v for v in tree_leaves(output) if isinstance(v, Tensor)), None)
-                if outside and first is not None and (values or isinstance(module, nn.Embedding)):
+                if (
+                    outside
+                    and first is not None
+                    and first.is_floating_point()
+                    and (values or isinstance(module, nn.Embedding))
+                ):
                     labels = self._through(module, [self._labels[value] for value in values], first)
                     if labels is not None:
                         self._labels[first] = labels.expand(first.shape)
@@ -235,7 +240,7 @@ class ChannelFlow(TorchDispatchMode):
 
     def _read(self, labels: Tensor, dim: int) -> Tensor:
         """One number per entry along a dimension; all numbers in an entry are tied."""
-        columns = labels.movedim(dim, 0).flatten(1)
+        columns = _thin(labels.movedim(dim, 0), 0).flatten(1)
         first = columns.amax(1)
         self._tie(first[:, None].expand_as(columns), columns)
         return first
@@ -259,6 +264,9 @@ class ChannelFlow(TorchDispatchMode):
     def _tie(self, a: Tensor, b: Tensor) -> None:
         if a is b:
             return
+        for dim in range(a.ndim):
+            if a.stride(dim) == b.stride(dim) == 0 and a.shape[dim] > 1:
+                a, b = a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)
         chosen = (a != b) & (a != FREE) & (b != FREE)
         if chosen.any():
             self._ties.append(torch.unique(torch.stack([a[chosen], b[chosen]]), dim=1))
@@ -273,24 +281,35 @@ class ChannelFlow(TorchDispatchMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if self._outside:
-            with torch.utils._python_dispatch._disable_current_modes():
+            with _disable_current_modes():
                 self._follow(func, args, kwargs, output)
         return output
 
     def _follow(self, func: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        """Give the outputs of an operator their channels; those of integers, such as indices, are none."""
         name = func._schema.name.removeprefix("aten::")
         outputs = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
         if name.removesuffix("_") in FACTORIES:
-            for value in outputs:
-                self._labels[value] = torch.full(value.shape, FREE)
+            floating = [value for value in outputs if value.is_floating_point()]
+            self._labels.update({value: torch.full(value.shape, FREE) for value in floating})
             return
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        known = [self._labels[value] for value in tensors if value in self._labels]
+        known = [self._labels[v] for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v in self._labels]
         if not known or not outputs:
             return
-        for value, labels in zip(outputs, self._labels_of(func, name, args, kwargs, known, outputs), strict=False):
-            if labels is not None:
+        try:
+            channels = self._labels_of(func, name, args, kwargs, known, outputs)
+        except Exception:  # of a foreign operator; it costs the channels that enter it, and no others
+            channels = self._mixed(known, outputs, name)
+        for value, labels in zip(outputs, channels, strict=False):
+            if labels is not None and value.is_floating_point():
                 self._labels[value] = labels.expand(value.shape)
+
+    def _mixed(self, known: Sequence[Tensor], outputs: Sequence[Tensor], operator: str) -> list[Tensor]:
+        """An operator that may make every output of all inputs: the channels of both stay."""
+        reason = f"{self._where()} mixes its channels ({operator})"
+        for labels in known:
+            self._pin(labels, reason)
+        return [self._pinned(reason).expand(value.shape) for value in outputs]
 
     def _labels_of(
         self, func: Any, name: str, args: tuple, kwargs: dict, known: list[Tensor], outputs: list[Tensor]
@@ -307,9 +326,9 @@ class ChannelFlow(TorchDispatchMode):
             self._split(known[0], halves, dim)
             return [self._combined(list(halves), shape)]
         if base == "pad" or base == "constant_pad_nd":
-            constant = base == "constant_pad_nd" or len(args) < 3 or args[2] == "constant"
-            mode = {"value": FREE} if constant else {"mode": args[2]}
-            return [nn.functional.pad(known[0].double(), args[1], **mode).long()]
+            mode = _argument(func, args, kwargs, "mode") or "constant"
+            fill = FREE if mode == "constant" else None
+            return [nn.functional.pad(known[0].double(), args[1], mode, fill).long()]
         if base in PARTS:
             parts = func(*self._numbers(args), **kwargs)
             self._split(known[0], parts, dim)
@@ -330,7 +349,7 @@ class ChannelFlow(TorchDispatchMode):
             return [self._applied(func, args, kwargs, shape)]
         if base.startswith(PLANES) and len(shape) == known[0].ndim:
             dims = tuple(range(2, len(shape)))
-            return [self._reduced(known[0], dims, True)] * len(outputs)
+            return [self._reduced(known[0], dims)] * len(outputs)
         if base in REDUCTIONS:
             return [self._reduction(dim, known[0], len(shape))] * len(outputs)
         if base in ALONG:
@@ -338,10 +357,7 @@ class ChannelFlow(TorchDispatchMode):
             return [known[0]] * len(outputs)
         if base in ("layer_norm", "rms_norm") and len(args[1]) == 1:
             return [self._combined(known, shape)]
-        reason = f"{self._where()} mixes its channels ({base})"
-        for labels in known:
-            self._pin(labels, reason)
-        return [self._pinned(reason).expand(value.shape) for value in outputs]
+        return self._mixed(known, outputs, base)
 
     def _where(self) -> str:
         return self._running[-1] or "the network"
@@ -362,6 +378,12 @@ class ChannelFlow(TorchDispatchMode):
         """An operator that only moves entries, applied to their channels."""
         if func._schema.name == "aten::view":  # labels need not lie in memory as activations do
             return self._numbers(args)[0].reshape(shape)
+        if func._schema.name in ("aten::cat", "aten::concat"):
+            parts, dim = self._numbers(args[0]), _argument(func, args, kwargs, "dim") % len(shape)
+            same = [at for at in range(len(shape)) if at != dim and all(part.stride(at) == 0 for part in parts)]
+            for at in same:
+                parts = [part.narrow(at, 0, 1) for part in parts]
+            return torch.cat(list(parts), dim)
         return func(*self._numbers(args), **kwargs)
 
     def _combined(self, known: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -384,7 +406,7 @@ class ChannelFlow(TorchDispatchMode):
         first = rest[0]
         for other in rest[1:]:
             self._tie(first, other)
-            if bool((first == FREE).any()):
+            if bool((_thin(first) == FREE).any()):
                 first = torch.where(first == FREE, other, first)
         return first
 
@@ -392,7 +414,7 @@ class ChannelFlow(TorchDispatchMode):
     def _is_for_all(labels: Tensor, shape: Sequence[int], varied: set[int]) -> bool:
         """Whether a tensor has one entry along a dimension along which channels of the result lie."""
         sizes = [1] * (len(shape) - labels.ndim) + list(labels.shape)
-        return any(sizes[dim] == 1 and shape[dim] > 1 for dim in varied) and bool((labels != FREE).any())
+        return any(sizes[dim] == 1 and shape[dim] > 1 for dim in varied) and bool((_thin(labels) != FREE).any())
 
     def _copied(self, args: tuple, known: list[Tensor]) -> Sequence[Tensor | None]:
         target, source = (self._labels.get(value) for value in args[:2])
@@ -422,13 +444,14 @@ class ChannelFlow(TorchDispatchMode):
         indexed = [at for at, index in enumerate(args[1]) if index is not None] if base == "index" else [dim]
         self._alike.append((whole, tuple(indexed), f"{self._where()} reads it at fixed indices"))
 
-    def _reduced(self, labels: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
+    def _reduced(self, labels: Tensor, dims: tuple[int, ...]) -> Tensor:
         """One number for all entries along some dimensions, which are tied."""
         if not dims:
             return labels
+        labels = _thin(labels)
         first = labels.amax(dims, keepdim=True)
         self._tie(first.expand_as(labels), labels)
-        return first if keep else labels.amax(dims)
+        return first
 
     def _reduction(self, dim: int | Sequence[int] | None, labels: Tensor, rank: int) -> Tensor | None:
         dims = (dim,) if isinstance(dim, int) else tuple(dim or range(labels.ndim))
@@ -436,7 +459,7 @@ class ChannelFlow(TorchDispatchMode):
             if self._model.get_submodule(self._running[-1]) in self._norms:
                 return None  # a statistic of all channels, by which a normalisation divides
             self._alike.append((labels, dims, f"{self._where()} reduces over its channels"))
-        return labels.amax(dims, keepdim=rank == labels.ndim)
+        return _thin(labels).amax(dims, keepdim=rank == labels.ndim)
 
     # What follows for groups
 
@@ -560,17 +583,27 @@ def _along(numbers: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     return numbers.view([-1 if at == dim % len(shape) else 1 for at in range(len(shape))]).expand(shape)
 
 
+def _thin(labels: Tensor, whole: int | None = None) -> Tensor:
+    """Labels with one entry along dimensions in which they only repeat; the dimension `whole` keeps its length."""
+    for dim in range(labels.ndim):
+        if labels.stride(dim) == 0 and labels.shape[dim] > 1 and dim != whole:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
+
+
 def _varies(labels: Tensor, dim: int) -> bool:
     """Whether different channels lie along a dimension; entries of no channel do not count."""
-    if not labels.numel():
+    if not labels.numel() or labels.stride(dim) == 0 or labels.shape[dim] == 1:
         return False
+    labels = _thin(labels)
     highest = labels.amax(dim, keepdim=True)
     return bool(((labels != highest) & (labels != FREE)).any())
 
 
 def _classed(labels: Tensor, classes: np.ndarray) -> Tensor:
     """Labels with the number of a channel's class in place of its own."""
-    return torch.where(labels == FREE, FREE, torch.from_numpy(classes).long()[labels.clamp(min=0)])
+    thin = _thin(labels)
+    return torch.where(thin == FREE, FREE, torch.from_numpy(classes).long()[thin.clamp(min=0)]).expand(labels.shape)
 
 
 def _argument(func: Any, args: tuple, kwargs: dict, name: str) -> Any:
