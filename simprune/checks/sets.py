@@ -8,6 +8,7 @@ from torch import Tensor
 
 from simprune.checks.corruptions import shifts
 from simprune.checks.verdict import Gate
+from simprune.core.batches import main_name
 from simprune.core.registry import bound, register
 
 Gates = str | Mapping[str, Any] | Sequence[Gate]  # a check set's name, a mapping with name and options, or gates
@@ -108,8 +109,8 @@ def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
     """Default gates that fit what a model gives, one list per output where there are several.
 
     Class scores (N, C) get the set "default", maps with labels for every pixel the set "segmentation"; anything else,
-    such as maps without labels and regression, is compared by `relative_error`. Labels belong to the outputs that have
-    their shape.
+    such as maps without labels and regression, is compared by `relative_error`. Labels belong to the outputs that
+    `labelled` says.
 
     Args:
         outputs: of the first test batch, by name.
@@ -124,15 +125,30 @@ def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
         if (value.ndim == 2 and value.shape[1] > 1) or (value.ndim == 3 and not fits(value, labels)):
             return gates_of(None, labels is not None)  # of tokens as well, for which the set has to be chosen
     gates: list[Gate] = []
+    with_labels = labelled(outputs, labels)
     for name, value in outputs.items():
         if value.ndim == 2 and value.shape[1] > 1:
-            own = gates_of(None, fits(value, labels))
-        elif value.ndim > 2 and fits(value, labels):
+            own = gates_of(None, name in with_labels)
+        elif value.ndim > 2 and name in with_labels:
             own = segmentation()
         else:
             own = [Gate("relative_error", limit=0.3)]
         gates += own if len(outputs) == 1 else [replace(gate, output=name) for gate in own]
     return gates
+
+
+def labelled(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[str]:
+    """Names of the outputs that labels belong to: those of fitting shape with as many classes as the first of them.
+
+    The main output comes first. Early exits and auxiliary heads of the same classes share its labels in this way.
+
+    >>> import torch
+    >>> labelled({"a": torch.zeros(2, 3), "b": torch.zeros(2, 5), "c": torch.zeros(2, 3)}, torch.tensor([0, 1]))
+    ['a', 'c']
+    """
+    names = sorted(outputs, key=lambda name: name != main_name(outputs))
+    fitting_ones = [name for name in names if fits(outputs[name], labels)]
+    return [name for name in fitting_ones if outputs[name].shape[1] == outputs[fitting_ones[0]].shape[1]]
 
 
 def fits(output: Tensor, labels: Tensor | None) -> bool:

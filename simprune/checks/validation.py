@@ -12,7 +12,7 @@ from simprune.checks import corruptions
 from simprune.checks.intervals import strata_of
 from simprune.checks.judging import Case, judge_together
 from simprune.checks.padding import targets_of, without_padding
-from simprune.checks.sets import Gates, fits, fitting, gates_of
+from simprune.checks.sets import Gates, fitting, gates_of, labelled
 from simprune.checks.verdict import Gate, Verdict
 from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
 from simprune.core.names import did_you_mean
@@ -149,7 +149,8 @@ def check(
     outputs_a, outputs_b = (dict(x) if isinstance(x, Mapping) else {"output": x} for x in (logits_a, logits_b))
     labels, targets = None if labels is None else torch.as_tensor(labels), None
     shaped = all(isinstance(value, Tensor) for value in outputs_a.values())
-    tally = _Tally(gates, labels is not None, correction, fitting(outputs_a, labels) if shaped and gates is None else gates)
+    chosen = fitting(outputs_a, labels) if shaped and gates is None else gates
+    tally = _Tally(gates, labels is not None, correction, chosen)
     for gate, measure in zip(tally.gates, tally.measures, strict=True):
         if measure.form == "models" or gate.inputs != corruptions.CLEAN:
             raise ValueError(f"{gate.label} needs the models, not only their outputs; use validate")
@@ -208,7 +209,7 @@ class _Tally:
             a, b = outputs_a[name], outputs_b[name]
             self._fits(measure, a, gate)
             own = labels
-            if len(outputs_a) > 1 and not measure.needs_labels and not fits(a, labels):
+            if len(outputs_a) > 1 and not measure.needs_labels and name not in labelled(outputs_a, labels):
                 own = None  # they are another output's
             if measure.form == "classes":
                 if name not in class_scores:

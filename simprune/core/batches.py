@@ -176,8 +176,12 @@ def outputs_of(value: Any) -> dict[str, Tensor]:
 
 def _collect(value: Any, name: str, leaves: dict[str, Tensor]) -> None:
     if isinstance(value, Tensor):
-        if value.is_floating_point() and value.ndim and not any(value is other for other in leaves.values()):
-            leaves[name] = value
+        if value.is_floating_point() and value.ndim:
+            twin = next((key for key, other in leaves.items() if other is value), None)
+            if twin is not None and name == "logits":
+                del leaves[twin]
+            if twin is None or name == "logits":
+                leaves[name] = value
         return
     for key, item in _inside(value).items():
         if not _ends(key, LOSSES):

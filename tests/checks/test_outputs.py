@@ -95,6 +95,16 @@ def test_a_loss_is_not_what_gates_check():
     assert "accuracy_drop" in outcomes(verdict) and verdict.outcome == "fail" and not verdict.notes
 
 
+def test_labels_are_those_of_the_main_output_and_of_others_with_its_classes():
+    def exits(scores, pixels, vector):
+        return {"coarse": torch.cat([scores, scores], 1), "early": scores + 0, "logits": scores}
+
+    data = [(INPUTS, INPUTS.mean((2, 3)).argmax(1))]
+    verdict = validate(Heads(exits), Heads(exits), data)
+    drops = {result.gate.output for result in verdict.results if result.gate.measure == "accuracy_drop"}
+    assert drops == {"early", "logits"} and verdict.results[0].gate.output == "coarse"
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_one_map_has_gates_that_fit_it_by_default(labelled):
     def pixels(_, y, __):
