@@ -1,6 +1,7 @@
 """Attention heads: query heads with the key/value head they share, in every tensor of one attention module."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
 from simprune.structures import Refusals, UnitStructure
 from simprune.structures.proof import prove
-from simprune.trace.attention import HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions
+from simprune.trace.attention import FUSED_WIDTHS, HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions
 from simprune.trace.cut import cut
 from simprune.trace.explicit import make_explicit
 from simprune.trace.network import Network
@@ -35,7 +36,7 @@ class Heads(UnitStructure):
             elif name and name not in network.visits:
                 refused.append((name, "it takes no part in the forward pass"))
             elif attention.groups < 2:
-                refused.append((name, "it has a single key/value head"))
+                refused.append((name, "it has a single head"))
             else:
                 groups.append(head_group(attention))
         proven, unproven = prove(network, groups, self)
@@ -95,9 +96,40 @@ def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int])
     count = remaining * (attention.heads // attention.groups)
     for names, old, new in (
         (HEAD_COUNTS, attention.heads, count),
-        (KEY_VALUE_COUNTS, attention.groups, remaining),
-        (JOINT_WIDTHS, attention.heads * attention.width, count * attention.width),
+        (KEY_VALUE_COUNTS, attention.key_values, attention.key_values if attention.shared else remaining),
+        (JOINT_WIDTHS + FUSED_WIDTHS * attention.shared, attention.heads * attention.width, count * attention.width),
     ):
         for name in names:
             if vars(module).get(name) == old:
                 setattr(module, name, new)
+    config = getattr(module, "config", None)
+    if config is not None and any(getattr(config, name, None) == attention.heads for name in HEAD_COUNTS):
+        key_values = attention.key_values if attention.shared else remaining
+        counts = ((HEAD_COUNTS, attention.heads, count), (KEY_VALUE_COUNTS, attention.key_values, key_values))
+        own = {name: new for names, old, new in counts for name in names if getattr(config, name, None) == old}
+        vars(module)["config"] = OwnHeads(config, own)
+
+
+class OwnHeads:
+    """A configuration as one attention module sees it: that of the model, with the module's own numbers of heads.
+
+    Some attention modules read these numbers from a configuration that they share with layers which keep their heads.
+
+    >>> from types import SimpleNamespace
+    >>> config = SimpleNamespace(num_heads=4, use_cache=True)
+    >>> own = OwnHeads(config, {"num_heads": 3})
+    >>> own.use_cache = False
+    >>> own.num_heads, config
+    (3, namespace(num_heads=4, use_cache=False))
+    """
+
+    def __init__(self, shared: Any, own: Mapping[str, int]) -> None:
+        vars(self).update(own, _shared=shared)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_shared":  # asked for by copy and pickle before there is a state
+            raise AttributeError(name)
+        return getattr(self._shared, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._shared, name, value)

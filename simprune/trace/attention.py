@@ -9,13 +9,17 @@ from simprune.trace.layers import is_conv1d, matrix_of, output_dim
 
 # Names of the children that project queries, keys and values apart, all at once, and the heads' joint output.
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
-FUSED = (("qkv",), ("qkv_proj",), ("in_proj",), ("c_attn",))
-OUTPUT = ("o_proj", "out_proj", "c_proj", "proj", "o", "to_out")
-PER_HEAD_NORMS = ("q_norm", "k_norm")  # these work within a head, so they stay when another head goes
+INTERLEAVED = ("query_key_value",)  # the queries of a key/value head, its key, its value, and so on for every one
+FUSED = (("qkv",), ("qkv_proj",), ("in_proj",), ("c_attn",), ("Wqkv",), INTERLEAVED)
+OUTPUT = ("o_proj", "out_proj", "c_proj", "proj", "o", "to_out", "dense", "Wo")
+# Norms of queries and keys: within a head, or with an entry for every entry of all heads.
+NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "q_proj_layernorm", "k_proj_layernorm")
+PER_HEAD = ("sinks",)  # parameters with one entry for every query head
 # Names under which modules and configurations state numbers of heads and widths: a new spelling goes here alone.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head")
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "head_size")
+FUSED_WIDTHS = ("embed_dim",)  # of all heads together, where a single key/value head is fused with them
 JOINT_WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim")  # of all heads together
 
 Entry = tuple[str, int]  # a tensor and one of its dimensions
@@ -23,12 +27,18 @@ Entry = tuple[str, int]  # a tensor and one of its dimensions
 
 @dataclass(frozen=True)
 class HeadRows:
-    """Where `heads` heads lie in one tensor: one after the other along `dim`, from entry `start` on."""
+    """Where `heads` heads lie in one tensor: one after the other along `dim`, from entry `start` on.
+
+    Heads of two key/value heads begin `step` entries apart, by default directly one after the other. A head has `width`
+    entries here, by default as many as the attention says.
+    """
 
     tensor: str
     dim: int
     heads: int
     start: int = 0
+    step: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Attention:
     Args:
         name: of the module.
         heads: number of query heads.
-        groups: number of key/value heads, any of which serves `heads / groups` query heads, one after the other.
+        groups: number of key/value heads, any of which serves `heads / groups` query heads, one after the other. Where
+            a single key/value head serves all, it stays, and every query head is a group of its own.
         width: entries of one head.
         rows: where the heads lie in the weights and biases of the projections to queries, keys and values.
         joint: where they lie in the weight of the output projection.
@@ -54,6 +65,12 @@ class Attention:
     joint: HeadRows
     reads: tuple[Entry, ...]
     writes: tuple[Entry, ...]
+    shared: bool = False  # whether a single key/value head serves all query heads
+
+    @property
+    def key_values(self) -> int:
+        """Number of key/value heads."""
+        return 1 if self.shared else self.groups
 
     @property
     def units(self) -> tuple[tuple[int, ...], ...]:
@@ -63,13 +80,14 @@ class Attention:
 
     def entries(self, rows: HeadRows, group: int) -> tuple[int, ...]:
         """Entries along `rows.dim` that belong to one key/value head or to its query heads."""
-        size = rows.heads // self.groups * self.width
-        return tuple(range(rows.start + group * size, rows.start + (group + 1) * size))
+        size = rows.heads // self.groups * (rows.width or self.width)
+        start = rows.start + group * (rows.step or size)
+        return tuple(range(start, start + size))
 
     @property
     def layers(self) -> frozenset[str]:
         """Names of the projections."""
-        tensors = [rows.tensor for rows in self.rows] + [self.joint.tensor]
+        tensors = [tensor for tensor, _ in self.reads] + [self.joint.tensor]
         return frozenset(tensor.rpartition(".")[0] for tensor in tensors)
 
 
@@ -117,7 +135,7 @@ def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention
     children = dict(module.named_children())
     projections = _projections(children)
     output = _output_projection(model, name, children)
-    if not projections or output is None or not _holds_only(module, {*projections, *PER_HEAD_NORMS}, output, name):
+    if not projections or output is None or not _holds_only(module, {*projections, *NORMS}, output, name):
         return None
     output_layer = model.get_submodule(output)
     size = matrix_of(output_layer).shape[1]
@@ -128,11 +146,15 @@ def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention
         return None
     heads, prefix = size // width, f"{name}." if name else ""
     layers = {prefix + child: children[child] for child in projections}
-    rows = tuple(_head_rows(layers, heads, groups, width))
+    shared = groups == 1 < heads
+    rows = _head_rows(layers, heads, groups, width, interleaved=projections == INTERLEAVED and not shared)
+    if shared:  # keys and values stay
+        rows, groups = [part for part in rows if part.heads == heads], heads
+    rows += _beside(module, prefix, heads, groups, width, shared)
     joint = HeadRows(f"{output}.weight", 1 - output_dim(output_layer), heads)
     reads = tuple((f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items())
     writes = along_outputs(output, output_layer) if output.startswith(prefix) else ()
-    return Attention(name, heads, groups=groups, width=width, rows=rows, joint=joint, reads=reads, writes=writes)
+    return Attention(name, heads, groups, width, tuple(rows), joint, reads, writes, shared)
 
 
 def _projections(children: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -154,8 +176,8 @@ def _holds_only(module: nn.Module, known: set[str], output: str, name: str) -> b
     """Whether all parameters of a module lie in children that are known, or in the output projection."""
     own = known | {output.removeprefix(f"{name}." if name else "")}
     others = (part for child, part in module.named_children() if child not in own)
-    free = next(module.parameters(recurse=False), None)
-    return free is None and all(next(part.parameters(), None) is None for part in others)
+    free = [key for key, _ in module.named_parameters(recurse=False) if key not in PER_HEAD]
+    return not free and all(next(part.parameters(), None) is None for part in others)
 
 
 def _head_width(module: nn.Module, joint: int) -> int:
@@ -176,16 +198,39 @@ def _key_value_heads(sizes: Sequence[int], joint: int, width: int) -> int:
     return 0 if groups < 1 or heads % groups or sum(sizes) != (heads + 2 * groups) * width else groups
 
 
-def _head_rows(layers: Mapping[str, nn.Module], heads: int, groups: int, width: int) -> list[HeadRows]:
-    """The heads in every tensor of the projections: queries, keys and values, one after the other where fused."""
-    fused = len(layers) == 1
+def _head_rows(
+    layers: Mapping[str, nn.Module], heads: int, groups: int, width: int, interleaved: bool
+) -> list[HeadRows]:
+    """The heads in every tensor of the projections: queries, keys and values, one after the other where fused.
+
+    Interleaved, they follow one another for every key/value head.
+    """
+    fused, step = len(layers) == 1, (heads // groups + 2) * width if interleaved else 0
     starts = (0, heads * width, (heads + groups) * width) if fused else (0, 0, 0)
+    if interleaved:
+        starts = (0, heads // groups * width, (heads // groups + 1) * width)
     names = [*layers] * 3 if fused else [*layers]
     return [
-        HeadRows(tensor, dim, count, start)
+        HeadRows(tensor, dim, count, start, step)
         for name, start, count in zip(names, starts, (heads, groups, groups), strict=True)
         for tensor, dim in along_outputs(name, layers[name])
     ]
+
+
+def _beside(module: nn.Module, prefix: str, heads: int, groups: int, width: int, shared: bool) -> list[HeadRows]:
+    """The heads in norms of queries and keys that have entries for all of them, and in other parameters."""
+    rows = [
+        HeadRows(f"{prefix}{name}", 0, heads, width=1)
+        for name in PER_HEAD
+        if (tensor := module._parameters.get(name)) is not None and len(tensor) == heads
+    ]
+    for name in NORMS:
+        count = heads if name.startswith("q") else groups
+        for key, tensor in getattr(module, name, nn.Identity()).named_parameters():
+            whole = tensor.shape[0] == count * width and tensor.ndim == 1
+            if (whole or tuple(tensor.shape) == (count, width)) and not (shared and count != heads):
+                rows.append(HeadRows(f"{prefix}{name}.{key}", 0, count, width=0 if whole else 1))
+    return rows
 
 
 # ---- one projection ----

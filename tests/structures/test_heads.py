@@ -16,6 +16,7 @@ from simprune.structures.heads import head_group
 from simprune.trace.attention import attentions
 from simprune.trace.cost import cost_model, measure_cost
 from simprune.trace.network import Network
+from tests.architectures import language_models
 from tests.architectures.networks import batches, make
 from tests.networks import estimated
 
@@ -161,3 +162,32 @@ def test_a_layout_that_is_not_what_it_looks_like_is_refused():
     groups, refused = structure("heads").find(Network(model, ((torch.randn(2, 5, 6),), {})))
     assert groups == []
     assert "differs from ignoring" in dict(refused)["1"]
+
+
+FUSED = ("phi", "phi3", "gptneox", "falcon", "falcon_groups", "gptbigcode", "olmo2", "cohere", "qwen3")
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_heads_of_fused_projections_and_normalised_queries_go_and_texts_go_on(name):
+    model, batch = language_models.make(name), language_models.batch()
+    groups, refused = structure("heads").find(Network.trace(model, batch))
+    assert len(groups) == 4 and refused == []
+    again = structure("heads").find(Network.trace(language_models.make(name, torch.bfloat16), batch))
+    assert again == (groups, [])
+    group = groups[1]
+    small = apply(plan_of(model, batch, Edit("heads", group.name, group.expand([0]), group.width)), model)
+    if name != "olmo2":  # which normalises across all heads
+        with torch.no_grad():
+            torch.testing.assert_close(
+                call(small, batch), call(silenced(model, group, [0]), batch), rtol=1e-5, atol=1e-5
+            )
+    prompt = batch["input_ids"][:, :6]
+    texts = [small.generate(prompt, max_new_tokens=5, do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_heads_whose_position_biases_are_made_outside_stay_with_a_reason(name):
+    groups, refused = structure("heads").find(Network.trace(language_models.make(name), language_models.batch()))
+    assert groups == []
+    assert len(refused) == 4 and all("fails without one of its heads" in reason for _, reason in refused)
