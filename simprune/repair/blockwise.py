@@ -1,4 +1,4 @@
-"""Blockwise: least squares, and then the layers of every residual block together."""
+"""Blockwise: least squares, and then the layers of every block or segment together."""
 
 from simprune.core.registry import register
 from simprune.repair._task import Task
@@ -9,14 +9,15 @@ from simprune.repair.ridge import Ridge
 
 @register("repair", "blockwise", title="reconstructed", order=1, includes=("least_squares",))
 def blockwise(task: Task, *, ridge: Ridge = "auto", values: int = VALUES) -> list[Refit]:
-    """After least squares, the layers of every residual block are fitted together, so that all its units change.
+    """After least squares, the layers of every block or segment are fitted together, so that all its units change.
 
-    No labels and no learning rate, but iterated (see `simprune.repair.gauss_newton`): about five times the time of
-    least squares.
+    Segments are residual blocks, other modules of a few layers, and every few layers of a chain (see
+    `simprune.repair.segments`); depthwise convolutions in them take part. No labels and no learning rate, but iterated
+    (see `simprune.repair.gauss_newton`): about ten times the time of least squares.
 
     Args:
         task: what is repaired.
         ridge: as of least squares.
-        values: entries of a block's output that it is fitted to, which bounds time and memory.
+        values: entries, of its output or of a layer in it, to which a segment is fitted: bounds time and memory.
     """
     return refit(task, ridge, task.chosen, values)

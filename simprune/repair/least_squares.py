@@ -80,7 +80,7 @@ def refit(
     segments = [segment for segment in _segments(network, order, shortcuts) if behind.intersection(segment.layers)]
     segments = [segment for segment in segments if all(map(together, segment.names))]
     repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, segments, values, repeats)
-    return replace(repair, filters=pruned.filters).run(layers, task.batches, "reconstruct")
+    return replace(repair, filters=pruned.filters, notes=task.notes).run(layers, task.batches, "reconstruct")
 
 
 def _segments(network: Network, order: Sequence[str], shortcuts: Mapping[str, Shortcut]) -> list[Segment]:

@@ -22,6 +22,7 @@ from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
 from simprune.trace.shortcuts import Shortcut
 
 Calls = tuple[Example, Example, Tensor | None]  # of a module on one batch: original's, pruned network's; the mask
+BATCHES = 16  # times VALUES: a segment of which one batch makes more entries is not fitted as a whole
 VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and memory
 
 
@@ -53,6 +54,7 @@ class Repair:
         values: number of entries, of its output or of a layer in it, to which a segment is fitted.
         filters: convolutions in channel groups, which only segments change, and the BatchNorms behind them.
         repeats: layers that run more than once, with all modules that compute with their weight.
+        notes: to which a line is added for every segment that is not fitted, with the reason.
     """
 
     small: nn.Module
@@ -65,6 +67,7 @@ class Repair:
     values: int = VALUES
     repeats: Mapping[str, Repeat] = field(default_factory=dict)
     filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
@@ -190,7 +193,13 @@ class Repair:
             axis, last = channel_axis(whole, segment.axis), segment.layers[-1]
             width = len(matrix_of(self.model.get_submodule(last)))
             remaining = outputs_left(self._remaining(last), width, self.effects, whole, current, axis)
+            reason = ""
             if remaining is None:
+                reason = "which of its outputs are left cannot be told from the plan"
+            elif (most := max(whole.numel(), largest)) > BATCHES * self.values:
+                reason = f"a batch makes {most:,} entries in it; give batches of {BATCHES * self.values:,} at most"
+            if reason or remaining is None:
+                self.notes.append(f"{segment.name or 'the model'} was not fitted as a whole: {reason}")
                 return []
             for original, pruned, mask in calls:
                 args, kwargs = copied(original)
@@ -207,7 +216,7 @@ class Repair:
         inside = {name for name, module in small.named_modules() if can_be_folded(module)}
         behind = {layer: {**self.normalisers, **norms}.get(layer, "").removeprefix(segment.prefix) for layer in short}
         folded = {short[layer]: norm if norm in inside else None for layer, norm in behind.items()}
-        return [Refit(segment.name or "all layers", *fit_block(small, folded, pairs, axis=axis))]
+        return [Refit(segment.name or "the model", *fit_block(small, folded, pairs, axis=axis))]
 
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""

@@ -16,6 +16,7 @@ from simprune.trace.execution import Execution
 from simprune.trace.hooks import hooks
 from simprune.trace.layers import channel_dim, matrix_of, positions, weight_of
 
+INERT = 1e-10  # share of the variance: rounding errors are below this
 STEPS = (1.0, 0.5, 0.25)  # shares of the way to the fit; the first that improves is taken
 
 
@@ -96,7 +97,9 @@ def fit_repeat(
     seen = current()
     total = torch.cat([positions(layer, target).transpose(0, 1).flatten(1) for target in wanted], 1).double()
     spread = float((total - total.mean(1, keepdim=True)).square().sum()) or 1.0
-    before = best = error(seen)
+    before = error(seen)
+    if before <= INERT * spread:  # nothing before it has changed
+        return before / spread, before / spread, None
     pairs = [(x, target) for (x, _), target in zip(seen, wanted, strict=True)]
     solved = fit(layer, pairs, ridge, intercept=bias is not None or bool(norms))
     old = matrix_of(layer).double(), offset() if bias is None else bias.double()

@@ -176,5 +176,5 @@ class _Finder:
             return False
         args, kwargs = copied(network.block_calls.calls[name] if name else network.example)
         module = network.model.get_submodule(name)
-        with eval_mode(module):
+        with eval_mode(module), torch.no_grad():
             return isinstance(module(*args, **kwargs), Tensor)

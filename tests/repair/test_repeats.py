@@ -84,6 +84,24 @@ class Shared(nn.Module):
         return self.head(x)
 
 
+class Recurrent(nn.Module):
+    """A convolutional LSTM: its gates come from one layer, which runs on the state that it made itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(2, 10, 3, padding=1), nn.Conv2d(10, 6, 3, padding=1)
+        self.gates, self.head = nn.Conv2d(12, 24, 3, padding=1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = cell = x.new_zeros(len(x), 6, *x.shape[-2:])
+        for step in x.unbind(1):
+            inside = torch.cat([F.relu(self.mid(F.relu(self.stem(step)))), hidden], 1)
+            i, f, o, g = self.gates(inside).chunk(4, 1)
+            cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+            hidden = torch.sigmoid(o) * torch.tanh(cell)
+        return self.head(hidden.mean((2, 3)))
+
+
 class SharedNorm(nn.Module):
     """Two convolutions in front of one BatchNorm; and a layer that a BatchNorm and a shortcut read."""
 
@@ -197,6 +215,17 @@ def test_layers_of_a_block_that_is_shared_are_refitted_and_come_nearer():
     assert not notes
     x = torch.randn(256, 6)
     assert error(small, model, x) < 0.5 * error(pruned, model, x)
+
+
+def test_layers_of_a_recurrent_network_are_refitted_and_come_nearer():
+    torch.manual_seed(0)
+    model, batches = Recurrent().eval(), [torch.randn(16, 4, 2, 6, 6) for _ in range(4)]
+    pruned, small, refitted, notes = repaired(model, batches, Edit("channels", "stem", range(4), 10))
+    assert {"mid", "gates", "head"} <= refitted
+    assert not notes
+    assert torch.equal(small.stem.weight, pruned.stem.weight)  # its inputs are what they were
+    x = torch.randn(64, 4, 2, 6, 6)
+    assert error(small, model, x) < 0.7 * error(pruned, model, x)
 
 
 def test_means_that_are_not_a_layers_own_stay_and_the_notes_say_so():

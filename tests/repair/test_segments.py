@@ -175,3 +175,15 @@ def test_layers_of_a_chain_are_fitted_together_only_where_the_recipe_says_so():
     assert any(" to " in name for name in every)
     assert "classifier" in some
     assert not any(" to " in name for name in some)
+
+
+def test_a_segment_that_is_too_large_for_its_memory_is_left_and_the_notes_say_so():
+    torch.manual_seed(0)
+    model, batches, notes = Written().eval(), list(torch.randn(32, 3, 8, 8).split(8)), []
+    made = plan_of(model, batches[0], Edit("channels", "spam", (0, 1), 10))
+    network, small = Network.trace(model, batches[0]), apply(made, model)
+    method = {"name": "blockwise", "values": 12 * 64 * 8 // 32}
+    assert [refit.layer for refit in repair(small, made, network, batches, method, notes=notes)] == ["eggs", "ham"]
+    assert notes == [
+        "the model was not fitted as a whole: a batch makes 6,144 entries in it; give batches of 3,072 at most"
+    ]
