@@ -113,7 +113,7 @@ class BlockDrift(ModelMeasure):
         self, network: Network, small: nn.Module, test: Iterable, blocks: tuple[str, ...]
     ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Outputs of all blocks in both models on every whole group of inputs."""
-        model, sites = network.model, [Site(name, axis=network.axes.of(name, "output")) for name in blocks]
+        model, sites = network.model, [Site(name).located(network.axes) for name in blocks]
         original, pruned = ({name: torch.empty(0) for name in blocks} for _ in range(2))  # rows not yet in a group
         mask: Tensor | None = None  # of the batch that is running
 

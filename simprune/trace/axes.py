@@ -1,13 +1,16 @@
-"""Along which dimension of a tensor the channels lie: known from the layer that made the tensor, followed by the trace.
+"""Along which dimensions of a tensor channels and inputs lie: known from the layer that made it, followed by the trace.
 
 A convolution gives channels in dimension 1, a linear layer or an embedding in the last one. From there on the dimension
 is followed through every operator: permuting moves it, reshaping keeps it where the same entries still lie side by
 side, elementwise operators, pooling and padding leave it. A tensor that no layer made, such as the network's input, has
 its channels where the first layer that reads it expects them.
+
+The inputs of a batch lie along the first dimension of what the network gets, and are followed in the same way: a
+network may work on (positions, inputs, channels).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any
@@ -34,19 +37,25 @@ RESHAPING = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "un
 class Axes:
     """The dimension of the channels, by module, of the first tensor that it gets and of the first that it returns.
 
-    The module "" is the model itself. A module that never ran, or whose tensors no layer reaches, has none.
+    The module "" is the model itself. A module that never ran, or whose tensors no layer reaches, has none. `batches`
+    holds the dimension of the inputs of the batch, by module and "input" or "output", where it is not the first one.
     """
 
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
+    batches: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def batch(self, module: str, side: str) -> int:
+        """The dimension of the inputs of the batch at the "input" or "output" of a module."""
+        return self.batches.get((module, side), 0)
 
     def of(self, module: str, side: str) -> int | None:
         """The dimension at the "input" or "output" of a module; None where it is not known."""
         return (self.inputs if side == "input" else self.outputs).get(module)
 
 
-def channels_last(value: Tensor, axis: int | None) -> Tensor:
-    """(N, positions, channels) of an activation whose channels lie along `axis`.
+def channels_last(value: Tensor, axis: int | None, batch: int = 0) -> Tensor:
+    """(N, positions, channels) of an activation whose channels lie along `axis`, and its N inputs along `batch`.
 
     Vectors (N, C) have one position. Where no layer tells the axis, it is 1 of four dimensions or more and the last of
     three.
@@ -56,7 +65,7 @@ def channels_last(value: Tensor, axis: int | None) -> Tensor:
     """
     if value.ndim < 3:
         return value.flatten(1)[:, None]
-    return value.movedim(channel_axis(value, axis), -1).flatten(1, -2)
+    return value.movedim((batch, channel_axis(value, axis)), (0, -1)).flatten(1, -2)
 
 
 def channel_axis(value: Tensor, axis: int | None) -> int:
@@ -90,6 +99,7 @@ def axes_of(model: nn.Module, example: Example) -> Axes:
     waiting: list[tuple[str, Tensor]] = []  # inputs whose axis a later layer tells
     inputs: dict[str, int] = {}
     outputs: dict[str, int] = {}
+    batches: dict[tuple[str, str], int] = {}
 
     def enter(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         value = first_tensor((args, kwargs))
@@ -97,31 +107,39 @@ def axes_of(model: nn.Module, example: Example) -> Axes:
             return
         own = own_axis(module, value)
         if own is not None:
-            following.axes.setdefault(value, own)
+            following.tell(value, own)
         if following.axes.get(value) is None:
             waiting.append((name, value))
         else:
             inputs[name] = following.axes[value] if own is None else own
+        if following.batches.get(value):
+            batches[name, "input"] = following.batches[value]
 
     def leave(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         value = first_tensor(output)
         if value is None or value.ndim < 2:
             return
         own = own_axis(module, value)
+        entered = first_tensor((args, kwargs))
+        entered = value if entered is None or entered.ndim != value.ndim else entered
         if own is not None:
-            entered = first_tensor((args, kwargs))
-            along = None if entered is None or entered.ndim != value.ndim else following.axes.get(entered)
+            along = None if entered is value else following.axes.get(entered)
             following.axes[value] = own if along is None or isinstance(module, _ConvNd) else along
+        if value not in following.batches and entered in following.batches:  # attention splits and joins dimensions
+            following.batches[value] = following.batches[entered]
         if following.axes.get(value) is not None:
             outputs[name] = following.axes[value]
+        if following.batches.get(value):
+            batches[name, "output"] = following.batches[value]
 
     modules = [*model.named_modules()]
     befores, afters = ([(module, partial(see, name)) for name, module in modules] for see in (enter, leave))
     args, kwargs = example
+    following.batches.update((value, 0) for value in _tensors((*args, *kwargs.values())) if value.ndim)
     with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters), following:
         model(*args, **kwargs)
     late = {name: following.axes[value] for name, value in waiting if following.axes.get(value) is not None}
-    return Axes(late | inputs, outputs)
+    return Axes(late | inputs, outputs, batches)
 
 
 def own_axis(module: nn.Module, value: Tensor) -> int | None:
@@ -138,32 +156,53 @@ def own_axis(module: nn.Module, value: Tensor) -> int | None:
 
 
 class _Following(TorchDispatchMode):
-    """Remembers the dimension of the channels of every tensor that lives, operator after operator."""
+    """Remembers the dimensions of channels and of inputs of every tensor that lives, operator after operator."""
 
     def __init__(self) -> None:
         super().__init__()
         self.axes: Any = WeakTensorKeyDictionary()
+        self.batches: Any = WeakTensorKeyDictionary()
+        self.origins: Any = WeakTensorKeyDictionary()  # what a tensor without known channels was computed from
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__
-        for place, output in enumerate(_tensors(result)):
-            axis = self._after(operator, args, output, place) if output.ndim > 1 else None
+        for output in _tensors(result):
+            axis = self._after(operator, args, output) if output.ndim > 1 else None
             if axis is not None and output not in self.axes:
                 self.axes[output] = axis
+            if axis is None:
+                self.origins.update((output, x) for x in _tensors(args) if x.shape == output.shape and x is not output)
+            batch = self._batch(operator, args, output) if output.ndim > 1 else None
+            if batch is not None and output not in self.batches:
+                self.batches[output] = batch
         return result
 
-    def _after(self, operator: str, args: tuple, output: Tensor, place: int) -> int | None:
-        """The dimension in one output of an operator; None where it is not known."""
+    def tell(self, value: Tensor | None, axis: int) -> None:
+        """State the dimension of the channels of a tensor, and of those that it was computed from, if it is unknown."""
+        while value is not None and value not in self.axes:
+            self.axes[value] = axis
+            value = self.origins.get(value)
+
+    def _batch(self, operator: str, args: tuple, output: Tensor) -> int | None:
+        """The dimension of the inputs in one output of an operator; None where it is not known."""
+        sources = [value for value in _tensors(args) if value in self.batches]
+        if not sources or operator in LAST:
+            return self.batches[args[1]] if operator == "embedding" and sources else None
+        source = max(sources, key=lambda value: value.ndim)
+        return moved(operator, args, source, self.batches[source], output)
+
+    def _after(self, operator: str, args: tuple, output: Tensor) -> int | None:
+        """The dimension of the channels in one output of an operator; None where it is not known."""
         sources = [value for value in _tensors(args) if self.axes.get(value) is not None]
         if operator in SECOND:
             if args[0].ndim > 1:
-                self.axes.setdefault(args[0], 1)
+                self.tell(args[0], 1)
             return 1 if operator == "convolution" else self.axes[args[0]]
         if operator in LAST:
             return output.ndim - 1
         if not sources and operator == "native_layer_norm" and len(args[1]) == 1:
-            self.axes[args[0]] = args[0].ndim - 1
+            self.tell(args[0], args[0].ndim - 1)
             return output.ndim - 1
         if not sources:
             return None

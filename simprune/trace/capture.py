@@ -73,7 +73,7 @@ def reading(
     """
 
     def see(reader: Reading, site: Site, value: Tensor) -> None:
-        reader.see(replace(site, mask=mask(), axis=axes.of(site.module, site.side)), value)
+        reader.see(replace(site.located(axes), mask=mask()), value)
 
     with ExitStack() as stack:
         for reader in readings:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,7 +79,7 @@ def capture_gradients(
         for batch in checked(batches, "batches"):
             if axes is None:
                 axes = axes_of(model, move(example_of(batch), device_of(model)))
-                sites = [replace(site, axis=axes.of(site.module, site.side)) for site in sites]
+                sites = [site.located(axes) for site in sites]
             readings.clear()
             # copies, because modules may write into inputs, and gradients must not reach the caller's tensors
             args, kwargs = copied(inputs_of(batch))

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from simprune.core.names import did_you_mean
-from simprune.trace.axes import channels_last
+from simprune.trace.axes import Axes, channels_last
 from simprune.trace.hooks import hooks
 
 Layout = Literal["flatten", "pool", "positions"]
@@ -29,6 +29,7 @@ class Site:
             row; "flatten" ignores it. Functions that walk batches set it to the batch's attention_mask.
         axis: the dimension along which the channels lie (see `simprune.trace.axes`). Functions that walk batches set
             it. Without it, it is 1 of four dimensions or more and the last of three.
+        batch: the dimension along which the inputs of the batch lie.
 
     Raises:
         ValueError: for an unknown layout or side.
@@ -45,12 +46,17 @@ class Site:
     side: Literal["input", "output"] = "output"
     mask: Tensor | None = field(default=None, compare=False, repr=False)
     axis: int | None = field(default=None, compare=False, repr=False)
+    batch: int = field(default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.layout not in ("flatten", "pool", "positions"):
             raise ValueError(f"layout must be flatten, pool or positions; got {self.layout!r}")
         if self.side not in ("input", "output"):
             raise ValueError(f"side must be input or output; got {self.side!r}")
+
+    def located(self, axes: Axes) -> "Site":
+        """The same site, which knows along which dimensions channels and inputs lie."""
+        return replace(self, axis=axes.of(self.module, self.side), batch=axes.batch(self.module, self.side))
 
     @property
     def name(self) -> str:
@@ -64,8 +70,8 @@ class Site:
                 f"{self.name}: expected an activation of at least two dimensions; got {tuple(value.shape)}"
             )
         if self.layout == "flatten" or value.ndim == 2:
-            return value.flatten(1)
-        value = channels_last(value, self.axis)
+            return value.movedim(self.batch, 0).flatten(1)
+        value = channels_last(value, self.axis, self.batch)
         if self.mask is not None and self.mask.shape == value.shape[:2]:
             mask = self.mask.to(value.device)
             if self.layout == "positions":

@@ -117,6 +117,21 @@ class Permuting(nn.Module):
         return x + self.second(self.first(x.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
 
 
+class PositionsFirst(Layout):
+    """The network on (positions, inputs, channels), as recurrent networks and nn.Transformer have it."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x.transpose(0, 1))).relu().mean(0))
+
+
+def positions_first() -> tuple[nn.Module, list[Tensor]]:
+    """The network of tokens on (positions, inputs, channels), and its batches."""
+    return fill(PositionsFirst().double(), False), [x.movedim(1, -1) for x in inputs()]
+
+
 def permuting(name: str) -> tuple[nn.Module, list[Tensor]]:
     """The network of pointwise maps with blocks that permute "to channels last" or "to tokens", and its batches."""
     model = Layout(POINTWISE["map"][0], 1)

@@ -10,7 +10,7 @@ from simprune.trace.capture import capture
 from simprune.trace.gradients import capture_gradients
 from simprune.trace.sites import Site
 
-from .layouts import POINTWISE, SPANNING, matrix, permuting, pointwise, spanning
+from .layouts import POINTWISE, SPANNING, matrix, permuting, pointwise, positions_first, spanning
 
 CASES = [(make, name) for make, names in ((pointwise, POINTWISE), (spanning, SPANNING)) for name in names]
 CASES += [(permuting, name) for name in ("to channels last", "to tokens")]
@@ -97,6 +97,14 @@ def test_rows_and_gradients_do_not_depend_on_the_layout():
         for one, other in zip(rows, known, strict=True):
             torch.testing.assert_close(one, other)
     assert known is not None and known[0]["blocks.0"].shape == (24, 6) and known[1]["stem:input"].shape == (24 * 16, 3)
+
+
+def test_rows_are_inputs_also_where_positions_come_first():
+    (known, batches), (model, _) = pointwise("tokens"), positions_first()
+    sites = [Site(f"blocks.{number}", side=side) for number in range(3) for side in ("input", "output")]
+    torch.testing.assert_close(capture(model, batches, sites), capture(known, batches, sites))
+    of = [sp.analyze(net, batches, structures=("blocks",)).blocks for net in (known, model)]
+    assert [entry.redundancy for entry in of[0]] == pytest.approx([entry.redundancy for entry in of[1]])
 
 
 @pytest.mark.parametrize("transposed", [False, True])
