@@ -28,6 +28,7 @@ from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.layers import Transposed, joint_moments, matrix_of, patches, positions, weight_of
+from simprune.trace.precision import to_single, widened
 
 Pair = tuple[Example, Tensor, Tensor | float]  # arguments of a block, target of its output, factors of the output
 STEPS = (1.0, 0.5, 0.25)  # shares of the step towards the solution; the first that improves is taken
@@ -66,7 +67,8 @@ def fit_block(
     >>> after < 0.01 * before
     True
     """
-    trial = _folded(block, layers)
+    trial = to_single(_folded(block, layers))  # steps are smaller than the rounding of half precision
+    pairs = [widened(pair) for pair in pairs]
     held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
     judging, fitting = pairs[:held] or pairs, pairs[held:]
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():

@@ -17,6 +17,8 @@ from simprune.trace.axes import Axes, channels_last
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.layers import channel_dim
+from simprune.trace.precision import in_half, in_single, widened
+from simprune.trace.rewritten import make_plain
 from simprune.trace.visits import Visit
 
 
@@ -129,6 +131,7 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
 def zero_copy(block: nn.Module) -> nn.Module:
     """A copy of a block with all parameters zero, in evaluation mode: it returns what the block's shortcut carries."""
     silent = copy_of(block)
+    make_plain(silent)  # a norm of zeros would divide by zero
     silent.eval()  # a statement of its own, because eval() of some foreign modules does not return the module
     for parameter in silent.parameters():
         parameter.requires_grad_(False).zero_()
@@ -142,6 +145,8 @@ def _gain(block: nn.Module, layer: str, call: Example, axis: int | None) -> Tens
     The factor is measured by adding a small constant to the layer's output. Entries behind a closed ReLU do not change
     and are ignored. A channel without any change has gain 0; None if the changes of a channel disagree.
     """
+    if in_half(block):  # the small step would be lost in rounding
+        block, call = in_single(block), widened(call)
     module, outputs = block.get_submodule(layer), []
     with torch.no_grad(), eval_mode(block):
         with hooks(after=[(module, lambda _, args, kwargs, output: outputs.append(output))]):
