@@ -96,12 +96,17 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
 
 def built(model: nn.Module, config: Any) -> Shapes | None:
     """Shapes of the tensors of a model built from a configuration; None if it cannot be built."""
+    other = _without_weights(model, config)
+    return None if other is None else {name: tuple(tensor.shape) for name, tensor in other.state_dict().items()}
+
+
+def _without_weights(model: nn.Module, config: Any) -> nn.Module | None:
+    """A model of the same class from a configuration, on the meta device; None if it cannot be built."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            state = type(model)(copy.deepcopy(config)).state_dict()
+            return type(model)(copy.deepcopy(config))
     except Exception:  # classes refuse configurations with errors of any type
         return None
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def mismatches(model: nn.Module, config: Any) -> Wrong | None:
@@ -192,12 +197,14 @@ def _alternatives(config: Any, wrong: Wrong) -> Iterator[Any]:
 
 
 def _heads(model: nn.Module, config: Any, state_width: bool) -> dict[Field, int]:
-    """Fields that state numbers of heads, and on demand their width, with what the modules around them hold.
+    """Fields that state numbers of heads which have changed, and on demand their width, with what modules hold.
 
     Encoder and decoder that share one configuration state their heads in fields of their own.
     """
     paths = {id(owner_of(config, field)): field[0] for field, _ in fields_of(config)}
-    layouts = attentions(model)
+    stated = _without_weights(model, config)
+    before = {} if stated is None else {name: (a.heads, a.groups) for name, a in attentions(stated).items()}
+    layouts = {name: a for name, a in attentions(model).items() if before.get(name) != (a.heads, a.groups)}
     held: dict[Field, set[int]] = {}
     for name, module in model.named_modules():
         parts = name.split(".")
@@ -209,7 +216,7 @@ def _heads(model: nn.Module, config: Any, state_width: bool) -> dict[Field, int]
             held.setdefault((path, HEAD_WIDTHS[0]), set()).add(width)
         if (layout := layouts.get(name)) is not None:
             owner = vars(owner_of(config, (path, "")))
-            for fields, count in ((COUNTS, layout.heads), (KEY_VALUE_COUNTS, layout.groups)):
+            for fields, count in ((COUNTS, layout.heads), (KEY_VALUE_COUNTS, layout.key_values)):
                 for field in (*fields, *(f"{side}_{field}" for side in SIDES if side in parts for field in fields)):
                     if isinstance(owner.get(field), int):
                         held.setdefault((path, field), set()).add(count)
