@@ -218,7 +218,7 @@ class CouplingGraph:
         """torch-pruning's function that cuts one side of a module; None for a parameter, which `cut` cuts."""
         if isinstance(target, str):
             return None
-        pruner = self._graph.get_pruner_of_module(target)
+        pruner: Any = self._graph.get_pruner_of_module(target)
         return pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
 
     def _entries_of(
@@ -415,5 +415,6 @@ def _restate_lengths(module: nn.Module, sizes: dict[int, int]) -> None:
     for name, value in list(vars(module).items()):
         if type(value) is int and value in sizes and name != "training":
             setattr(module, name, sizes[value])
-        elif type(value) in (list, tuple) and value and all(type(part) is int and part in sizes for part in value):
-            setattr(module, name, type(value)(sizes[part] for part in value))
+        elif isinstance(value, list | tuple) and value and all(type(part) is int and part in sizes for part in value):
+            parts = [sizes[part] for part in value]
+            setattr(module, name, parts if isinstance(value, list) else tuple(parts))

@@ -24,6 +24,7 @@ from simprune.core.cost import Example
 from simprune.core.structures import NotPrunable
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.pruners import Sides
+from simprune.trace.rewritten import parametrizations
 
 Channels = list[set[int]]  # entries that belong to every channel
 FREE = -1  # the number of an entry that belongs to no channel, such as padding
@@ -54,8 +55,7 @@ def normalisations(model: nn.Module) -> list[nn.Module]:
 
     BatchNorm and InstanceNorm treat every channel alone. Parametrizations, such as weight_norm, see weights only.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.utils.parametrize.ParametrizationList)]
-    of_weights = {part for module in lists for part in module.modules()}
+    of_weights = parametrizations(model)
     leaves = [m for m in model.modules() if next(m.children(), None) is None and m not in of_weights]
     names = [(module, type(module).__name__.lower()) for module in leaves]
     return [m for m, name in names if "norm" in name and "batchnorm" not in name and "instancenorm" not in name]
@@ -158,15 +158,11 @@ class ChannelFlow(TorchDispatchMode):
             outside, self._outside = self._outside, False
             try:
                 output = forward(*args, **kwargs)
-                values = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v in self._labels]
-                first = next((v for v in tree_leaves(output) if isinstance(v, Tensor)), None)
-                if (
-                    outside
-                    and first is not None
-                    and first.is_floating_point()
-                    and (values or isinstance(module, nn.Embedding))
-                ):
-                    labels = self._through(module, [self._labels[value] for value in values], first)
+                tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+                known = [self._labels[value] for value in tensors if value in self._labels]
+                first = next((value for value in tree_leaves(output) if isinstance(value, Tensor)), None)
+                if outside and first is not None and _has_channels(first) and tensors:
+                    labels = self._through(module, known or [torch.full((), FREE).expand(tensors[0].shape)], first)
                     if labels is not None:
                         self._labels[first] = labels.expand(first.shape)
                 return output
@@ -301,7 +297,7 @@ class ChannelFlow(TorchDispatchMode):
         except Exception:  # of a foreign operator; it costs the channels that enter it, and no others
             channels = self._mixed(known, outputs, name)
         for value, labels in zip(outputs, channels, strict=False):
-            if labels is not None and value.is_floating_point():
+            if labels is not None and _has_channels(value):
                 self._labels[value] = labels.expand(value.shape)
 
     def _mixed(self, known: Sequence[Tensor], outputs: Sequence[Tensor], operator: str) -> list[Tensor]:
@@ -475,7 +471,7 @@ class ChannelFlow(TorchDispatchMode):
                 self._pin(labels, reason)
         self._class = self._classes()
         self._stay = {int(self._class[number]): reason for number, reason in reversed(self._pins.items())}
-        self._pairs = {key: self._class[numbers.numpy()] for key, numbers in self._records.items()}
+        self._pairs = {key: _classed(numbers, self._class).numpy() for key, numbers in self._records.items()}
 
     def _classes(self) -> np.ndarray:
         ties = torch.cat(self._ties, 1).numpy() if self._ties else np.empty((2, 0), dtype=int)
@@ -581,6 +577,11 @@ class ChannelFlow(TorchDispatchMode):
 def _along(numbers: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     """Numbers of channels as a tensor of this shape, which needs no memory."""
     return numbers.view([-1 if at == dim % len(shape) else 1 for at in range(len(shape))]).expand(shape)
+
+
+def _has_channels(value: Tensor) -> bool:
+    """Whether a tensor may hold activations; integers and flags are indices and masks."""
+    return value.is_floating_point() or value.is_complex()
 
 
 def _thin(labels: Tensor, whole: int | None = None) -> Tensor:

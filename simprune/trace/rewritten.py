@@ -2,9 +2,37 @@
 
 from torch import nn
 from torch.nn.utils import prune
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+
+def parametrizations(model: nn.Module) -> set[nn.Module]:
+    """The modules that compute weights, such as those of weight_norm, with all their parts."""
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    return {part for module in lists for part in module.modules()}
+
+
+def make_plain(model: nn.Module) -> None:
+    """Replace weights that are computed before every pass by what they are now, in place.
+
+    >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    >>> make_plain(layer)
+    >>> [name for name, _ in layer.named_parameters()]
+    ['bias', 'weight']
+    """
+    for module in [module for module in model.modules() if is_parametrized(module)]:
+        # not by torch's own function: it changes the class, which a copy shares with its original
+        values = {tensor: getattr(module, tensor).detach() for tensor in module.parametrizations}  # type: ignore[union-attr]
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for tensor, value in values.items():
+            module.register_parameter(tensor, nn.Parameter(value))
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, prune.BasePruningMethod | WeightNorm | SpectralNorm):
+                hook.remove(module)
+                del module._forward_pre_hooks[key]
 
 
 def rewritten(module: nn.Module, name: str) -> str | None:

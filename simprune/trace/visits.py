@@ -12,6 +12,7 @@ from simprune.core.cost import Example
 from simprune.trace.bypass import OutputLayout
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks
+from simprune.trace.rewritten import parametrizations
 
 
 @dataclass
@@ -87,6 +88,8 @@ class Visit:
 def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
     """Visits of all modules with parameters, by name, in the order in which they begin; one forward pass.
 
+    Parametrizations, such as weight_norm, work on weights and are no part of the path of the data.
+
     >>> visits = visit(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ((torch.zeros(2, 4),), {}))
     >>> list(visits), visits["0"].output.shape
     (['0'], torch.Size([2, 3]))
@@ -101,7 +104,9 @@ def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
         output = first_tensor(returned)
         visits[name].returned, visits[name].output = returned, None if output is None else output.clone()
 
-    watched = [(n, m) for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+    of_weights = parametrizations(model)
+    named = [(name, module) for name, module in model.named_modules() if name and module not in of_weights]
+    watched = [(name, module) for name, module in named if next(module.parameters(), None) is not None]
     befores, afters = ([(module, partial(see, name)) for name, module in watched] for see in (before, after))
     args, kwargs = example
     with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters):

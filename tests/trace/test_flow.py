@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import simprune as sp
+from simprune import zoo
 from simprune.core.example import example_of
 from simprune.core.structures import NotPrunable
+from simprune.structures import find_blocks
 from simprune.trace.coupling import CouplingGraph
 from simprune.trace.flow import ChannelFlow, normalisations
 from simprune.trace.network import Network
@@ -102,3 +104,17 @@ def test_a_computed_weight_is_refused_with_the_remedy_and_costs_no_other_layer(r
     assert sp.apply(result.plan, model.eval())(x).shape == (8, 4)
     names = [name for name in state if not name.endswith(("_u", "_v"))]  # power iterations of training mode
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in names if "weight.0" not in name)
+
+
+@pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_blocks_of_normalised_weights_are_seen_and_the_original_keeps_its_class(normalise):
+    model = zoo.ResidualCNN(widths=(6,), depths=(3,)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    plain = [block.name for block in find_blocks(Network.trace(model, x))]
+    for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
+        normalise(module)
+    expected = model(x)
+    network = Network.trace(model, x)
+    assert [block.name for block in find_blocks(network)] == plain
+    assert not [name for name in network.visits if "parametrizations" in name]
+    torch.testing.assert_close(model(x), expected)
