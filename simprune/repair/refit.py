@@ -19,6 +19,7 @@ from simprune.repair.segments import Segment, outputs_left, run_through
 from simprune.trace.axes import channel_axis, like
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
+from simprune.trace.precision import require_finite
 from simprune.trace.shortcuts import Shortcut
 
 Calls = tuple[Example, Example, Tensor | None]  # of a module on one batch: original's, pruned network's; the mask
@@ -154,7 +155,10 @@ class Repair:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
                 mask = mask if channel_dim(layer) == -1 else None  # a convolution's positions depend on each other
-                yield _unpadded(_input(pruned), mask), _unpadded(target, mask)
+                x, y = _unpadded(_input(pruned), mask), _unpadded(target, mask)
+                require_finite(x, f"the input of {name} in the pruned network")
+                require_finite(y, f"the output of {name}")
+                yield x, y
 
         normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
         solved = fit(layer, pairs(), self.ridge, intercept=bias is not None or normaliser is not None)

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import simprune as sp
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, fingerprint
 from simprune.repair.gauss_newton import fit_block
 from simprune.trace.layers import can_be_fitted, joint_moments
 from simprune.trace.precision import require_finite, to_single
@@ -70,6 +72,12 @@ def test_a_subclass_of_linear_is_fitted_if_its_forward_is_the_product(kind, fits
     assert can_be_fitted(kind(6, 5, dtype=dtype)) is fits
 
 
-def test_what_is_no_number_stops_with_its_name():
+def test_what_is_no_number_stops_with_the_name_of_its_layer():
     with pytest.raises(ValueError, match=r"the output of layer\.1 has nan"):
         require_finite(torch.tensor([1.0, float("nan")]), "the output of layer.1")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(32, 4)
+    edit = sp.Plan((Edit("channels", "0", (1,), 8),), fingerprint(model), describe(example_of(x)))
+    small = sp.apply(edit, model)
+    with pytest.raises(ValueError, match="the input of 2 in the pruned network has nan"):
+        sp.reconstruct(small, edit, model, [x.index_fill(0, torch.tensor([3]), float("inf"))])
