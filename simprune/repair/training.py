@@ -1,14 +1,14 @@
 """Fine-tuning: a training loop with distillation from the original."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, device_of, labels_of, output_mask_of, token_ids_of
+from simprune.core.batches import call_all, checked, device_of, labels_of, main_name, output_mask_of, token_ids_of
 from simprune.core.options import takes_options
 from simprune.core.progress import progress
 from simprune.settings import Finetune
@@ -24,8 +24,9 @@ def finetune(
     """Train a model in place with SGD and a cosine schedule.
 
     The loss is (1 - distill) x cross-entropy with the labels + distill x KL from the teacher's softened answers.
-    Without labels the teacher alone is followed; without a teacher the labels alone. The last epoch counts: nothing is
-    selected on test data. The training mode comes back as it was.
+    Without labels the teacher alone is followed; without a teacher the labels alone. Labels and answers are those of
+    the main output; of other outputs the squared change from the teacher's over their variance v, as log(1 + v), is
+    added to the KL. The last epoch counts: nothing is selected on test data. The training mode comes back as it was.
 
     Args:
         small: the model.
@@ -81,7 +82,9 @@ def _loss(small: nn.Module, batch: object, teacher: nn.Module | None, how: Finet
     labels = labels_of(batch)
     if labels is None and teacher is None:
         raise ValueError("finetune: batches have no labels and there is no teacher; give one of them")
-    logits = call(small, batch)
+    outputs = call_all(small, batch)
+    main = main_name(outputs)
+    logits = outputs[main]
     mask = output_mask_of(batch)
     counts = mask is not None and logits.ndim == 3 and mask.shape == logits.shape[:2]
     real = mask.to(logits.device) if mask is not None and counts else None
@@ -92,14 +95,25 @@ def _loss(small: nn.Module, batch: object, teacher: nn.Module | None, how: Finet
         loss = loss + share * _cross_entropy(logits, labels, real, token_ids_of(batch))
     if teacher is not None and (labels is None or how.distill > 0):
         with eval_mode(teacher), torch.no_grad():
-            expected = call(teacher, batch).to(logits.device)
+            wanted = {name: value.to(logits.device) for name, value in call_all(teacher, batch).items()}
+        expected = wanted.pop(main)
         pair = [value if real is None else value[real] for value in (logits, expected)]
         classes = 1 if logits.ndim > 3 else -1  # of maps as cross-entropy takes them, and of tokens
         answer, target = (F.log_softmax(value / how.temperature, classes) for value in pair)
         apart = F.kl_div(answer, target, reduction="none", log_target=True).sum(classes)
-        divergence = apart.mean() * how.temperature**2
+        divergence = apart.mean() * how.temperature**2 + _change(outputs, wanted)
         loss = loss + (how.distill if labels is not None else 1) * divergence
     return loss
+
+
+def _change(outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor | float:
+    """Squared change of outputs as a share of the variance of the wanted ones in this batch, mean over these."""
+    changes: list[Tensor] = []
+    for name, target in wanted.items():
+        variance = (target - target.mean(0)).square().sum()
+        if variance > 0:
+            changes.append(torch.log1p((outputs[name] - target).square().sum() / variance))  # steps stay bounded
+    return torch.stack(changes).mean() if changes else 0.0
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, real: Tensor | None, ids: Tensor | None) -> Tensor:

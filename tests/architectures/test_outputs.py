@@ -166,3 +166,20 @@ def test_a_report_says_the_damage_of_every_output_and_a_bundle_keeps_gates_on_ou
     assert "relative_error of pixels" in page and "pixels: " in page
     small = sp.load(tmp_path / "bundle", model=lambda: Net(lambda a, b: {"logits": a.mean((2, 3)), "pixels": b}))
     assert all(torch.equal(value, result.model.state_dict()[name]) for name, value in small.state_dict().items())
+
+
+def test_fine_tuning_follows_all_outputs_of_the_teacher():
+    teacher = Net(lambda a, b: {"logits": a.mean((2, 3)), "pixels": b})
+    start = copy.deepcopy(teacher)
+    with torch.no_grad():
+        start.heads[1].weight.mul_(0.5)  # only the second output is wrong
+    tuned = copy.deepcopy(start)
+    sp.finetune(tuned, CALIBRATION, teacher=teacher, epochs=20, lr=0.001)
+    before, after = (damage_of_outputs(answer(net, TEST), answer(teacher, TEST)) for net in (start, tuned))
+    assert after["pixels"] < 0.7 * before["pixels"]
+
+
+def test_a_score_by_the_loss_sees_layers_of_every_output():
+    model = Net(lambda a, b: (a, b))
+    entries = {e.name: e for e in sp.analyze(model, CALIBRATION, structures=("channels",), score="taylor").channels}
+    assert sum(entries["hidden.0"].damage) > 0 and sum(entries["hidden.1"].damage) > 0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simprune.core.batches import call, checked, labels_of, output_mask_of
+from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import ChannelScore, by_damage
@@ -25,9 +25,9 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
     """Damage: squared first-order change of the loss when the weights that produce a channel are set to zero.
 
     The loss is cross-entropy where batches have class labels for logits (N, C), else the soft log-likelihood of
-    `simprune.trace.gradients`, which needs no labels. One forward and one backward pass; memory O(weights). The size of
-    batches matters, since the gradient is the mean over a batch and is squared then. Parameters, `requires_grad`,
-    `.grad` and the mode are afterwards as before.
+    `simprune.trace.gradients`, which needs no labels; of several outputs the sum, with labels for the main one. One
+    forward and one backward pass; memory O(weights). The size of batches matters, since the gradient is the mean over a
+    batch and is squared then. Parameters, `requires_grad`, `.grad` and the mode are afterwards as before.
     """
     model = network.model
     slices = {group.name: weight_slices(model, group.slices) for group in groups}
@@ -37,7 +37,10 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
     with eval_mode(model), torch.enable_grad(), requiring(model, *weights.values()):
         for batch in checked(calibration, "calibration"):
             with forgetting(model):
-                loss = _loss(call(model, batch), labels_of(batch), output_mask_of(batch))
+                outputs, mask = call_all(model, batch), output_mask_of(batch)
+            loss = _loss(outputs.pop(main_name(outputs)), labels_of(batch), mask)
+            for other in outputs.values():
+                loss = loss + _loss(other, None, mask)
             gradients = torch.autograd.grad(loss, [*weights.values()], materialize_grads=True)
             products = {
                 name: weight.detach() * gradient
