@@ -366,7 +366,7 @@ class ChannelFlow(TorchDispatchMode):
                 return value
             if value in self._labels:
                 return self._labels[value]
-            return torch.full(value.shape, FREE) if value.is_floating_point() else value  # indices stay indices
+            return torch.full(value.shape, FREE) if _has_channels(value) else value.cpu()  # indices
 
         return tree_map(of, args)
 
