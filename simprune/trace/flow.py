@@ -265,7 +265,8 @@ class ChannelFlow(TorchDispatchMode):
                 a, b = a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)
         chosen = (a != b) & (a != FREE) & (b != FREE)
         if chosen.any():
-            self._ties.append(torch.unique(torch.stack([a[chosen], b[chosen]]), dim=1))
+            pairs = torch.unique(a[chosen] * self._count + b[chosen])  # one number per pair is sorted much faster
+            self._ties.append(torch.stack([pairs // self._count, pairs % self._count]))
 
     def _tie_rows(self, rows: Tensor) -> None:
         """Tie entries of all rows, index by index."""
