@@ -163,7 +163,7 @@ def _find(network: Network, kinds: Sequence[str]) -> tuple[list[Block], list[Uni
         first_chain = 1 + max((block.chain for block in blocks), default=-1)  # every kind numbers its chains from 0
         blocks += [replace(s, chain=s.chain + first_chain) for s in structures_of_kind if isinstance(s, Block)]
         groups += [s for s in structures_of_kind if isinstance(s, UnitGroup)]
-        refusals += refused
+        refusals += refused if structures_of_kind or refused else [(kind, structure(kind).absent)]
     return blocks, groups, refusals
 
 

@@ -20,7 +20,9 @@ Refusals = list[tuple[str, str]]  # names of what cannot be removed, with the re
 
 
 class Structure(ABC):
-    """A kind of structure."""
+    """A kind of structure; `absent` is the reason that users read where a network has none."""
+
+    absent: ClassVar[str] = "nothing in the network looks like one"
 
     @abstractmethod
     def find(self, network: Network) -> tuple[Sequence[Block] | Sequence[UnitGroup], Refusals]:

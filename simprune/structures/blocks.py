@@ -33,6 +33,8 @@ class Blocks(Structure):
     A forward pass on a copy proves every bypass.
     """
 
+    absent = "no module adds what it computes to its input, so none can be passed by"
+
     def find(self, network: Network) -> tuple[list[Block], Refusals]:
         return _prove(network, [Block(name) for name, _ in resolve(network.model, network.visits)])
 
@@ -43,6 +45,8 @@ class SubBlocks(Structure):
 
     A forward pass on a copy proves every bypass.
     """
+
+    absent = "no module adds what its parts compute to its input, so there are no halves of blocks"
 
     def find(self, network: Network) -> tuple[list[Block], Refusals]:
         sub_blocks: list[Block] = []

@@ -24,6 +24,7 @@ class Heads(UnitStructure):
     """
 
     kind = "heads"
+    absent = "no module is attention: none projects queries, keys and values to heads"
 
     def find(self, network: Network) -> tuple[list[UnitGroup], Refusals]:
         groups: list[UnitGroup] = []

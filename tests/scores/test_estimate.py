@@ -131,3 +131,12 @@ def test_reasons_of_blocks_are_in_the_words_that_a_score_registers():
     by_influence = estimated(model, [x], CKA, ("blocks",), block_score="block_influence", damage=False).blocks[0]
     assert by_similarity.why("cka") == f"its output is {by_similarity.redundancy:.3f} similar to its input (cka)"
     assert by_influence.why("cka") == f"redundancy {by_influence.redundancy:.3f} by block_influence"
+
+
+@pytest.mark.parametrize("kind, reason", [("heads", "no module is attention"), ("blocks", "none can be passed by")])
+def test_a_kind_of_which_a_network_has_nothing_has_a_reason(kind, reason):
+    model, x = build("Flat")
+    redundancy = estimated(model, [x], CKA, (kind,))
+    assert redundancy.entries == ()
+    assert [(name, reason in why) for name, why in redundancy.unprunable] == [(kind, True)]
+    assert kind in redundancy.table()
