@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from simprune.checks import Gate, Verdict
     from simprune.core.plan import Edit, Plan
     from simprune.core.redundancy import Redundancy
+    from simprune.edit.configuration import reopens
     from simprune.repair.batchnorm import reestimate_batchnorm
     from simprune.repair.training import finetune
     from simprune.tune.frontier import Frontier
