@@ -151,7 +151,7 @@ def test_seeds_matter_to_random_only():
 
 
 def test_every_edit_has_a_reason(found):
-    edits = plan(found["Residual"][2], {"macs": 0.03}).edits
+    edits = plan(found["Residual"][2], {"macs": 0.07}).edits
     assert {edit.remove for edit in edits} == {"block", "channels"}
     assert all("%" in edit.reason for edit in edits)
 

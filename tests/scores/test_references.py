@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from simprune.core.registry import bound
 from simprune.measures import get
 from simprune.structures import structure
 from simprune.trace.network import Network
@@ -115,8 +116,9 @@ def test_the_random_order_depends_on_the_seed_alone(perceptron):
 
 @pytest.mark.parametrize("score", ["correlation", "leave_one_out_cka", "independence", "taylor"])
 def test_no_batches_are_one_clear_error(score, perceptron):
+    model, x, groups = perceptron
     with pytest.raises(ValueError, match="no batches"):
-        scores_of(score, perceptron[0], [], perceptron[2])
+        bound("score", score)(Network.trace(model, x), [], groups)
 
 
 @pytest.mark.parametrize("score", ["leave_one_out_cka", "independence"])
