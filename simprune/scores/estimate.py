@@ -93,6 +93,7 @@ def estimate(
         read(network.model, calibration, readings, network.axes)
     correlations = moments.correlations()
     scores = dict(registry.bound("score", score, seed=seed)(network, calibration, groups)) if groups else {}
+    parts = {name: score_part if name in scores else registry.find("score", "predictability") for name in correlations}
     scores |= {name: by_prediction(values) for name, values in correlations.items() if name not in scores}
     damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
@@ -136,8 +137,8 @@ def estimate(
                 damage=scores[group.name].damage,
                 nearest=tuple(correlations[group.name].mean(0).abs().fill_diagonal_(-1).argmax(1).tolist()),
                 share=1 - network.costs.after(group.cut(range(1, group.size))).macs / macs,
-                score=score_part.name,
-                wording=score_part.facts.get("why", UNITS_WHY),
+                score=parts[group.name].name,
+                wording=parts[group.name].facts.get("why", UNITS_WHY),
             )
             for group in groups
         ),

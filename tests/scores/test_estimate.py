@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from simprune import measures
 from simprune.core import registry
@@ -140,3 +141,13 @@ def test_a_kind_of_which_a_network_has_nothing_has_a_reason(kind, reason):
     assert redundancy.entries == ()
     assert [(name, reason in why) for name, why in redundancy.unprunable] == [(kind, True)]
     assert kind in redundancy.table()
+
+
+def test_groups_that_a_score_leaves_out_say_by_which_score_they_are_ordered():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    redundancy = estimated(model, [torch.randn(16, 3, 8, 8)], CKA, ("channels",))
+    scores = {entry.name: (entry.score, entry.why(entry.order[:1])) for entry in redundancy.channels}
+    assert scores["0"][0] == "predictability"  # grouped convolutions cannot be refitted
+    assert "predict" in scores["0"][1]
+    assert scores["2"][0] == "second_order"
