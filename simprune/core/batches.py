@@ -138,6 +138,22 @@ def copied(value: Any) -> Any:
     return value
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in arguments or an output, inside tuples, lists and mappings.
+
+    >>> [len(tensor) for tensor in tensors_in(([torch.ones(2)], {"mask": torch.ones(3), "more": None}))]
+    [2, 3]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The main tensor that a module returns or gets: itself, `logits`, or the first one inside that is no loss.
 

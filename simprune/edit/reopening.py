@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import device_of
+from simprune.core.batches import device_of, tensors_in
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode, uncached
 
@@ -118,7 +118,7 @@ def _compared(model: nn.Module, other: nn.Module, gaps: Mapping[str, Any], examp
     args, kwargs = example
     with eval_mode(model, other), uncached(model), uncached(other), torch.no_grad():
         try:
-            expected, actual = (list(_tensors(net(*args, **kwargs))) for net in (model, other))
+            expected, actual = (list(tensors_in(net(*args, **kwargs))) for net in (model, other))
         except Exception as error:  # a foreign forward pass may raise anything
             return Reopening(False, _words(error))
     for where, key, here, there in differing(model, other):  # after the pass, in which some modules set them
@@ -142,18 +142,6 @@ def differing(model: nn.Module, other: nn.Module) -> Iterator[tuple[str, str, An
             plain = isinstance(here, SETTINGS) and isinstance(there, SETTINGS)
             if plain and here != there and not UNRELATED.search(f"{type(module).__name__}.{key}"):
                 yield name, key, here, there
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of an output, inside tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:

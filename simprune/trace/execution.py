@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from simprune.core.batches import first_tensor
+from simprune.core.batches import first_tensor, tensors_in
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
@@ -124,7 +124,7 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if first_tensor(result) is not None:  # more than the shape or the type was read
             here = self.running[-1] if self.running else ""
-            for value in _tensors((args, kwargs or {})):
+            for value in tensors_in((args, kwargs or {})):
                 if id(value) in self.holders:
                     self.users.setdefault(id(value), set()).add(here)
                 if id(value) in self.outputs and here not in self.norms:  # what a BatchNorm reads is known
@@ -156,15 +156,3 @@ class _Watch(TorchFunctionMode):
         module = self.modules[name]
         held = [p for key in ("weight", "bias") if (p := module._parameters.get(key)) is not None]
         return {user for p in held for user in self.holders[id(p)] | self.users.get(id(p), set())}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in the arguments of a function."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
