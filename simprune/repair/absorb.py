@@ -6,14 +6,14 @@ produces its input, W' = A W. The neighbour may be another stand-in. A trial wit
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import checked, device_of, move
+from simprune.core.batches import checked, device_of, move, tensors_in
 from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.core.example import example_of, from_description
@@ -269,16 +269,7 @@ def _double(value: Any) -> Any:
 
 
 def _outputs(net: nn.Module, examples: Sequence[Example]) -> list[Tensor]:
-    return [tensor.clone() for args, kwargs in examples for tensor in _tensors(net(*args, **kwargs))]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of an output, inside tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list | Mapping):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
+    return [tensor.clone() for args, kwargs in examples for tensor in tensors_in(net(*args, **kwargs))]
 
 
 def _distance(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:

@@ -9,7 +9,7 @@ The inputs of a batch lie along the first dimension of what the network gets, an
 network may work on (positions, inputs, channels).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from simprune.core.batches import first_tensor
+from simprune.core.batches import first_tensor, tensors_in
 from simprune.core.cost import Example
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks
@@ -135,7 +135,7 @@ def axes_of(model: nn.Module, example: Example) -> Axes:
     modules = [*model.named_modules()]
     befores, afters = ([(module, partial(see, name)) for name, module in modules] for see in (enter, leave))
     args, kwargs = example
-    following.batches.update((value, 0) for value in _tensors((*args, *kwargs.values())) if value.ndim)
+    following.batches.update((value, 0) for value in tensors_in((*args, *kwargs.values())) if value.ndim)
     with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters), following:
         model(*args, **kwargs)
     late = {name: following.axes[value] for name, value in waiting if following.axes.get(value) is not None}
@@ -167,12 +167,14 @@ class _Following(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__
-        for output in _tensors(result):
+        for output in tensors_in(result):
             axis = self._after(operator, args, output) if output.ndim > 1 else None
             if axis is not None and output not in self.axes:
                 self.axes[output] = axis
             if axis is None:
-                self.origins.update((output, x) for x in _tensors(args) if x.shape == output.shape and x is not output)
+                self.origins.update(
+                    (output, x) for x in tensors_in(args) if x.shape == output.shape and x is not output
+                )
             batch = self._batch(operator, args, output) if output.ndim > 1 else None
             if batch is not None and output not in self.batches:
                 self.batches[output] = batch
@@ -186,7 +188,7 @@ class _Following(TorchDispatchMode):
 
     def _batch(self, operator: str, args: tuple, output: Tensor) -> int | None:
         """The dimension of the inputs in one output of an operator; None where it is not known."""
-        sources = [value for value in _tensors(args) if value in self.batches]
+        sources = [value for value in tensors_in(args) if value in self.batches]
         if not sources or operator in LAST:
             return self.batches[args[1]] if operator == "embedding" and sources else None
         source = max(sources, key=lambda value: value.ndim)
@@ -194,7 +196,7 @@ class _Following(TorchDispatchMode):
 
     def _after(self, operator: str, args: tuple, output: Tensor) -> int | None:
         """The dimension of the channels in one output of an operator; None where it is not known."""
-        sources = [value for value in _tensors(args) if self.axes.get(value) is not None]
+        sources = [value for value in tensors_in(args) if self.axes.get(value) is not None]
         if operator in SECOND:
             if args[0].ndim > 1:
                 self.tell(args[0], 1)
@@ -233,12 +235,3 @@ def moved(operator: str, args: tuple, source: Tensor, axis: int, output: Tensor)
         kept = dims - len(gone) == output.ndim and axis not in gone
         return axis - sum(dim < axis for dim in gone) if kept else None
     return axis + output.ndim - dims  # broadcasting aligns dimensions from the right
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in arguments or results of an operator."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)

@@ -61,6 +61,7 @@ def second_order(
     def begin(batch: Any) -> None:
         for reader in readers.values():
             reader.mask = mask_of(batch)
+            reader.batch += 1
 
     watches = {name: reader.watch for name, reader in readers.items()}
     if not watches:  # as where grouped convolutions alone read the groups
@@ -83,6 +84,9 @@ class _Reader:
         held: some rows of those that are.
         gradients: products of gradients at the outputs; where the layer has more outputs than inputs, such as the head
             of a language model, of these gradients times the weight, (inputs, inputs).
+        samples: number of inputs.
+        batch: number of the batch that is running, -1 before the first; a layer may run several times in it.
+        mask: of that batch, true for tokens and false for padding.
     """
 
     layer: nn.Module
@@ -90,8 +94,8 @@ class _Reader:
     held: list[Tensor] = field(default_factory=list)
     gradients: Tensor | None = None
     samples: int = 0
-    calls: int = 0
-    mask: Tensor | None = None  # of the batch that is running, true for tokens and false for padding
+    batch: int = -1
+    mask: Tensor | None = None
 
     @property
     def at_inputs(self) -> bool:
@@ -100,14 +104,13 @@ class _Reader:
         return outputs > inputs
 
     def watch(self, layer: nn.Module, value: Tensor, output: Tensor) -> None:
-        fitted = len(value) - held_out(self.calls, len(value))
+        fitted = len(value) - held_out(self.batch, len(value))
         if fitted:
             self.inputs.add(self._patches(value, output, slice(fitted)))
         if fitted < len(value):
             rows = stacked(self._patches(value, output, slice(fitted, None))).T
             self.held.append(rows[:: max(1, len(rows) // HELD_ROWS)])
         self.samples += len(output)
-        self.calls += 1
         output.register_hook(self._add)
 
     def _patches(self, value: Tensor, output: Tensor, part: slice) -> Tensor:
