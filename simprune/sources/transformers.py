@@ -16,6 +16,7 @@ TASKS = {
     "base": "AutoModel",
     "causal_lm": "AutoModelForCausalLM",
     "masked_lm": "AutoModelForMaskedLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
     "image_classification": "AutoModelForImageClassification",
@@ -24,7 +25,7 @@ TASKS = {
 
 @register("model", "transformers")
 def _model(*, pretrained: str, task: str = "base", **options: Any) -> nn.Module:
-    """A model of transformers, by name on the hub or from a local folder (needs simprune[hf])."""
+    """A model of transformers, by name on the hub, from a local folder or a GGUF file in it (needs simprune[hf])."""
     return _automodel(pretrained, task, **options)
 
 
@@ -32,7 +33,8 @@ def pretrained(name: str, task: str = "base", **options: Any) -> nn.Module:
     """A model of transformers in evaluation mode: `Auto...from_pretrained(name, **options)`; runs no remote code.
 
     Args:
-        name: a folder that `save_pretrained` wrote, or a name on the hub.
+        name: a folder that `save_pretrained` wrote, or a name on the hub; with a GGUF file behind it, as in
+            "models/llama/llama-q4.gguf", or named by `gguf_file`, the weights of that file in full.
         task: one of `TASKS`.
         options: keyword arguments of `from_pretrained`.
 
@@ -69,7 +71,7 @@ def texts(
         path: files for calibration, as all files here: one, several, or a pattern such as texts/*.jsonl. Their types
             are .txt; .jsonl and .json, whose records are texts or mappings with a text or with `messages`, to which the
             tokenizer's chat template is applied; and .parquet, where `datasets` is installed.
-        tokenizer: a name on the hub or a local folder; in a recipe that of the model, unless it is named.
+        tokenizer: a name on the hub, a local folder or a GGUF file; in a recipe that of the model, unless it is named.
         train: files for fine-tuning, or None.
         test: files for tests, or None.
         batch_size: windows of a batch.

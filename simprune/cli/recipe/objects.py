@@ -9,6 +9,7 @@ from simprune.cli.recipe.schema import device
 from simprune.core import registry
 from simprune.core.batches import call
 from simprune.core.names import resolve
+from simprune.core.pretrained import located
 from simprune.measures import Measure
 from simprune.settings import Recipe
 from simprune.sources.data import Data, as_data
@@ -21,8 +22,7 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
     Unless `trusted`, nothing is built by anything but simprune itself and torch's layers.
     """
     measure = build("measure", recipe.measure, trusted)
-    pretrained = recipe.model.get("pretrained") if isinstance(recipe.model, Mapping) else None
-    shared = {"seed": recipe.seed, "tokenizer": pretrained}  # texts are split by the tokenizer of a transformers model
+    shared = {"seed": recipe.seed, "tokenizer": source_of(recipe)}  # texts are split by the tokenizer of the model
     data = as_data(build("data", recipe.data, trusted, **shared), "data")
     model = model_of(recipe, trusted).to(device(recipe))
     batch = next(iter(data.calibration), None)
@@ -37,6 +37,13 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
             f"the model does not run on the first calibration batch: {type(error).__name__}: {reason}"
         ) from error
     return measure, model, data
+
+
+def source_of(recipe: Recipe) -> str | None:
+    """The name, folder or GGUF file that a model of transformers comes from; None for other models."""
+    named = recipe.model if isinstance(recipe.model, Mapping) else {}
+    pretrained = named.get("pretrained")
+    return None if pretrained is None else located(str(pretrained), named.get("gguf_file"))
 
 
 def model_of(recipe: Recipe, trusted: bool = True) -> nn.Module:
