@@ -1,9 +1,12 @@
 """What the benchmarks on CIFAR-10 images share: networks, images, a row of figures, the table of all rows.
 
 FOLDER holds cifar10_lossless.npz (calibration_images, calibration_labels, test_images, test_labels) and
-cifar10_resnet20.safetensors, cifar10_resnet56.safetensors. Multiply-adds are counted by torch's FlopCounterMode.
+cifar10_resnet20.safetensors, cifar10_resnet56.safetensors. For benchmarks on JPEG images it also holds
+cifar10_resnet56_jpeg.safetensors, and cifar10_jpeg_train.npz and cifar10_jpeg_test.npz: `jpeg`, one stream of bytes,
+`offsets` of the images in it, `labels`. Multiply-adds are counted by torch's FlopCounterMode.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from simprune.trace.cost import measure_cost
 from simprune.zoo.residual import ResidualCNN
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEPTHS = {"resnet20": 3, "resnet56": 9}
+DEPTHS = {"resnet20": 3, "resnet56": 9, "resnet56_jpeg": 9}
 
 
 def load(folder: Path, network: str) -> nn.Module:
@@ -52,6 +55,17 @@ def calibration_images(folder: Path, count: int, seed: int, batch_size: int = 12
         torch.tensor(images["calibration_labels"][drawn]).long(),
         batch_size=batch_size,
     )
+
+
+def jpeg_images(folder: Path, split: str, count: int | None = None, seed: int = 0, batch_size: int = 128) -> Batches:
+    """JPEG images of a split, "train" or "test": `count` of them drawn by `seed`, or all in order."""
+    from PIL import Image
+
+    images = np.load(folder / f"cifar10_jpeg_{split}.npz")
+    stream, offsets, labels = images["jpeg"].tobytes(), images["offsets"], images["labels"]
+    drawn = np.arange(len(labels)) if count is None else np.random.default_rng(seed).permutation(len(labels))[:count]
+    decoded = [np.asarray(Image.open(BytesIO(stream[offsets[i] : offsets[i + 1]])).convert("RGB")) for i in drawn]
+    return Batches(pixels(np.stack(decoded)), torch.tensor(labels[drawn]).long(), batch_size=batch_size)
 
 
 def row(
