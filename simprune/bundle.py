@@ -10,7 +10,6 @@
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from simprune.core.example import from_description
 from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
-from simprune.core.store import flush
+from simprune.core.store import refuse_overwriting, whole_folder
 from simprune.core.weights import AGAIN, load_weights
 from simprune.edit.apply import apply
 from simprune.repair.absorb import absorbed, empty
@@ -50,23 +49,37 @@ class Result:
     redundancy: Redundancy | None = None
 
 
-def save(folder: str | os.PathLike[str], result: Result, recipe: dict | None = None) -> Path:
+def save(
+    folder: str | os.PathLike[str], result: Result, recipe: dict | None = None, *, overwrite: bool = False
+) -> Path:
     """Write a bundle and return its folder; it appears whole or not at all.
 
-    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete; a bundle that
-    is already there is replaced. Raises ValueError when the folder holds anything else, FileExistsError when
-    the path is a file.
+    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete.
+
+    Args:
+        folder: of the bundle, new or empty.
+        result: what `simprune.compress` returned.
+        recipe: how it was made, for a person to read and repeat.
+        overwrite: whether a bundle that is already there is replaced.
+
+    Raises:
+        FileExistsError: for a folder with a bundle in it, unless `overwrite`, and for a file.
+        ValueError: for a folder with anything else in it, and for what is no result, such as a model.
     """
+    if not isinstance(folder, str | os.PathLike):
+        got = type(folder).__name__
+        raise ValueError(f"folder: expected a path; got {got}; call simprune.save(folder, result)")
+    if isinstance(result, nn.Module) or not all(hasattr(result, name) for name in ("model", "plan", "report")):
+        raise ValueError(
+            f"result: expected what simprune.compress returned, with the model, its plan and the report; got "
+            f"{type(result).__name__}; of a model alone save the state_dict"
+        )
     folder = Path(folder).resolve()
     _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
-    try:
+    if not overwrite:
+        refuse_overwriting(folder, "a bundle", "give another folder, or overwrite=True to replace it")
+    with whole_folder(folder) as partial:
         _write(partial, result, recipe)
-        _swap(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # already renamed, unless something went wrong
     return folder
 
 
@@ -106,23 +119,6 @@ def _write(folder: Path, result: Result, recipe: dict | None) -> None:
     shutil.copymode(folder / "plan.yaml", folder / "model.safetensors")  # safetensors makes it private
     files = {name: _sha256(folder / name) for name in HASHED} | {"report.json": _digest(report)}
     (folder / "report.json").write_bytes(_json(report | {"files": files}))
-    for path in (*folder.iterdir(), folder):
-        flush(path)
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`; what was there is moved aside first and removed last."""
-    earlier = partial.with_name(f"{partial.name}-earlier")
-    if folder.exists():
-        os.rename(folder, earlier)
-    try:
-        os.rename(partial, folder)
-    except BaseException:
-        if earlier.exists():
-            os.rename(earlier, folder)
-        raise
-    flush(folder.parent)
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _refuse_foreign(folder: Path) -> None:

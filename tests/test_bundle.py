@@ -16,6 +16,7 @@ from torch import nn
 
 from simprune import bundle
 from simprune.api import apply
+from simprune.core import store
 from simprune.core.plan import Edit, Plan, fingerprint
 
 MODULE = """
@@ -214,9 +215,13 @@ def everything_below(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_complete_bundle_is_replaced(folder, result):
+def test_a_complete_bundle_is_replaced_only_on_request(folder, result):
+    before = everything_below(folder.parent)
     result.report["notes"] = ["second"]
-    bundle.save(folder, result)
+    with pytest.raises(FileExistsError, match="holds a bundle already; give another folder, or overwrite=True"):
+        bundle.save(folder, result)
+    assert everything_below(folder.parent) == before
+    bundle.save(folder, result, overwrite=True)
     assert "second" in (folder / "report.html").read_text()
     assert [path.name for path in folder.parent.iterdir()] == ["kept"]
 
@@ -237,6 +242,13 @@ def test_a_folder_with_other_things_is_left_alone(folder, result, spoil):
     assert everything_below(folder.parent) == before
 
 
+@pytest.mark.parametrize("arguments", [lambda f, r: (f, r.model), lambda f, r: (r, f), lambda f, r: (f, None)])
+def test_what_is_no_result_is_refused_with_what_to_do(folder, result, arguments):
+    with pytest.raises(ValueError, match=r"result: expected what simprune\.compress returned|call simprune\.save\(f"):
+        bundle.save(*arguments(folder.with_name("new"), result))
+    assert not folder.with_name("new").exists()
+
+
 def test_a_file_is_not_replaced(result, tmp_path):
     (tmp_path / "kept").write_text("mine")
     with pytest.raises(FileExistsError, match="is a file"):
@@ -251,10 +263,10 @@ def test_a_save_that_fails_changes_nothing(folder, result, monkeypatch, step, er
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(bundle, step, fail)
+    monkeypatch.setattr(store if step == "flush" else bundle, step, fail)
     for target in (folder, folder.with_name("new")):
         with pytest.raises(type(error)):
-            bundle.save(target, result)
+            bundle.save(target, result, overwrite=True)
     assert everything_below(folder.parent) == before
 
 
@@ -271,7 +283,7 @@ def test_a_failed_rename_leaves_the_earlier_bundle(folder, result, monkeypatch, 
     monkeypatch.setattr(os, "rename", flaky)
     result.report["notes"] = ["second"]
     with pytest.raises(OSError, match="no"):
-        bundle.save(folder, result)
+        bundle.save(folder, result, overwrite=True)
     assert everything_below(folder.parent) == before
 
 
@@ -288,7 +300,7 @@ def test_a_killed_save_leaves_recognisable_remains(folder, result, monkeypatch):
         patch.setattr(os, "rename", killed)
         patch.setattr(bundle.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            bundle.save(folder, result)
+            bundle.save(folder, result, overwrite=True)
     remains = sorted(path.name for path in folder.parent.iterdir())
     assert all(name.startswith(".kept.partial-") for name in remains)
     with pytest.raises(FileNotFoundError, match=r"rename \.kept\.partial-.*-earlier to kept"):

@@ -1,6 +1,7 @@
 """The commands: with a recipe, its model and its data they call the library, write the results and print them."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 import yaml
 from torch import nn
 
-from simprune import api, bundle, checks
+from simprune import api, bundle, checks, formats
 from simprune.arguments import measure_of
 from simprune.checks.evidence import Evidence
 from simprune.cli import console
 from simprune.cli.console import show
 from simprune.cli.recipe.compose import load_recipe
-from simprune.cli.recipe.objects import model_of
+from simprune.cli.recipe.objects import model_of, source_of
 from simprune.cli.recipe.schema import Recipe, device, gates, settings, several
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
@@ -23,7 +24,9 @@ from simprune.core.options import listed
 from simprune.core.peekable import Peekable
 from simprune.core.plain import finite
 from simprune.core.plan import Plan
+from simprune.core.store import refuse_overwriting
 from simprune.core.weights import digest
+from simprune.edit.reopening import is_pretrained
 from simprune.measures import Measure
 from simprune.report import render
 from simprune.report.analysis import render_analysis, save_figures, tables
@@ -36,10 +39,14 @@ from simprune.trace.network import Network
 from simprune.tune.smallest import NothingPassed, Record
 
 UNFINISHED = "unfinished"  # the folder of an analysis that was interrupted
+UNCHECKED = (
+    "INCONCLUSIVE: the recipe asks for checks and its data has no test batches, so nothing was checked; give test "
+    "batches, or check.name=null if nothing is to be checked"
+)
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 # Keys of a recipe on which the stages of an analysis depend, and keys on which a search does not depend.
 ANALYZED = ("model", "data", "measure", "structures", "score", "block_score", "seed", "analysis")
-NOT_SEARCHED = ("defaults", "resume", "analysis", "other", "bundle", "pruned", "junit", "control")
+NOT_SEARCHED = ("defaults", "resume", "analysis", "other", "bundle", "pruned", "junit", "control", "format", "to")
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,8 @@ def compress(job: Job) -> int:
     options = job.options("compress") | {"gates": gates(recipe), "correction": recipe.check.correction}
     if recipe.plan is not None:
         options["plan"] = Plan.load(recipe.plan)
+    if recipe.resume is None:
+        refuse_overwriting(job.out / "bundle", "a bundle", "give the run another folder, by hydra.run.dir=FOLDER")
     if recipe.budget == api.SMALLEST:
         options["folder"] = Record(job.out / "search", {"recipe": searched})
     try:
@@ -167,7 +176,9 @@ def compress(job: Job) -> int:
     last, outcome = smaller[-1], None if verdict is None else verdict.outcome
     job.figures.update(outcome=outcome, accuracy=last["accuracy"], agreement=last["agreement"])
     job.figures.update(_shares(last, original), latency_ms=last["latency_ms"])
-    folder = bundle.save(job.out / "bundle", result, recipe=job.resolved)
+    folder = bundle.save(job.out / "bundle", result, recipe=job.resolved, overwrite=recipe.resume is not None)
+    asked = recipe.check.name is not None or recipe.check.gates is not None
+    unchecked = verdict is None and asked
     show(
         console.search(report),
         console.finalists(result.plan),
@@ -178,8 +189,10 @@ def compress(job: Job) -> int:
         *(f"note: {note}" for note in report["notes"]),
         f"bundle: {folder}",
         f"report: {folder / 'report.html'}",
+        UNCHECKED if unchecked else None,
     )
-    return 0 if verdict is None else EXIT[verdict.outcome]
+    code = EXIT["inconclusive" if unchecked else "pass"] if verdict is None else EXIT[verdict.outcome]
+    return code if recipe.format is None else _export(job, result) or code
 
 
 def _shares(costs: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, float]:
@@ -195,7 +208,7 @@ def validate(job: Job) -> int:
     if recipe.bundle is not None:
         small = bundle.load(recipe.bundle, job.model)
     else:
-        small = model_from(str(recipe.pruned.function), recipe.pruned.weights)
+        small = _function_of(recipe)
     wanted = gates(recipe)
     evidence = Evidence(any(gate.build().form == "classes" for gate in wanted))
     verdict = checks.validate(
@@ -214,4 +227,34 @@ def validate(job: Job) -> int:
     return EXIT[verdict.outcome]
 
 
-COMMANDS: dict[str, Callable[[Job], int]] = {entry.__name__: entry for entry in (analyze, plan, compress, validate)}
+def _function_of(recipe: Recipe) -> nn.Module:
+    """The pruned model that a function builds."""
+    return model_from(str(recipe.pruned.function), recipe.pruned.weights)
+
+
+def export(job: Job) -> int:
+    """Write the pruned model, of a bundle or built by a function, for use without simprune; print the difference."""
+    recipe = job.recipe
+    return _export(job, recipe.bundle if recipe.bundle is not None else _function_of(recipe).to(device(recipe)))
+
+
+def _export(job: Job, source: Any) -> int:
+    """Write what `simprune.export` takes; the exit code is 1 where the files compute something else."""
+    recipe = job.recipe
+    choice = recipe.format or ("transformers" if is_pretrained(job.model) else "torch")
+    options = {"name": choice} if isinstance(choice, str) else dict(choice)
+    if options["name"] == "transformers" and (origin := source_of(recipe)) is not None:
+        options = {"tokenizer": origin} | options
+    inputs = next(iter(job.data.calibration))
+    try:
+        written = formats.export(source, recipe.to or job.out / "export", options, model=job.model, inputs=inputs)
+    except formats.Mismatch as mismatch:
+        print(f"simprune: {mismatch}", file=sys.stderr)
+        return 1
+    show(str(written), *(f"note: {note}" for note in written.notes), f"export: {written.folder}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Job], int]] = {
+    entry.__name__: entry for entry in (analyze, plan, compress, validate, export)
+}

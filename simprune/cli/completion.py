@@ -28,7 +28,7 @@ def complete(request: str) -> str:
     """The output of `simprune --shell-completion REQUEST`: the script to install, or words for a line typed so far.
 
     >>> complete("query=simprune comp")
-    'analyze plan compress validate list'
+    'analyze plan compress validate export list'
     """
     what, _, value = request.partition("=")
     if what == "install" and value == "bash":

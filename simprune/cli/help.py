@@ -9,7 +9,7 @@ from simprune.settings import group, recipe_table
 LISTED = {
     "measures": "measure", "functional": "functional", "recipes": "", "models": "model", "data": "data",
     "structures": "structure", "scores": "score", "block_scores": "block_score", "planners": "planner",
-    "repairs": "repair", "checks": "check", "corruptions": "corruption",
+    "repairs": "repair", "checks": "check", "corruptions": "corruption", "formats": "format",
 }  # fmt: skip
 HELP = """\
 usage: simprune COMMAND recipe=NAME|FILE.yaml [group=option] [key=value] [-m]
@@ -21,6 +21,7 @@ commands:
   plan      what to remove for a budget, as a file you can edit
   compress  the whole path: plan, edit, repair, fine-tune, check; leaves a bundle and a report
   validate  check a bundle against the original again
+  export    write a bundle's model for use without simprune: a Hugging Face folder, ONNX, torch.export
   list      measures, scores, planners, recipes and all other parts there are
 
 examples:
@@ -81,6 +82,15 @@ pruned model, and its weights. Writes verdict.json, verdict.html and, by option,
 verdict's: 0 pass, 1 fail, 3 too little data. Check sets: default, strict, robustness, representation, embedding, ...
   simprune validate bundle=outputs/compress/digits/.../bundle check=strict junit=gates.xml
   simprune validate recipe=my.yaml pruned.function=my_model:small pruned.weights=small.safetensors""",
+    "export": """\
+usage: simprune export bundle=FOLDER [format=transformers|onnx|torch] [to=FOLDER] [recipe=NAME|FILE.yaml] [key=value]
+
+Rebuilds the bundle's model and writes it for use without simprune, with a page about it: a Hugging Face folder (model,
+tokenizer, generation settings, model card), an ONNX graph, or a program of torch.export. The files are read back and
+run on inputs of the calibration data; the largest difference is printed, and where it is too large, the exit code is 1
+and nothing is written. `simprune compress ... format=onnx` does the same at the end. recipe= and pruned. as of validate.
+  simprune export bundle=outputs/compress/digits/.../bundle format=onnx format.opset=18 to=digits-onnx
+  simprune export bundle=my-bundle format={name:transformers,max_shard_size:1GB} to=smaller""",
     "list": f"""\
 usage: simprune list [{"|".join(LISTED)}]""",
 }

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,12 +17,12 @@ from simprune.cli.errors import one_line, report
 from simprune.cli.flags import split
 from simprune.cli.folders import recipes
 from simprune.cli.recipe import compose, sweep
-from simprune.cli.recipe.choices import GROUPS, rewritten, settled, shadowing
+from simprune.cli.recipe.choices import settled, shadowing
 from simprune.cli.recipe.objects import objects
 from simprune.cli.recipe.schema import settings, several
 from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import importable
-from simprune.settings import Settings
+from simprune.settings import REBUILT, Settings
 
 # A file that an interrupted run of a command leaves, by which it can go on.
 RESUMABLE = {"compress": "search/state.json", "analyze": f"{UNFINISHED}/{SETTINGS}"}
@@ -33,10 +34,8 @@ def run(command: str, args: list[str]) -> int:
     values = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     if name is not None:
         folder, config = compose.locate(name)
-    elif command == "validate" and "bundle" in values:
+    elif command in REBUILT and "bundle" in values:
         folder, config = None, compose.register_bundle_recipe(values["bundle"])
-        # a resolved recipe has no groups to override: another check set is added, which replaces its gates
-        overrides = [f"+{text}" if text.partition("=")[0] in GROUPS else text for text in overrides]
     else:
         raise ValueError(f"name a recipe: recipe=NAME or recipe=FILE.yaml; built-in: {', '.join(recipes())}")
     if "resume" in values:
@@ -77,7 +76,9 @@ def run(command: str, args: list[str]) -> int:
 
     own = [f"hydra.job.name={command}", "hydra/job_logging=none", sweep.CALLBACK]
     path = str(folder) if folder else None
-    argv = [f"simprune {command}", *own, *rewritten(overrides), *(flag for flag in flags if flag != "--frontier")]
+    more = [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
+    changed = compose.fitted(overrides, folder, config, more)
+    argv = [f"simprune {command}", *own, *changed, *(flag for flag in flags if flag != "--frontier")]
     sweep.Summary.finished.clear()
     # with HYDRA_FULL_ERROR Hydra passes errors on; otherwise it prints them itself and exits with 1
     with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}), shadowing():

@@ -1,7 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import os
-from collections.abc import Callable
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -35,6 +38,47 @@ def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
     flush(path.parent)
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Within the block, an empty folder to write into; afterwards it is `folder`, unless an error was raised.
+
+    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete; what was there before
+    is moved aside first and removed last.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with whole_folder(Path(parent, "result")) as partial:
+    ...         write_whole(partial / "plan.yaml", "edits: []")
+    ...     [path.name for path in Path(parent, "result").iterdir()]
+    ['plan.yaml']
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            flush(path)
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # already renamed, unless something went wrong
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`; what was there is moved aside first and removed last."""
+    earlier = partial.with_name(f"{partial.name}-earlier")
+    if folder.exists():
+        os.rename(folder, earlier)
+    try:
+        os.rename(partial, folder)
+    except BaseException:
+        if earlier.exists():
+            os.rename(earlier, folder)
+        raise
+    flush(folder.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no flush of it
@@ -44,3 +88,9 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refuse_overwriting(path: Path, what: str, remedy: str) -> None:
+    """Raise FileExistsError, with what to do, for a file or a folder with something in it."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} holds {what} already; {remedy}")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
@@ -106,6 +107,21 @@ def test_smallest_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
 
 
 # ---- compress as a function ----
+
+
+@pytest.mark.parametrize("check, code", [("check=default", 3), (LOOSE, 3), ("check.name=null", 0)])
+def test_nothing_checked_is_no_success(folder, capsys, check, code):
+    untested = ["structures=[blocks]", "reconstruct=none", "+data.test=false", check]
+    assert commands.compress(job("compress", *untested)) == code
+    assert ("nothing was checked" in capsys.readouterr().out) == (code == 3)
+    assert (folder / "out" / "bundle").is_dir()
+
+
+def test_a_second_run_in_a_folder_is_refused_before_any_work(folder, bundle, monkeypatch):
+    again = job("compress", out=str(folder / "other"))
+    monkeypatch.setattr(api, "compress", None)
+    with pytest.raises(FileExistsError, match="holds a bundle already; give the run another folder"):
+        commands.compress(replace(again, out=bundle.parent))
 
 
 def test_a_plan_file_is_the_one_applied(folder, bundle, monkeypatch):

@@ -20,7 +20,7 @@ from simprune.cli.recipe.explain import explain
 from simprune.cli.recipe.objects import build, objects
 from simprune.cli.recipe.schema import RecipeSchema, device, gates, settings
 from simprune.core.registry import parts
-from simprune.settings import Recipe
+from simprune.settings import Recipe, recipe_table
 from simprune.sources import Data
 
 RECIPES = recipes()
@@ -111,9 +111,35 @@ def test_searchpath_in_a_recipe_adds_a_folder(recipe, tmp_path):
     assert [gate.limit for gate in gates(settings(load_recipe(path), "compress"))] == [0.25]
 
 
+OVERRIDES = [
+    ["bundle=somewhere", "plan=a.yaml", "data=arrays", "data.path=x.npz", "budget=smallest", "structures=[blocks]",
+     "seed=3", "control=1", "device=cpu", "replace=mean", "reconstruct=none", "trials=[0.2]", "search.kind=params",
+     "finetune=none", "other=there", "resume=there", "junit=x.xml", "objective=macs", "planner=greedy",
+     "planner.blocks=2", "check=strict", "measure=cka", "pruned.weights=w", "analysis.chance=0"],
+    ["budget=[0.9,0.5]", "reconstruct={layer1: bn, fc: none}", "finetune=default", "finetune.epochs=2", "plan=null"],
+    ["budget={params: 0.4}", "budget.macs=0.3", "score=taylor"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_folders_beside_a_recipe_change_no_key_and_a_resolved_recipe_takes_the_same_overrides(
+    recipe, tmp_path, overrides
+):
+    path = recipe("defaults: [digits, _self_]\n")
+    alone = resolved(load_recipe(path, overrides))
+    whole = recipe(yaml.safe_dump(resolved(load_recipe(path))), "whole")
+    for key in (field.name for field in recipe_table()):
+        (tmp_path / key).mkdir()
+        (tmp_path / key / "note.txt").touch()
+    assert resolved(load_recipe(path, overrides)) == alone
+    assert resolved(load_recipe(whole, overrides)) == alone
+
+
 def test_no_epochs_is_no_finetuning():
     assert settings(load_recipe("digits", ["finetune=none"]), "compress").finetune is None
+    assert settings(load_recipe("digits", ["finetune=null"]), "compress").finetune is None
     assert settings(load_recipe("digits"), "compress").finetune.epochs > 0
+    assert settings(load_recipe("digits", ["finetune=7"]), "compress").finetune.epochs == 7
 
 
 # ---- what is wrong is said in one line, before anything runs ----
@@ -138,6 +164,9 @@ def test_no_epochs_is_no_finetuning():
         (["check=strickt"], "did you mean 'strict'"),
         (["~model"], "model is missing"),
         (["model=function"], "model function needs function"),
+        (["check=null"], "check: expected a name, or a mapping with name and options; got None"),
+        (["planner=3"], "planner: expected a name, or a mapping with name and options; got 3"),
+        (["finetune=-3"], "finetune.epochs: expected a whole number of at least 0; got -3"),
         (["+sede=3"], "did you mean 'seed'"),
         (["model.seed=${sede}"], "'sede' not found"),
         (["a=[1"], "cannot read 'a=[1'"),

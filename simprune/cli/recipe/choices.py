@@ -1,7 +1,8 @@
 """Choices in recipes: Hydra's groups, fed from the registry, and overrides of them on the command line."""
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +21,8 @@ GROUPS = {
     if option.metadata["kind"] and option.name not in ("structures", "reconstruct")
 }
 COMMON: dict[str, type[Chosen]] = {"planner": Planner, "check": Check}
-CHOSEN = "chosen."  # prefix of options of choices on their way through Hydra
+CHOSEN = "chosen."  # prefix of what Hydra would misread, on its way through Hydra
+KEYS = tuple(option.name for option in recipe_table())
 REPLACED = ("budget", "reconstruct")  # keys whose value another one replaces as a whole
 
 
@@ -38,26 +40,43 @@ def store_groups() -> None:
     store.store(name="base", node={"defaults": defaults}, provider="simprune")
 
 
-def rewritten(overrides: Sequence[str]) -> list[str]:
+def rewritten(
+    overrides: Sequence[str], selectable: Collection[str] = (*GROUPS, "finetune"), shadowed: Collection[str] = ()
+) -> list[str]:
     """Overrides with which a choice can get any option, and any budget can follow any other.
 
-    Hydra refuses keys that are not there, and merges mappings with nothing but mappings. Options of choices therefore
-    go through it under the key `chosen`, from which `settled` takes them.
+    Hydra refuses keys that are not there and choices that are no names, merges mappings with nothing but mappings, and
+    takes every folder beside a recipe for a group. Options of choices, and keys with the name of such a folder,
+    therefore go through it under the key `chosen`, from which `settled` takes them.
+
+    Args:
+        overrides: as typed.
+        selectable: the groups that stand in the recipe's list of defaults. Choices of other groups are appended to it.
+        shadowed: keys that are no groups, and that a folder in Hydra's search path has the name of.
 
     >>> rewritten(["budget=[0.9,0.5]", "budget.macs=0.3", "planner.round_to=8", "seed=1"])
     ['budget=null', 'budget=[0.9,0.5]', '++budget.macs=0.3', '++chosen.planner.round_to=8', 'seed=1']
+    >>> rewritten(["bundle=folder", "check=strict"], selectable=[], shadowed=["bundle"])
+    ['++chosen.bundle=folder', '+check=strict']
     """
     changed: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
         head, dot, _ = key.partition(".")
+        no_name = re.fullmatch(r"null|true|false|[-+.\d]+", value, re.IGNORECASE)
+        if key == "finetune" and no_name:  # as in Python, a number is one of epochs
+            changed.append(f"finetune.epochs={0 if value.lower() == 'null' else value}")
+            continue
+        if (dot and head in GROUPS) or head in shadowed or (key in GROUPS and no_name):
+            changed.append(f"++{CHOSEN}{override}")
+            continue
         if key in REPLACED:
             changed.append(f"{key}=null")
-        if dot and head in GROUPS:
-            changed.append(f"++{CHOSEN}{override}")
+        if (dot and head in REPLACED) or (key in GROUPS and value.startswith("{")):
+            changed.append(f"++{override}")
         else:
-            mapping = (dot and head in REPLACED) or (key in GROUPS and value.startswith("{"))
-            changed.append(f"++{override}" if mapping else override)
+            append = key in (*GROUPS, "finetune") and key not in selectable
+            changed.append(f"+{override}" if append else override)
     return changed
 
 
@@ -98,9 +117,9 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
         if key.startswith(CHOSEN):
             path = key.removeprefix(CHOSEN)
             group = path.partition(".")[0]
-            if isinstance(config[group], str):  # the recipe's body has a bare name
+            if group in GROUPS and isinstance(config[group], str):  # the recipe's body has a bare name
                 config[group] = {"name": config[group]}
-            OmegaConf.update(config, path, value, force_add=True)
+            OmegaConf.update(config, path, value, force_add=True, merge="." in path)
     return config
 
 

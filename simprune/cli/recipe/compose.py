@@ -9,12 +9,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from simprune.cli.folders import builtin, recipes
-from simprune.cli.recipe.choices import rewritten, settled, shadowing, store_groups
+from simprune.cli.recipe.choices import GROUPS, KEYS, rewritten, settled, shadowing, store_groups
 from simprune.cli.recipe.schema import RecipeSchema, typed
 from simprune.core.names import did_you_mean, importable
 
@@ -59,9 +61,26 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     folder, name = locate(recipe)
     importable(folder)
+    changed = fitted(overrides, folder, name)
     with initialize_config_dir(str(folder), version_base=VERSION_BASE), shadowing():
-        changed = rewritten(overrides)
         return settled(compose(name, overrides=changed), changed, folder)
+
+
+def fitted(overrides: Sequence[str], folder: Path | None, name: str, more: Sequence[str] = ()) -> list[str]:
+    """Overrides as Hydra takes them for one recipe, whatever folders lie beside it and whatever its defaults are.
+
+    Args:
+        overrides: as typed.
+        folder: of the recipe; None for the recipe of a bundle, which lies nowhere in the search path.
+        name: of the recipe in that folder.
+        more: further folders in which Hydra looks for groups.
+    """
+    with initialize_config_dir(str(folder or builtin("recipes")), version_base=VERSION_BASE), shadowing():
+        loader = GlobalHydra.instance().config_loader()
+        listed = loader.compute_defaults_list(name, [], RunMode.RUN).overrides.known_choices
+        folders = {*loader.list_groups(""), *(path.name for other in more for path in Path(other).glob("*/"))}
+    choices = {group for group in listed if "/" not in group}
+    return rewritten(overrides, choices, (folders & {*KEYS}) - choices - {*GROUPS, "finetune"})
 
 
 STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved recipe, which needs no groups
@@ -78,7 +97,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 def register_bundle_recipe(folder: str) -> str:
     """Name under which Hydra finds the recipe inside a bundle; it may hold nothing but a recipe's keys.
 
-    Where JUnit XML is written is for the user to say: a bundle from elsewhere must not overwrite files.
+    Where JUnit XML and exports are written is for the user to say: a bundle from elsewhere must not overwrite files.
     """
     path = Path(folder) / "recipe.yaml"
     if not path.is_file():
@@ -87,5 +106,5 @@ def register_bundle_recipe(folder: str) -> str:
     if not isinstance(content, dict) or content.pop("defaults", STANDALONE) != STANDALONE:
         raise ValueError(f"{path} is not the recipe of a bundle; name it yourself: recipe={path}")
     OmegaConf.merge(OmegaConf.structured(RecipeSchema), content)
-    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content, "junit": None}, provider="simprune")
+    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content, "junit": None, "to": None}, provider="simprune")
     return "bundle"

@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from simprune.arguments import SMALLEST, check_budget, check_gates
 from simprune.checks import Gate
 from simprune.core.options import Chosen, Options, default_of
-from simprune.settings import Finetune, Recipe, Settings, group, recipe_table
+from simprune.settings import REBUILT, Finetune, Recipe, Settings, group, recipe_table
 from simprune.tune.frontier import check_shares
 
 
@@ -88,7 +88,7 @@ def settings(config: DictConfig, command: str) -> Recipe:
         else:
             free = recipe.planner.options.get("threshold") is not None
             check_budget(along[1] if along else recipe.budget or (None if free else {}), recipe.planner, command)
-    if command == "validate" and (recipe.bundle is None) == (recipe.pruned.function is None):
+    if command in REBUILT and (recipe.bundle is None) == (recipe.pruned.function is None):
         what = "bundle is missing" if recipe.bundle is None else "bundle and pruned.function are both given"
         raise ValueError(
             f"{what}: add either bundle=FOLDER, a folder that `simprune compress` wrote, or "
