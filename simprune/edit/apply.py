@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
-from simprune.core.copies import copy_of
+from simprune.core.copies import sharing, unshare
 from simprune.core.cost import Example
 from simprune.core.plan import Plan
 from simprune.core.structures import NotPrunable
@@ -42,7 +42,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
         ValueError: when the plan does not fit the model, an edit cannot be made, or the result is not as planned.
     """
     plan.check(network.model)
-    small = copy_of(network.model)
+    small = sharing(network.model)
     effects = effects_of(plan, network) if effects is None else effects
     _bypass_blocks(plan, small, network)
     try:
@@ -55,6 +55,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
     output = _verify(small, network, effects)
     _delete(small, network.example, output)
     restate(small, network.example)
+    unshare(small, network.model)
     return small
 
 
@@ -101,9 +102,12 @@ def _verify(small: nn.Module, network: Network, effects: Effects) -> dict[str, T
     actual = dict(chain(small.named_parameters(remove_duplicate=False), small.named_buffers(remove_duplicate=False)))
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         shape = [size - cut.get((name, dim), 0) for dim, size in enumerate(tensor.shape)]
-        if not effects.inside_dropped(name) and list(actual[name].shape) != shape:
-            raise ValueError(f"edit failed: {name} should have shape {shape} and has {list(actual[name].shape)}")
-    trial = copy_of(small)  # training mode moves BatchNorm statistics
+        if effects.inside_dropped(name) or (tensor.numel() and 0 in shape):  # it goes whole
+            continue
+        now = effects.name_now(name)
+        if list(actual[now].shape) != shape:
+            raise ValueError(f"edit failed: {now} should have shape {shape} and has {list(actual[now].shape)}")
+    trial = sharing(small)  # training mode moves BatchNorm statistics
     with torch.no_grad():
         with eval_mode(small):
             before, after = network.outputs, all_tensors(small(*args, **kwargs))

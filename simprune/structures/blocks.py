@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
-from simprune.core.copies import copy_of
+from simprune.core.copies import sharing
 from simprune.core.example import rows_of
 from simprune.core.registry import register
 from simprune.core.structures import Block, NotPrunable
@@ -85,7 +85,7 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
     """
     if not blocks:
         return [], []
-    trial = copy_of(network.model)
+    trial = sharing(network.model)
     uses = Counter(module for _, module in network.model.named_modules(remove_duplicate=False))
     lengths = {block.name: len(torch.as_tensor(network.visits[block.name].output)) for block in blocks}
     rows, differ = rows_of(network.example), len(set(lengths.values())) > 1

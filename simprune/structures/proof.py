@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
-from simprune.core.copies import copy_of
+from simprune.core.copies import sharing
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.trace.context import eval_mode
 from simprune.trace.cost import measure_cost
 from simprune.trace.flow import normalisations
 from simprune.trace.network import Network
-from simprune.trace.precision import to_single, widened
+from simprune.trace.precision import InSingle, widened
 
 
 def prove(
@@ -46,22 +46,23 @@ def prove(
 
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
     """Why these groups cannot lose their middle units together; None when they can."""
-    cut, masked = copy_of(network.model), copy_of(network.model)
+    cut = sharing(network.model)
     before, (args, kwargs) = network.outputs, network.example
     lost: Counter[tuple[str, int]] = Counter()
     try:
         edits = [((group.name,), group.expand([group.size // 2])) for group in groups]
         structure.remove(cut, network.example, edits)
         for group in groups:
-            _ignore(masked, group, group.size // 2)
             lost.update(group.cut([group.size // 2]))
         actual = measure_cost(cut, network.example)
-        with eval_mode(cut, masked), torch.no_grad():
+        with eval_mode(cut), torch.no_grad():
             after = all_tensors(cut(*args, **kwargs))
-            _stop_mixing(cut)
-            _stop_mixing(masked)
-            args, kwargs = widened(network.example)  # rounding of half precision would hide a wrong coupling
-            without, ignored = (all_tensors(to_single(net)(*args, **kwargs)) for net in (cut, masked))
+        without = _unmixed(cut, network)
+        del cut  # one edited copy at a time
+        masked = sharing(network.model)
+        for group in groups:
+            structure.ignore(masked, group, group.size // 2)
+        ignored = _unmixed(masked, network)
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
@@ -75,12 +76,12 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
     return None
 
 
-def _ignore(model: nn.Module, group: UnitGroup, unit: int) -> None:
-    """Zero what every reader multiplies this unit with."""
-    for part in group.slices:
-        if part.side == "in" and part.tensor.endswith("weight"):
-            index = torch.tensor(part.indices[unit], device=model.get_parameter(part.tensor).device)
-            model.get_parameter(part.tensor).data.index_fill_(part.dim, index, 0.0)
+def _unmixed(model: nn.Module, network: Network) -> dict[str, Tensor]:
+    """The outputs of a model on the network's example without normalisation across channels; the model changes."""
+    _stop_mixing(model)
+    args, kwargs = widened(network.example)
+    with eval_mode(model), torch.no_grad(), InSingle():  # rounding of half precision would hide a wrong coupling
+        return all_tensors(model(*args, **kwargs))
 
 
 def _stop_mixing(model: nn.Module) -> None:

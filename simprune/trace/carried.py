@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
+from simprune.core.copies import fill
 from simprune.trace.axes import channel_axis
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.precision import tolerance
@@ -47,7 +48,7 @@ def carried(module: nn.Module, visit: Visit) -> int | str | None:
         if "norm" in type(part).__name__.lower():
             for name, parameter in part.named_parameters(recurse=False):
                 if name.endswith("weight"):
-                    parameter.fill_(1)
+                    fill(parameter, 1)
     output = _rerun(zero, visit)
     if output is None:
         return None

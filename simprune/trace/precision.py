@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-from simprune.core.copies import copy_of
+from simprune.core.copies import sharing
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -22,7 +24,7 @@ def in_single(model: nn.Module) -> nn.Module:
     >>> in_single(nn.Linear(2, 2, dtype=torch.bfloat16)).weight.dtype
     torch.float32
     """
-    return to_single(copy_of(model))
+    return to_single(sharing(model))
 
 
 def to_single(model: nn.Module) -> nn.Module:
@@ -31,6 +33,29 @@ def to_single(model: nn.Module) -> nn.Module:
         if tensor.dtype in HALF:
             tensor.data = tensor.data.float()
     return model
+
+
+class InSingle(TorchDispatchMode):
+    """Within the block, every operation on half precision is done in float32, and gives float32.
+
+    A weight is widened for the operation that reads it and for no longer, so a whole model runs in float32 without a
+    copy in float32. Not for operations that write into half precision, and not with gradients.
+
+    >>> with torch.no_grad(), InSingle():
+    ...     nn.Linear(2, 2, dtype=torch.bfloat16)(torch.ones(1, 2)).dtype
+    torch.float32
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        args, kwargs = tree_map(_widen, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _widen(value: Any) -> Any:
+    """A tensor or a type of half precision in float32; anything else as it is."""
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in HALF else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def widened(value: Any) -> Any:

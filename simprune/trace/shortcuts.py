@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
-from simprune.core.copies import copy_of
+from simprune.core.copies import fill, sharing
 from simprune.core.cost import Example
 from simprune.trace.axes import Axes, channels_last
 from simprune.trace.context import eval_mode
@@ -130,11 +130,11 @@ def _output(block: nn.Module, call: Example) -> Tensor | None:
 
 def zero_copy(block: nn.Module) -> nn.Module:
     """A copy of a block with all parameters zero, in evaluation mode: it returns what the block's shortcut carries."""
-    silent = copy_of(block)
+    silent = sharing(block)
     make_plain(silent)  # a norm of zeros would divide by zero
     silent.eval()  # a statement of its own, because eval() of some foreign modules does not return the module
     for parameter in silent.parameters():
-        parameter.requires_grad_(False).zero_()
+        fill(parameter, 0)
     return silent
 
 
