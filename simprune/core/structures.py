@@ -79,6 +79,7 @@ class UnitGroup:
         slices: entries of tensors by unit.
         kind: name of the structure in edits, such as "channels" or "heads".
         units: (size, numbers) of channels or heads in an edit; one number per unit when left out.
+        least: number of units that have to stay.
 
     >>> group = UnitGroup("conv", 2, (Slice("conv.weight", 0, ((0, 1), (2, 3)), "out"),), units=((0, 1), (2, 3)))
     >>> group.width, group.expand([1]), group.cut([1])
@@ -90,6 +91,7 @@ class UnitGroup:
     slices: tuple[Slice, ...]
     kind: str = "channels"
     units: tuple[tuple[int, ...], ...] = ()
+    least: int = 1
 
     def __post_init__(self) -> None:
         if not self.units:

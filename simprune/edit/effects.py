@@ -1,7 +1,7 @@
 """What a plan removes from every tensor of the original: the prediction that the edited network must fulfil."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from simprune.core.plan import Edit, Plan
 from simprune.core.structures import Coupling, NotPrunable
@@ -17,11 +17,13 @@ class Effects:
         removed: indices of removed entries, by tensor and dimension.
         dropped: blocks that are removed whole.
         producers: for every edit of units, the layers that produce the same channels in the same order.
+        moved: modules in a list from which others went, with the names that they have afterwards.
     """
 
     removed: Mapping[tuple[str, int], tuple[int, ...]]
     dropped: tuple[str, ...]
     producers: Mapping[str, tuple[str, ...]]
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cut(self) -> dict[tuple[str, int], int]:
@@ -31,6 +33,11 @@ class Effects:
     def inside_dropped(self, name: str) -> bool:
         """Whether a module or tensor is removed with a block."""
         return any(name == block or name.startswith(f"{block}.") for block in self.dropped)
+
+    def name_now(self, name: str) -> str:
+        """The name that a module or tensor of the original has in the edited network."""
+        old = next((old for old in self.moved if f"{name}.".startswith(f"{old}.")), None)
+        return name if old is None else self.moved[old] + name.removeprefix(old)
 
     def remaining(self, tensor: str, dim: int, length: int) -> list[int]:
         """The original's indices that remain of `length` entries along one dimension of a tensor."""
@@ -49,7 +56,18 @@ def effects_of(plan: Plan, network: Network) -> Effects:
         for part in coupling.slices:
             gone = {index for unit in units for index in part.indices[unit]}
             removed.setdefault((part.tensor, part.dim), set()).update(gone)
-    return Effects({key: tuple(sorted(gone)) for key, gone in removed.items()}, plan.blocks, producers)
+    removed_entries = {key: tuple(sorted(gone)) for key, gone in removed.items()}
+    return Effects(removed_entries, plan.blocks, producers, _moved(plan, network))
+
+
+def _moved(plan: Plan, network: Network) -> dict[str, str]:
+    """Experts in lists, with the names that they have when others have gone."""
+    moved: dict[str, str] = {}
+    for edit in plan.of_kind("experts"):
+        members = network.mixtures[edit.name].members
+        remaining = [member for number, member in enumerate(members) if number not in edit.indices]
+        moved |= {old: new for old, new in zip(remaining, members, strict=False) if old != new}
+    return moved
 
 
 def unit_edits(plan: Plan, network: Network) -> Iterator[tuple[Edit, Coupling]]:

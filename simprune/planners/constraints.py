@@ -52,7 +52,7 @@ class Constraints(settings.Constraints):
         """How many units may be removed from the front of `order`: 0, and all numbers that leave an allowed width."""
         width = remaining = group.width
         allowed = [0]
-        for count, unit in enumerate(order[:-1], 1):
+        for count, unit in enumerate(order[: len(order) - group.least], 1):
             remaining -= len(group.units[unit])
             share = 1 - remaining / width
             refused = group.kind == "channels" and (remaining < self.min_width or remaining % self.round_to)

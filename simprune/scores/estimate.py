@@ -20,6 +20,7 @@ from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
 from simprune.scores.blocks import BlockContext, observe
 from simprune.scores.channels import ReaderMoments, by_prediction
+from simprune.scores.experts import EXPERTS, SCORE, WHY, nearest, score_experts
 from simprune.scores.output_changes import BlockLosses, output_changes
 from simprune.structures import check_structures, structure
 from simprune.trace.capture import read
@@ -82,7 +83,9 @@ def estimate(
     blocks, groups, refusals = _find(network, kinds)
     names = [block.name for block in blocks]
     weighed = damage and score_part.facts.get("output_losses", False)
-    moments, block_losses = ReaderMoments(groups, apart=True), BlockLosses(names if weighed else [])
+    experts = [group for group in groups if group.kind == EXPERTS]
+    readable = [group for group in groups if group.kind != EXPERTS]
+    moments, block_losses = ReaderMoments(readable, apart=True), BlockLosses(names if weighed else [])
     readings = [reading for reading in (moments, block_losses) if reading.sites]
     context, block_scores = None, dict[str, float]()
     if blocks:
@@ -92,9 +95,11 @@ def estimate(
     elif readings:
         read(network.model, calibration, readings, network.axes)
     correlations = moments.correlations()
-    scores = dict(registry.bound("score", score, seed=seed)(network, calibration, groups)) if groups else {}
+    scores = dict(registry.bound("score", score, seed=seed)(network, calibration, readable)) if readable else {}
     parts = {name: score_part if name in scores else registry.find("score", "predictability") for name in correlations}
     scores |= {name: by_prediction(values) for name, values in correlations.items() if name not in scores}
+    of_experts = score_experts(network, calibration, experts) if experts else {}
+    scores |= {name: expert.score for name, expert in of_experts.items()}
     damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
         losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
@@ -116,6 +121,10 @@ def estimate(
             damages = dict(zip(sorted(names, key=damages.__getitem__), sorted(measured.values()), strict=True))
             rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
             interactions = replace(interactions, rows=rows)
+    alike = {name: values.mean(0).abs() for name, values in correlations.items()}
+    alike |= {name: expert.similarity for name, expert in of_experts.items()}
+    named = {name: (part.name, part.facts.get("why", UNITS_WHY)) for name, part in parts.items()}
+    named |= dict.fromkeys(of_experts, (SCORE, WHY))
     macs = network.costs.total().macs
     redundancy = Redundancy(
         blocks=tuple(
@@ -135,10 +144,10 @@ def estimate(
                 redundancy=scores[group.name].redundancy,
                 order=scores[group.name].order,
                 damage=scores[group.name].damage,
-                nearest=tuple(correlations[group.name].mean(0).abs().fill_diagonal_(-1).argmax(1).tolist()),
+                nearest=nearest(alike[group.name]),
                 share=1 - network.costs.after(group.cut(range(1, group.size))).macs / macs,
-                score=parts[group.name].name,
-                wording=parts[group.name].facts.get("why", UNITS_WHY),
+                score=named[group.name][0],
+                wording=named[group.name][1],
             )
             for group in groups
         ),

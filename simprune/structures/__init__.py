@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from simprune.core.cost import Example
@@ -59,6 +60,20 @@ class UnitStructure(Structure):
         Raises:
             NotPrunable: when that cannot be done; its message is the reason.
         """
+
+    def ignore(self, masked: nn.Module, group: UnitGroup, unit: int) -> None:
+        """Make a network compute as if a unit were not there, in place: its readers multiply the unit with zero.
+
+        Args:
+            masked: a copy of the original.
+            group: the unit's group.
+            unit: its number.
+        """
+        for part in group.slices:
+            if part.side == "in" and part.tensor.endswith("weight"):
+                weight = masked.get_parameter(part.tensor)
+                index = torch.tensor(part.indices[unit], device=weight.device)
+                weight.data = weight.data.index_fill(part.dim, index, 0.0)  # the original's memory stays as it is
 
 
 def structure(name: str) -> Structure:

@@ -5,6 +5,7 @@ and they are stated per input row. BatchNorm, activations and other elementwise 
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from simprune.core.example import rows_of
 from simprune.trace.attention import attentions
 from simprune.trace.axes import Axes, axes_of, channel_axis
 from simprune.trace.context import eval_mode, requiring
+from simprune.trace.experts import Mixture, mixtures
 from simprune.trace.hooks import After, Before, hooks
 from simprune.trace.layers import output_dim
 
@@ -89,7 +91,16 @@ def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> 
     """
     rows = rows_of(example)
     streams = _Streams(model, rows, axes_of(model, example) if axes is None else axes)
-    with hooks(streams.before, streams.after):
+    sparse = mixtures(model)
+    tokens: dict[str, float] = {}  # that enter a mixture, per row
+
+    def count(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        states = first_tensor((args, kwargs))
+        if states is not None:
+            tokens[name] = tokens.get(name, 0) + states.numel() / states.shape[-1] / rows
+
+    counted = [(model.get_submodule(name), partial(count, name)) for name in sparse]
+    with hooks([*streams.before, *counted], streams.after):
         flops = _flops_by_module(model, example)
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}  # tied weights count under their first name
@@ -115,11 +126,47 @@ def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> 
             products[name] = (joint.tensor, joint.dim, (own - projected) / parameters[joint.tensor].shape[joint.dim])
         elif own:
             fixed[name] = round(own)
+    for name, mixture in sparse.items():
+        _count_selected(mixture, tokens.get(name, 0.0), parameters, weights, fixed)
     tensors = {
         name: TensorCost(tuple(tensor.shape), tensor.element_size(), weights.get(name, 0.0), name in parameters)
         for name, tensor in [*parameters.items(), *model.named_buffers()]
     }
     return CostModel(tensors, fixed, products, streams.costs)
+
+
+def _count_selected(
+    mixture: Mixture, tokens: float, parameters: Mapping[str, Tensor], weights: Counter, fixed: dict[str, int]
+) -> None:
+    """Count the experts that a token selects: as many as before when there are fewer experts to select from.
+
+    Where experts are one tensor, torch does not count their products, or counts them for the module that holds them.
+    Experts in a list cost what those that were selected cost. Experts that all tokens run through are left as they are
+    counted, by their weights.
+
+    Args:
+        mixture: the experts.
+        tokens: that enter it, per row.
+        parameters: of the model.
+        weights: macs per element of every weight, changed in place.
+        fixed: macs of modules that follow from no tensor, changed in place.
+    """
+    matrices = [name for name in mixture.fused if parameters[name].ndim == 3]
+    if matrices:
+        elements = sum(parameters[name].numel() for name in matrices)
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in matrices)
+        counted = sum(fixed.pop(owner, 0) for owner in owners)
+        if counted == round(tokens * elements) and mixture.selected < mixture.size:  # every token runs through all
+            weights.update(dict.fromkeys(matrices, counted / elements))
+        else:
+            fixed[next(iter(owners))] = round(tokens * mixture.selected * elements / mixture.size)
+        return
+    inside = [name for name in parameters if any(name.startswith(f"{member}.") for member in mixture.members)]
+    macs = sum(weights[name] * parameters[name].numel() for name in inside)
+    if macs < tokens * sum(parameters[name].numel() for name in inside if parameters[name].ndim > 1):
+        fixed[mixture.container] = fixed.get(mixture.container, 0) + round(macs)
+        for name in inside:
+            del weights[name]
 
 
 def measure_cost(model: nn.Module, example: Example) -> Cost:

@@ -1,4 +1,4 @@
-"""Removing entries of one parameter, together with the sizes that its layer states."""
+"""Removing entries of one parameter or buffer, together with the sizes that its layer states."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from simprune.trace.layers import is_conv1d
 
 
 def cut(model: nn.Module, tensor: str, dim: int, indices: Iterable[int]) -> None:
-    """Remove entries of the parameter `tensor` along `dim`, also from its gradient; the layer's sizes follow.
+    """Remove entries of the parameter or buffer `tensor` along `dim`, also from its gradient; sizes follow.
 
     >>> layer = nn.Linear(4, 3)
     >>> cut(layer, "weight", 1, [0, 2])
@@ -17,9 +17,13 @@ def cut(model: nn.Module, tensor: str, dim: int, indices: Iterable[int]) -> None
     Linear(in_features=2, out_features=3, bias=True)
     """
     name, _, attribute = tensor.rpartition(".")
-    owner, old = model.get_submodule(name), model.get_parameter(tensor)
+    owner = model.get_submodule(name)
+    old = getattr(owner, attribute)
     removed = set(indices)
     remaining = torch.tensor([i for i in range(old.shape[dim]) if i not in removed], device=old.device)
+    if not isinstance(old, nn.Parameter):
+        setattr(owner, attribute, old.index_select(dim, remaining))
+        return
     new = nn.Parameter(old.detach().index_select(dim, remaining), requires_grad=old.requires_grad)
     if old.grad is not None:
         new.grad = old.grad.index_select(dim, remaining)

@@ -17,6 +17,7 @@ from simprune.trace.context import eval_mode, uncached
 from simprune.trace.cost import cost_model
 from simprune.trace.coupling import CouplingGraph
 from simprune.trace.execution import Execution, execution
+from simprune.trace.experts import Mixture, mixtures
 from simprune.trace.shortcuts import BlockCalls
 from simprune.trace.visits import Visit, visit
 
@@ -97,6 +98,11 @@ class Network:
     def attentions(self) -> dict[str, Attention]:
         """The layouts of all attention modules whose layout is known, by name."""
         return attentions(self.model)
+
+    @cached_property
+    def mixtures(self) -> dict[str, Mixture]:
+        """The mixtures of experts, by name."""
+        return mixtures(self.model)
 
     @property
     def coupling(self) -> CouplingGraph:
