@@ -4,6 +4,8 @@ import os
 import sys
 import traceback
 
+from simprune.core.blame import users_line
+
 
 def report(error: Exception) -> int:
     """Print an error, and return the exit code: 2 for wrong input, 70 for a defect."""
@@ -19,11 +21,12 @@ def report(error: Exception) -> int:
 def one_line(error: BaseException) -> str | None:
     """The message if the input was at fault, else None.
 
-    The input is at fault in errors of Hydra about a recipe, in errors of files, and in every ValueError or KeyError
-    with a sentence that simprune itself raised. A bare KeyError, or one from inside a library, is a defect.
+    The input is at fault in errors of Hydra about a recipe, in errors of files, in what functions of the user raise,
+    and in every ValueError or KeyError with a sentence that simprune itself raised. A bare KeyError, or one from inside
+    a library, is a defect.
     """
-    text = None
-    if "hydra" in sys.modules:  # else none of its errors can have been raised
+    text = users_line(error)
+    if text is None and "hydra" in sys.modules:  # else none of its errors can have been raised
         from simprune.cli.recipe.explain import explain
 
         text = explain(error)

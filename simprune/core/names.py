@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from simprune.core.blame import with_line
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or the first dozen when none is near.
@@ -84,7 +86,7 @@ def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # whatever the user's own module does while it is imported
-        raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"importing {module} failed: {with_line(error)}") from error
 
 
 def fit(function: Callable, options: Iterable[str], name: str) -> None:

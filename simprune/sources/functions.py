@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from simprune.core.blame import with_line
 from simprune.core.names import fit, resolve
 from simprune.core.registry import register
 from simprune.core.weights import load_weights
@@ -55,10 +56,15 @@ def data_from(function: str, **options: Any) -> Data:
 
 
 def _call(function: str, options: dict[str, Any]) -> Any:
-    """The value that `package.module:function(**options)` returns."""
+    """The value that `package.module:function(**options)` returns; ValueError for an error that it raises."""
     resolved = resolve(function)
     fit(resolved, options, function)
-    return resolved(**options)
+    if function.startswith("simprune."):
+        return resolved(**options)
+    try:
+        return resolved(**options)
+    except Exception as error:  # whatever the user's own function does
+        raise ValueError(f"{function} raised {with_line(error)}") from error
 
 
 @register("model", "resnet20", source="arXiv:1512.03385")

@@ -17,13 +17,14 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from simprune import api, checks
+from simprune import api, checks, formats
 from simprune.cli import commands, console
 from simprune.cli.errors import report
 from simprune.cli.flags import split
 from simprune.cli.help import LISTED
 from simprune.cli.main import DETAILS, main
 from simprune.cli.recipe.sweep import objective
+from simprune.core import registry
 from simprune.core.names import did_you_mean, locate
 from simprune.core.plan import Plan
 from tests.cli.users import LOOSE, OWN, STRICT, job, the, written
@@ -174,6 +175,33 @@ def test_validate_writes_the_verdict_and_returns_its_code(folder, bundle, limit,
     assert verdict["gates"][0]["limit"] == limit
 
 
+# ---- export ----
+
+
+def test_a_bundle_is_exported_and_the_difference_is_printed(folder, bundle, capsys):
+    assert commands.export(job("export", f"bundle={bundle}", "to=mine/small")) == 0
+    shown = capsys.readouterr().out
+    assert "exported as torch, read back and compared: largest difference" in shown
+    assert sorted(path.name for path in (folder / "mine" / "small").iterdir()) == [
+        "README.md", "export.json", "model.pt2", "plan.yaml"
+    ]  # fmt: skip
+
+
+def test_files_that_differ_are_code_1_and_one_line(folder, bundle, capsys, monkeypatch):
+    def wrong(model, example, to):
+        """Wrong files."""
+        return formats.Written(lambda args, _: [model(*args) + 1], "usage")
+
+    registry.parts("format")
+    monkeypatch.setitem(registry._parts["format"], "wrong", registry.Part("format", "wrong", wrong))
+    exported = job("export", f"bundle={bundle}", "format=wrong")
+    capsys.readouterr()
+    assert commands.export(exported) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("simprune: format wrong: output of the files differs") and err.count("\n") == 1
+    assert list((folder / "out").iterdir()) == []
+
+
 LOOSER = "gates: [{measure: accuracy_drop, limit: 0.2}, {measure: disagreement, limit: 0.25}]\n"
 GATED = """defaults: [base, model: function, data: function, override check: loose, _self_]
 model: {function: "users_parts:build"}
@@ -318,6 +346,14 @@ def test_an_analysis_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
         (["validate", OWN, "bundle=mine"], "mine"),
         (["validate", OWN, "pruned.function=users_parts:build", "pruned.weights=nowhere.safetensors"],
          "no weights at nowhere.safetensors"),
+        (["export", "bundle=nowhere"], "no bundle in nowhere"),
+        (["export"], "give bundle=FOLDER"),
+        (["export", OWN], "bundle is missing: add either bundle=FOLDER"),
+        (["export", OWN, "pruned.function=users_parts:build", "format=onx"], "did you mean 'onnx'"),
+        (["export", OWN, "pruned.function=users_parts:build", "format.opset=18"], "format: expected a name"),
+        (["export", OWN, "pruned.function=users_parts:build", "to=mine"], "is no earlier export"),
+        (["export", OWN, "pruned.function=users_parts:build", "format=transformers"], "choose torch or onnx"),
+        (["compress", OWN, "format=onx"], "did you mean 'onnx'"),
         (["list", "mesures"], "did you mean 'measures'"),
     ],
 )  # fmt: skip
@@ -374,11 +410,63 @@ def test_an_error_in_a_library_and_a_defect_are_not_blamed_on_the_input(capsys, 
     assert "Traceback" in err and "simprune: error" not in err
 
 
+FAULTS = {
+    "no such key": ("{}['images']", "KeyError: 'images'"),
+    "no such entry": ("[][3]", "IndexError: list index out of range"),
+    "no number": ("int('many')", "ValueError: invalid literal for int()"),
+    "no file": ("open('nowhere.npz')", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.npz'"),
+    "in a library": ("torch.zeros(2).reshape(3)", "RuntimeError: shape '[3]' is invalid"),
+    "two lines": ("exec('raise OSError(chr(97) + chr(10) + chr(98))')", "OSError: a ("),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_error_in_a_users_function_names_it_with_file_and_line(folder, capsys, fault):
+    statement, expected = FAULTS[fault]
+    path = folder / "mine" / "users_parts.py"
+    path.write_text(path.read_text().replace("    parts =", f"    {statement}\n    parts ="))
+    assert main(["analyze", OWN]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"users_parts:load raised {expected}" in err
+    assert f"({path}, line {path.read_text()[: path.read_text().index(statement)].count(chr(10)) + 1})" in err
+
+
+LAZY = """
+class Loader:
+    def __init__(self, batches):
+        self.batches = batches
+    def __iter__(self):
+        for number, batch in enumerate(self.batches):
+            yield batch if number < 1 else {}["second"]
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        return torch.zeros(1, 8, 8) if index < 32 else {}["second"]
+
+def lazy():
+    return {"calibration": Loader(list(load()["calibration"]))}
+
+def workers():
+    return {"calibration": torch.utils.data.DataLoader(Rows(), 32, num_workers=1)}
+"""
+
+
+@pytest.mark.parametrize("function, where", [("lazy", "Loader.__iter__"), ("workers", "__getitem__")])
+def test_an_error_in_a_users_loader_on_the_way_is_the_users(folder, capsys, function, where):
+    path = folder / "mine" / "users_parts.py"
+    path.write_text(path.read_text() + LAZY)
+    assert main(["analyze", OWN, f"data.function=users_parts:{function}", "structures=[blocks]"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"KeyError: 'second' ({where} in {path}, line " in err
+
+
 def test_a_defect_keeps_its_traceback_and_has_its_own_code(folder, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "estimate", lambda *_, **__: {}["a key"])
+    monkeypatch.setattr(commands, "ANALYZED", 3)  # so that simprune's own code raises
     assert main(["analyze", OWN]) == 70
     err = capsys.readouterr().err
-    assert "Traceback" in err and "KeyError: 'a key'" in err and "simprune: error" not in err
+    assert "Traceback" in err and "TypeError: 'int' object is not iterable" in err and "simprune: error" not in err
     assert written(folder) == []
 
 

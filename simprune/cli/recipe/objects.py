@@ -8,6 +8,7 @@ from torch import nn
 from simprune.cli.recipe.schema import device
 from simprune.core import registry
 from simprune.core.batches import call
+from simprune.core.blame import with_line
 from simprune.core.names import resolve
 from simprune.core.pretrained import located
 from simprune.measures import Measure
@@ -32,10 +33,7 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
         with evaluation(model):
             call(model, batch)
     except Exception as error:  # the model is the user's and may raise anything
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"the model does not run on the first calibration batch: {type(error).__name__}: {reason}"
-        ) from error
+        raise ValueError(f"the model does not run on the first calibration batch: {with_line(error)}") from error
     return measure, model, data
 
 
