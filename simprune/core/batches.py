@@ -48,6 +48,27 @@ def labels_of(batch: Any) -> Tensor | None:
     return None
 
 
+def rows_at(batch: Any, rows: Tensor) -> Any:
+    """The batch with some of its inputs alone: the rows of every tensor that has one per input, and of its labels.
+
+    Args:
+        batch: with its labels, if it has any.
+        rows: (inputs,) true for the inputs in question.
+
+    >>> rows_at({"x": torch.tensor([[1], [2]]), "scale": torch.tensor(3)}, torch.tensor([False, True]))
+    {'x': tensor([[2]]), 'scale': tensor(3)}
+    """
+    if isinstance(batch, Tensor):
+        return batch[rows.to(batch.device)] if batch.ndim and len(batch) == len(rows) else batch
+    if isinstance(batch, TextBatch):
+        return TextBatch(rows_at({**batch}, rows), batch.documents[rows])
+    if isinstance(batch, Mapping):
+        return {key: rows_at(value, rows) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(rows_at(value, rows) for value in batch)
+    return batch
+
+
 def mask_of(batch: Any) -> Tensor | None:
     """(N, T) attention mask of one batch, true where there is a token and no padding; None when it has none.
 

@@ -23,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from simprune.core.batches import copied, first_tensor
 from simprune.core.copies import copy_of
 from simprune.core.cost import Example
+from simprune.core.holdout import Counting
 from simprune.trace.axes import channels_last, like
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode
@@ -31,6 +32,7 @@ from simprune.trace.layers import Transposed, joint_moments, matrix_of, patches,
 from simprune.trace.precision import to_single, widened
 
 Pair = tuple[Example, Tensor, Tensor | float]  # arguments of a block, target of its output, factors of the output
+JUDGING = 8  # one input in about this many is held out
 STEPS = (1.0, 0.5, 0.25)  # shares of the step towards the solution; the first that improves is taken
 DAMPINGS = (1e-3, 1e-1)  # relative to the mean square of a layer's inputs; the next when no share of a step improves
 ENOUGH = 0.01  # share of the error: a round that improves by less is the last
@@ -43,6 +45,8 @@ def fit_block(
     rounds: int = 3,
     iterations: int = 8,
     axis: int | None = None,
+    batch: int = 0,
+    held: Sequence[Tensor] | None = None,
 ) -> tuple[float, float]:
     """Change layers of a block, in place, so that its outputs come near targets.
 
@@ -53,14 +57,16 @@ def fit_block(
         block: the block; every layer in it runs once per call.
         layers: of the block, by name within it; the value is the BatchNorm right behind the layer, or None.
         pairs: (arguments of the block, target of its output, factors of the output) per batch. A factor is 0 where an
-            output does not matter, such as padding. The first eighth is held out; with one batch, nothing is, and the
-            error is that of the batch.
+            output does not matter, such as padding.
         rounds: of linearising the block.
         iterations: of conjugate gradients per round.
         axis: along which the channels of the block's output lie (see `simprune.trace.axes`).
+        batch: along which its inputs lie.
+        held: per pair, true for the inputs that are held out; by default they are numbered as they come. Where none is,
+            the errors are those of all inputs.
 
     Returns:
-        The squared error relative to the targets' variance, before and after, on the batches that are held out.
+        The squared error relative to the targets' variance, before and after, on the inputs that are held out.
 
     >>> block, x = nn.Sequential(nn.Linear(3, 2)), torch.randn(64, 3)
     >>> before, after = fit_block(block, {"0": None}, [(((x,), {}), x[:, :2], 1.0)])
@@ -69,11 +75,9 @@ def fit_block(
     """
     trial = to_single(_folded(block, layers))  # steps are smaller than the rounding of half precision
     pairs = [widened(pair) for pair in pairs]
-    held = max(1, len(pairs) // 8) if len(pairs) > 1 else 0
-    judging, fitting = pairs[:held] or pairs, pairs[held:]
+    judging, fitting = _split(pairs, held, batch)
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        variances = (_deviation(target, count).square().sum() for _, target, count in judging)
-        spread = sum(map(float, variances)) or 1.0
+        spread = _variation(judging) or 1.0
         before = best = _error(trial, judging)
         dampings, moments = list(DAMPINGS), None
         for _ in range(rounds):
@@ -92,6 +96,31 @@ def fit_block(
                 break
     _unfold(block, trial, layers)
     return before / spread, best / spread
+
+
+def _split(pairs: Sequence[Pair], held: Sequence[Tensor] | None, batch: int) -> tuple[Sequence[Pair], Sequence[Pair]]:
+    """The pairs to judge by and those to fit, in which the factors of the others' inputs are 0."""
+    judging: list[Pair] = []
+    fitting: list[Pair] = []
+    counting = Counting()
+    for number, (call, target, factors) in enumerate(pairs):
+        inputs = target.shape[batch]
+        counting.begin(inputs)
+        out = (counting.held_out(share=JUDGING) if held is None else held[number]).to(target.device)
+        shape = [inputs if dim == batch else 1 for dim in range(target.ndim)]
+        judged, fitted = (factors * rows.view(shape).to(target) for rows in (out, ~out))
+        fitting.append((call, target, fitted))
+        if out.any():
+            judging.append((call, target, judged))
+    return judging or fitting, fitting
+
+
+def _variation(pairs: Sequence[Pair]) -> float:
+    """The sum of squares of the targets about their mean, over entries whose factor is not 0."""
+    values = [target[(factors != 0).expand_as(target)].double() for _, target, factors in pairs]  # type: ignore[union-attr]
+    count, total = sum(map(len, values)), sum(float(part.sum()) for part in values)
+    mean = total / max(count, 1)
+    return sum(float((part - mean).square().sum()) for part in values)
 
 
 def _walk(linear: "_Linearised", step: Mapping[str, Tensor], judging: Sequence[Pair], best: float) -> float | None:
@@ -301,13 +330,6 @@ def _tokens(value: Tensor, factors: Tensor | float) -> Tensor | None:
     if not isinstance(factors, Tensor) or value.ndim != 3 or value.shape[:2] != factors.shape[:2]:
         return None
     return factors[..., 0] != 0
-
-
-def _deviation(target: Tensor, factors: Tensor | float) -> Tensor:
-    """Targets minus their mean, both without padding."""
-    tokens = _tokens(target, factors)
-    values = target if tokens is None else target[tokens]
-    return values - values.mean()
 
 
 def _second_moments(layer: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, int]:

@@ -49,7 +49,7 @@ def refit(
         task: what is repaired.
         ridge: of the fits of layers.
         together: whether a block, by name, or a layer of a chain takes part in fits of whole segments.
-        values: a segment is fitted to as many batches as give so many entries of its output, or of a layer in it.
+        values: a segment is fitted to as many inputs as give so many entries of its output, or of a layer in it.
 
     Returns:
         The errors of layers and segments before and after.
@@ -80,7 +80,8 @@ def refit(
     segments = [segment for segment in _segments(network, order, shortcuts) if behind.intersection(segment.layers)]
     segments = [segment for segment in segments if all(map(together, segment.names))]
     repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, segments, values, repeats)
-    return replace(repair, filters=pruned.filters, notes=task.notes).run(layers, task.batches, "reconstruct")
+    repair = replace(repair, filters=pruned.filters, notes=task.notes, axes=network.axes)
+    return repair.run(layers, task.batches, "reconstruct")
 
 
 def _segments(network: Network, order: Sequence[str], shortcuts: Mapping[str, Shortcut]) -> list[Segment]:

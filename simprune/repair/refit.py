@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,22 +10,41 @@ from torch import Tensor, nn
 
 from simprune.core.batches import copied, device_of, first_tensor, inputs_of, mask_of, move
 from simprune.core.cost import Example
+from simprune.core.example import rows_of
+from simprune.core.holdout import held_out
 from simprune.core.progress import progress
 from simprune.edit.effects import Effects
-from simprune.repair.gauss_newton import Pair, can_be_folded, fit_block
+from simprune.repair.gauss_newton import JUDGING, Pair, can_be_folded, fit_block
 from simprune.repair.lockstep import lockstep
 from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
 from simprune.repair.segments import Segment, outputs_left, run_through
-from simprune.trace.axes import channel_axis, like
+from simprune.trace.axes import Axes, channel_axis, like
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.layers import channel_dim, matrix_of, output_dim, weight_of
 from simprune.trace.precision import require_finite
 from simprune.trace.shortcuts import Shortcut
 
-Calls = tuple[Example, Example, Tensor | None]  # of a module on one batch: original's, pruned network's; the mask
 BATCHES = 16  # times VALUES: a segment of which one batch makes more entries is not fitted as a whole
 VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known of one batch: how many inputs come before it, how many it has, and its mask, if it has one."""
+
+    first: int
+    inputs: int
+    mask: Tensor | None
+
+    def held_out(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Which rows of an activation, inputs first, are held out; of tokens, without padding."""
+        held = held_out(self.first, self.inputs, len(value))
+        masked = mask is not None and _is_masked(value, mask)
+        return held[:, None].expand(mask.shape)[mask.cpu()] if masked and mask is not None else held
+
+
+Calls = tuple[Example, Example, Batch]  # of a module on one batch: the original's and the pruned network's arguments
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class Repair:
         filters: convolutions in channel groups, which only segments change, and the BatchNorms behind them.
         repeats: layers that run more than once, with all modules that compute with their weight.
         notes: to which a line is added for every segment that is not fitted, with the reason.
+        axes: of the original.
     """
 
     small: nn.Module
@@ -69,6 +90,7 @@ class Repair:
     repeats: Mapping[str, Repeat] = field(default_factory=dict)
     filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    axes: Axes = field(default_factory=lambda: Axes({}, {}))
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
@@ -81,13 +103,16 @@ class Repair:
         Returns:
             The errors before and after: of every layer, and of every block in `together` behind its layers.
         """
-        masks = [mask_of(batch) for batch in batches]
+        known, first = list[Batch](), 0
+        for batch in batches:
+            known.append(Batch(first, rows_of(inputs_of(batch)), mask_of(batch)))
+            first += known[-1].inputs
         calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (self.model, self.small)]
         refits: list[Refit] = []
         with uncached(self.model), uncached(self.small), torch.no_grad():  # blocks run more than once
             for stretch in self._stretches(layers):
                 if stretch[0] in self.repeats:
-                    refits.append(self._repeated(stretch[0], calls[0], calls[1], masks))
+                    refits.append(self._repeated(stretch[0], calls[0], calls[1], known))
                     continue
                 units = self._units(stretch)
                 with (
@@ -95,7 +120,7 @@ class Repair:
                     lockstep(self.small, calls[1], [*units]) as pruned,
                 ):
                     for entry, (segment, inside) in progress(units.items(), title) if title else units.items():
-                        entering = list(zip(original(entry), pruned(entry), masks, strict=True))
+                        entering = list(zip(original(entry), pruned(entry), known, strict=True))
                         if segment is None:
                             refits.append(self._layer(entry, entering))
                         else:
@@ -122,46 +147,56 @@ class Repair:
         return units
 
     def _repeated(
-        self, name: str, originals: Sequence[Example], inputs: Sequence[Example], masks: Sequence[Tensor | None]
+        self, name: str, originals: Sequence[Example], inputs: Sequence[Example], batches: Sequence[Batch]
     ) -> Refit:
         """Refit a layer to the original's output in all its calls."""
-        repeat, remaining = self.repeats[name], self._remaining(name)
+        repeat, remaining, layer = self.repeats[name], self._remaining(name), self.small.get_submodule(name)
+        along = partial(_inputs_first, batch=self.axes.batch(name, "input"))
         wanted = [
-            _unpadded(output.index_select(channel_dim(self.small.get_submodule(name)), remaining), mask)
-            for seen, mask in zip(calls_of(self.model, repeat.modules, originals), masks, strict=True)
+            _unpadded(along(output.index_select(channel_dim(layer), remaining)), batch.mask)
+            for seen, batch in zip(calls_of(self.model, repeat.modules, originals), batches, strict=True)
             for _, output in seen
         ]
 
         def current() -> list[tuple[Tensor, Tensor]]:
             return [
-                (_unpadded(x, mask), _unpadded(output, mask))
-                for seen, mask in zip(calls_of(self.small, repeat.modules, inputs), masks, strict=True)
+                (_unpadded(along(x), batch.mask), _unpadded(along(output), batch.mask))
+                for seen, batch in zip(calls_of(self.small, repeat.modules, inputs), batches, strict=True)
                 for x, output in seen
             ]
 
+        held = [
+            batch.held_out(along(x), batch.mask)
+            for seen, batch in zip(calls_of(self.small, repeat.modules, inputs), batches, strict=True)
+            for x, _ in seen
+        ]
         means = [self.model.get_buffer(f"{norm}.running_mean")[remaining] for norm in repeat.norms]
-        return Refit(name, *fit_repeat(self.small, repeat, means, current, wanted, self.ridge))
+        return Refit(name, *fit_repeat(self.small, repeat, means, current, wanted, self.ridge, held))
 
     def _layer(self, name: str, calls: Sequence[Calls], block: Sequence[Calls] = ()) -> Refit:
         """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost."""
         layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
 
+        per_token = channel_dim(layer) == -1  # a convolution's positions depend on each other
+        along = partial(_inputs_first, batch=self.axes.batch(name, "input"))
+        held = (batch.held_out(along(_input(call)), batch.mask if per_token else None) for _, call, batch in calls)
+
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             """One batch at a time: the outputs of a language model's head are large."""
-            for index, (original, pruned, mask) in enumerate(calls):
+            for index, (original, pruned, batch) in enumerate(calls):
                 args, kwargs = original
                 target = source.forward(*args, **kwargs).index_select(channel_dim(layer), remaining)
                 if block and name in self.shortcuts:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
-                mask = mask if channel_dim(layer) == -1 else None  # a convolution's positions depend on each other
-                x, y = _unpadded(_input(pruned), mask), _unpadded(target, mask)
+                mask = batch.mask if per_token else None
+                x, y = _unpadded(along(_input(pruned)), mask), _unpadded(along(target), mask)
                 require_finite(x, f"the input of {name} in the pruned network")
                 require_finite(y, f"the output of {name}")
                 yield x, y
 
         normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
-        solved = fit(layer, pairs(), self.ridge, intercept=bias is not None or normaliser is not None)
+        solved = fit(layer, pairs(), self.ridge, bias is not None or normaliser is not None, held)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)
@@ -172,24 +207,25 @@ class Repair:
 
     def _segment(self, segment: Segment, layers: Sequence[str], calls: Sequence[Calls]) -> list[Refit]:
         """Refit the layers of a block or segment in order, then all together."""
-        originals, inputs, masks = zip(*calls, strict=True)
+        originals, inputs, batches = zip(*calls, strict=True)
         inner = {layer: layer.removeprefix(segment.prefix) for layer in layers}
         with (
             lockstep(segment.of(self.model), map(copied, originals), [*inner.values()]) as original,
             lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]) as pruned,
         ):
             refits = [
-                self._layer(layer, list(zip(original(short), pruned(short), masks, strict=True)), calls)
+                self._layer(layer, list(zip(original(short), pruned(short), batches, strict=True)), calls)
                 for layer, short in inner.items()
             ]
         return [*refits, *self._whole(segment, calls)] if segment in self.together else refits
 
     def _whole(self, segment: Segment, calls: Sequence[Calls]) -> list[Refit]:
-        """Refit the layers of a segment together, to its output on as many batches as `values` allows."""
+        """Refit the layers of a segment together, to its output on as many inputs as `values` allows."""
         source, small = segment.of(self.model), segment.of(self.small)
         short = {layer: layer.removeprefix(segment.prefix) for layer in segment.layers}
         pairs: list[Pair] = []
-        entries = 0
+        held: list[Tensor] = []
+        along = self.axes.batch(segment.end, "output")
         with eval_mode(source):
             whole = first_tensor(source(*copied(calls[0][0][0]), **copied(calls[0][0][1])))
             assert whole is not None
@@ -205,22 +241,26 @@ class Repair:
             if reason or remaining is None:
                 self.notes.append(f"{segment.name or 'the model'} was not fitted as a whole: {reason}")
                 return []
-            for original, pruned, mask in calls:
+            enough = -(-self.values * calls[0][2].inputs // most)  # inputs
+            for original, pruned, batch in calls:
+                if batch.first >= enough:
+                    break
                 args, kwargs = copied(original)
                 output = first_tensor(source(*args, **kwargs))
                 assert output is not None
                 target = output.index_select(axis, remaining)
+                mask, rows = batch.mask, target.shape[along]
                 tokens = mask is not None and axis == target.ndim - 1 and _is_masked(target, mask)
                 counts = mask.to(target)[..., None] if mask is not None and tokens else 1.0
+                used = torch.arange(rows, device=target.device) * batch.inputs // rows + batch.first < enough
+                counts = counts * used.to(target).view([-1 if dim == along else 1 for dim in range(target.ndim)])
                 pairs.append((pruned, target, counts))
-                entries += max(target.numel(), largest)
-                if entries >= self.values:
-                    break
+                held.append(held_out(batch.first, batch.inputs, rows, JUDGING))
         norms = {layer: behind[0] for layer, behind in self.filters.items() if len(behind) == 1}
         inside = {name for name, module in small.named_modules() if can_be_folded(module)}
         behind = {layer: {**self.normalisers, **norms}.get(layer, "").removeprefix(segment.prefix) for layer in short}
         folded = {short[layer]: norm if norm in inside else None for layer, norm in behind.items()}
-        return [Refit(segment.name or "the model", *fit_block(small, folded, pairs, axis=axis))]
+        return [Refit(segment.name or "the model", *fit_block(small, folded, pairs, axis=axis, batch=along, held=held))]
 
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""
@@ -234,6 +274,11 @@ class Repair:
 def _is_masked(value: Tensor, mask: Tensor) -> bool:
     """Whether a value is tokens (N, T, D) of which a mask (N, T) tells the padding."""
     return value.ndim == 3 and value.shape[:2] == mask.shape
+
+
+def _inputs_first(value: Tensor, batch: int) -> Tensor:
+    """An activation whose inputs lie along dimension `batch`, with that dimension first."""
+    return value.movedim(batch, 0)
 
 
 def _unpadded(value: Tensor, mask: Tensor | None) -> Tensor:

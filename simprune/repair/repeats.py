@@ -57,6 +57,7 @@ def fit_repeat(
     current: Callable[[], list[tuple[Tensor, Tensor]]],
     wanted: Sequence[Tensor],
     ridge: Ridge,
+    held: Sequence[Tensor] | None = None,
 ) -> tuple[float, float, float | None]:
     """Refit a layer, in place, to the outputs that are wanted in all its calls.
 
@@ -70,6 +71,7 @@ def fit_repeat(
         current: returns (input, output) of every call, with the weights as they are.
         wanted: the output wanted in every call.
         ridge: of the fit.
+        held: rows of every call that are held out, as of `simprune.repair.ridge.fit`.
 
     Returns:
         The squared error of all calls relative to the variance of what is wanted, before and after; the ridge.
@@ -101,7 +103,7 @@ def fit_repeat(
     if before <= INERT * spread:  # nothing before it has changed
         return before / spread, before / spread, None
     pairs = [(x, target) for (x, _), target in zip(seen, wanted, strict=True)]
-    solved = fit(layer, pairs, ridge, intercept=bias is not None or bool(norms))
+    solved = fit(layer, pairs, ridge, bias is not None or bool(norms), held)
     old = matrix_of(layer).double(), offset() if bias is None else bias.double()
     new = solved.matrix, solved.intercept
     for step in STEPS:

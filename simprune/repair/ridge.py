@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from simprune.core.holdout import SHARE, held_out
+from simprune.core.holdout import SHARE, Counting
 from simprune.core.moments import Moments
 from simprune.trace.layers import matrix_of, patches, positions, stacked
 
@@ -36,7 +36,13 @@ class Fit:
     ridge: float | None
 
 
-def fit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: Ridge, intercept: bool = True) -> Fit:
+def fit(
+    layer: nn.Module,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    ridge: Ridge,
+    intercept: bool = True,
+    held: Iterable[Tensor] | None = None,
+) -> Fit:
     """Least squares of target outputs on a layer's inputs, with a ridge on the change of the layer's weights.
 
     With width = inputs x kernel and one row per position, memory is O(width x min(width, rows) + width x outputs):
@@ -49,6 +55,8 @@ def fit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: Ridge, 
             while they predict the held-out inputs (`simprune.core.holdout`) better, and fits to all inputs with the
             best one; the weights stay as they are where none predicts better than they do.
         intercept: False for a fit through the origin, of a layer without bias.
+        held: per pair, (N,) true for the rows of the input that are held out; by default a row is an input, and they
+            are numbered as they come.
 
     Returns:
         The weights and the errors on all inputs.
@@ -61,11 +69,16 @@ def fit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: Ridge, 
     weight, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
     present = weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().double()
     fitting, judging = _Sums(intercept), _Sums(intercept)
-    for number, (x, targets) in enumerate(pairs):
-        rows = len(x) - (held_out(number, len(x)) if ridge == "auto" and len(x) == len(targets) else 0)
-        for sums, part in ((fitting, slice(0, rows)), (judging, slice(rows, None))):
-            if len(x[part]):
-                sums.add(patches(layer, x[part], targets), positions(layer, targets[part]))
+    counting, masks = Counting(), None if held is None else iter(held)
+    for x, targets in pairs:
+        counting.begin(len(x))
+        out = counting.held_out() if masks is None else next(masks)
+        if ridge != "auto" or len(x) != len(targets):
+            out = torch.zeros_like(out)
+        for sums, part in ((fitting, ~out), (judging, out)):
+            if part.any():
+                rows = slice(None) if part.all() else part.to(x.device)
+                sums.add(patches(layer, x[rows], targets), positions(layer, targets[rows]))
     whole, chosen = fitting.merged(judging), UNJUDGED if ridge == "auto" else ridge
     if ridge == "auto" and fitting.problem is not None and judging.problem is not None:
         # Where rows are few, a quarter of them says little: every quarter is held out in turn.

@@ -41,6 +41,11 @@ class Segment:
     children: tuple[str, ...] = ()
 
     @property
+    def end(self) -> str:
+        """The module whose output is that of the segment."""
+        return f"{self.prefix}{self.children[-1]}" if self.children else self.name
+
+    @property
     def prefix(self) -> str:
         """What the names of modules in the segment begin with."""
         around = self.chain if self.children else self.name

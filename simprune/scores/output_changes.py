@@ -10,12 +10,15 @@ layers with small maps. The output changes many times more then than by errors t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simprune.core.holdout import held_out
+from simprune.core.batches import inputs_of
+from simprune.core.example import rows_of
+from simprune.core.holdout import Counting
 from simprune.core.moments import Moments
 from simprune.core.redundancy import Interactions
 from simprune.trace.axes import channels_last, like
@@ -135,29 +138,33 @@ def output_changes(
     if not watched:
         return {}, Interactions({}, np.zeros((0, 0)))
     changes = {key: _Changes(any(part.fitted for part in parts)) for key, parts in losses.items() if parts}
-    number = 0  # of the batch
+    counting = Counting()
+
+    def begin(batch: Any) -> None:
+        counting.begin(rows_of(inputs_of(batch)))
 
     def see(parts: Sequence[tuple[Key, OutputLoss]], _: nn.Module, value: Tensor, output: Tensor) -> None:
         output.register_hook(partial(add, parts, value, output.detach()))
 
     def add(parts: Sequence[tuple[Key, OutputLoss]], value: Tensor, output: Tensor, gradient: Tensor) -> None:
-        held = held_out(number, len(value))
+        held = counting.held_out(len(value))
         for key, part in parts:
-            # Without a row that is held out, all rows are seen, in case that no batch has any.
-            rows = slice(len(value) - held if changes[key].fitted and held else 0, None)
+            rows = changes[key].rows(held)
+            if not rows.any():
+                changes[key].add(torch.zeros(0, dtype=torch.float64), len(value), rows[:0])
+                continue
+            at = slice(None) if rows.all() else rows.to(value.device)
             with torch.no_grad():
-                error = part.error(value[rows], output[rows])
-            change = (gradient[rows] * error).flatten(1).sum(1, dtype=torch.float64).cpu()
-            changes[key].add(change, len(value), held)
+                error = part.error(value[at], output[at])
+            change = (gradient[at] * error).flatten(1).sum(1, dtype=torch.float64).cpu()
+            changes[key].add(change, len(value), held[rows])
 
     def close() -> None:
-        nonlocal number
-        number += 1
         for seen in changes.values():
             seen.close()
 
     watches = {name: partial(see, parts) for name, parts in watched.items()}
-    variance, count = backpropagate(model, calibration, watches, seed, close)
+    variance, count = backpropagate(model, calibration, watches, seed, close, begin)
     damage = {key: seen.squares() / (count * max(variance, 1e-300)) for key, seen in changes.items()}
     numbers: dict[tuple[str, str], list[int]] = {}
     for kind, name, units in changes:
@@ -172,15 +179,21 @@ class _Changes:
 
     Args:
         fitted: whether only inputs that are held out say what the damage is.
-        parts: (changes, number of inputs, number of these that are held out), the changes of the last inputs.
+        parts: (changes, number of inputs, which of the changes are by inputs that are held out).
         first: the number of parts before the current batch.
     """
 
     fitted: bool
-    parts: list[tuple[Tensor, int, int]] = field(default_factory=list)
+    parts: list[tuple[Tensor, int, Tensor]] = field(default_factory=list)
     first: int = 0
 
-    def add(self, change: Tensor, inputs: int, held: int) -> None:
+    def rows(self, held: Tensor) -> Tensor:
+        """Which rows of a batch to look at: those that are held out, or all as long as none was, should none follow."""
+        if not self.fitted or not (held.any() or any(bool(seen.any()) for _, _, seen in self.parts)):
+            return torch.ones_like(held)
+        return held
+
+    def add(self, change: Tensor, inputs: int, held: Tensor) -> None:
         """Add the change by one module in the current batch."""
         for index in range(self.first, len(self.parts)):
             if len(self.parts[index][0]) == len(change):
@@ -195,8 +208,8 @@ class _Changes:
 
     def judged(self) -> Tensor:
         """Changes for the inputs that are held out, or where there are none for all."""
-        held = [change[len(change) - held :] for change, _, held in self.parts if held]
-        return torch.cat(held or [change for change, _, _ in self.parts] or [torch.zeros(1)])
+        judged = [change[held] for change, _, held in self.parts if held.any()]
+        return torch.cat(judged or [change for change, _, _ in self.parts] or [torch.zeros(1)])
 
     def squares(self) -> float:
         """Sum of squares over all inputs, if need be as those that are held out tell."""

@@ -53,7 +53,7 @@ def backpropagate(
         ValueError: when there are no batches, or no output depends on the inputs.
     """
     batches = Peekable(calibration, "calibration")
-    generator = torch.Generator().manual_seed(seed)
+    generators = _Generators(seed)
     rows = rows_of_outputs(model, batches.first)
     scales = _scales(model, batches, rows) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
@@ -66,7 +66,7 @@ def backpropagate(
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
                 outputs = call_all(model, batch)
             moving = {name: value for name, value in outputs.items() if name in (scales or outputs)}
-            directions = _directions(moving, rows, output_mask_of(batch), generator)
+            directions = _directions(moving, rows, output_mask_of(batch), generators)
             changing = [name for name, value in moving.items() if value.requires_grad]
             if not changing:
                 raise ValueError("no output of the network depends on its parameters, or none is of floating point")
@@ -95,8 +95,22 @@ def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> di
     return {name: (count * share) ** 0.5 for name, share in shares.items()}
 
 
+class _Generators:
+    """A generator of signs for every output, so that an input gets the same signs in batches of any size."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._generators = seed, dict[str, torch.Generator]()
+
+    def of(self, output: str) -> torch.Generator:
+        """The generator of an output; outputs are numbered as they are first asked for."""
+        number = len(self._generators)
+        if output not in self._generators:
+            self._generators[output] = torch.Generator().manual_seed(self._seed + number)
+        return self._generators[output]
+
+
 def _directions(
-    outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, generator: torch.Generator
+    outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, generators: "_Generators"
 ) -> dict[str, Tensor]:
     """Random signs of every output's shape, 0 for padding; outputs side by side get those of one tensor of them all."""
     whole = {name: rows[name].of(torch.empty_like(value, device="meta")).shape for name, value in outputs.items()}
@@ -105,10 +119,13 @@ def _directions(
     shapes = {name: (counts[name], whole[name][1]) for name in outputs}
     if len(set(counts.values())) == 1:
         width = sum(shape[1] for shape in shapes.values())
-        signs = torch.randint(2, (*set(counts.values()), width), generator=generator, dtype=torch.int8)
+        signs = torch.randint(2, (*set(counts.values()), width), generator=generators.of(""), dtype=torch.int8)
         drawn = dict(zip(shapes, signs.split([shape[1] for shape in shapes.values()], 1), strict=True))
     else:
-        drawn = {name: torch.randint(2, shape, generator=generator, dtype=torch.int8) for name, shape in shapes.items()}
+        drawn = {
+            name: torch.randint(2, shape, generator=generators.of(name), dtype=torch.int8)
+            for name, shape in shapes.items()
+        }
     directions = {}
     for name, value in outputs.items():
         direction, real = (2 * drawn[name] - 1).to(value), tokens[name]

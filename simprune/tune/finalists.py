@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from simprune.core.batches import checked, inputs_of
+from simprune.core.batches import checked, inputs_of, rows_at
 from simprune.core.example import rows_of
+from simprune.core.holdout import held_out
 from simprune.core.plan import Method, Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
@@ -24,7 +26,6 @@ from simprune.trace.answers import Answers, answer, errors_of_inputs
 from simprune.trace.network import Network
 
 INPUTS = 1024  # calibration inputs in use: comparing plans takes fewer than repairing the final one
-SHARE = 4  # one batch in this many is held out
 # (redundancy, number of blocks to remove or None) -> plan; ValueError where no plan meets the budget
 Make = Callable[[Redundancy, int | None], Plan]
 
@@ -90,10 +91,9 @@ def _spread(chosen: int, most: int, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class HoldoutTrial:
-    """The first `INPUTS` calibration inputs, split.
+    """The first `INPUTS` calibration inputs, split by `simprune.core.holdout`.
 
-    `held`: batches to measure on. `rest`: batches to repair with by `method`. `wanted`: the original's outputs on
-    `held`.
+    `held`: inputs to measure on. `rest`: inputs to repair with by `method`. `wanted`: the original's outputs on `held`.
     """
 
     network: Network
@@ -104,19 +104,21 @@ class HoldoutTrial:
 
     @classmethod
     def of(cls, network: Network, calibration: Iterable, method: Method) -> "HoldoutTrial":
-        """Split the calibration batches; ValueError for fewer than two."""
-        batches, inputs = [], 0
+        """Split the calibration inputs; ValueError for fewer than two."""
+        held, rest, first = [], [], 0
         for batch in checked(calibration, "calibration"):
-            batches.append(batch)
-            inputs += rows_of(inputs_of(batch))
-            if inputs >= INPUTS and len(batches) > 1:
+            inputs = rows_of(inputs_of(batch))
+            out, used = held_out(first, inputs), torch.arange(first, first + inputs) < INPUTS
+            for part, rows in ((held, out & used), (rest, ~out & used)):
+                if rows.any():
+                    part.append(batch if rows.all() else rows_at(batch, rows))
+            first += inputs
+            if first >= INPUTS:
                 break
-        if len(batches) < 2:
+        if not held:
             raise ValueError(
-                f"to try plans, one calibration batch is held out: give two batches or more; got {len(batches)}"
+                f"to try plans, a quarter of the calibration inputs is held out: give two or more; got {first}"
             )
-        count = max(1, len(batches) // SHARE)
-        held, rest = batches[:count], batches[count:]
         return cls(network, held, rest, answer(network.model, held), method)
 
     def errors(self, plan: Plan) -> Tensor:

@@ -40,7 +40,7 @@ def calibrate(
     Args:
         redundancy: of the original's structures.
         network: the original.
-        calibration: batches, of which some are held out (see `simprune.tune.finalists.HoldoutTrial`).
+        calibration: batches, of whose inputs some are held out (see `simprune.tune.finalists.HoldoutTrial`).
         shares: a trial removes this share, in (0, 1), of all macs that its structures could save; without any, nothing
             is tried.
         method: repairs the trials.
@@ -49,7 +49,7 @@ def calibrate(
         The redundancy; the damages of a kind without a usable trial are unchanged.
 
     Raises:
-        ValueError: for fewer than two batches.
+        ValueError: for fewer than two inputs.
     """
     if not shares:
         return replace(redundancy, trials=())

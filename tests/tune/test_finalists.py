@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import simprune as sp
+from simprune.core.holdout import held_out
 from simprune.core.plan import Plan
 from simprune.core.registry import parts
 from simprune.trace.answers import answer, relative_error
@@ -21,11 +22,12 @@ def case():
 
 
 def outcome(plan, case):
-    """As a user would measure it: a quarter of the batches held out of the repair."""
+    """As a user would measure it: a quarter of the inputs held out of the repair."""
     model, batches, _ = case
+    inputs, held = torch.cat(batches), held_out(0, 96)
     small = sp.apply(plan, model)
-    sp.reconstruct(small, plan, model, batches[2:])
-    return relative_error(answer(small, batches[:2]).logits, answer(model, batches[:2]).logits)
+    sp.reconstruct(small, plan, model, [inputs[~held]])
+    return relative_error(answer(small, [inputs[held]]).logits, answer(model, [inputs[held]]).logits)
 
 
 @pytest.mark.parametrize("wanted", range(5))
@@ -151,7 +153,7 @@ def test_what_cannot_be_is_said(case, options, said):
         sp.plan(case[2], {"macs": 0.7}, **options)
 
 
-def test_one_batch_cannot_be_held_out(case):
+def test_one_input_cannot_be_held_out(case):
     model, batches, found = case
-    with pytest.raises(ValueError, match="give two batches or more; got 1"):
-        sp.plan(found, {"macs": 0.7}, model=model, calibration=batches[:1], finalists=3)
+    with pytest.raises(ValueError, match="give two or more; got 1"):
+        sp.plan(found, {"macs": 0.7}, model=model, calibration=[batches[0][:1]], finalists=3)

@@ -9,6 +9,7 @@ import torch
 
 import simprune as sp
 from simprune.checks import Gate
+from simprune.core.holdout import held_out
 from simprune.trace.answers import answer, relative_error
 from simprune.trace.network import Network
 from simprune.tune.trials import calibrate
@@ -54,8 +55,10 @@ def test_the_trial_is_what_a_user_would_measure(case):
     (block,) = [entry for entry in found.blocks if entry.name == trial.first == trial.last]
     plan = sp.plan(replace(found, blocks=(block,), channels=()), {"macs": trial.macs})
     small = sp.apply(plan, model)
-    sp.reconstruct(small, plan, model, batches[2:])
-    lost = relative_error(answer(small, batches[:2]).logits, answer(model, batches[:2]).logits)
+    inputs = torch.cat(batches)
+    held = held_out(0, len(inputs))
+    sp.reconstruct(small, plan, model, [inputs[~held]])
+    lost = relative_error(answer(small, [inputs[held]]).logits, answer(model, [inputs[held]]).logits)
     assert (trial.measured, trial.expected) == (pytest.approx(lost, rel=1e-4), pytest.approx(plan.expected["damage"]))
 
 
@@ -71,8 +74,8 @@ def test_trials_look_at_the_first_inputs_only(case, monkeypatch):
 def test_no_trials_change_nothing_and_one_batch_is_refused(case):
     model, batches, found = case
     assert calibrate(found, Network.trace(model, next(iter(batches))), batches, ()) == found
-    with pytest.raises(ValueError, match="give two batches or more"):
-        calibrate(found, Network.trace(model, next(iter(batches[:1]))), batches[:1], (0.2,))
+    with pytest.raises(ValueError, match="give two or more; got 1"):
+        calibrate(found, Network.trace(model, next(iter(batches[:1]))), [batches[0][:1]], (0.2,))
 
 
 def test_compress_reports_trials_and_outcome(case):

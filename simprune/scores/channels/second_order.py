@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import mask_of
+from simprune.core.batches import inputs_of, mask_of
 from simprune.core.copies import copy_of
-from simprune.core.holdout import held_out
+from simprune.core.example import rows_of
+from simprune.core.holdout import Counting
 from simprune.core.registry import register
 from simprune.core.structures import Slice, UnitGroup
 from simprune.scores.channels._inputs import Gathered
@@ -30,7 +31,7 @@ from simprune.trace.sensitivity import backpropagate
 
 RIDGE = 1e-3  # of the mean input variance, for the order of removal
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # that are tried for the refit after it, as in the repair
-HELD_ROWS = 256  # rows of a batch that the choice among `RIDGES` looks at
+HELD_ROWS = 16  # rows of an input that is held out that the choice among `RIDGES` looks at
 RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors and left out
 
 
@@ -56,12 +57,14 @@ def second_order(
         group: [part for part in reading_weights(group) if can_be_fitted(model.get_submodule(part.module))]
         for group in groups
     }
-    readers = {part.module: _Reader(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
+    counting = Counting()
+    names = dict.fromkeys(part.module for parts in weights.values() for part in parts)
+    readers = {name: _Reader(model.get_submodule(name), counting, network.axes.batch(name, "input")) for name in names}
 
     def begin(batch: Any) -> None:
+        counting.begin(rows_of(inputs_of(batch)))
         for reader in readers.values():
             reader.mask = mask_of(batch)
-            reader.batch += 1
 
     watches = {name: reader.watch for name, reader in readers.items()}
     if not watches:  # as where grouped convolutions alone read the groups
@@ -80,21 +83,23 @@ class _Reader:
 
     Args:
         layer: the layer.
+        counting: of the calibration inputs.
+        axis: along which the inputs of a batch lie in what the layer gets.
         inputs: those that are not held out.
         held: some rows of those that are.
         gradients: products of gradients at the outputs; where the layer has more outputs than inputs, such as the head
             of a language model, of these gradients times the weight, (inputs, inputs).
         samples: number of inputs.
-        batch: number of the batch that is running, -1 before the first; a layer may run several times in it.
-        mask: of that batch, true for tokens and false for padding.
+        mask: of the batch that is running, true for tokens and false for padding.
     """
 
     layer: nn.Module
+    counting: Counting
+    axis: int = 0
     inputs: Gathered = field(default_factory=Gathered)
     held: list[Tensor] = field(default_factory=list)
     gradients: Tensor | None = None
     samples: int = 0
-    batch: int = -1
     mask: Tensor | None = None
 
     @property
@@ -104,20 +109,21 @@ class _Reader:
         return outputs > inputs
 
     def watch(self, layer: nn.Module, value: Tensor, output: Tensor) -> None:
-        fitted = len(value) - held_out(self.batch, len(value))
-        if fitted:
-            self.inputs.add(self._patches(value, output, slice(fitted)))
-        if fitted < len(value):
-            rows = stacked(self._patches(value, output, slice(fitted, None))).T
-            self.held.append(rows[:: max(1, len(rows) // HELD_ROWS)])
+        x, y = value.movedim(self.axis, 0), output.detach().movedim(self.axis, 0)
+        held = self.counting.held_out(len(x)).to(x.device)
+        if not held.all():
+            self.inputs.add(self._patches(x, y, ~held if held.any() else slice(None)))
+        if held.any():
+            rows = stacked(self._patches(x, y, held)).T
+            self.held.append(rows[:: max(1, len(rows) // (HELD_ROWS * int(held.sum())))])
         self.samples += len(output)
         output.register_hook(self._add)
 
-    def _patches(self, value: Tensor, output: Tensor, part: slice) -> Tensor:
+    def _patches(self, value: Tensor, output: Tensor, part: Tensor | slice) -> Tensor:
         """Patches of a part of a batch, without padding."""
         mask = self.mask
         if mask is not None and value.ndim == 3 and mask.shape == value.shape[:2]:
-            tokens = mask[part].to(value.device)
+            tokens = mask.to(value.device)[part]
             return patches(self.layer, value[part][tokens], output[part][tokens])
         return patches(self.layer, value[part], output[part])
 
