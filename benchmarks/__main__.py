@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 SELF_CONTAINED = ("similarity_speed", "similarity_scaling", "transformer_latency", "vision_speed")
-NEED_DATA = ("oneshot_resnet", "planner_resnet", "depth_resnet", "analysis_speed")
+NEED_DATA = ("vision_accuracy", "planner_resnet", "depth_resnet", "analysis_speed")
 
 if __name__ == "__main__":
     for name in SELF_CONTAINED:

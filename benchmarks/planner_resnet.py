@@ -3,26 +3,33 @@
     python -m benchmarks.planner_resnet --data FOLDER [--networks resnet20 resnet56] [--budgets macs=0.25 latency=0.6]
                                         [--seeds 0 1 2] [--images 1024] [--finalists 5]
 
-FOLDER as for `benchmarks.oneshot_resnet`, whose rows these are: no gradient step, blocks refitted as a whole, accuracy
-on images that nothing was chosen on, multiply-adds and latency beside it. `--trials 0.2`: damages scaled by trial
-removals. Then the seconds that each planner takes for 10,000 structures, and how near a budget of 60 % of the latency
-is met when the plan's network is timed again, three times (by itself: an empty --seeds, on a quiet machine).
+FOLDER: see benchmarks/_cifar.py. No gradient step, blocks refitted as a whole, accuracy on images that nothing was
+chosen on, multiply-adds and latency beside it. `--trials 0.2`: damages scaled by trial removals. Then the seconds that
+each planner takes for 10,000 structures, and how near a budget of 60 % of the latency is met when the plan's network is
+timed again, three times (by itself: an empty --seeds, on a quiet machine).
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
-from benchmarks.oneshot_resnet import BATCH, ours
 from simprune.core.redundancy import Redundancy
 from simprune.core.registry import parts
+from simprune.sources import Batches
+from simprune.trace.network import Network
 from simprune.trace.timing import time_both
+from simprune.tune.trials import calibrate
 
+BATCH = 64  # images, for latency
 STRUCTURES = ["channels+blocks", "channels", "blocks"]
 
 
@@ -69,6 +76,42 @@ def compare(network: str, options: argparse.Namespace) -> list[dict]:
         rows += ours(model, calibration_images(options.data, options.images, seed), test, options, seed)
         out.write_text(json.dumps(rows, indent=1))
     print(f"written to {out}")
+    return rows
+
+
+def ours(model: nn.Module, calibration: Batches, test: Batches, options: argparse.Namespace, seed: int) -> list[dict]:
+    rows = []
+    kinds = {kind for structures in options.structures for kind in structures.split("+")}
+    start = time.perf_counter()
+    network = Network.trace(model, next(iter(calibration)))
+    found = calibrate(sp.analyze(model, calibration, structures=sorted(kinds)), network, calibration, options.trials)
+    analysis = time.perf_counter() - start
+    for (kind, share), planner, structures in product(options.budgets, options.planners, options.structures):
+        start = time.perf_counter()
+        dropped = dict.fromkeys(kinds - {*structures.split("+")}, ())
+        try:
+            part = replace(found, **dropped)  # type: ignore[arg-type]
+            alone = planner == "random" or "+" not in structures
+            more: dict[str, Any] = {"batch_size": BATCH} if kind == "latency" else {}
+            if not alone:
+                more |= {"finalists": options.finalists, "reconstruct": options.repairs[0]}
+            plan = sp.plan(part, {kind: share}, planner, seed, model=model, calibration=calibration, **more)
+        except ValueError as error:
+            print(f"{structures}, {share:.1%} of {kind}: {error}")
+            continue
+        planning = analysis + time.perf_counter() - start
+        for repair in options.repairs:
+            start = time.perf_counter()
+            small = sp.apply(plan, model)
+            sp.reconstruct(small, plan, model, calibration, repair)
+            seconds = planning + time.perf_counter() - start
+            name = f"{share:.1%} of {kind}: {planner}, {structures}, {repair}"
+            figures = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
+            figures |= {"finalists": plan.planner.get("finalists", [])}
+            if options.latency:
+                figures["latency"] = time_both(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
+            rows.append(row(name, 1 / share, seed, model, small, test, seconds) | figures)
+            print(rows[-1], flush=True)
     return rows
 
 

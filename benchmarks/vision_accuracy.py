@@ -35,7 +35,9 @@ from benchmarks._efficientnet import enlarged, load_efficientnet
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.store import write_whole
+from simprune.core.structures import UnitGroup
 from simprune.sources import Batches
+from simprune.structures import structure
 from simprune.trace.answers import Answers, agreement, answer
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
@@ -177,7 +179,8 @@ def _best_criterion(setting: Setting, share: float) -> Plan:
 
     some = list(setting.calibration)[: -(-JUDGED // setting.calibration.batch_size)]
     wanted = answer(setting.model, some).logits
-    groups = [entry.group for entry in setting.analysis("magnitude").channels]
+    structures, _ = structure("channels").find(setting.network)
+    groups = [group for group in structures if isinstance(group, UnitGroup)]
     best, most = None, -1.0
     for criterion in CRITERIA:
         plan = select(setting.network, groups, criterion, share, setting.calibration, setting.fixed)
