@@ -7,6 +7,7 @@ from torch import nn
 
 from simprune.core.registry import register
 from simprune.repair._task import Task
+from simprune.repair.halves import find_halves
 from simprune.repair.refit import VALUES, Refit, Repair
 from simprune.repair.repeats import repeated
 from simprune.repair.ridge import Ridge
@@ -63,16 +64,33 @@ def refit(
         inputs = 1 - output_dim(network.model.get_submodule(name))
         return effects.inside_dropped(name) or (f"{name}.weight", inputs) in effects.removed
 
-    first = next((index for index, name in enumerate(original.calls) if touched(name)), len(original.calls))
+    routed = tuple(f"{member}." for mixture in network.mixtures.values() for member in mixture.members)
+    without_experts = _behind_experts(task)
+    first = next(
+        (index for index, name in enumerate(original.calls) if touched(name) or name in without_experts),
+        len(original.calls),
+    )
     behind = {*original.calls[first:]}
     last = {name: index for index, name in enumerate(pruned.calls)}
     for name, repeat in repeats.items():  # it is fitted where it runs last, when all else before it is
         last[name] = max(last[module] for module in repeat.modules)
     others = {module for name, repeat in repeats.items() for module in repeat.modules if module != name}
     chosen = [name for name in sorted(last, key=last.__getitem__) if task.layers(name) and name not in others]
+    task.notes.extend(_experts_stay([name for name in chosen if name.startswith(routed)], network))
+    chosen = [name for name in chosen if not name.startswith(routed)]
     layers = [name for name in chosen if behind.intersection(repeats[name].modules if name in repeats else (name,))]
     task.notes.extend(f"{name} was not refitted: {alone[name]}" for name in layers if name in alone)
     layers = [name for name in layers if name not in alone]
+    halves = find_halves(
+        task.small, network, [name for name in chosen if name not in {*repeats, *alone}], effects.dropped
+    )
+    whole = tuple(f"{half.block}." for half in halves.layers.values())
+
+    def is_fitted(name: str) -> bool:
+        """Whether a layer adds to the stream, has lost inputs, or stands in no block of halves."""
+        return name in layers and (name in halves.layers or touched(name) or not name.startswith(whole))
+
+    layers = [name for name in chosen if is_fitted(name) or name in halves.before_gaps]
     task.notes.extend(_through_the_origin(task.small, layers, pruned))
     shortcuts = find_shortcuts(task.small, network.block_calls, [name for name in layers if name not in repeats])
     free = ({*chosen} - {*repeats, *alone}) | {name for name in pruned.filters if task.layers(name)}
@@ -80,7 +98,7 @@ def refit(
     segments = [segment for segment in _segments(network, order, shortcuts) if behind.intersection(segment.layers)]
     segments = [segment for segment in segments if all(map(together, segment.names))]
     repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, segments, values, repeats)
-    repair = replace(repair, filters=pruned.filters, notes=task.notes, axes=network.axes)
+    repair = replace(repair, filters=pruned.filters, notes=task.notes, axes=network.axes, halves=halves)
     return repair.run(layers, task.batches, "reconstruct")
 
 
@@ -90,6 +108,24 @@ def _segments(network: Network, order: Sequence[str], shortcuts: Mapping[str, Sh
     inside = {name: tuple(layer for layer in order if layer.startswith(f"{name}.")) for name in taken}
     blocks = [Segment(name, name, inside[name], axis) for name, axis in taken.items()]
     return [*blocks, *find_segments(network, order, taken.keys())]
+
+
+def _behind_experts(task: Task) -> set[str]:
+    """The modules that run after a mixture has lost experts, and those inside it."""
+    mixtures = {edit.name for edit in task.plan.of_kind("experts")}
+    order = list(task.network.visits) if mixtures else []
+    first = next((index for index, name in enumerate(order) if name in mixtures or "" in mixtures), len(order))
+    return {*order[first:]}
+
+
+def _experts_stay(layers: Sequence[str], network: Network) -> list[str]:
+    """A note for every mixture whose experts are layers in a list."""
+    lists = [mixture.container for mixture in network.mixtures.values() if mixture.members]
+    return [
+        f"experts in {name} were not refitted: which inputs they get depends on the router"
+        for name in lists
+        if any(layer.startswith(f"{name}.") for layer in layers)
+    ]
 
 
 def _through_the_origin(small: nn.Module, layers: Sequence[str], pruned: Execution) -> list[str]:

@@ -15,6 +15,7 @@ from simprune.core.holdout import held_out
 from simprune.core.progress import progress
 from simprune.edit.effects import Effects
 from simprune.repair.gauss_newton import JUDGING, Pair, can_be_folded, fit_block
+from simprune.repair.halves import Halves, stream_of
 from simprune.repair.lockstep import lockstep
 from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
@@ -77,6 +78,7 @@ class Repair:
         repeats: layers that run more than once, with all modules that compute with their weight.
         notes: to which a line is added for every segment that is not fitted, with the reason.
         axes: of the original.
+        halves: of blocks, whose last layers are fitted to the stream.
     """
 
     small: nn.Module
@@ -91,6 +93,7 @@ class Repair:
     filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     axes: Axes = field(default_factory=lambda: Axes({}, {}))
+    halves: Halves = field(default_factory=Halves)
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
@@ -115,16 +118,34 @@ class Repair:
                     refits.append(self._repeated(stretch[0], calls[0], calls[1], known))
                     continue
                 units = self._units(stretch)
+                entries, followers = [*units], self.halves.successors
+                stops = [stop for entry in entries for stop in (entry, followers.get(entry)) if stop is not None]
                 with (
-                    lockstep(self.model, calls[0], [*units]) as original,
-                    lockstep(self.small, calls[1], [*units]) as pruned,
+                    lockstep(self.model, calls[0], [*dict.fromkeys(stops)]) as original,
+                    lockstep(self.small, calls[1], entries) as pruned,
                 ):
-                    for entry, (segment, inside) in progress(units.items(), title) if title else units.items():
-                        entering = list(zip(original(entry), pruned(entry), known, strict=True))
+                    reached: list[Example] | None = None  # where the original's passes stand, if that is the next entry
+                    for entry in progress(entries, title) if title else entries:
+                        segment, inside = units[entry]
+                        originals, goals, reached = reached or original(entry), None, None
+                        if any(layer in self.halves.layers for layer in inside):
+                            originals = [copied(call) for call in originals]  # modules may write into them
+                            follower = followers.get(entry)
+                            if follower is not None:
+                                passes = original(follower)
+                                reached = passes if follower in entries else None
+                                arrival = self.halves.arrivals.get(follower)
+                                goals = [
+                                    _input(call).clone() if arrival is None else stream_of(arrival, call)
+                                    for call in passes
+                                ]
+                            else:
+                                goals = [stream_of(self.model.get_submodule(entry), call) for call in originals]
+                        entering = list(zip(originals, pruned(entry), known, strict=True))
                         if segment is None:
                             refits.append(self._layer(entry, entering))
                         else:
-                            refits += self._segment(segment, inside, entering)
+                            refits += self._segment(segment, inside, entering, goals)
         return refits
 
     def _stretches(self, layers: Sequence[str]) -> list[list[str]]:
@@ -138,7 +159,9 @@ class Repair:
 
     def _units(self, layers: Sequence[str]) -> dict[str, tuple[Segment | None, list[str]]]:
         """Module to stop at -> the block or segment that begins there, if any, and its layers."""
-        others = {shortcut.module for shortcut in self.shortcuts.values()} - {part.name for part in self.together}
+        others = {shortcut.module for shortcut in self.shortcuts.values()}
+        others |= {half.block for half in self.halves.layers.values()}
+        others -= {part.name for part in self.together}
         segments = [*self.together, *(Segment(name, name, ()) for name in others)]
         units: dict[str, tuple[Segment | None, list[str]]] = {}
         for layer in layers:
@@ -173,8 +196,18 @@ class Repair:
         means = [self.model.get_buffer(f"{norm}.running_mean")[remaining] for norm in repeat.norms]
         return Refit(name, *fit_repeat(self.small, repeat, means, current, wanted, self.ridge, held))
 
-    def _layer(self, name: str, calls: Sequence[Calls], block: Sequence[Calls] = ()) -> Refit:
-        """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost."""
+    def _layer(
+        self,
+        name: str,
+        calls: Sequence[Calls],
+        block: Sequence[Calls] = (),
+        goals: Sequence[Tensor] | None = None,
+    ) -> Refit:
+        """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost.
+
+        A layer that adds to the stream is fitted to the stream. `block`: calls of the block around the layer. `goals`:
+        the stream that is wanted behind the block, per batch.
+        """
         layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
 
         per_token = channel_dim(layer) == -1  # a convolution's positions depend on each other
@@ -184,9 +217,14 @@ class Repair:
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             """One batch at a time: the outputs of a language model's head are large."""
             for index, (original, pruned, batch) in enumerate(calls):
-                args, kwargs = original
-                target = source.forward(*args, **kwargs).index_select(channel_dim(layer), remaining)
-                if block and name in self.shortcuts:
+                half = self.halves.layers.get(name) if block else None
+                if half is not None:
+                    goal = None if goals is None else goals[index]
+                    target = half.target(*block[index][:2], goal, remaining)
+                else:
+                    args, kwargs = original
+                    target = source.forward(*args, **kwargs).index_select(channel_dim(layer), remaining)
+                if block and half is None and name in self.shortcuts:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
                 mask = batch.mask if per_token else None
@@ -205,18 +243,22 @@ class Repair:
             self.small.get_buffer(f"{normaliser}.running_mean").copy_(mean[remaining] - solved.intercept)
         return Refit(name, solved.before, solved.after, solved.ridge)
 
-    def _segment(self, segment: Segment, layers: Sequence[str], calls: Sequence[Calls]) -> list[Refit]:
+    def _segment(
+        self, segment: Segment, layers: Sequence[str], calls: Sequence[Calls], goals: Sequence[Tensor] | None = None
+    ) -> list[Refit]:
         """Refit the layers of a block or segment in order, then all together."""
         originals, inputs, batches = zip(*calls, strict=True)
         inner = {layer: layer.removeprefix(segment.prefix) for layer in layers}
+        by_layer = [short for layer, short in inner.items() if layer not in self.halves.layers]
         with (
-            lockstep(segment.of(self.model), map(copied, originals), [*inner.values()]) as original,
+            lockstep(segment.of(self.model), map(copied, originals if by_layer else ()), by_layer) as original,
             lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]) as pruned,
         ):
-            refits = [
-                self._layer(layer, list(zip(original(short), pruned(short), batches, strict=True)), calls)
-                for layer, short in inner.items()
-            ]
+            refits = []
+            for layer, short in inner.items():
+                reached = pruned(short)
+                wanted = original(short) if short in by_layer else reached  # the stream says what others should give
+                refits.append(self._layer(layer, list(zip(wanted, reached, batches, strict=True)), calls, goals))
         return [*refits, *self._whole(segment, calls)] if segment in self.together else refits
 
     def _whole(self, segment: Segment, calls: Sequence[Calls]) -> list[Refit]:

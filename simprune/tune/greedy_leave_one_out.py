@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.batches import call, call_all, checked, inputs_of, output_mask_of
@@ -28,20 +29,23 @@ from simprune.trace.hooks import hooks
 from simprune.trace.outputs import as_rows, rows_of_outputs, shares_of
 from simprune.trace.shortcuts import find_shortcuts
 
+Error = Literal["squares", "divergence"]
 RIDGE = 1e-3
 INERT = 1e-9  # relative squared error of the output; below it nothing is refitted
 
 
 @register("block_score", "greedy_leave_one_out", source="Minoux 1978, lazy greedy")
 def greedy_leave_one_out(
-    context: BlockContext, *, images: int = 128, repair: bool = True, steps: int | None = None
+    context: BlockContext, *, images: int = 128, repair: bool = True, steps: int | None = None, error: Error = "squares"
 ) -> dict[str, float]:
     """Redundancy 1 / (1 + e): e is the error of the output without the block and all blocks removed before it.
 
-    e: squared error over variance of the network's output, on inputs that nothing was fitted to. `images`: inputs to
-    fit to, and as many to measure on, from the two halves of every batch. `repair`: a trial refits, in closed form, as
-    many layers behind the block as the block has, and a removal all layers behind it; False refits nothing. `steps`:
-    how many blocks to remove (None: all); the remaining blocks have the error of their last trial.
+    e, on inputs that nothing was fitted to: squared error over variance of the network's output; with
+    `error: divergence`, which suits language models, how far the probabilities of the classes or tokens have moved
+    (Kullback-Leibler, in nats per row). `images`: inputs to fit to, and as many to measure on, from the two halves of
+    every batch. `repair`: a trial refits, in closed form, as many layers behind the block as the block has, and a
+    removal all layers behind it; False refits nothing. `steps`: how many blocks to remove (None: all); the remaining
+    blocks have the error of their last trial.
 
     A block is tried again only when the error that its removal added in its last trial could still be the least (lazy
     greedy, Minoux 1978): exact where a block's loss only grows as other blocks are removed. A trial costs a closed-form
@@ -51,7 +55,9 @@ def greedy_leave_one_out(
     for name, value in (("images", images), ("steps", steps)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"greedy_leave_one_out: {name} must be a whole number from 1; got {value!r}")
-    shrinking = _ShrinkingNetwork(context, images, repair)
+    if error not in get_args(Error):
+        raise ValueError(f"greedy_leave_one_out: error must be one of {', '.join(get_args(Error))}; got {error!r}")
+    shrinking = _ShrinkingNetwork(context, images, repair, error)
     remaining, errors = shrinking.remaining, dict[str, float]()
     added = dict.fromkeys(remaining, 0.0)  # by block: the error that its removal added in its last trial
     last: dict[str, float] = {}
@@ -79,10 +85,10 @@ class _ShrinkingNetwork:
     `remaining`: blocks by name. `fitted`, `held`: batches to fit to, and to measure on.
     """
 
-    def __init__(self, context: BlockContext, images: int, repair: bool) -> None:
+    def __init__(self, context: BlockContext, images: int, repair: bool, error: Error) -> None:
         network, batches = context.network, list(checked(context.calibration, "calibration"))
         model = network.model
-        self.model, self.small, self.repair = model, copy_of(model), repair
+        self.model, self.small, self.repair, self.error = model, copy_of(model), repair, error
         self.remaining = {block.name: block for block in context.stream.blocks}
         self.layouts: dict[str, OutputLayout] = {name: network.visits[name].layout() for name in self.remaining}
         self.fitted, self.held = _halves(batches, images)
@@ -100,12 +106,13 @@ class _ShrinkingNetwork:
         self.outputs = _record(model, [pair], self.layouts, "output")
         self.skippable = {name: self._earlier(name) for name in self.remaining}
         self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair)}
-        self.outputs = _record(model, self.fitted, self.layouts, "output")
+        self.outputs = _record(model, self.fitted, self.layouts, "output") if repair else {}
 
     def record_inputs(self) -> None:
         """Record the inputs that the remaining blocks get in the network as it is now."""
         layouts = {name: self.layouts[name] for name in self.remaining}
-        self.inputs = [_record(self.small, batches, layouts, "input") for batches in (self.fitted, self.held)]
+        fitted = self.fitted if self.repair else []
+        self.inputs = [_record(self.small, batches, layouts, "input") for batches in (fitted, self.held)]
 
     def error_without(self, name: str) -> float:
         """The error of the output without one of the remaining blocks; the network is unchanged afterwards."""
@@ -154,7 +161,10 @@ class _ShrinkingNetwork:
             for batch, wanted in zip(self.held, self.wanted, strict=True):
                 outputs = self._outputs(self.small, batch)
                 for name, share in self.shares.items():
-                    lost += share * float((outputs[name].double() - wanted[name].double()).square().sum())
+                    if self.error == "divergence":
+                        lost += float(_divergences(wanted[name], outputs[name]).mean()) / len(self.held)
+                    else:
+                        lost += share * float((outputs[name].double() - wanted[name].double()).square().sum())
         return lost
 
     def _behind(self, name: str) -> list[str]:
@@ -202,6 +212,12 @@ class Replay(Bypass):
 
     def stand_in(self, x: Tensor) -> Tensor:
         return next(self.recorded).clone()
+
+
+def _divergences(wanted: Tensor, current: Tensor) -> Tensor:
+    """(rows,) Kullback-Leibler divergences of the probabilities that logits stand for."""
+    before, after = (F.log_softmax(logits.float(), -1) for logits in (wanted, current))
+    return (before.exp() * (before - after)).sum(-1)
 
 
 def _record(

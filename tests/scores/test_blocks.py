@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from simprune import measures
@@ -131,21 +132,31 @@ def test_greedy_sees_that_the_second_of_two_duplicates_is_needed_where_nothing_i
     assert found[second] < 0.99
 
 
-def test_greedy_without_repair_is_the_error_of_the_network_without_the_block():
+def squares(wanted, current):
+    rows = wanted.flatten(0, -2)
+    return float((current - wanted).square().sum() / (rows - rows.mean(0)).square().sum())
+
+
+def divergence(wanted, current):
+    before, after = (F.log_softmax(z.flatten(0, -2), -1) for z in (wanted, current))
+    return float(F.kl_div(after, before, reduction="batchmean", log_target=True))
+
+
+@pytest.mark.parametrize("error", [squares, divergence])
+def test_greedy_without_repair_is_the_error_of_the_network_without_the_block(error):
     model, x = build("pre-norm")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     blocks, _ = structure("blocks").find(Network(model, example_of(x)))
     view = context_of(model, x)
-    found = bound("block_score", {"name": "greedy_leave_one_out", "repair": False, "steps": 1})(view)
+    score = {"name": "greedy_leave_one_out", "repair": False, "steps": 1, "error": error.__name__}
+    found = bound("block_score", score)(view)
     held = x[len(x) // 2 :]
     with torch.no_grad():
         wanted = call(model, held)
-        rows = wanted.flatten(0, -2)
-        spread = (rows - rows.mean(0)).square().sum()
         for block in blocks:
             plan = Plan((Edit("block", block.name),), fingerprint(model), describe(example_of(x)))
-            error = float((call(apply(plan, model), held) - wanted).square().sum() / spread)
-            assert found[block.name] == pytest.approx(1 / (1 + error), rel=1e-3)
+            lost = error(wanted, call(apply(plan, model), held))
+            assert found[block.name] == pytest.approx(1 / (1 + lost), rel=1e-3)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -217,6 +228,7 @@ def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
         ({"name": "segments", "segments": 99}, "from 1 to 5"),
         ({"name": "consensus", "scores": ["consensus"]}, "at least one other"),
         ({"name": "greedy_leave_one_out", "images": 0}, "images must be a whole number from 1"),
+        ({"name": "greedy_leave_one_out", "error": "kl"}, "error must be one of squares, divergence"),
         ({"name": "trend", "statistic": "graph_modularity"}, "needs labels"),
     ],
 )

@@ -1,0 +1,146 @@
+"""Halves of residual blocks are fitted to the stream: what goes is made up for before it and behind it."""
+
+import pytest
+import torch
+from torch import nn
+
+import simprune as sp
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.edit.effects import effects_of
+from simprune.repair.halves import find_halves
+from simprune.trace.network import Network
+
+
+class Half(nn.Module):
+    """A normalisation, a layer, a nonlinearity unless there is none, and a layer that adds to the stream."""
+
+    def __init__(self, width: int, linear: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width, bias=False)
+        self.act = nn.Identity() if linear else nn.Tanh()
+        self.last = nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int, linear: bool) -> None:
+        super().__init__()
+        self.attention, self.mlp = Half(width, linear), Half(width, linear)
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        return x + self.mlp(x)
+
+
+class Stream(nn.Module):
+    def __init__(self, layers: int = 4, width: int = 8, linear: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, width)
+        self.layers = nn.ModuleList(Layer(width, linear) for _ in range(layers))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def plan_of(model, batch, *names):
+    edits = (Edit("block", name, replace="zero" if name.count(".") > 1 else "identity") for name in names)
+    return Plan(tuple(edits), fingerprint(model), describe(example_of(batch)))
+
+
+def error(model, small, x):
+    with torch.no_grad():
+        wanted = model(x)
+        return float((small(x) - wanted).square().sum() / wanted.square().sum())
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ["layers.2"],
+        ["layers.1", "layers.2"],
+        ["layers.3"],
+        ["layers.2", "layers.3"],
+        ["layers.0"],
+        ["layers.2.attention"],
+        ["layers.2.mlp"],
+        ["layers.3.mlp"],
+        ["layers.1.attention", "layers.1.mlp", "layers.2"],
+    ],
+)
+def test_where_all_is_linear_one_layer_makes_up_for_what_goes(gone):
+    torch.manual_seed(0)
+    model, x = Stream().eval(), torch.randn(80, 6, 8)
+    plan = plan_of(model, x, *gone)
+    small = sp.apply(plan, model)
+    assert error(model, small, x) > 1e-3
+    refits = sp.reconstruct(small, plan, model, x.split(20), {"name": "least_squares", "ridge": 1e-9})
+    assert error(model, small, x) < 1e-6
+    assert all(refit.layer.endswith(".last") or refit.layer == "head" for refit in refits)
+
+
+def test_layers_that_only_feed_a_half_stay_as_they_are():
+    torch.manual_seed(0)
+    model, x = Stream(linear=False).eval(), torch.randn(80, 6, 8)
+    plan = plan_of(model, x, "layers.1")
+    small = sp.apply(plan, model)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    plain = error(model, small, x)
+    sp.reconstruct(small, plan, model, x.split(20))
+    changed = {name for name, value in small.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any(".first." in name for name in changed)
+    assert "layers.0.mlp.last.weight" in changed  # the last layer before the gap
+    assert error(model, small, x) < plain
+
+
+def test_the_stream_before_and_behind_every_half_is_the_networks_own():
+    torch.manual_seed(0)
+    model, x = Stream(linear=False).eval(), torch.randn(4, 6, 8)
+    plan = plan_of(model, x, "layers.1.attention", "layers.2")
+    network = Network(model, example_of(x))
+    small = sp.apply(plan, model)
+    layers = [name for name, part in small.named_modules() if isinstance(part, nn.Linear)]
+    halves = find_halves(small, network, layers, effects_of(plan, network).dropped)
+    assert {*halves.layers} == {
+        *(f"layers.{n}.{half}.last" for n in (0, 3) for half in ("attention", "mlp")),
+        "layers.1.mlp.last",
+    }
+    assert halves.successors == {"layers.0": "layers.1", "layers.1": "layers.3"}
+    assert {*halves.before_gaps} == {"layers.0.mlp.last", "layers.1.mlp.last"}
+    with torch.no_grad():
+        stream = model.embed(x)
+        half = halves.layers["layers.0.attention.last"]
+        every = torch.arange(8)
+        given = half.target(((stream,), {}), ((stream,), {}), None, every)
+        assert torch.allclose(given, model.layers[0].attention(stream), atol=1e-6)
+        goal = model.layers[0](stream)
+        given = halves.layers["layers.0.mlp.last"].target(((stream,), {}), ((stream,), {}), goal, every)
+        assert torch.allclose(given, goal - stream - small.layers[0].attention(stream), atol=1e-6)
+        assert torch.allclose(halves.arrivals["layers.1"](goal), goal + model.layers[1].attention(goal), atol=1e-6)
+
+
+def test_padding_is_not_fitted_to():
+    """Values at padded tokens, however large, do not change what is fitted."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids, mask = torch.randint(1, 40, (16, 8)), torch.ones(16, 8).long()
+    mask[::2, 5:] = 0
+    weights = []
+    for filler in (0, 7):
+        batch = {"input_ids": torch.where(mask.bool(), ids, filler), "attention_mask": mask}
+        plan = plan_of(model, batch, "model.layers.1")
+        small = sp.apply(plan, model)
+        sp.reconstruct(small, plan, model, [batch])
+        weights.append(small.state_dict())
+    assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
