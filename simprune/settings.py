@@ -21,6 +21,8 @@ PLANNED = ("plan", "compress", "frontier")
 CONTROL = 3  # random plans of a frontier
 BUILT = ("compress", "frontier")  # that make models
 CHECKED = ("compress", "validate")
+REBUILT = ("validate", "export")  # commands on a bundle, or on a function that builds the pruned model
+COMMANDS = (*ALL, "export")
 KINDS_OF_COST = Literal["macs", "params", "bytes", "latency"]
 
 
@@ -33,6 +35,9 @@ class Constraints(Options):
     round_to: int = option(1, "widths become multiples of it, or stay", least=1)
     min_width: int = option(1, "channels that a layer keeps at least", least=1)
     max_share: float = option(1.0, "the largest share of a layer's channels or heads that may go", above=0, most=1)
+    loader: Literal["any", "transformers"] = option(
+        "any", "transformers: only what from_pretrained opens, with equal widths and heads in every layer"
+    )
 
 
 @dataclass(frozen=True)
@@ -229,18 +234,23 @@ class Settings(Options):
 class Recipe(Settings):
     """The keys of a recipe: options, and what only the command line needs. `check` holds gates and correction."""
 
-    model: Any = option(None, "the network", kind="model", commands=ALL)
-    data: Any = option(None, "batches for calibration, training and tests", kind="data", commands=ALL)
+    model: Any = option(None, "the network", kind="model", commands=COMMANDS)
+    data: Any = option(None, "batches for calibration, training and tests", kind="data", commands=COMMANDS)
     check: Check = option(
         Check,
         "what the pruned model is checked by: a check set, or gates",
         kind="check",
         commands=("compress", "validate"),
     )
-    device: str = option("auto", "where models run; auto: a GPU if there is one", commands=ALL)
+    device: str = option("auto", "where models run; auto: a GPU if there is one", commands=COMMANDS)
     plan: str | None = option(None, "a plan file to apply instead of making one", commands=["compress"])
-    bundle: str | None = option(None, "the folder to check", commands=["validate"])
-    pruned: Pruned = option(Pruned, "in place of a bundle", commands=["validate"])
+    bundle: str | None = option(None, "the folder to check or to export", commands=REBUILT)
+    pruned: Pruned = option(Pruned, "in place of a bundle", commands=REBUILT)
+    format: Choice | None = option(
+        None, "what is written for use without simprune; null: compress writes none, export a folder of transformers, "
+        "or for other models a program of torch", commands=("compress", "export"), kind="format",
+    )  # fmt: skip
+    to: str | None = option(None, "the folder of the export; null: a new one", commands=("compress", "export"))
     junit: str | None = option(None, "a file to which JUnit XML is written", commands=["validate"])
     analysis: Analysis = option(Analysis, "what the page shows", commands=["analyze"])
     other: str | None = option(None, "a recipe or bundle to compare with, layer by layer", commands=["analyze"])
@@ -260,6 +270,7 @@ READ_BY = {
     "plan": {"analyze", "plan", "frontier"},
     "compress": {"compress"},
     "validate": {"validate"},
+    "export": set(),
 }
 
 

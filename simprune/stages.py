@@ -14,7 +14,7 @@ from torch import nn
 from simprune.arguments import Arguments
 from simprune.checks import Gate, Verdict, validate
 from simprune.checks.sets import gates_of
-from simprune.checks.validation import default_gates
+from simprune.checks.validation import default_gates, needs_no_labels
 from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
@@ -31,6 +31,7 @@ from simprune.scores.estimate import estimate
 from simprune.settings import Planner, Settings
 from simprune.trace.network import Network
 from simprune.trace.timing import latency, time_both
+from simprune.tune.plan import ANY_LOADER
 from simprune.tune.plan import plan as make_plan
 from simprune.tune.smallest import Attempt, NothingPassed, Procedure, Record, SearchSettings, history, smallest
 from simprune.tune.trials import calibrate
@@ -64,11 +65,13 @@ class Run:
     def begin(cls, given: Arguments) -> "Run":
         settings = given.settings
         tuned = settings.finetune
-        training = tuned.to_dict() if tuned is not None and tuned.epochs and given.train is not None else None
+        training = tuned.to_dict() if tuned is not None and tuned.epochs else None
+        given.check_runs()
         network = Network.trace(given.model, given.calibration.first)
+        given.calibration.divide(network.inputs_at_once)
         size = given.plan.planner.get("batch_size") if given.plan is not None else settings.planner.batch_size
         recovery = Recovery(given.calibration, given.train, settings.reconstruct, training, settings.seed)
-        return cls(given, network, StageTable(network.example, given.test, batch_size=size), recovery, given.notes)
+        return cls(given, network, StageTable(network.example, given.test, batch_size=size), recovery)
 
     @property
     def settings(self) -> Settings:
@@ -114,7 +117,7 @@ class Run:
         self.table.add("original", self.given.model)
         if self.given.test is None:
             self.notes.append("no test batches: accuracy, agreement and the checks were left out")
-        elif not self.labelled:
+        elif not self.labelled and not needs_no_labels(self.given.model, self.given.test):
             self.notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
 
     def follow(self, redundancy: Redundancy) -> Made:
@@ -233,6 +236,9 @@ class Run:
         if made.steps:
             report["search"] = history(SearchSettings(**vars(self.settings.search)), made.steps, self.gates())
         plan, recovered = made.plan, made.recovered
+        if ANY_LOADER in plan.expected:
+            free, equal = plan.expected[ANY_LOADER], plan.expected["damage"]
+            self.notes.append(f"equal layers, for transformers: expected damage {equal:.3g}; without them {free:.3g}")
         expected = {**plan.expected, "outcome": rest.pop("outcome")}
         edits = outcomes(plan, redundancy, recovered.repairs)
         verdict = rest.pop("verdict")
@@ -247,7 +253,7 @@ class Run:
         }
 
 
-HELD = ("protect", "round_to", "min_width", "max_share", "batch_size")  # what a random plan keeps to as well
+HELD = ("protect", "round_to", "min_width", "max_share", "loader", "batch_size")  # what a random plan keeps to as well
 
 
 def planned(redundancy: Redundancy, budget: Mapping[str, Amount | None] | None, planner: Planner, **tools: Any) -> Plan:

@@ -1,4 +1,4 @@
-"""Copies of modules: deep ones, also of those that keep computed tensors, and ones that share the original's weights."""
+"""Copies of modules: deep ones, also of those that keep computed tensors, and ones that share weights."""
 
 import copy
 from typing import Any, TypeVar

@@ -21,6 +21,7 @@ from simprune.trace.bypass import install
 from simprune.trace.context import eval_mode
 from simprune.trace.cost import cost_model
 from simprune.trace.network import Network
+from simprune.trace.rewritten import with_rules
 
 
 def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Module:
@@ -41,7 +42,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
     Raises:
         ValueError: when the plan does not fit the model, an edit cannot be made, or the result is not as planned.
     """
-    plan.check(network.model)
+    plan.check(network.source)
     small = sharing(network.model)
     effects = effects_of(plan, network) if effects is None else effects
     _bypass_blocks(plan, small, network)
@@ -53,6 +54,7 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
     output = _verify(small, network, effects)
+    with_rules(small, network.source, effects.removed, effects.dropped)
     _delete(small, network.example, output)
     restate(small, network.example)
     unshare(small, network.model)

@@ -51,7 +51,7 @@ def restate(model: nn.Module, example: Example | None = None) -> bool:
     wrong = mismatches(model, config)
     if not wrong:
         return wrong is not None
-    for trial in _proposals(model, config):
+    for trial in proposals(model, config):
         other, outcome = (None, None) if example is None else rebuilt(model, trial, example)
         if outcome is None or outcome.opens:
             _take_over(model, config, trial)
@@ -88,7 +88,7 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
     if outcome.opens or not mismatches(model, getattr(model, "config", None)):
         return outcome
     # the sizes are not those of the configuration: where one could state them, it is said why it does not
-    refusals = [rebuilt(model, trial, example)[1].reason for trial in _proposals(model, model.config)]
+    refusals = [rebuilt(model, trial, example)[1].reason for trial in proposals(model, model.config)]
     if reason := next(filter(None, refusals), ""):
         return Reopening(False, f"{outcome.reason}, and with a configuration of its sizes {reason}")
     return Reopening(False, f"{outcome.reason}, and no configuration of {type(model).__name__} states its sizes")
@@ -96,11 +96,11 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
 
 def built(model: nn.Module, config: Any) -> Shapes | None:
     """Shapes of the tensors of a model built from a configuration; None if it cannot be built."""
-    other = _without_weights(model, config)
+    other = without_weights(model, config)
     return None if other is None else {name: tuple(tensor.shape) for name, tensor in other.state_dict().items()}
 
 
-def _without_weights(model: nn.Module, config: Any) -> nn.Module | None:
+def without_weights(model: nn.Module, config: Any) -> nn.Module | None:
     """A model of the same class from a configuration, on the meta device; None if it cannot be built."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -147,7 +147,7 @@ def changed(config: Any, values: Mapping[Field, Any]) -> Any:
     return trial
 
 
-def _proposals(model: nn.Module, config: Any) -> Iterator[Any]:
+def proposals(model: nn.Module, config: Any) -> Iterator[Any]:
     """Configurations of the model's shapes: with the heads that it has, and with other sizes replaced.
 
     They come without and with the width of a head, which some classes read although it is not their field.
@@ -202,7 +202,7 @@ def _heads(model: nn.Module, config: Any, state_width: bool) -> dict[Field, int]
     Encoder and decoder that share one configuration state their heads in fields of their own.
     """
     paths = {id(owner_of(config, field)): field[0] for field, _ in fields_of(config)}
-    stated = _without_weights(model, config)
+    stated = without_weights(model, config)
     before = {} if stated is None else {name: (a.heads, a.groups) for name, a in attentions(stated).items()}
     layouts = {name: a for name, a in attentions(model).items() if before.get(name) != (a.heads, a.groups)}
     held: dict[Field, set[int]] = {}

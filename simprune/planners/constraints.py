@@ -21,7 +21,7 @@ class Constraints(settings.Constraints):
     `protect`: names or patterns (`layer1.*`) of layers and blocks, with all that is in them, or `residual`, the
     channels of residual streams. `round_to`: widths become multiples of it, or stay as they are. `min_width`: the
     fewest channels that a layer keeps. `max_share` in (0, 1]: the largest share of a layer's channels or heads that may
-    be removed.
+    be removed. `loader`: whose files the pruned model has to be (see `simprune.tune.loading`).
     """
 
     def check_names(self, known: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
 from simprune.core.structures import NotPrunable
-from simprune.structures.proof import first_line
+from simprune.structures.proof import kind_of
 from simprune.trace.carried import carried, settle
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.precision import HALF, in_half, in_single, tolerance, widened
@@ -164,7 +164,7 @@ def _inside(block: nn.Module, visit_of_block: Visit) -> tuple[dict[str, Visit], 
         visits = visit(block, (args, kwargs))
         settle(block, visits)
     except Exception as error:  # a foreign forward pass may raise anything
-        raise NotPrunable(f"it does not run by itself in float32 ({first_line(error)})") from None
+        raise NotPrunable(f"it does not run by itself in float32 ({kind_of(error)})") from None
     assert output is not None
     return visits, ({**dict(enumerate(args)), **kwargs}[visit_of_block.stream_key], output)
 

@@ -18,7 +18,7 @@ from simprune.core.registry import register
 from simprune.core.structures import Block, NotPrunable
 from simprune.structures import Refusals, Structure
 from simprune.structures._candidates import branches_of, equal, resolve
-from simprune.structures.proof import first_line, same_shapes
+from simprune.structures.proof import kind_of, same_shapes
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks
@@ -114,7 +114,7 @@ def _failure(network: Network, trial: nn.Module, block: Block) -> str | None:
         with without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")):
             after = _outputs(network, trial)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
-        return f"the network fails without it ({first_line(error)})"
+        return f"the network fails without it ({kind_of(error)} in its forward pass)"
     if not same_shapes(network.outputs, after):
         return "the network's output changes its shape without it"
     return None

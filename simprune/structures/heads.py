@@ -10,10 +10,22 @@ from simprune.core.registry import register
 from simprune.core.structures import Coupling, NotPrunable, Slice, UnitGroup
 from simprune.structures import Refusals, UnitStructure
 from simprune.structures.proof import prove
-from simprune.trace.attention import FUSED_WIDTHS, HEAD_COUNTS, JOINT_WIDTHS, KEY_VALUE_COUNTS, Attention, attentions
+from simprune.trace.attention import (
+    FUSED_WIDTHS,
+    HEAD_COUNTS,
+    HEAD_WIDTHS,
+    JOINT_WIDTHS,
+    KEY_VALUE_COUNTS,
+    Attention,
+    attentions,
+)
 from simprune.trace.cut import cut
 from simprune.trace.explicit import make_explicit
+from simprune.trace.head_biases import pick_biases
 from simprune.trace.network import Network
+
+
+ADAPTED = "its projections carry adapters, such as LoRA; merge them first: model = model.merge_and_unload()"
 
 
 @register("structure", "heads")
@@ -32,7 +44,9 @@ class Heads(UnitStructure):
         for name, module in network.model.named_modules():
             attention = network.attentions.get(name)
             if attention is None:
-                if _looks_like_attention(module):
+                if _is_adapted(module):
+                    refused.append((name, ADAPTED))
+                elif _looks_like_attention(module):
                     refused.append((name, "it has heads, but how they lie in its tensors is not known"))
             elif name and name not in network.visits:
                 refused.append((name, "it takes no part in the forward pass"))
@@ -71,6 +85,13 @@ def _looks_like_attention(module: nn.Module) -> bool:
     return projects and any(isinstance(getattr(module, name, None), int) for name in HEAD_COUNTS)
 
 
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether a projection of an attention module is wrapped, as by the package peft, which adds to its output."""
+    return any(isinstance(getattr(child, "base_layer", None), nn.Module) for child in module.children()) and any(
+        isinstance(getattr(module, name, None), int) for name in (*HEAD_COUNTS, *HEAD_WIDTHS)
+    )
+
+
 def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int]) -> None:
     """Remove heads from an attention module in place.
 
@@ -93,6 +114,7 @@ def remove_heads(model: nn.Module, attention: Attention, heads: Collection[int])
     module = model.get_submodule(attention.name)
     if isinstance(module, nn.MultiheadAttention):
         make_explicit(module)
+    pick_biases(module, attention.heads, set(heads))
     remaining = attention.groups - len(groups)
     count = remaining * (attention.heads // attention.groups)
     for names, old, new in (

@@ -66,7 +66,7 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
-        return f"the network fails without one of its {groups[0].kind} ({first_line(error)})"
+        return f"the network fails without one of its {groups[0].kind} ({kind_of(error)} in its forward pass)"
     if not before or not same_shapes(before, after):
         return "its output is the network's output"
     if not all(_close(without[name], ignored[name]) for name in before):
@@ -108,6 +108,11 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * scale)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type when it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def kind_of(error: Exception) -> str:
+    """What kind of error it is; its message would speak of what users have not written.
+
+    >>> kind_of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), kind_of(ArithmeticError())
+    ('a RuntimeError', 'an ArithmeticError')
+    """
+    name = type(error).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

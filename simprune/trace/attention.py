@@ -14,6 +14,7 @@ FUSED = (("qkv",), ("qkv_proj",), ("in_proj",), ("c_attn",), ("Wqkv",), INTERLEA
 OUTPUT = ("o_proj", "out_proj", "c_proj", "proj", "o", "to_out", "dense", "Wo")
 # Norms of queries and keys: within a head, or with an entry for every entry of all heads.
 NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "q_proj_layernorm", "k_proj_layernorm")
+PARTED, PARTS = "CodeGenAttention", 4  # whose heads lie in so many parts, one for every core of a computer of its time
 PER_HEAD = ("sinks",)  # parameters with one entry for every query head
 # Names under which modules and configurations state numbers of heads and widths: a new spelling goes here alone.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
@@ -66,6 +67,7 @@ class Attention:
     reads: tuple[Entry, ...]
     writes: tuple[Entry, ...]
     shared: bool = False  # whether a single key/value head serves all query heads
+    parts: int = 1  # in which the heads lie, one of every part in each group
 
     @property
     def key_values(self) -> int:
@@ -76,10 +78,15 @@ class Attention:
     def units(self) -> tuple[tuple[int, ...], ...]:
         """Heads that can only go together: the query heads of one key/value head."""
         shared = self.heads // self.groups
+        if self.parts > 1:
+            return tuple(tuple(range(group, self.heads, self.groups)) for group in range(self.groups))
         return tuple(tuple(range(group * shared, (group + 1) * shared)) for group in range(self.groups))
 
     def entries(self, rows: HeadRows, group: int) -> tuple[int, ...]:
         """Entries along `rows.dim` that belong to one key/value head or to its query heads."""
+        if self.parts > 1:
+            starts = (rows.start + part * (rows.step or self.groups * self.width) for part in range(self.parts))
+            return tuple(start + group * self.width + entry for start in starts for entry in range(self.width))
         size = rows.heads // self.groups * (rows.width or self.width)
         start = rows.start + group * (rows.step or size)
         return tuple(range(start, start + size))
@@ -145,6 +152,8 @@ def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention
     if not groups:
         return None
     heads, prefix = size // width, f"{name}." if name else ""
+    if type(module).__name__ == PARTED:
+        return _of_parts(name, prefix + projections[0], children[projections[0]], output, output_layer, heads, width)
     layers = {prefix + child: children[child] for child in projections}
     shared = groups == 1 < heads
     rows = _head_rows(layers, heads, groups, width, interleaved=projections == INTERLEAVED and not shared)
@@ -155,6 +164,24 @@ def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention
     reads = tuple((f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items())
     writes = along_outputs(output, output_layer) if output.startswith(prefix) else ()
     return Attention(name, heads, groups, width, tuple(rows), joint, reads, writes, shared)
+
+
+def _of_parts(
+    name: str, projection: str, layer: nn.Module, output: str, output_layer: nn.Module, heads: int, width: int
+) -> Attention | None:
+    """CodeGen's layout: heads lie in four parts, and every part holds its queries, its values and its keys."""
+    if heads % PARTS:
+        return None
+    local = heads // PARTS * width
+    rows = tuple(
+        HeadRows(tensor, dim, heads, number * local, 3 * local)
+        for number in range(3)
+        for tensor, dim in along_outputs(projection, layer)
+    )
+    joint = HeadRows(f"{output}.weight", 1 - output_dim(output_layer), heads)
+    reads = ((f"{projection}.weight", 1 - output_dim(layer)),)
+    writes = along_outputs(output, output_layer)
+    return Attention(name, heads, heads // PARTS, width, rows, joint, reads, writes, parts=PARTS)
 
 
 def _projections(children: Mapping[str, nn.Module]) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 from simprune.core.plan import Edit, Method, Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.registry import bound
-from simprune.planners.budget import Amount, Budget
+from simprune.planners.alike import Alike, united
+from simprune.planners.budget import MEASURED, Amount, Budget
 from simprune.planners.constraints import Constraints
 from simprune.planners.refusal import unreachable
 from simprune.planners.search import Search
@@ -17,7 +18,11 @@ from simprune.settings import Planner
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, batch_of, clock
 from simprune.tune.finalists import HoldoutTrial, try_plans
+from simprune.tune.loading import loadable, whole_layers
 from simprune.tune.measured import Bench, Timings, meet, not_measured
+
+EQUALLY = "as many as of its kind in every layer"  # why, for a loader of equal layers
+ANY_LOADER = "damage_any_loader"  # the damage that would be expected if widths need not be equal
 
 
 def plan(
@@ -83,6 +88,20 @@ class _Request:
 
     def plan(self, redundancy: Redundancy, blocks: int | None = None) -> Plan:
         """The plan for this redundancy; `blocks`: the exact number of blocks to remove, None for any."""
+        if self.planner.loader == "any":
+            return self._plan(redundancy, blocks, {})
+        if self.network is None:
+            raise ValueError("planner.loader transformers: what its configuration can state is tried: give model=...")
+        if kinds := [kind for kind in self.budget if kind in MEASURED and self.budget[kind] is not None]:
+            raise ValueError(f"planner.loader transformers: {kinds[0]} is no budget for it; give macs, params or bytes")
+        sets = loadable(redundancy, self.network)
+        together, alike = united(replace(redundancy, blocks=whole_layers(redundancy.blocks)), sets)
+        made = self._plan(together, blocks, alike)
+        free = self._plan(redundancy, blocks, {}).expected["damage"]
+        return replace(made, expected={**made.expected, ANY_LOADER: free})
+
+    def _plan(self, redundancy: Redundancy, blocks: int | None, alike: Mapping[str, Alike]) -> Plan:
+        """The plan, in which some groups may stand for several."""
         planned = bound("planner", {"name": self.planner.name, **self.options})
         constraints = Constraints(**{entry.name: getattr(self.planner, entry.name) for entry in fields(Constraints)})
         limits = _limits(self.budget, self.options.get("threshold"))
@@ -98,7 +117,7 @@ class _Request:
         def draft(space: Space, selection: Selection) -> Plan:
             damage = float(space.damage(selection.levels[None], selection.blocks[None])[0])
             return Plan(
-                edits=_edits(space, selection),
+                edits=_edits(space, selection, alike),
                 fingerprint=redundancy.fingerprint,
                 inputs=redundancy.inputs,
                 budget=limits.to_dict(),
@@ -153,8 +172,8 @@ def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget:
     return Budget({})
 
 
-def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
-    """The edits of a selection with their reasons: blocks first, then groups."""
+def _edits(space: Space, selection: Selection, alike: Mapping[str, Alike]) -> tuple[Edit, ...]:
+    """The edits of a selection with their reasons: blocks first, then groups, or the groups that one stands for."""
     blocks, groups = space.removed(selection)
     edits = []
     for entry in blocks:
@@ -163,6 +182,9 @@ def _edits(space: Space, selection: Selection) -> tuple[Edit, ...]:
         edits.append(Edit("block", entry.name, reason=reason, replace=stand_in, damage=_short(entry.damage)))
     for menu, level in groups:
         group, gone = menu.entry.group, menu.gone(level)
+        if group.name in alike:
+            edits += alike[group.name].edits(gone, EQUALLY, [entry.name for entry in blocks])
+            continue
         reason = f"{menu.entry.why(gone)}; {len(gone)} of {group.size} go"
         damage = _short(menu.damage[level])
         edits.append(Edit(group.kind, menu.entry.name, group.expand(gone), group.width, reason, damage=damage))
