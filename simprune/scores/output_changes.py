@@ -21,9 +21,10 @@ from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
 from simprune.core.moments import Moments
 from simprune.core.redundancy import Interactions
+from simprune.core.spaced import enough, spaced
 from simprune.trace.axes import channels_last, like
 from simprune.trace.capture import Reading
-from simprune.trace.layers import joint_moments
+from simprune.trace.layers import changes_by_weights, joint_moments
 from simprune.trace.sensitivity import backpropagate
 from simprune.trace.sites import Site
 
@@ -40,12 +41,15 @@ class OutputLoss:
     Args:
         module: name of the module.
         error: (input, output) of the module -> the loss, of the output's shape.
+        weights: where the loss is that of another layer on the module's input, this layer's (outputs, inputs x kernel)
+            weight and its bias, in place of `error`.
         fitted: whether the loss was fitted to inputs that are not held out (`simprune.core.holdout`), so that only
             those that are say what it is.
     """
 
     module: str
-    error: Error
+    error: Error | None = None
+    weights: tuple[Tensor, Tensor] | None = None
     fitted: bool = False
 
 
@@ -106,10 +110,13 @@ def _columns(value: Tensor, axis: int | None) -> Tensor:
 
 
 def _tokens(site: Site, value: Tensor) -> Tensor:
-    """The columns of an activation at a site; without padding, (1, width, tokens)."""
+    """The columns of an activation at a site, of a large map some; without padding, (1, width, tokens)."""
     columns = _columns(value, site.axis)
     mask = site.mask
-    return columns if mask is None or mask.shape != columns.shape[::2] else columns.mT[mask.to(value.device)].T[None]
+    if mask is not None and mask.shape == columns.shape[::2]:
+        return columns.mT[mask.to(value.device)].T[None]
+    at = spaced(columns.shape[2], enough(columns.shape[1]))
+    return columns if at is None else columns[..., at.to(value.device)]
 
 
 def output_changes(
@@ -143,21 +150,21 @@ def output_changes(
     def begin(batch: Any) -> None:
         counting.begin(rows_of(inputs_of(batch)))
 
-    def see(parts: Sequence[tuple[Key, OutputLoss]], _: nn.Module, value: Tensor, output: Tensor) -> None:
-        output.register_hook(partial(add, parts, value, output.detach()))
+    def see(parts: Sequence[tuple[Key, OutputLoss]], layer: nn.Module, value: Tensor, output: Tensor) -> None:
+        output.register_hook(partial(add, parts, layer, value, output.detach()))
 
-    def add(parts: Sequence[tuple[Key, OutputLoss]], value: Tensor, output: Tensor, gradient: Tensor) -> None:
+    def add(
+        parts: Sequence[tuple[Key, OutputLoss]], layer: nn.Module, value: Tensor, output: Tensor, gradient: Tensor
+    ) -> None:
         held = counting.held_out(len(value))
+        together: dict[tuple[bool, ...], list[tuple[Key, OutputLoss]]] = {}  # parts by the rows that they look at
         for key, part in parts:
-            rows = changes[key].rows(held)
-            if not rows.any():
-                changes[key].add(torch.zeros(0, dtype=torch.float64), len(value), rows[:0])
-                continue
+            together.setdefault(tuple(changes[key].rows(held).tolist()), []).append((key, part))
+        for chosen, some in together.items():
+            rows = torch.tensor(chosen)
             at = slice(None) if rows.all() else rows.to(value.device)
-            with torch.no_grad():
-                error = part.error(value[at], output[at])
-            change = (gradient[at] * error).flatten(1).sum(1, dtype=torch.float64).cpu()
-            changes[key].add(change, len(value), held[rows])
+            for (key, _), change in zip(some, _changes(layer, some, value[at], output[at], gradient[at]), strict=True):
+                changes[key].add(change.cpu(), len(value), held[rows])
 
     def close() -> None:
         for seen in changes.values():
@@ -171,6 +178,24 @@ def output_changes(
         numbers.setdefault((kind, name), []).append(units)
     middle = {key: changes[*key, sorted(units)[len(units) // 2]].judged() for key, units in numbers.items()}
     return damage, Interactions({key: row for row, key in enumerate(middle)}, _correlation([*middle.values()]))
+
+
+@torch.no_grad()
+def _changes(
+    layer: nn.Module, parts: Sequence[tuple[Key, OutputLoss]], value: Tensor, output: Tensor, gradient: Tensor
+) -> list[Tensor]:
+    """(rows,) changes of the output by every part, on some rows of one batch."""
+    if not len(value):
+        return [torch.zeros(0, dtype=torch.float64) for _ in parts]
+    weights = {key: part.weights for key, part in parts if part.weights is not None}
+    weighted = dict(zip(weights, changes_by_weights(layer, value, gradient, [*weights.values()]), strict=True))
+    changes = []
+    for key, part in parts:
+        if part.error is None:
+            changes.append(weighted[key])
+        else:
+            changes.append((gradient * part.error(value, output)).flatten(1).sum(1, dtype=torch.float64))
+    return changes
 
 
 @dataclass

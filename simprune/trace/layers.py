@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.moments import Moments
+from simprune.core.moments import Moments, gram
+from simprune.core.spaced import spaced
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 PLAIN = tuple(kind.forward for kind in (nn.Linear, *get_args(Convolution)))
+FEW = 8  # positions of an input up to which several weights are multiplied with them one by one
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -106,6 +108,35 @@ def patches(layer: nn.Module, x: Tensor, output: Tensor | None = None) -> Tensor
     return F.unfold(x, kernel, dilation, 0, stride)
 
 
+def some_patches(layer: nn.Module, x: Tensor, output: Tensor, most: int) -> Tensor:
+    """(N, inputs x kernel, positions) as `patches`, with N inputs also for a linear layer, at some of the positions.
+
+    Args:
+        layer: as `can_be_fitted` accepts.
+        x: its input, (N, ...).
+        output: a tensor of its output's size.
+        most: number of positions per input, where there are at least twice as many (see `simprune.core.spaced`).
+
+    >>> layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 20, 20)
+    >>> some_patches(layer, x, layer(x), 64).shape, some_patches(layer, x, layer(x), 300).shape
+    (torch.Size([2, 27, 64]), torch.Size([2, 27, 400]))
+    """
+    if not isinstance(layer, Convolution):
+        columns = _columns(x)
+        at = spaced(columns.shape[2], most)
+        return columns if at is None else columns[..., at.to(x.device)]
+    sizes = output.shape[2:]
+    at = None if isinstance(layer, Transposed) else spaced(sizes.numel(), most)
+    if at is None:
+        return patches(layer, x, output)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode) if any(layer._reversed_padding_repeated_twice) else x
+    for dim, (taps, apart, step) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True), 2):
+        x = x.unfold(dim, apart * (taps - 1) + 1, step)[..., ::apart]
+    at = at.to(x.device)
+    return x[(slice(None), slice(None), *torch.unravel_index(at, sizes))].movedim(2, -1).flatten(1, -2)
+
+
 def _spread_out(layer: nn.Module, x: Tensor, output: Tensor | None) -> Tensor:
     """The input of a transposed convolution, on which the plain convolution with its kernel reversed gives its output.
 
@@ -134,6 +165,49 @@ def _windows(x: Tensor, kernel: Sequence[int], dilation: Sequence[int], stride: 
     return x.permute(order).flatten(2 + dims).flatten(2, 1 + dims)
 
 
+def changes_by_weights(
+    layer: nn.Module, x: Tensor, gradient: Tensor, weights: Sequence[tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    """(N,) sums of the gradient times what the layer would give with other weights, input by input.
+
+    The product of an input's gradients and patches is the same for all weights.
+
+    Args:
+        layer: as `can_be_fitted` accepts.
+        x: its input, (N, ...).
+        gradient: at its output.
+        weights: (outputs, inputs x kernel) and (outputs,) bias, any number of them.
+
+    >>> layer, x = nn.Linear(3, 2), torch.randn(4, 30, 3)
+    >>> gradient, weights = torch.randn(4, 30, 2), (layer.weight.detach(), layer.bias.detach())
+    >>> [change] = changes_by_weights(layer, x, gradient, [weights])
+    >>> torch.allclose(change, (gradient * layer(x)).sum((1, 2)).double(), rtol=1e-4)
+    True
+    """
+    changes = [torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in weights]
+    if not weights:
+        return changes
+    full = [(in_full(matrix), in_full(bias)) for matrix, bias in weights]
+    for number in range(len(x)):
+        row = slice(number, number + 1)
+        columns = in_full(some_patches(layer, x[row], gradient[row], gradient.numel()))[0]
+        slopes = positions(layer, gradient[row]) if isinstance(layer, Convolution) else _columns(gradient[row])
+        slopes = in_full(slopes)[0]
+        if columns.shape[1] <= FEW:
+            parts = [((matrix @ columns + bias[:, None]) * slopes).sum() for matrix, bias in full]
+        else:
+            product, total = slopes @ columns.T, slopes.sum(1)
+            parts = [torch.dot(product.flatten(), matrix.flatten()) + total @ bias for matrix, bias in full]
+        for change, part in zip(changes, parts, strict=True):
+            change[number] = part
+    return changes
+
+
+def _columns(value: Tensor) -> Tensor:
+    """(N, width, positions) of tokens (N, ..., width)."""
+    return value.unsqueeze(1).flatten(1, -2).mT
+
+
 def positions(layer: nn.Module, output: Tensor) -> Tensor:
     """A layer's output as (N, channels, positions), with N and positions as in `patches`."""
     return output.flatten(2) if isinstance(layer, Convolution) else output.flatten(0, -2).T.unsqueeze(0)
@@ -144,14 +218,19 @@ def stacked(*parts: Tensor) -> Tensor:
     return torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
 
 
+def in_full(values: Tensor) -> Tensor:
+    """Values in single precision at least: sums over halves would lose digits, or overflow."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def joint_moments(*parts: Tensor) -> Moments:
     """Moments of tensors (N, width, positions) side by side, with one row per input and position.
 
     The product is computed in the tensors' own precision and only its result in float64. That takes half the time of
     float64 throughout, and its relative error, near 1e-6, is far below the ridge of a fit.
     """
-    rows = stacked(*(part.float() if torch.finfo(part.dtype).bits < 32 else part for part in parts))
+    rows = stacked(*map(in_full, parts))
     count = rows.shape[1]
     mean = rows.mean(1)
     rows -= mean[:, None]
-    return Moments(count, mean.double(), (rows @ rows.T).double())
+    return Moments(count, mean.double(), gram(rows).double())

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, first_tensor, output_mask_of
+from simprune.core.batches import call_all, device_of, first_tensor, inputs_of, move, output_mask_of
+from simprune.core.example import example_of
 from simprune.core.peekable import Peekable
 from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
@@ -57,14 +58,17 @@ def backpropagate(
     rows = rows_of_outputs(model, batches.first)
     scales = _scales(model, batches, rows) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
-    # autograd computes only what leads to a target: with a parameter of every module, all outputs get their gradients
-    targets = [next(model.get_submodule(name).parameters()) for name in watches]
+    # Autograd computes only what leads to a target. All outputs get their gradients on the way to the inputs, or else to
+    # a parameter of every module, whose gradients cost as much again.
+    at_inputs = _all_follow(model, batches.first, watches)
+    parameters = [] if at_inputs else [next(model.get_submodule(name).parameters()) for name in watches]
     watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
-    with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *targets):
+    with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *parameters):
         for batch in batches:
             begin(batch)
+            leading, leaves = _from_leaves(batch, device_of(model)) if at_inputs else (batch, parameters)
             with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
-                outputs = call_all(model, batch)
+                outputs = call_all(model, leading)
             moving = {name: value for name, value in outputs.items() if name in (scales or outputs)}
             directions = _directions(moving, rows, output_mask_of(batch), generators)
             changing = [name for name, value in moving.items() if value.requires_grad]
@@ -72,7 +76,7 @@ def backpropagate(
                 raise ValueError("no output of the network depends on its parameters, or none is of floating point")
             torch.autograd.grad(
                 [outputs[name] for name in changing],
-                targets,
+                leaves,
                 [directions[name] * scales.get(name, 1.0) for name in changing],
                 allow_unused=True,
             )
@@ -80,6 +84,40 @@ def backpropagate(
             add_rows(spreads, outputs, rows, output_mask_of(batch))
     counting = next(spread for name, spread in spreads.items() if name in scales or not scales)
     return (1.0 if scales else counting.variance), counting.count
+
+
+def _from_leaves(batch: Any, device: torch.device) -> tuple[Any, list[Tensor]]:
+    """A batch whose floating-point tensors were computed from others that require gradients, and these others."""
+    leaves: list[Tensor] = []
+
+    def led(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            leaves.append(value.detach().requires_grad_())
+            return leaves[-1].clone()  # which the model may change in place
+        if isinstance(value, dict):
+            return {key: led(item) for key, item in value.items()}
+        return type(value)(map(led, value)) if type(value) in (tuple, list) else value
+
+    args, kwargs = move(inputs_of(batch), device)
+    return (led(args or kwargs), None), leaves
+
+
+def _all_follow(model: nn.Module, batch: Any, watches: Iterable[str]) -> bool:
+    """Whether the outputs of all watched modules depend on floating-point inputs, in a way that has gradients."""
+    following: dict[str, bool] = {}
+
+    def see(name: str, _: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        result = first_tensor(output)
+        following[name] = following.get(name, True) and result is not None and result.requires_grad
+
+    watched = [(model.get_submodule(name), partial(see, name)) for name in watches]
+    args, kwargs = example_of(batch)
+    leading, leaves = _from_leaves((args or kwargs, None), device_of(model))
+    if not leaves:
+        return False
+    with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model), forgetting(model):
+        outputs = call_all(model, leading)
+    return any(value.requires_grad for value in outputs.values()) and all(following.values())
 
 
 def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from simprune.core.names import did_you_mean
+from simprune.core.spaced import spaced
 from simprune.trace.axes import Axes, channels_last
 from simprune.trace.hooks import hooks
 
@@ -30,6 +31,8 @@ class Site:
         axis: the dimension along which the channels lie (see `simprune.trace.axes`). Functions that walk batches set
             it. Without it, it is 1 of four dimensions or more and the last of three.
         batch: the dimension along which the inputs of the batch lie.
+        most: number of positions of an input that are rows under "positions", where a large map has more and no mask
+            (see `simprune.core.spaced`); None for all.
 
     Raises:
         ValueError: for an unknown layout or side.
@@ -47,6 +50,7 @@ class Site:
     mask: Tensor | None = field(default=None, compare=False, repr=False)
     axis: int | None = field(default=None, compare=False, repr=False)
     batch: int = field(default=0, compare=False, repr=False)
+    most: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.layout not in ("flatten", "pool", "positions"):
@@ -77,7 +81,10 @@ class Site:
             if self.layout == "positions":
                 return value[mask]
             return value.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return value.mean(1) if self.layout == "pool" else value.flatten(0, 1)
+        if self.layout == "pool":
+            return value.mean(1)
+        at = None if self.most is None else spaced(value.shape[1], self.most)
+        return (value if at is None else value[:, at.to(value.device)]).flatten(0, 1)
 
 
 @contextmanager

@@ -1,51 +1,88 @@
-"""The inputs of a layer as matrices and as rows: the same numbers, whichever takes less memory."""
+"""The inputs of a layer as matrices and as rows, and the removal of units: the same numbers in either form."""
 
 import pytest
 import torch
 
-from simprune.scores.channels import _inputs
-from simprune.scores.channels._inputs import Gathered, Matrices, Rows
+from simprune.scores.channels import _elimination
+from simprune.scores.channels._elimination import Elimination
+from simprune.scores.channels._inputs import FEW, Gathered, Matrices, Rows
 
 RIDGE = 1e-3
 
 
 def both(rows: torch.Tensor) -> tuple[Matrices, Rows]:
-    covariance = torch.cov(rows.T, correction=0)
-    return Matrices(covariance, rows.mean(0), RIDGE), Rows(rows, RIDGE)
+    return Matrices(torch.cov(rows.T, correction=0), rows.mean(0)), Rows(rows)
+
+
+def one_by_one(covariance: torch.Tensor, weights: torch.Tensor, k: int) -> tuple[list[int], torch.Tensor]:
+    """The units in order of removal, and the costs of every step, each time from the start."""
+    damping = RIDGE * covariance.diagonal().mean() + 1e-12
+    covariance = covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype)
+    left, order, steps = list(range(len(covariance) // k)), [], []
+    while len(left) > 1:
+        inputs = torch.cat([torch.arange(unit * k, unit * k + k) for unit in left])
+        inverse = torch.linalg.inv(covariance[inputs][:, inputs])
+        refitted = weights @ covariance[:, inputs] @ inverse  # the ridge is part of the covariance
+        costs = torch.full((len(covariance) // k,), float("inf"), dtype=covariance.dtype)
+        for place, unit in enumerate(left):
+            own = slice(place * k, place * k + k)
+            costs[unit] = torch.trace(refitted[:, own] @ torch.linalg.solve(inverse[own, own], refitted[:, own].T))
+        steps.append(costs)
+        order.append(int(costs.argmin()))
+        left.remove(order[-1])
+    return order, torch.stack(steps)
+
+
+@pytest.mark.parametrize("count", [7, 20])
+@pytest.mark.parametrize("k", [1, 3])  # inputs of a unit
+@pytest.mark.parametrize("pending", [1, 4, 64])  # removed inputs that the rest waits for
+def test_every_cost_is_that_of_a_refit_from_the_start(count, k, pending, monkeypatch):
+    monkeypatch.setattr(_elimination, "PENDING", pending)
+    torch.manual_seed(0)
+    rows, weights = torch.randn(count, 12, dtype=torch.float64) + 3, torch.randn(3, 12, dtype=torch.float64)
+    rows[:, 4] = rows[:, 5]  # one that another replaces
+    rows[:, 7] = 1.0  # and one that never changes
+    order, costs = one_by_one(torch.cov(rows.T, correction=0), weights, k)
+    for inputs in both(rows):
+        elimination = Elimination(inputs.inverse(torch.arange(12), RIDGE), weights, 12 // k)
+        for unit, expected in zip(order, costs, strict=True):
+            torch.testing.assert_close(elimination.costs(), expected, rtol=1e-5, atol=1e-7)
+            elimination.remove(unit)
+
+
+def test_units_may_be_some_of_the_inputs_in_any_order():
+    torch.manual_seed(0)
+    rows, weights = torch.randn(40, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    chosen = torch.tensor([6, 1, 4, 3])
+    for inputs in both(rows):
+        elimination = Elimination(inputs.inverse(chosen, RIDGE), weights[:, chosen], 4)
+        whole = Elimination(inputs.inverse(torch.arange(8), RIDGE), weights, 8)
+        for unit in (2, 0):
+            torch.testing.assert_close(elimination.costs(), whole.costs()[chosen])
+            elimination.remove(unit)
+            whole.remove(int(chosen[unit]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
-@pytest.mark.parametrize("pending", [1, 3, 64])  # rows of changes that the inverse waits for
-def test_rows_and_matrices_agree_while_inputs_go(count, pending, monkeypatch):
-    monkeypatch.setattr(_inputs, "PENDING", pending)
+def test_rows_and_matrices_refit_alike(count):
     torch.manual_seed(0)
-    rows = torch.randn(count, 12, dtype=torch.float64) + 3
-    rows[:, 4] = rows[:, 5]  # one that another replaces
-    rows[:, 7] = 1.0  # and one that never changes
-    matrices, factored = both(rows)
-    units = torch.arange(12).reshape(6, 2)
-    torch.testing.assert_close(factored.mean, matrices.mean)
-    torch.testing.assert_close(factored.blocks(units), matrices.blocks(units))
-    weight = torch.randn(3, 12, dtype=torch.float64)
-    gone = torch.zeros(12, dtype=torch.bool)
-    for unit in (2, 0, 5):
-        left = units[[each for each in range(6) if not gone[units[each]].any()]]
-        torch.testing.assert_close(factored.inverse_blocks(left), matrices.inverse_blocks(left), rtol=1e-6, atol=1e-6)
-        one, other = factored.remove(units[unit]), matrices.remove(units[unit])
-        torch.testing.assert_close(one[:, ~gone], other[:, ~gone], rtol=1e-6, atol=1e-6)
-        gone[units[unit]] = True
-        one, other = (inputs.refit(weight, ~gone, RIDGE) for inputs in (factored, matrices))
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    matrices, rows = both(torch.randn(count, 12, dtype=torch.float64) + 3)
+    units, remaining = torch.arange(12).reshape(6, 2), torch.arange(12) % 3 > 0
+    torch.testing.assert_close(rows.mean, matrices.mean)
+    torch.testing.assert_close(rows.blocks(units), matrices.blocks(units))
+    removed = torch.randn(3, 12, dtype=torch.float64).masked_fill(remaining, 0)
+    one, other = (inputs.refit(removed, remaining, RIDGE) for inputs in (rows, matrices))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [5, 11, 12, 40])
+@pytest.mark.parametrize("count", [2, 3, 11, 40])
 def test_batches_are_gathered_in_the_smaller_form(count):
     torch.manual_seed(0)
     rows = torch.randn(count, 12, dtype=torch.float64)
     gathered = Gathered()
     for part in rows.split(5):
         gathered.add(part[..., None])
-    found = gathered.inverted(RIDGE)
-    assert isinstance(found, Matrices if count >= 12 else Rows)
+    inputs = gathered.inputs()
+    assert isinstance(inputs, Matrices if FEW * count >= 12 else Rows)
     columns = torch.arange(12)[None]
-    torch.testing.assert_close(found.blocks(columns)[0], torch.cov(rows.T, correction=0))
+    torch.testing.assert_close(inputs.blocks(columns)[0], torch.cov(rows.T, correction=0))

@@ -140,7 +140,7 @@ class Elimination:
         products = torch.addmm(ready, halves[:, columns].T, self._products[:before], alpha=-1)
         self._rows[now], self._halves[now], self._removed[now], self._products[now] = row, half, weights, products
         cross = torch.addmm(products, weights @ removed.T, halves, alpha=-1)  # of the removed with all current weights
-        # W_u' = W_u - W_r half_u, so its products lose half_u^T (cross_u - W_r^T W_r half_u / 2) and the same transposed
+        # W_u becomes W_u - W_r half_u: its products lose half_u^T (cross_u - W_r^T W_r half_u / 2), and this transposed
         cross.addmm_(weights @ weights.T, half, alpha=-0.5)
         if k == 1:
             self._blocks.view(-1).addcmul_(row[0], half[0], value=-1)

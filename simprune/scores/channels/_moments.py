@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simprune.core.moments import Moments
+from simprune.core.spaced import enough
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import reading_weights
 from simprune.trace.capture import Reading
@@ -34,7 +35,8 @@ class ReaderMoments(Reading):
 
     @property
     def sites(self) -> list[Site]:
-        return [Site(name, self.layout, "input") for name in self._readers]
+        widths = {name: max(map(_width, read)) for name, read in self._readers.items()}
+        return [Site(name, self.layout, "input", most=enough(width)) for name, width in widths.items()]
 
     def see(self, site: Site, value: Tensor) -> None:
         rows = site.rows(value)
@@ -54,6 +56,10 @@ class ReaderMoments(Reading):
     def correlations(self) -> dict[str, Tensor]:
         """(readers, C, C) correlations of every group's C units, by its name; ValueError when no batch was read."""
         return {group.name: torch.stack([_correlation(moments) for moments in self.of(group)]) for group in self.groups}
+
+
+def _width(read: tuple[str, Tensor]) -> int:
+    return read[1].numel()
 
 
 def _correlation(moments: Moments) -> Tensor:

@@ -16,22 +16,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import inputs_of, mask_of
-from simprune.core.copies import copy_of
+from simprune.core.batches import inputs_of, mask_at
 from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
+from simprune.core.moments import gram
 from simprune.core.registry import register
+from simprune.core.spaced import enough, spaced
 from simprune.core.structures import Slice, UnitGroup
+from simprune.scores.channels._elimination import Elimination
 from simprune.scores.channels._inputs import Gathered
 from simprune.scores.channels._score import ChannelScore, levels, reading_weights
 from simprune.scores.output_changes import OutputLoss
-from simprune.trace.layers import Transposed, can_be_fitted, matrix_of, patches, positions, stacked, taps, weight_of
+from simprune.trace.layers import (
+    Convolution,
+    can_be_fitted,
+    in_full,
+    matrix_of,
+    patches,
+    positions,
+    some_patches,
+    stacked,
+    taps,
+)
 from simprune.trace.network import Network
 from simprune.trace.sensitivity import backpropagate
 
 RIDGE = 1e-3  # of the mean input variance, for the order of removal
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # that are tried for the refit after it, as in the repair
 HELD_ROWS = 16  # rows of an input that is held out that the choice among `RIDGES` looks at
+GRADIENTS = 256  # positions of a map at which gradients are read at least
 RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors and left out
 
 
@@ -63,8 +76,8 @@ def second_order(
 
     def begin(batch: Any) -> None:
         counting.begin(rows_of(inputs_of(batch)))
-        for reader in readers.values():
-            reader.mask = mask_of(batch)
+        for name, reader in readers.items():
+            reader.mask = mask_at(batch, name)
 
     watches = {name: reader.watch for name, reader in readers.items()}
     if not watches:  # as where grouped convolutions alone read the groups
@@ -112,43 +125,55 @@ class _Reader:
         x, y = value.movedim(self.axis, 0), output.detach().movedim(self.axis, 0)
         held = self.counting.held_out(len(x)).to(x.device)
         if not held.all():
-            self.inputs.add(self._patches(x, y, ~held if held.any() else slice(None)))
+            self.inputs.add(
+                self._patches(x, y, ~held if held.any() else slice(None), enough(matrix_of(self.layer).shape[1]))
+            )
         if held.any():
-            rows = stacked(self._patches(x, y, held)).T
+            rows = stacked(self._patches(x, y, held, HELD_ROWS)).T
             self.held.append(rows[:: max(1, len(rows) // (HELD_ROWS * int(held.sum())))])
         self.samples += len(output)
         output.register_hook(self._add)
 
-    def _patches(self, value: Tensor, output: Tensor, part: Tensor | slice) -> Tensor:
-        """Patches of a part of a batch, without padding."""
+    def _patches(self, value: Tensor, output: Tensor, part: Tensor | slice, most: int) -> Tensor:
+        """Patches of a part of a batch, without padding; of a large map at `most` positions."""
         mask = self.mask
         if mask is not None and value.ndim == 3 and mask.shape == value.shape[:2]:
             tokens = mask.to(value.device)[part]
             return patches(self.layer, value[part][tokens], output[part][tokens])
-        return patches(self.layer, value[part], output[part])
+        return some_patches(self.layer, value[part], output[part], most)
 
     def _add(self, gradient: Tensor) -> None:
-        gradient = positions(self.layer, gradient)
+        gradient, share = positions(self.layer, gradient), 1.0
+        at = (
+            spaced(gradient.shape[2], max(GRADIENTS, len(matrix_of(self.layer))))
+            if isinstance(self.layer, Convolution)
+            else None
+        )
+        if at is not None:
+            gradient, share = gradient[..., at.to(gradient.device)], gradient.shape[2] / len(at)
+        columns = stacked(in_full(gradient))
         if self.at_inputs:
-            gradient = matrix_of(self.layer).T @ gradient
-        product = (gradient @ gradient.transpose(1, 2)).sum(0, dtype=torch.float64)
+            columns = in_full(matrix_of(self.layer)).T @ columns
+        product = gram(columns).double() * share
         self.gradients = product if self.gradients is None else self.gradients + product
 
 
 def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     """Greedy removal of the channel of least cost, summed over readers; redundancy is relative to `alone`."""
-    remaining = list(range(size))
     order: list[int] = []
     damage = torch.zeros(size, dtype=torch.float64)
     alone = torch.stack([reader.alone() for reader in readers]).sum(0)
-    while len(remaining) > 1:
-        costs = torch.stack([reader.costs(remaining) for reader in readers]).sum(0)
-        channel = remaining.pop(int(costs.argmin()))
-        damage[channel] = costs.min().clamp(min=0)
+    eliminations = [reader.elimination() for reader in readers]
+    for _ in range(size - 1):
+        costs = torch.stack([elimination.costs() for elimination in eliminations]).sum(0)
+        channel = int(costs.argmin())
+        damage[channel] = costs[channel].clamp(min=0)
         order.append(channel)
-        for reader in readers:
-            reader.remove(channel)
-    damage[remaining[0]] = alone[remaining[0]]
+        for elimination in eliminations:
+            elimination.remove(channel)
+    del eliminations
+    remaining = sorted({*range(size)} - {*order})
+    damage[remaining] = alone[remaining]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
     score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
     for reader in readers:
@@ -158,14 +183,14 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
 
 
 class _Surgeon:
-    """One reader of a group: its weights and inverse covariance, while channels are removed one after another."""
+    """One reader of a group: its weights, and what is lost without some of its inputs."""
 
     def __init__(self, part: Slice, reader: _Reader, variance: float) -> None:
         assert reader.gradients is not None
         self.name, self.layer = part.module, reader.layer
         kernel = taps(self.layer)
         self.columns = (torch.tensor(part.indices)[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
-        self.inputs = reader.inputs.inverted(RIDGE)
+        self.inputs = reader.inputs.inputs()
         # The metric G weighs errors of the output. tr(G W ... W^T) = |F W ...|^2 with F^T F = G, so F is multiplied
         # into the weights once and squared norms suffice from there on. At the inputs, G is W^T G W, and F is F W.
         metric = reader.gradients.cpu() / (reader.samples * variance)
@@ -173,7 +198,6 @@ class _Surgeon:
         seen = values > RANK * values[-1].clamp(min=0)
         root = (vectors[:, seen] * values[seen].sqrt()).T
         self.weight = root if reader.at_inputs else root @ matrix_of(self.layer).double().cpu()
-        self.whole = self.weight.clone()  # before any removal
         self.held = torch.cat(reader.held).double().cpu() - self.inputs.mean if reader.held else None
         self.ridge = RIDGE
 
@@ -182,17 +206,10 @@ class _Surgeon:
         weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
         return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
 
-    def costs(self, channels: Sequence[int]) -> Tensor:
-        """(channels,) error that remains without a channel when the other weights are refitted."""
-        columns = self.columns[list(channels)]  # (channels, k)
-        weights = self.weight[:, columns].movedim(0, -1)
-        return (weights * torch.linalg.solve(self.inputs.inverse_blocks(columns), weights)).sum((1, 2))
-
-    def remove(self, channel: int) -> None:
-        """Remove the inputs of a channel and refit the other weights."""
-        columns = self.columns[channel]
-        removed = self.weight[:, columns]
-        self.weight.addmm_(removed, self.inputs.remove(columns), alpha=-1)
+    def elimination(self) -> Elimination:
+        """The removal of channels one after another."""
+        columns = self.columns.flatten()
+        return Elimination(self.inputs.inverse(columns, RIDGE), self.weight[:, columns], len(self.columns))
 
     def choose_ridge(self, channels: Sequence[int]) -> None:
         """Choose the ridge with which a refit without these channels predicts held-out inputs best."""
@@ -207,7 +224,7 @@ class _Surgeon:
 
     def _held_error(self, channels: Sequence[int], ridge: float) -> float:
         assert self.held is not None
-        return float((self.held @ self._lost(self.whole, channels, ridge).T).square().sum())
+        return float((self.held @ self._lost(self.weight, channels, ridge).T).square().sum())
 
     def _lost(self, weight: Tensor, channels: Sequence[int], ridge: float) -> Tensor:
         """(outputs, inputs) weights of what is lost without these channels, the other weights changed to refit it."""
@@ -221,11 +238,5 @@ class _Surgeon:
     def loss(self, channels: Sequence[int]) -> OutputLoss:
         """The loss at the layer's output without these channels, the other weights refitted: another linear layer."""
         lost = self._lost(matrix_of(self.layer).double().cpu(), channels, self.ridge)
-        layer = copy_of(self.layer)
-        weight = layer.get_parameter("weight")
-        with torch.no_grad():
-            weight.copy_(weight_of(layer, lost))
-        layer.bias = nn.Parameter((-lost @ self.inputs.mean).to(weight))
-        if isinstance(layer, Transposed):
-            return OutputLoss(self.name, lambda value, output: layer(value, [*output.shape[2:]]), fitted=True)
-        return OutputLoss(self.name, lambda value, _: layer(value), fitted=True)
+        weight = self.layer.get_parameter("weight")
+        return OutputLoss(self.name, weights=(lost.to(weight), (-lost @ self.inputs.mean).to(weight)), fitted=True)
