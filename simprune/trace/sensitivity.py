@@ -58,8 +58,8 @@ def backpropagate(
     rows = rows_of_outputs(model, batches.first)
     scales = _scales(model, batches, rows) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
-    # Autograd computes only what leads to a target. All outputs get their gradients on the way to the inputs, or else to
-    # a parameter of every module, whose gradients cost as much again.
+    # Autograd computes only what leads to a target. All outputs get gradients on the way to the inputs, or else to a
+    # parameter of every module, whose own gradients cost as much again.
     at_inputs = _all_follow(model, batches.first, watches)
     parameters = [] if at_inputs else [next(model.get_submodule(name).parameters()) for name in watches]
     watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
