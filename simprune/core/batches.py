@@ -1,5 +1,6 @@
 """What a batch is: a tensor, `(inputs, labels)`, or a dict as from transformers; and how a model is run on one."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 LABEL_KEYS = ("labels", "label")
+# Cross attention and its projections of what the encoder gives, by name.
+CROSS = re.compile(r"^(encoder_attn|encoder_attention|EncDecAttention|cross_?attn|cross_?attention)$", re.IGNORECASE)
+KEYS_AND_VALUES = ("k_proj", "v_proj", "k", "v", "key", "value")
 TOKEN_KEYS = ("decoder_input_ids", "input_ids")  # the tokens that outputs belong to; the first that a batch has
 # What models return beside their outputs, by the last word of its name: losses, and records of their insides.
 LOSSES = ("loss", "losses")
@@ -89,6 +93,26 @@ def output_mask_of(batch: Any) -> Tensor | None:
     if any(key.startswith("decoder_") for key in given):
         return _flat_mask(given.get("decoder_attention_mask"))
     return mask_of(batch)
+
+
+def mask_at(batch: Any, name: str) -> Tensor | None:
+    """(N, T) the mask of the tokens that run through a module.
+
+    Where a batch feeds an encoder and a decoder, each has tokens of its own. Modules are told apart by name; the keys
+    and values of cross attention are those of the encoder's tokens.
+
+    Args:
+        batch: inputs of a model.
+        name: of a module, or of its input, as "layer:input".
+
+    >>> ids, mask = torch.ones(1, 2).long(), torch.tensor([[1, 0]])
+    >>> batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}
+    >>> mask_at(batch, "encoder.layers.0.fc1"), mask_at(batch, "decoder.layers.0.fc1")
+    (tensor([[ True, False]]), None)
+    """
+    parts = name.partition(":")[0].split(".")
+    crossed = parts[-1] in KEYS_AND_VALUES and any(CROSS.search(part) for part in parts[:-1])
+    return mask_of(batch) if "encoder" in parts or crossed else output_mask_of(batch)
 
 
 def _flat_mask(mask: Any) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Refitting layers in order of execution, so that every layer is fitted to inputs from layers that are refitted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import copied, device_of, first_tensor, inputs_of, mask_of, move
+from simprune.core.batches import copied, device_of, first_tensor, inputs_of, mask_at, move
 from simprune.core.cost import Example
 from simprune.core.example import rows_of
 from simprune.core.holdout import held_out
@@ -32,11 +32,11 @@ VALUES = 2**23  # outputs that a block is fitted to as a whole: bounds time and 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is known of one batch: how many inputs come before it, how many it has, and its mask, if it has one."""
+    """What is known of one batch: how many inputs come before it, how many it has, and the mask of every module."""
 
     first: int
     inputs: int
-    mask: Tensor | None
+    mask: Callable[[str], Tensor | None]
 
     def held_out(self, value: Tensor, mask: Tensor | None) -> Tensor:
         """Which rows of an activation, inputs first, are held out; of tokens, without padding."""
@@ -108,7 +108,7 @@ class Repair:
         """
         known, first = list[Batch](), 0
         for batch in batches:
-            known.append(Batch(first, rows_of(inputs_of(batch)), mask_of(batch)))
+            known.append(Batch(first, rows_of(inputs_of(batch)), partial(mask_at, batch)))
             first += known[-1].inputs
         calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (self.model, self.small)]
         refits: list[Refit] = []
@@ -176,20 +176,20 @@ class Repair:
         repeat, remaining, layer = self.repeats[name], self._remaining(name), self.small.get_submodule(name)
         along = partial(_inputs_first, batch=self.axes.batch(name, "input"))
         wanted = [
-            _unpadded(along(output.index_select(channel_dim(layer), remaining)), batch.mask)
+            _unpadded(along(output.index_select(channel_dim(layer), remaining)), batch.mask(name))
             for seen, batch in zip(calls_of(self.model, repeat.modules, originals), batches, strict=True)
             for _, output in seen
         ]
 
         def current() -> list[tuple[Tensor, Tensor]]:
             return [
-                (_unpadded(along(x), batch.mask), _unpadded(along(output), batch.mask))
+                (_unpadded(along(x), batch.mask(name)), _unpadded(along(output), batch.mask(name)))
                 for seen, batch in zip(calls_of(self.small, repeat.modules, inputs), batches, strict=True)
                 for x, output in seen
             ]
 
         held = [
-            batch.held_out(along(x), batch.mask)
+            batch.held_out(along(x), batch.mask(name))
             for seen, batch in zip(calls_of(self.small, repeat.modules, inputs), batches, strict=True)
             for x, _ in seen
         ]
@@ -212,7 +212,9 @@ class Repair:
 
         per_token = channel_dim(layer) == -1  # a convolution's positions depend on each other
         along = partial(_inputs_first, batch=self.axes.batch(name, "input"))
-        held = (batch.held_out(along(_input(call)), batch.mask if per_token else None) for _, call, batch in calls)
+        held = (
+            batch.held_out(along(_input(call)), batch.mask(name) if per_token else None) for _, call, batch in calls
+        )
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             """One batch at a time: the outputs of a language model's head are large."""
@@ -227,7 +229,7 @@ class Repair:
                 if block and half is None and name in self.shortcuts:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
-                mask = batch.mask if per_token else None
+                mask = batch.mask(name) if per_token else None
                 x, y = _unpadded(along(_input(pruned)), mask), _unpadded(along(target), mask)
                 require_finite(x, f"the input of {name} in the pruned network")
                 require_finite(y, f"the output of {name}")
@@ -259,9 +261,9 @@ class Repair:
                 reached = pruned(short)
                 wanted = original(short) if short in by_layer else reached  # the stream says what others should give
                 refits.append(self._layer(layer, list(zip(wanted, reached, batches, strict=True)), calls, goals))
-        return [*refits, *self._whole(segment, calls)] if segment in self.together else refits
+        return [*refits, *self._whole(segment, calls, goals)] if segment in self.together else refits
 
-    def _whole(self, segment: Segment, calls: Sequence[Calls]) -> list[Refit]:
+    def _whole(self, segment: Segment, calls: Sequence[Calls], goals: Sequence[Tensor] | None = None) -> list[Refit]:
         """Refit the layers of a segment together, to its output on as many inputs as `values` allows."""
         source, small = segment.of(self.model), segment.of(self.small)
         short = {layer: layer.removeprefix(segment.prefix) for layer in segment.layers}
@@ -284,14 +286,12 @@ class Repair:
                 self.notes.append(f"{segment.name or 'the model'} was not fitted as a whole: {reason}")
                 return []
             enough = -(-self.values * calls[0][2].inputs // most)  # inputs
-            for original, pruned, batch in calls:
+            for index, (original, pruned, batch) in enumerate(calls):
                 if batch.first >= enough:
                     break
-                args, kwargs = copied(original)
-                output = first_tensor(source(*args, **kwargs))
-                assert output is not None
+                output = stream_of(source, original) if goals is None else goals[index]
                 target = output.index_select(axis, remaining)
-                mask, rows = batch.mask, target.shape[along]
+                mask, rows = batch.mask(segment.name), target.shape[along]
                 tokens = mask is not None and axis == target.ndim - 1 and _is_masked(target, mask)
                 counts = mask.to(target)[..., None] if mask is not None and tokens else 1.0
                 used = torch.arange(rows, device=target.device) * batch.inputs // rows + batch.first < enough

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_of, move
+from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_at, move
 from simprune.core.example import example_of
 from simprune.core.rows import Rows
 from simprune.measures import Streaming
@@ -61,7 +61,7 @@ def watching(model: nn.Module, sites: Iterable[Site], see: See) -> Iterator[None
 
 @contextmanager
 def reading(
-    model: nn.Module, readings: Iterable[Reading], axes: Axes, mask: Callable[[], Tensor | None] = lambda: None
+    model: nn.Module, readings: Iterable[Reading], axes: Axes, mask: Callable[[str], Tensor | None] = lambda _: None
 ) -> Iterator[None]:
     """Show activations to several readings while the block runs, at sites that know where their channels lie.
 
@@ -69,11 +69,11 @@ def reading(
         model: the network.
         readings: what reads.
         axes: of the network.
-        mask: gives the mask of the batch that is running.
+        mask: gives the mask of the batch that is running, by the name of a module.
     """
 
     def see(reader: Reading, site: Site, value: Tensor) -> None:
-        reader.see(replace(site.located(axes), mask=mask()), value)
+        reader.see(replace(site.located(axes), mask=mask(site.module)), value)
 
     with ExitStack() as stack:
         for reader in readings:
@@ -98,8 +98,7 @@ def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading], axes:
     for batch in checked(batches, "calibration"):
         if axes is None:
             axes = axes_of(model, move(example_of(batch), device_of(model)))
-        mask = mask_of(batch)
-        with evaluation(model), reading(model, readings, axes, lambda mask=mask: mask):
+        with evaluation(model), reading(model, readings, axes, partial(mask_at, batch)):
             call(model, batch)
 
 

@@ -5,9 +5,9 @@ rows pooled over positions are stored, for similarity measures. Of every two poi
 are computed position by position, batch by batch, for block influence and windows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_of
+from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_at
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.progress import progress
 from simprune.core.rows import Rows
@@ -113,13 +113,13 @@ def observe(
     if done and beside:  # the other readings need a walk of their own, since some batches are not run again
         read(model, calibration, beside, network.axes)
         beside = ()
-    others = reading(model, beside, network.axes, lambda: reader.mask)
+    others = reading(model, beside, network.axes, lambda name: reader.mask(name))
     with evaluation(model), uncached(model), hooks(reader.before, reader.after), others:
         for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
             labels.append(labels_of(batch))
             if number <= done:
                 continue
-            reader.mask = mask_of(batch)
+            reader.mask = partial(mask_at, batch)
             call(model, batch)
             reader.close_batch()
             if checkpoint is not None:
@@ -147,7 +147,7 @@ class _Reader:
     def __init__(self, network: Network, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]]) -> None:
         self.model, self.points, self.axes = network.model, points, network.axes
         self.pooled = {point: Rows() for names in points.values() for point in names}
-        self.mask: Tensor | None = None
+        self.mask: Callable[[str], Tensor | None] = lambda _: None  # of the batch that is running, by module
         self.unit: dict[str, Tensor] = {}
         self.stream: Tensor | None = None
         self.sums: dict[int, Tensor] = {}  # (2, points, points): cosines and angles
@@ -174,7 +174,7 @@ class _Reader:
                 self.stream = value.clone()  # later layers may work in place
             if point is not None:
                 axis, batch = self.axes.of(around, "input"), self.axes.batch(around, "input")
-                self._read(Site(point, mask=self.mask, axis=axis, batch=batch), value)
+                self._read(Site(point, mask=self.mask(point), axis=axis, batch=batch), value)
 
         return see
 
@@ -185,7 +185,7 @@ class _Reader:
             if branch:
                 assert self.stream is not None
                 value = self.stream = self.stream + gain * value
-            self._read(replace(Site(point).located(self.axes), mask=self.mask), value)
+            self._read(replace(Site(point).located(self.axes), mask=self.mask(point)), value)
 
         return see
 
