@@ -16,7 +16,7 @@ from simprune.arguments import SMALLEST, Arguments, check_budget, check_gates, c
 from simprune.bundle import Result
 from simprune.checks import Verdict, rehearse
 from simprune.checks import validate as check
-from simprune.core.batches import checked, device_of
+from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import from_description
 from simprune.core.options import takes_options
@@ -36,6 +36,7 @@ from simprune.scores.estimate import Estimate
 from simprune.scores.layers import Layers, read_counterpart, read_layers, similarity
 from simprune.settings import CONTROL, Planner, Settings
 from simprune.stages import Run, planned
+from simprune.trace.first_run import check_module, check_runs
 from simprune.trace.network import Network
 from simprune.trace.timing import Timer, clock
 from simprune.tune.frontier import Frontier, trace_frontier
@@ -125,6 +126,10 @@ def plan(
     """
     chosen = Planner.named(planner, options)
     check_budget(budget, chosen, "plan")
+    if not isinstance(redundancy, Redundancy):
+        raise ValueError(f"redundancy: expected what simprune.analyze returned; got {type(redundancy).__name__}")
+    if model is not None:
+        check_module(model)
     network = None if model is None else Network(model, from_description(redundancy.inputs, device_of(model)))
     tools: dict[str, Any] = {"network": network, "calibration": calibration, "repair": reconstruct, "timer": timer}
     return planned(redundancy, budget, chosen, seed=seed, **tools)
@@ -150,6 +155,7 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     >>> small[0].out_features
     4
     """
+    check_module(model)
     return edit(plan, Network(model, from_description(plan.inputs, device_of(model))))
 
 
@@ -188,9 +194,13 @@ def reconstruct(
     ['2']
     """
     chosen = {"name": method, **options} if options else method
+    check_module(model)
+    check_module(small, "small")
     batches = Peekable(calibration, "calibration")
     if Rules.of(chosen).needs_data:
+        check_runs(model, batches.first, "calibration")
         network = Network.trace(model, batches.first)
+        batches.divide(network.inputs_at_once)
     else:  # such as folding, which is given no batches
         network = Network(model, from_description(plan.inputs))
     return repair(small, plan, network, batches, chosen)
@@ -223,8 +233,11 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = No
     settings = Settings.of_command("validate", options | {"gates": gates})
     check_gates(settings.gates)
     check_model(model, settings)
-    check_model(small, settings)
-    return check(model, small, checked(test, "test"), settings.gates, settings.seed, settings.correction)
+    check_model(small, settings, "small")
+    batches = Peekable(test, "test")
+    check_runs(model, batches.first, "test")
+    check_runs(small, batches.first, "test", "smaller model")
+    return check(model, small, batches, settings.gates, settings.seed, settings.correction)
 
 
 @takes_options(Settings, "compress")
@@ -266,9 +279,9 @@ def compress(
     4
     """
     given = Arguments.of("compress", model, calibration, options, train, test, plan)
-    if test is not None:
-        rehearse(model, given.test or (), given.settings.gates, given.settings.seed, given.settings.correction)
     run = Run.begin(given)
+    if given.test is not None:
+        rehearse(model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
     redundancy = run.redundancy()
     run.original()
     made = run.search(redundancy, folder) if given.searching else run.follow(redundancy)

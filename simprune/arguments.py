@@ -9,7 +9,6 @@ from torch import nn
 from simprune.checks import Gate
 from simprune.checks.sets import gates_of
 from simprune.core import registry
-from simprune.core.batches import checked
 from simprune.core.names import did_you_mean
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
@@ -18,6 +17,7 @@ from simprune.planners.budget import Budget
 from simprune.planners.constraints import Constraints
 from simprune.repair.reconstruct import Rules
 from simprune.settings import Planner, Settings
+from simprune.trace.first_run import check_module, check_runs
 from simprune.tune.frontier import check_shares
 
 SMALLEST = "smallest"
@@ -29,8 +29,8 @@ class Arguments:
 
     model: nn.Module
     calibration: Peekable
-    train: Iterable | None
-    test: Iterable | None
+    train: Peekable | None
+    test: Peekable | None
     settings: Settings
     plan: Plan | None = None
 
@@ -55,15 +55,23 @@ class Arguments:
         if plan is not None:
             plan.check(model)
         batches = Peekable(calibration, "calibration")
-        train = None if train is None else checked(train, "train")
-        test = None if test is None else checked(test, "test")
-        tuned = settings.finetune is not None and settings.finetune.epochs and train is not None
+        train = None if train is None else Peekable(train, "train")
+        test = None if test is None else Peekable(test, "test")
+        tuned = settings.finetune is not None and settings.finetune.epochs
+        if tuned and train is None:
+            raise ValueError("finetune needs training batches; got none; give train=..., or leave finetune out")
         if tuned and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
                 "finetune: expected parameters that can be trained; got a model in which all are frozen; call "
                 "model.requires_grad_(True), or leave finetune out"
             )
         return cls(model, batches, train, test, settings, plan)
+
+    def check_runs(self) -> None:
+        """Raise ValueError unless the model runs on the first batch of all data that there are."""
+        for batches in (self.calibration, self.train, self.test):
+            if batches is not None:
+                check_runs(self.model, batches.first, batches.name)
 
     @property
     def searching(self) -> bool:
@@ -74,24 +82,15 @@ class Arguments:
     def measure(self) -> Measure:
         return measure_of(self.settings.measure)
 
-    @property
-    def notes(self) -> list[str]:
-        """What is left out for want of data."""
-        settings, said = self.settings, []
-        if settings.finetune is not None and settings.finetune.epochs and self.train is None:
-            said.append("no training batches: fine-tuning was left out")
-        return said
-
 
 def measure_of(choice: Any) -> Measure:
     """The measure of a choice; a measure itself as it is."""
     return choice if isinstance(choice, Measure) else registry.bound("measure", choice)()
 
 
-def check_model(model: Any, settings: Settings) -> None:
+def check_model(model: Any, settings: Settings, name: str = "model") -> None:
     """Raise ValueError for what is no model, and for patterns of names that fit nothing in it."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    check_module(model, name)
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     Constraints(settings.planner.protect).check_names(names)
     Rules.of(settings.reconstruct, model)

@@ -46,6 +46,8 @@ WRONG = [
     ({"finetune": {"lr": 0}}, "finetune.lr: expected a number above 0; got 0"),
     ({"train": (batch for batch in BATCHES), "finetune": 1}, "walked more than once"),
     ({"train": BATCHES, "finetune": 1, "frozen": True}, "all are frozen"),
+    ({"finetune": 1}, "finetune needs training batches"),
+    ({"finetune": {"epochs": 2}}, "finetune needs training batches"),
     ({"control": "3"}, "control: expected a whole number of at least 0; got '3'"),
     ({"gates": sp.Gate("disagreement", limit=0.1)}, "put it into a list"),
     ({"gates": "strickt"}, "did you mean 'strict'"),

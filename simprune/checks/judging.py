@@ -17,6 +17,7 @@ from simprune.checks.verdict import Gate, GateResult, Outcome
 from simprune.functional import Bounds, FunctionalMeasure, Gathered, Score
 
 MOST_SAMPLES = 1e9  # beyond this "more data" is no advice
+ON_LIMIT = 1e-9  # a value that is so near to its limit lies on it
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def _result(case: Case, levels: tuple[float, float]) -> GateResult:
         detail += f"; at {100 * decisive:.4g} % confidence (Holm)"
     if outcome == "inconclusive":
         scale = _deciding_scale(lambda scale: case.outcome(levels, scale) != "inconclusive", MOST_SAMPLES / score.count)
-        if scale is None:
+        if math.isclose(score, gate.limit, rel_tol=ON_LIMIT, abs_tol=ON_LIMIT):
+            detail += "; the value lies on its limit, where more samples alone would not decide"
+        elif scale is None:
             detail += "; at this value more samples alone would not decide"
         else:
             detail += f"; about {math.ceil(score.count * scale)} samples would decide (estimate at this value)"

@@ -1,9 +1,12 @@
 """Tables and lines that the command line prints, plain when piped."""
 
+import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -11,17 +14,23 @@ from simprune.core.plan import Plan
 from simprune.edit.reopening import Reopening
 from simprune.report import FOLLOWS, units
 
+PIPED = 120  # columns of a file or pipe
+
 
 def width() -> int:
-    """Columns of standard output: those of the terminal, or 120 in a file or pipe."""
+    """Columns of standard output: what COLUMNS says, else those of the terminal, or 120 in a file or pipe."""
     screen = Console()
-    return screen.width if screen.is_terminal else 120
+    return screen.width if screen.is_terminal or os.environ.get("COLUMNS", "").isdigit() else PIPED
 
 
 def show(*parts: Table | str | None) -> None:
-    """Print tables and lines, one below the other; lines are not wrapped, and None is left out."""
+    """Print tables and lines, one below the other; lines are not wrapped, and None is left out.
+
+    No word is broken: a table that does not fit into the width without is printed as a list, row after row.
+    """
     screen = Console(highlight=False, emoji=False, markup=False, width=width())
-    screen.print(*(part for part in parts if part is not None), sep="\n", soft_wrap=True)
+    fitted = [fitting(part, screen) if isinstance(part, Table) else part for part in parts if part is not None]
+    screen.print(*fitted, sep="\n", soft_wrap=True)
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Iterable[str]], right: Sequence[str] = ()) -> Table:
@@ -32,6 +41,44 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Iterable[str
     for row in rows:
         content.add_row(*row)
     return content
+
+
+def fitting(content: Table, screen: Console) -> Table | str:
+    """The table with widths at which no word is broken, or its rows as a list where there are none."""
+    texts = [[str(column.header), *map(str, column.cells)] for column in content.columns]
+    least = [max(cell_len(word) for text in column for word in [*text.split(), ""]) for column in texts]
+    most = [max(cell_len(line) for text in column for line in [*text.splitlines(), ""]) for column in texts]
+    spare = screen.width - sum(least) - 3 * len(texts) + 1  # beside the padding and the lines between columns
+    content.title = "\n".join(_wrapped(str(content.title), screen.width)) if content.title else None
+    if spare < 0:
+        return _listed(content, texts, screen.width)
+    wanted = [high - low for low, high in zip(least, most, strict=True)]
+    share = min(1.0, spare / max(sum(wanted), 1))
+    for column, low, more in zip(content.columns, least, wanted, strict=True):
+        column.width = low + int(share * more)
+    return content
+
+
+def _listed(content: Table, columns: Sequence[Sequence[str]], most: int) -> str:
+    """The rows of a table one after another, every cell as `column: text`."""
+    lines = [str(content.title)] if content.title else []
+    for row in zip(*(column[1:] for column in columns), strict=True):
+        named = [(column[0], cell) for column, cell in zip(columns, row, strict=True) if cell]
+        for number, (name, cell) in enumerate(named):
+            lines += _wrapped(f"{name}: {cell}" if name else cell, most, "  " * bool(number))
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, most: int, indent: str = "") -> list[str]:
+    """Lines of at most `most` columns, unless a word is longer; lines that continue another are indented."""
+    wrap = textwrap.TextWrapper(
+        most,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line for part in text.splitlines() for line in wrap.wrap(part)]
 
 
 def stages(report: Mapping[str, Any]) -> Table:

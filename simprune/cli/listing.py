@@ -12,6 +12,7 @@ from simprune.cli.help import LISTED
 from simprune.core.names import did_you_mean
 from simprune.core.registry import Part, parts
 from simprune.functional import FORMS
+from simprune.measures._base import INVARIANCES
 from simprune.settings import recipe_table
 
 
@@ -29,12 +30,14 @@ def _list(name: str) -> Table:
     kind = LISTED[name]
     if kind in ("measure", "functional"):
         titles = {
-            "measure": "measures: similarity of representations (measure=ID)",
+            "measure": "measures: similarity of representations (measure=ID)\ninvariant to: "
+            + ", ".join(f"{code} {words}" for code, words in INVARIANCES.items()),
             "functional": "functional: similarity of outputs (measure of a gate)",
         }
         columns = ["id", "range", "larger is more", "what"]
         if kind == "measure":
-            return table(titles[kind], columns, map(_measure, parts(kind).values()))
+            rows = [[*_measure(part), *_facts(part)] for part in parts(kind).values()]
+            return table(titles[kind], [*columns, "invariant to", "source"], rows)
         rows = [[*_measure(part), FORMS[getattr(part.make, "form", "classes")]] for part in parts(kind).values()]
         return table(titles[kind], [*columns, "outputs that it fits"], rows)
     keys = [option.name for option in recipe_table() if option.metadata["kind"] == kind] or ["inputs of a gate"]
@@ -43,6 +46,15 @@ def _list(name: str) -> Table:
         for part in parts(kind).values()
     ]
     return table(f"{name} ({keys[0]})", ["name", "what", "options"], rows)
+
+
+def _facts(part: Part) -> list[str]:
+    """The invariances of a measure, as codes that the title explains, and its source."""
+    measure: Any = part.make
+    invariances = getattr(measure, "invariant_to", None)
+    if not isinstance(invariances, frozenset):  # it may depend on an option
+        invariances = measure().invariant_to
+    return [", ".join(code for code in INVARIANCES if code in invariances) or "nothing", str(measure.source)]
 
 
 def _measure(part: Part) -> list[str]:

@@ -45,6 +45,10 @@ class BlockRedundancy:
         numbers = {"redundancy": _round(self.redundancy), "share": _round(self.share)}
         return {"kind": "block", "name": self.name, **numbers, "neighbour": "input"}
 
+    def by(self, measure: str) -> str:
+        """The score, and in brackets the measure of similarity that it reads, if it reads one."""
+        return f"{self.score} ({measure})" if "{measure}" in self.wording else self.score
+
     def why(self, measure: str) -> str:
         """The redundancy in words; `measure` is the name of the similarity that analysis used."""
         return self.wording.format(redundancy=self.redundancy, score=self.score, measure=measure)
@@ -230,7 +234,7 @@ class Redundancy:
         from rich.console import Console
         from rich.table import Column, Table
 
-        by = [f"blocks by {self.measure}"] if self.blocks else []
+        by = [f"blocks by {self.blocks[0].by(self.measure)}"] if self.blocks else []
         kinds = dict.fromkeys(entry.group.kind for entry in self.channels)
         by += [f"{' and '.join(kinds)} by {self.channels[0].score}"] if self.channels else []
         numbers = [Column(name, justify="right") for name in ("redundancy", "of the macs")]
@@ -244,7 +248,7 @@ class Redundancy:
         for reason in dict.fromkeys(reason for _, reason in self.unprunable):
             names = [name for name, of_name in self.unprunable if of_name == reason]
             table.add_row(", ".join(names), "not removable", reason, "")
-        console = Console(width=width)
+        console = Console(width=width, markup=False, highlight=False, emoji=False)
         with console.capture() as capture:
             console.print(table)
         return capture.get()

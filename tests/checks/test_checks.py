@@ -173,6 +173,15 @@ def test_one_percent_flips_of_300_do_not_decide_one_percent(logits):
     assert "more samples alone would not decide" in result.detail
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e-12])
+def test_no_number_of_samples_is_advised_where_a_value_lies_on_its_limit(shift):
+    a = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    b = a + 0.1 * torch.randn(400, 3, generator=torch.Generator().manual_seed(1))
+    value = check(a, b, None, [Gate("jensen_shannon_divergence", 1.0)]).results[0].value
+    detail = check(a, b, None, [Gate("jensen_shannon_divergence", value + shift)]).results[0].detail
+    assert "lies on its limit" in detail and "would decide" not in detail
+
+
 def test_the_advised_number_of_samples_decides(logits):
     scores, gate = logits[0], Gate("disagreement", 0.02)
     result = check(scores[:200], flipped(scores[:200], 2), None, [gate]).results[0]

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from rich.cells import cell_len
 from safetensors.torch import save_file
 
 from simprune import api, checks, formats
@@ -526,6 +527,23 @@ def test_every_list_is_plain_text(folder, capsys):
         assert title in out
     assert sum(line.startswith(tuple(LISTED)) for line in out.splitlines()) >= len(LISTED)
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 130, 300])
+def test_no_table_breaks_a_word_at_any_width(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words = ["unmistakable", "1,234,567 (50%)", "brackets [hf]", "", "two of three", "\u6f22\u5b57"]
+    console.show(console.table("a title of several words", words, [words, words[::-1]], right=words[2:]))
+    out = capsys.readouterr().out
+    assert {word for text in words for word in text.split()} <= set(re.split(r"[\s:]+", out))
+    assert all(cell_len(line) <= columns for line in out.splitlines())
+
+
+def test_the_list_of_measures_shows_invariances_and_sources(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(["list", "measures"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["cka"])
+    assert "PT, OT, IS, TR" in line and "arXiv:1905.00414" in line
 
 
 def test_brackets_are_text_and_no_markup(capsys):

@@ -7,14 +7,13 @@ from torch import nn
 
 from simprune.cli.recipe.schema import device
 from simprune.core import registry
-from simprune.core.batches import call
-from simprune.core.blame import with_line
 from simprune.core.names import resolve
+from simprune.core.peekable import Peekable
 from simprune.core.pretrained import located
 from simprune.measures import Measure
 from simprune.settings import Recipe
 from simprune.sources.data import Data, as_data
-from simprune.trace.context import evaluation
+from simprune.trace.first_run import check_runs
 
 
 def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, Data]:
@@ -26,14 +25,7 @@ def objects(recipe: Recipe, trusted: bool = True) -> tuple[Measure, nn.Module, D
     shared = {"seed": recipe.seed, "tokenizer": source_of(recipe)}  # texts are split by the tokenizer of the model
     data = as_data(build("data", recipe.data, trusted, **shared), "data")
     model = model_of(recipe, trusted).to(device(recipe))
-    batch = next(iter(data.calibration), None)
-    if batch is None:
-        raise ValueError("data: calibration has no batches; give at least one")
-    try:
-        with evaluation(model):
-            call(model, batch)
-    except Exception as error:  # the model is the user's and may raise anything
-        raise ValueError(f"the model does not run on the first calibration batch: {with_line(error)}") from error
+    check_runs(model, Peekable(data.calibration, "calibration").first, "calibration")
     return measure, model, data
 
 

@@ -1,0 +1,112 @@
+"""What is wrong with a model, or with its batches, in one line before any work: which argument, and what to do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from simprune.core.batches import all_tensors, device_of, inputs_of, move, tensors_in
+from simprune.core.blame import with_line
+from simprune.core.example import example_of, rows_of
+from simprune.trace.context import eval_mode
+
+
+def check_module(model: Any, name: str = "model") -> None:
+    """Raise ValueError, with what to give instead, for what is no module whose layers can be edited.
+
+    Args:
+        model: what was given as a model.
+        name: of the argument.
+
+    >>> check_module({"weight": torch.zeros(2, 2)})
+    Traceback (most recent call last):
+    ValueError: model: expected a torch.nn.Module; got a state dict; build the network, call load_state_dict...
+    """
+    expected = f"{name}: expected a torch.nn.Module"
+    if isinstance(model, type):
+        raise ValueError(f"{expected}; got the class {model.__name__}; give an object of it, {model.__name__}(...)")
+    if isinstance(model, Mapping):
+        raise ValueError(f"{expected}; got a state dict; build the network, call load_state_dict, and give the network")
+    if isinstance(model, torch.export.ExportedProgram):
+        raise ValueError(f"{expected} with layers; got a program of torch.export; give the module that was exported")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{expected}; got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"{expected} with layers; got a TorchScript module; give the module that was scripted")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(f"{expected} as it was written; got one from torch.compile; give {name}._orig_mod")
+    if _unlayered(model):
+        raise ValueError(f"{expected} with layers; got a graph of torch.export; give the module that was exported")
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"{name}: {key} is lazy and has no shape yet; run the model on one batch first")
+        if tensor.is_meta:
+            raise ValueError(f"{name}: {key} is on the meta device and has no values; load the weights first")
+
+
+def _unlayered(model: nn.Module) -> bool:
+    """Whether a graph computes with weights itself, as those of torch.export do, and no layer holds them."""
+    if not isinstance(model, torch.fx.GraphModule):
+        return False
+    own = dict(model.named_parameters())
+    calls = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
+    read = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
+    return bool(own) and bool(read & own.keys()) and not any(key.rpartition(".")[0] in calls for key in own)
+
+
+def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model") -> None:
+    """Raise ValueError unless the model runs on the first inputs of a batch.
+
+    Args:
+        model: a module that `check_module` accepts.
+        batch: the first one.
+        name: of the batches, such as "calibration".
+        model_name: of the model, in errors.
+
+    >>> check_runs(nn.Linear(4, 3), torch.zeros(2, 5), "calibration")
+    Traceback (most recent call last):
+    ValueError: the model does not run on the first calibration batch: RuntimeError: mat1 and mat2 shapes cannot be...
+    """
+    what = f"the {model_name} does not run on the first {name} batch"
+    if _single(batch):
+        raise ValueError(
+            f"{name}: expected batches of several inputs; got single inputs with a label each, as of a dataset; give "
+            "torch.utils.data.DataLoader(dataset, batch_size=64)"
+        )
+    args, kwargs = move(example_of(batch), device_of(model))
+    try:
+        with eval_mode(model), torch.no_grad():
+            outputs = all_tensors(model(*args, **kwargs))
+    except Exception as error:  # the model is the user's and may raise anything
+        raise ValueError(f"{what}: {with_line(error)}{_advice(model, batch)}") from error
+    if not outputs:
+        raise ValueError(f"{what}: it returned no tensor; return logits, a tuple or a dict with them")
+    if all(value.ndim == 0 for value in outputs.values()):
+        raise ValueError(f"{what}: it returned a number for {rows_of((args, kwargs))} inputs; return one row per input")
+
+
+def _single(batch: Any) -> bool:
+    """Whether a batch looks like an item of a dataset: one input and the number of its class."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        return False
+    label = batch[1]
+    return isinstance(label, int | float) or (isinstance(label, Tensor) and label.ndim == 0)
+
+
+def _advice(model: nn.Module, batch: Any) -> str:
+    """What the user probably has to change, as the end of an error; empty where nothing is known."""
+    args, kwargs = inputs_of(batch)
+    first = next(tensors_in((args, kwargs)), None)
+    if first is None:
+        return "; the batch holds no tensor"
+    shape = f"; its inputs are {tuple(first.shape)} of {str(first.dtype).removeprefix('torch.')}"
+    labels = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    swapped = isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim > first.ndim
+    if swapped and not first.is_floating_point():
+        return f"{shape}: batches are (inputs, labels), in this order"
+    own = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if own is not None and first.is_floating_point() and first.dtype != own.dtype:
+        return f"{shape} and its weights of {str(own.dtype).removeprefix('torch.')}: give both the same type"
+    return f"{shape}; the first dimension counts inputs"

@@ -1,0 +1,124 @@
+"""What is wrong with a model or its batches is said in one line that names the argument, in every function."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import simprune as sp
+from simprune.core.peekable import Peekable
+from simprune.trace.first_run import check_module
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(16) % 3
+
+
+def exported() -> torch.export.ExportedProgram:
+    return torch.export.export(network(), (X,))
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.LazyLinear(3)
+
+
+NO_MODULES = {
+    "a class": (lambda: nn.Linear, "got the class Linear; give an object of it"),
+    "a state dict": (lambda: network().state_dict(), "got a state dict; build the network"),
+    "a text": (lambda: "resnet", "got str"),
+    "nothing": (lambda: None, "got NoneType"),
+    "on meta": (lambda: network().to("meta"), "0.weight is on the meta device and has no values; load the weights"),
+    "lazy": (Lazy, "first.weight is lazy and has no shape yet; run the model on one batch first"),
+    "compiled": (lambda: torch.compile(network(), backend="eager"), r"got one from torch.compile; give (model|small)._orig_mod"),
+    "a program": (exported, "got a program of torch.export; give the module that was exported"),
+    "a graph": (lambda: exported().module(), "got a graph of torch.export; give the module that was exported"),
+}
+FUNCTIONS = {
+    "analyze": lambda model, batches: sp.analyze(model, batches),
+    "compress": lambda model, batches: sp.compress(model, calibration=batches),
+    "frontier": lambda model, batches: sp.frontier(model, calibration=batches),
+    "validate": lambda model, batches: sp.validate(model, network(), batches),
+    "validate the smaller": lambda model, batches: sp.validate(network(), model, batches),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODULES)
+def test_what_is_no_module_with_layers_is_refused(kind):
+    make, expected = NO_MODULES[kind]
+    model = make()
+    for function in FUNCTIONS.values():
+        with pytest.raises(ValueError, match=expected) as caught:
+            function(model, [X])
+        assert str(caught.value).startswith(("model: ", "small: ")) and "\n" not in str(caught.value)
+    plan = sp.plan(sp.analyze(network(), [X]))
+    for function in (lambda: sp.apply(plan, model), lambda: sp.reconstruct(network(), plan, model, [X])):
+        with pytest.raises(ValueError, match=expected):
+            function()
+
+
+def test_a_scripted_module_is_refused():
+    class Scripted(torch.jit.ScriptModule):  # scripting itself is deprecated, and warns
+        pass
+
+    with pytest.raises(ValueError, match="got a TorchScript module; give the module that was scripted"):
+        check_module(Scripted())
+
+
+def test_a_traced_graph_of_layers_is_a_network():
+    graph = torch.fx.symbolic_trace(network())
+    assert sp.analyze(graph, [X]).channels[0].name == sp.analyze(network(), [X]).channels[0].name
+
+
+WRONG_BATCHES = {
+    "wrong width": (X[:, :3], "batch: RuntimeError: mat1 and mat2 shapes .*; its inputs are (16, 3) of float32"),
+    "swapped": ((Y, X), "batches are (inputs, labels), in this order"),
+    "half inputs": (X.half(), "its inputs are (16, 4) of float16 and its weights of float32: give both the same type"),
+    "one item": ((X[0], 2), "got single inputs with a label each, as of a dataset; give torch.utils.data.DataLoader"),
+    "one item, label 0-dim": ((X[0], Y[0]), "got single inputs with a label each"),
+    "nothing": ({"labels": Y}, "the batch holds no tensor"),
+    "NaN": (X.masked_fill(X > 2, float("nan")) * float("nan"), "batch 1 holds NaN; leave these inputs out"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_BATCHES)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_batches_that_the_model_cannot_read_are_one_line(function, kind):
+    batch, expected = WRONG_BATCHES[kind]
+    name = "test" if function.startswith("validate") else "calibration"
+    with pytest.raises(ValueError, match=expected.replace("(", r"\(").replace(")", r"\)")) as caught:
+        FUNCTIONS[function](network(), [batch])
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_training_and_test_batches_are_tried_before_the_work(name):
+    seen = []
+    model = network()
+    model.register_forward_hook(lambda *_: seen.append(1))
+    given = {"train": [(X, Y)], "test": [(X, Y)], name: [(X[:, :2], Y)]}
+    with pytest.raises(ValueError, match=f"does not run on the first {name} batch"):
+        sp.compress(model, calibration=[X], finetune=1, **given)
+    assert len(seen) <= 3
+
+
+def test_a_half_model_with_float_inputs_says_both_types():
+    with pytest.raises(ValueError, match="of float32 and its weights of bfloat16: give both the same type"):
+        sp.analyze(copy.deepcopy(network()).bfloat16(), [X])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_nan_is_refused_with_the_number_of_its_batch_and_infinite_masks_are_not(number):
+    batches = [X.clone() for _ in range(3)]
+    batches[number - 1][5, 2] = float("nan")
+    with pytest.raises(ValueError, match=f"calibration: batch {number} holds NaN"):
+        sp.analyze(network(), batches)
+    masked = [(X, X.masked_fill(X > 0, float("-inf")))]
+    assert len(list(Peekable(masked, "calibration"))) == 1
