@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from simprune.core.plan import Edit, Plan
     from simprune.core.redundancy import Redundancy
     from simprune.edit.configuration import reopens
+    from simprune.formats import Export, export
     from simprune.repair.batchnorm import reestimate_batchnorm
     from simprune.repair.training import finetune
     from simprune.tune.frontier import Frontier
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = _version("simprune")
 __all__ = [
     "Edit",
+    "Export",
     "Frontier",
     "Gate",
     "Plan",
@@ -28,6 +30,7 @@ __all__ = [
     "analyze",
     "apply",
     "compress",
+    "export",
     "finetune",
     "frontier",
     "functional",
@@ -49,6 +52,7 @@ _HOMES = {
     "core.plan": ("Edit", "Plan"),
     "core.redundancy": ("Redundancy",),
     "edit.configuration": ("reopens",),
+    "formats": ("Export", "export"),
     "repair.batchnorm": ("reestimate_batchnorm",),
     "repair.training": ("finetune",),
     "tune.frontier": ("Frontier",),

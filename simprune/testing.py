@@ -14,6 +14,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -247,6 +249,24 @@ def check_set(part: Part, options: dict[str, Any]) -> None:
     assert listed, f"check set {part.name} must return a list of Gate; got {gates!r}"
 
 
+def check_format(part: Part, options: dict[str, Any]) -> None:
+    """A format writes into the folder that it gets and reads the same outputs back, or says why it cannot."""
+    who = f"format {part.name}"
+    model, batches = example_network()
+    model.eval()
+    example = (batches[0][:2],), {}
+    with TemporaryDirectory() as folder, left_alone(model, who):
+        try:
+            written = part.make(model, example, Path(folder), **options)
+        except ValueError:
+            return  # it cannot express this model, such as one that is not of transformers
+        assert any(Path(folder).iterdir()), f"{who} writes no file"
+        assert written.usage, f"{who} does not say how its files are opened"
+        with torch.no_grad():
+            (actual,), expected = written.run(*example), model(*example[0])
+        assert torch.allclose(actual, expected, atol=1e-4), f"{who}: its files give other outputs than the model"
+
+
 CHECKS: dict[str, Callable[[Part, dict[str, Any]], None]] = {
     "measure": check_measure,
     "functional": check_functional,
@@ -259,6 +279,7 @@ CHECKS: dict[str, Callable[[Part, dict[str, Any]], None]] = {
     "data": check_source,
     "corruption": check_corruption,
     "check": check_set,
+    "format": check_format,
 }
 
 

@@ -123,11 +123,23 @@ PARTS = {
             """My check set."""
             return [Gate("my_functional", limit=1.0), Gate("my_functional", limit=1.0, inputs="my_corruption_1")]
         ''',
+    "my_format": '''
+        from safetensors.torch import save_file
+        from simprune.core.registry import register
+        from simprune.formats import Written
+
+        @register("format", "my_format")
+        def mine(model, example, folder, *, title: str = "mine"):
+            """My files."""
+            save_file(model.state_dict(), folder / f"{title}.safetensors")
+            return Written(lambda args, kwargs: [model(*args, **kwargs)], "open them")
+        ''',
 }  # fmt: skip
 KINDS = {
     "measures": "my_measure", "functional": "my_functional", "scores": "my_score", "block_scores": "my_block_score",
     "structures": "my_structure", "planners": "my_planner", "repairs": "my_repair", "models": "my_model",
     "data": "my_data", "corruptions": "my_corruption", "checks": "my_check",
+    "formats": "my_format",
 }  # fmt: skip
 
 
@@ -178,6 +190,7 @@ def test_every_part_works_in_one_run_of_the_command_line(run, tmp_path):
         "reconstruct": {"name": "my_repair", "strength": 2.0},
         "check": "my_check",
         "budget": {"macs": 0.7},
+        "format": {"name": "my_format", "title": "weights"},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out"
@@ -189,6 +202,7 @@ def test_every_part_works_in_one_run_of_the_command_line(run, tmp_path):
     assert [stage["name"] for stage in report["stages"]][1:3] == ["pruned", "mended"]
     assert [gate["inputs"] for gate in report["verdict"]["gates"]] == ["clean", "my_corruption_1"]
     assert all(gate["measure"] == "my_functional" for gate in report["verdict"]["gates"])
+    assert (out / "export" / "weights.safetensors").is_file()
 
 
 def test_a_misspelt_option_of_a_new_part_is_one_line(run, tmp_path):

@@ -17,7 +17,7 @@ MODULES = {
 ROOMS = (
     ("__main__",),
     ("cli",),
-    ("api", "arguments", "stages", "bundle", "report"),
+    ("api", "arguments", "stages", "bundle", "report", "formats"),
     ("tune",),
     ("checks",),
     ("repair",),

@@ -2,7 +2,18 @@
 
 from simprune.checks.intervals import clopper_pearson
 from simprune.checks.sets import gates_of
-from simprune.checks.validation import check, rehearse, validate
+from simprune.checks.validation import check, default_gates, rehearse, validate
 from simprune.checks.verdict import Gate, GateResult, Outcome, Verdict
 
-__all__ = ["Gate", "GateResult", "Outcome", "Verdict", "check", "clopper_pearson", "gates_of", "rehearse", "validate"]
+__all__ = [
+    "Gate",
+    "GateResult",
+    "Outcome",
+    "Verdict",
+    "check",
+    "clopper_pearson",
+    "default_gates",
+    "gates_of",
+    "rehearse",
+    "validate",
+]

@@ -9,6 +9,7 @@ from torch import Tensor
 from simprune.checks.corruptions import shifts
 from simprune.checks.verdict import Gate
 from simprune.core.batches import main_name
+from simprune.core.harness import require
 from simprune.core.registry import bound, register
 
 Gates = str | Mapping[str, Any] | Sequence[Gate]  # a check set's name, a mapping with name and options, or gates
@@ -103,6 +104,22 @@ def language_model(
     if questions is not None:
         gates.append(Gate("multiple_choice_drop", limit=accuracy_drop, options={"path": questions}))
     return gates
+
+
+@register("check", "tasks")
+def tasks(
+    *,
+    tasks: Sequence[str],
+    drop: float = 0.02,
+    metric: str = "acc",
+    examples: int | None = None,
+    shots: int | None = None,
+) -> list[Gate]:
+    """for causal language models: accuracy on tasks of the installed lm-evaluation-harness, with a limit on its drop"""
+    require()
+    shared = {"metric": metric, "examples": examples, "shots": shots}
+    named = [tasks] if isinstance(tasks, str) else tasks
+    return [Gate("task_accuracy_drop", limit=drop, options={"tasks": (task,), **shared}) for task in named]
 
 
 def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:

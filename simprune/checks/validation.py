@@ -13,9 +13,12 @@ from simprune.checks.intervals import strata_of
 from simprune.checks.judging import Case, judge_together
 from simprune.checks.padding import targets_of, without_padding
 from simprune.checks.sets import Gates, fitting, gates_of, labelled
+from simprune.checks.tokens import gates_of_tokens, lends_labels
 from simprune.checks.verdict import Gate, Verdict
 from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
+from simprune.core.example import ROWS
 from simprune.core.names import did_you_mean
+from simprune.core.pieces import pieces
 from simprune.functional import FORMS, FunctionalMeasure, Gathered, Outputs
 from simprune.functional.tokens import TokenTargets
 from simprune.trace.context import evaluation
@@ -23,6 +26,7 @@ from simprune.trace.context import evaluation
 Watch = Callable[[Any, Tensor, Tensor, Tensor | None], None]  # (batch, outputs of a, outputs of b, labels)
 
 CORRECTIONS = ("holm", "none")
+OUTPUTS = 2**26  # bytes of one model's outputs that are looked at together: measures make several copies of them
 # Numbers of dimensions of outputs by the form of a measure.
 SHAPES = {"classes": (2,), "tokens": (3,), "multilabel": (2,), "maps": (3, 4, 5)}
 
@@ -65,11 +69,24 @@ def validate(
 
 
 def default_gates(model: nn.Module, test: Iterable) -> list[Gate]:
-    """Gates that fit what a model gives for the first test batch (see `simprune.checks.sets.fitting`)."""
+    """Gates that fit what a model gives for the first test batch; the set "language_model" for language models.
+
+    See `simprune.checks.sets.fitting`.
+    """
     with evaluation(model):
         for batch in checked(test, "test"):
-            return fitting(call_all(model, batch), labels_of(batch))
+            return _fitting(model, batch, call_all(model, batch))
     raise ValueError("the test set is empty; pass at least one batch")
+
+
+def needs_no_labels(model: nn.Module, test: Iterable) -> bool:
+    """Whether test batches have no labels because a language model's are its tokens, as the first batch shows."""
+    with evaluation(model):
+        return any(lends_labels(model, batch, call_all(model, batch)) for batch in islice(checked(test, "test"), 1))
+
+
+def _fitting(model: nn.Module, batch: Any, outputs: Mapping[str, Tensor]) -> list[Gate]:
+    return gates_of_tokens(model, batch, outputs) or fitting(outputs, labels_of(batch))
 
 
 def rehearse(
@@ -88,29 +105,41 @@ def _run(
     correction: str,
     watch: Watch | None = None,
 ) -> "_Tally":
+    for gate in () if gates is None else gates_of(gates):
+        gate.build().ready()
     tally: _Tally | None = None
     limits: corruptions.Limits = (0.0, 1.0)
+    size = number = 0
     with evaluation(model, small):
-        for number, batch in enumerate(batches):
-            labels, mask = labels_of(batch), output_mask_of(batch)
+        for whole in batches:
             if tally is None:
-                chosen = fitting(call_all(model, batch), labels) if gates is None else gates
+                few = next(pieces(whole, ROWS))
+                outputs, labels = call_all(model, few), labels_of(few)
+                chosen = _fitting(model, few, outputs) if gates is None else gates
                 tally = _Tally(gates, labels is not None, correction, chosen)
                 if len(tally.inputs) > 1:
-                    limits = corruptions.limits_of(batch)
-            for inputs in tally.inputs:
-                a, b = (
-                    call_all(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
-                    for network in (model, small)
-                )
-                a, b = ({name: without_padding(value, mask) for name, value in some.items()} for some in (a, b))
-                tally.update(a, b, labels, inputs, lambda output, batch=batch: targets_of(batch, model, output))
-                if watch is not None and inputs == corruptions.CLEAN:
-                    main = main_name(a)
-                    watch(batch, a[main], b[main], labels)
+                    limits = corruptions.limits_of(whole)
+                size = max(1, OUTPUTS * len(next(iter(outputs.values()))) // sum(map(_bytes, outputs.values())))
+            for batch in [whole] if len(tally.inputs) > 1 else pieces(whole, size):  # corruptions go batch by batch
+                labels, mask = labels_of(batch), output_mask_of(batch)
+                for inputs in tally.inputs:
+                    a, b = (
+                        call_all(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
+                        for network in (model, small)
+                    )
+                    a, b = ({name: without_padding(value, mask) for name, value in some.items()} for some in (a, b))
+                    tally.update(a, b, labels, inputs, lambda output, batch=batch: targets_of(batch, model, output))
+                    if watch is not None and inputs == corruptions.CLEAN:
+                        main = main_name(a)
+                        watch(batch, a[main], b[main], labels)
+            number += 1
     if tally is None:
         raise ValueError("the test set is empty; pass at least one batch")
     return tally
+
+
+def _bytes(output: Tensor) -> int:
+    return max(1, output.numel() * output.element_size())
 
 
 def check(

@@ -205,11 +205,8 @@ def validate(job: Job) -> int:
     recipe, test = job.recipe, job.data.test
     if test is None:
         raise ValueError("validate needs test batches; the recipe's data has none")
-    if recipe.bundle is not None:
-        small = bundle.load(recipe.bundle, job.model)
-    else:
-        small = _function_of(recipe)
-    wanted = gates(recipe)
+    small = _function_of(recipe) if recipe.bundle is None else bundle.load(recipe.bundle, job.model)
+    wanted = gates(recipe) or checks.default_gates(job.model, test)
     evidence = Evidence(any(gate.build().form == "classes" for gate in wanted))
     verdict = checks.validate(
         job.model, small.to(device(recipe)), test, wanted, recipe.seed, recipe.check.correction, watch=evidence
@@ -235,7 +232,7 @@ def _function_of(recipe: Recipe) -> nn.Module:
 def export(job: Job) -> int:
     """Write the pruned model, of a bundle or built by a function, for use without simprune; print the difference."""
     recipe = job.recipe
-    return _export(job, recipe.bundle if recipe.bundle is not None else _function_of(recipe).to(device(recipe)))
+    return _export(job, recipe.bundle or _function_of(recipe).to(device(recipe)))
 
 
 def _export(job: Job, source: Any) -> int:

@@ -88,7 +88,8 @@ usage: simprune export bundle=FOLDER [format=transformers|onnx|torch] [to=FOLDER
 Rebuilds the bundle's model and writes it for use without simprune, with a page about it: a Hugging Face folder (model,
 tokenizer, generation settings, model card), an ONNX graph, or a program of torch.export. The files are read back and
 run on inputs of the calibration data; the largest difference is printed, and where it is too large, the exit code is 1
-and nothing is written. `simprune compress ... format=onnx` does the same at the end. recipe= and pruned. as of validate.
+and nothing is written. `simprune compress ... format=onnx` does the same at the end. recipe= and pruned. are as for
+validate.
   simprune export bundle=outputs/compress/digits/.../bundle format=onnx format.opset=18 to=digits-onnx
   simprune export bundle=my-bundle format={name:transformers,max_shard_size:1GB} to=smaller""",
     "list": f"""\

@@ -37,7 +37,8 @@ def run(command: str, args: list[str]) -> int:
     elif command in REBUILT and "bundle" in values:
         folder, config = None, compose.register_bundle_recipe(values["bundle"])
     else:
-        raise ValueError(f"name a recipe: recipe=NAME or recipe=FILE.yaml; built-in: {', '.join(recipes())}")
+        what = "give bundle=FOLDER, or name a recipe" if command in REBUILT else "name a recipe"
+        raise ValueError(f"{what}: recipe=NAME or recipe=FILE.yaml; built-in: {', '.join(recipes())}")
     if "resume" in values:
         resumed = _resumed(values["resume"], command, flags)
         overrides = [text for text in overrides if not text.startswith("resume=")]

@@ -37,6 +37,7 @@ FOLDERS = {
     "data": ("simprune.sources",),
     "corruption": ("simprune.checks",),
     "check": ("simprune.checks",),
+    "format": ("simprune.formats",),
 }
 WORDS = {"functional": "functional measure", "block_score": "block score", "check": "check set", "data": "data source"}
 T = TypeVar("T")

@@ -68,18 +68,34 @@ def is_pretrained(model: nn.Module) -> bool:
 
 def saved(model: nn.Module, example: Example) -> Reopening:
     """Whether a model of transformers is the same after `save_pretrained` into a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return saved_in(model, folder, example)[1]
+
+
+def saved_in(model: nn.Module, folder: str, example: Example, **options: Any) -> tuple[nn.Module | None, Reopening]:
+    """Save a model of transformers into a folder, and open it there.
+
+    Args:
+        model: the model.
+        folder: that gets the files.
+        example: arguments on which both have to agree.
+        options: of `save_pretrained`.
+
+    Returns:
+        The model that opens, if one does, and whether it is the same.
+    """
     fields: Any = vars(model.config)
     before = dict(fields)
-    with tempfile.TemporaryDirectory() as folder, _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), torch.random.fork_rng(devices=[]):
         try:
-            model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+            model.save_pretrained(folder, **options)  # pyright: ignore[reportCallIssue]
             other, gaps = _open(model, folder)
         except Exception as error:  # configurations and classes refuse with errors of any type
-            return Reopening(False, _words(error))
+            return None, Reopening(False, _words(error))
         finally:  # saving writes the class and the type of the weights into the configuration
             fields.clear()
             fields.update(before)
-        return _compared(model, other, gaps, example, sizes=True)
+        return other, _compared(model, other, gaps, example, sizes=True)
 
 
 def rebuilt(model: nn.Module, config: Any, example: Example) -> tuple[nn.Module | None, Reopening]:

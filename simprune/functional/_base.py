@@ -214,6 +214,10 @@ class FunctionalMeasure(Registered, ABC):
         """Collects batches; see `Stream`."""
         return Stream(self)
 
+    def ready(self) -> None:
+        """Raise ValueError or FileNotFoundError where a package or a file that the measure needs is missing."""
+        return
+
     def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> "Gathered":
         """Rows from two models and test batches, for a measure of the form "models" that is a gate."""
         raise NotImplementedError(f"{self.id} does not gather rows from models; give it their outputs")

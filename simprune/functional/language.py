@@ -190,6 +190,10 @@ class MultipleChoiceDrop(_Speaking):
     kind = "difference"
     source = "paired difference of accuracies by log-likelihood, as in lm-evaluation-harness"
 
+    def ready(self) -> None:
+        """Raise FileNotFoundError or ValueError for a file that has no such questions."""
+        self._questions()
+
     def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> Gathered:
         """Rows (questions, 3): the difference, and whether a and b are right.
 

@@ -106,5 +106,7 @@ def register_bundle_recipe(folder: str) -> str:
     if not isinstance(content, dict) or content.pop("defaults", STANDALONE) != STANDALONE:
         raise ValueError(f"{path} is not the recipe of a bundle; name it yourself: recipe={path}")
     OmegaConf.merge(OmegaConf.structured(RecipeSchema), content)
-    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content, "junit": None, "to": None}, provider="simprune")
+    ConfigStore.instance().store(
+        "bundle", {"defaults": STANDALONE, **content, "junit": None, "to": None}, provider="simprune"
+    )
     return "bundle"

@@ -123,11 +123,11 @@ class GateKeys(Options):
                 raise ValueError(f"check.gates: a gate needs {key}; write {{measure: disagreement, limit: 0.05}}")
 
 
-def gates(recipe: Recipe) -> list[Gate]:
-    """The recipe's gates; ValueError or KeyError as of `Gate`."""
+def gates(recipe: Recipe) -> list[Gate] | None:
+    """The recipe's gates, None for the default ones, which fit the outputs; ValueError or KeyError as of `Gate`."""
     check = recipe.check
     if check.gates is None:
-        return check_gates(check.choice if check.name else None)
+        return check_gates(check.choice) if check.name not in (None, "default") else None
     return check_gates([Gate(**vars(GateKeys.of(gate))) for gate in check.gates])
 
 
