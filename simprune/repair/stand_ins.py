@@ -20,6 +20,7 @@ from simprune.trace.capture import run
 from simprune.trace.layers import can_be_fitted, output_dim
 from simprune.trace.network import Network
 from simprune.trace.sites import Site
+from simprune.trace.visits import visit
 
 RIDGE = 1e-4  # of the mean variance of the input's channels
 
@@ -96,15 +97,15 @@ def _remaining(name: str, width: int, network: Network, effects: Effects) -> lis
 
     A block loses the same input channels as a layer inside it that reads the same tensor.
     """
-    entering = network.visits[name].input
+    entering, block = network.visits[name].input, network.model.get_submodule(name)
     assert entering is not None
-    for inner, visited in network.visits.items():
-        layer = network.model.get_submodule(inner)
+    for inner, visited in visit(block, network.visits[name].call).items():
+        layer = block.get_submodule(inner)
         weight = getattr(layer, "weight", None)
-        if not inner.startswith(f"{name}.") or not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor):
             continue
         dim = 1 - output_dim(layer) if can_be_fitted(layer) else 0
         fits = dim < weight.ndim and weight.shape[dim] == width
         if fits and any(torch.equal(value, entering) for value in visited.tensors.values()):
-            return effects.remaining(f"{inner}.weight", dim, width)
+            return effects.remaining(f"{name}.{inner}.weight", dim, width)
     raise ValueError(f"plan: no layer of {name} reads its input, so its map cannot follow the removed channels")

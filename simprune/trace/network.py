@@ -2,10 +2,9 @@
 
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import all_tensors, device_of, main_output, move
+from simprune.core.batches import device_of, main_name, move
 from simprune.core.cost import CostModel, Example
 from simprune.core.example import example_of
 from simprune.core.plan import fingerprint
@@ -13,13 +12,14 @@ from simprune.core.structures import NotPrunable
 from simprune.trace.attention import Attention, attentions
 from simprune.trace.axes import Axes, axes_of
 from simprune.trace.carried import settle
-from simprune.trace.context import eval_mode, uncached
 from simprune.trace.cost import cost_model
 from simprune.trace.coupling import CouplingGraph
 from simprune.trace.execution import Execution, execution
 from simprune.trace.experts import Mixture, mixtures
+from simprune.trace.memory import inputs_at_once
+from simprune.trace.rewritten import without_rules
 from simprune.trace.shortcuts import BlockCalls
-from simprune.trace.visits import Visit, visit
+from simprune.trace.visits import Visit, visit_lightly
 
 
 class Network:
@@ -29,7 +29,8 @@ class Network:
     same Network. It never changes the model, and nobody may change the model as long as the Network is in use.
 
     Args:
-        model: any module.
+        model: any module. Where weights are computed by weight_norm or a mask, it is the `source`, and `model` a copy
+            with plain weights (see `simprune.trace.rewritten`).
         example: its arguments, of one or two inputs; they are moved to the model's device.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ((torch.zeros(2, 4),), {}))
@@ -38,7 +39,8 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        self.model = model
+        self.source = model
+        self.model = without_rules(model)
         self.example: Example = move(example, device_of(model))
 
     @classmethod
@@ -49,26 +51,26 @@ class Network:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the names and shapes of all tensors; it binds plans to models."""
-        return fingerprint(self.model)
+        return fingerprint(self.source)
 
     @cached_property
     def output(self) -> Tensor | None:
         """The model's main output on the example, in evaluation mode."""
-        args, kwargs = self.example
-        with eval_mode(self.model), uncached(self.model), torch.no_grad():
-            return main_output(self.model(*args, **kwargs))
+        return self.outputs[main_name(self.outputs)] if self.outputs else None
 
     @cached_property
     def outputs(self) -> dict[str, Tensor]:
         """All outputs of the model on the example, by name, in evaluation mode."""
-        args, kwargs = self.example
-        with eval_mode(self.model), uncached(self.model), torch.no_grad():
-            return all_tensors(self.model(*args, **kwargs))
+        return self._visited[1]
+
+    @cached_property
+    def _visited(self) -> tuple[dict[str, Visit], dict[str, Tensor]]:
+        return visit_lightly(self.model, self.example)
 
     @cached_property
     def visits(self) -> dict[str, Visit]:
         """Arguments and output of every module with parameters, in the order in which they begin."""
-        visits = visit(self.model, self.example)
+        visits, _ = self._visited
         for name, seen in visits.items():
             seen.axis = self.axes.of(name, "output")
         settle(self.model, visits)
@@ -122,6 +124,11 @@ class Network:
     def costs(self) -> CostModel:
         """What the model costs, term by term."""
         return cost_model(self.model, self.example, self.axes)
+
+    @cached_property
+    def inputs_at_once(self) -> int:
+        """How many inputs can run together so that a pass with gradients takes little memory."""
+        return inputs_at_once(self.model, self.example)
 
     @cached_property
     def block_calls(self) -> BlockCalls:

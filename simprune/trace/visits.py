@@ -1,5 +1,7 @@
 """The arguments and the output of every module in one forward pass."""
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import copied, first_tensor
+from simprune.core.batches import all_tensors, first_tensor
 from simprune.core.cost import Example
 from simprune.trace.bypass import OutputLayout
 from simprune.trace.context import eval_mode, uncached
@@ -23,7 +25,8 @@ class Visit:
     may have changed them in place. `call` and `output` are copies from before that: of the arguments, and of the first
     tensor that the module returned. `calls` counts how often it ran; all else is of its last run. `carried` is the
     argument that a shortcut carries to the output, where several arguments have the output's shape. `axis` is the
-    dimension along which the output's channels lie, where it is known (see `simprune.trace.axes`).
+    dimension along which the output's channels lie, where it is known (see `simprune.trace.axes`). Of a light visit all
+    tensors are on the meta device, but for what a module returned that others got.
 
     >>> x, bias = torch.ones(2), torch.ones(3)
     >>> visit = Visit((x,), {"bias": bias}, ((x,), {"bias": bias}), returned=(x + 1, bias, None), output=x + 1)
@@ -94,15 +97,43 @@ def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
     >>> list(visits), visits["0"].output.shape
     (['0'], torch.Size([2, 3]))
     """
+    return _visited(model, example, light=False)[0]
+
+
+def visit_lightly(model: nn.Module, example: Example) -> tuple[dict[str, Visit], dict[str, Tensor]]:
+    """As `visit`, with light visits of the layers that multiply with weights, and all outputs of the model by name.
+
+    These layers give most of what a pass computes, such as the logits of all tokens; of them only shapes are needed.
+
+    >>> visits, outputs = visit_lightly(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ((torch.zeros(2, 4),), {}))
+    >>> visits["0"].output.device.type, list(outputs)
+    ('meta', ['output'])
+    """
+    return _visited(model, example, light=True)
+
+
+def _visited(model: nn.Module, example: Example, light: bool) -> tuple[dict[str, Visit], dict[str, Tensor]]:
     visits: dict[str, Visit] = {}
+    returned_by: dict[str, weakref.ref[Tensor]] = {}  # of light visits
+    copies = _Copies()
 
-    def before(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         calls = visits[name].calls + 1 if name in visits else 1
-        visits[name] = Visit(args, kwargs, copied((args, kwargs)), calls)
+        if light and _multiplies(module):
+            args, kwargs = _mapped((args, kwargs), _shape_of)
+            visits[name] = Visit(args, kwargs, (args, kwargs), calls)
+        else:
+            visits[name] = Visit(args, kwargs, copies.of((args, kwargs)), calls)
 
-    def after(name: str, _: nn.Module, args: tuple, kwargs: dict, returned: Any) -> None:
-        output = first_tensor(returned)
-        visits[name].returned, visits[name].output = returned, None if output is None else output.clone()
+    def after(name: str, module: nn.Module, args: tuple, kwargs: dict, returned: Any) -> None:
+        output, seen = first_tensor(returned), visits[name]
+        if light and _multiplies(module):
+            seen.returned = _mapped(returned, _shape_of)
+            seen.output = None if output is None else _shape_of(output)
+            if isinstance(returned, Tensor):
+                returned_by[name] = weakref.ref(returned)
+        else:
+            seen.returned, seen.output = returned, None if output is None else copies.of(output)
 
     of_weights = parametrizations(model)
     named = [(name, module) for name, module in model.named_modules() if name and module not in of_weights]
@@ -110,5 +141,57 @@ def visit(model: nn.Module, example: Example) -> dict[str, Visit]:
     befores, afters = ([(module, partial(see, name)) for name, module in watched] for see in (before, after))
     args, kwargs = example
     with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters):
-        model(*args, **kwargs)
-    return visits
+        outputs = all_tensors(model(*args, **kwargs))
+    for name, reference in returned_by.items():
+        if (returned := reference()) is not None:  # a visit that is not light holds it: identity shows what was passed
+            visits[name].returned = returned
+    for seen in visits.values():
+        seen.call, seen.output = _mapped(seen.call, copies.spared), _mapped(seen.output, copies.spared)
+    return visits, outputs
+
+
+class _Copies:
+    """Copies of tensors as they are at the moment, one of every state of a tensor."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # (id, version) -> the tensor, its copy
+        self._originals: dict[int, tuple[Tensor, int]] = {}  # id of a copy -> the tensor, its version then
+
+    def of(self, value: Any) -> Any:
+        """The same arguments with copies of their tensors and containers."""
+        return _mapped(value, self._copy)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if tensor.is_inference():  # it counts no versions
+            return tensor.detach().clone()
+        state = id(tensor), tensor._version
+        if state not in self._states:
+            copy = tensor.detach().clone()
+            self._states[state], self._originals[id(copy)] = (tensor, copy), (tensor, tensor._version)
+        return self._states[state][1]
+
+    def spared(self, copy: Tensor) -> Tensor:
+        """The tensor itself where nobody has changed it since it was copied, so that the copy can go."""
+        tensor, version = self._originals.get(id(copy), (copy, None))
+        return tensor.detach() if version is not None and tensor._version == version else copy
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module is a layer that multiplies with weights, without modules inside."""
+    matrices = any(parameter.ndim > 1 for parameter in module.parameters())
+    return matrices and next(module.children(), None) is None
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure of tuples, lists and dicts with a function applied to every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) is dict:
+        return {key: _mapped(item, function) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(item, function) for item in value)
+    return value

@@ -13,7 +13,7 @@ from simprune.trace.network import Network
 from tests.networks import build
 
 PARTS = ("visits", "order", "normalisers", "attentions", "coupling", "costs", "block_calls", "output", "fingerprint")
-TRACES = ("CouplingGraph", "cost_model", "execution", "visit")
+TRACES = ("CouplingGraph", "cost_model", "execution", "visit_lightly")
 
 
 @pytest.fixture
