@@ -28,7 +28,7 @@ from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.store import refuse_overwriting, whole_folder
-from simprune.core.weights import AGAIN, load_weights
+from simprune.core.weights import AGAIN, load_weights, refuse_infinite
 from simprune.edit.apply import apply
 from simprune.repair.absorb import absorbed, empty
 from simprune.report import render
@@ -109,6 +109,7 @@ def _write(folder: Path, result: Result, recipe: dict | None) -> None:
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise ValueError(f"a bundle keeps tensors only; {name} in the model's state is a {kind}")
+    refuse_infinite(result.model, result.model.state_dict(), "the model of the bundle")
     report = finite({key: value for key, value in result.report.items() if key not in ("files", "folded")})
     if folded := absorbed(result.model):  # what the plan cannot tell: these stand-ins are empty
         report["folded"] = folded

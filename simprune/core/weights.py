@@ -1,7 +1,9 @@
 """Weights of a model: loaded from safetensors without pickle, and hashed."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +25,8 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
 
     Raises:
         FileNotFoundError: for a missing file.
-        ValueError: for a file of another format, and for other names, shapes or, if strict, dtypes.
+        ValueError: for a file of another format, for other names, shapes or, if strict, dtypes, and for values that are
+            no numbers.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -58,7 +61,28 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{path} does not fit {type(model).__name__}: it {problem} {names[0]!r}{more}")
+    refuse_infinite(model, stored, str(path))
     model.load_state_dict(stored, strict=False)
+
+
+def refuse_infinite(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
+    """Stop where a tensor of a model holds what is no number, or a parameter something infinite.
+
+    Args:
+        model: whose tensors they are.
+        tensors: by name; what is no tensor of floating point is passed over.
+        where: what errors begin with.
+
+    Raises:
+        ValueError: with the name of the first such tensor.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        if value.isnan().any() or (name in parameters and not value.isfinite().all()):
+            kind = "nan" if value.isnan().any() else "infinite entries"
+            raise ValueError(f"{where}: {name} has {kind}; no model is kept with such weights: look at what made it")
 
 
 def digest(model: nn.Module) -> str:
