@@ -60,14 +60,15 @@ def fold(task: Task) -> list[Refit]:
             if part.module in normalisers and index.numel() == weight.shape[part.dim]:
                 covariance = (weights @ weights.T).to(before)
                 ratios[part.module] = _variance(after, covariance) / _variance(before, covariance)
+    plain = {name for name, _ in task.small.named_parameters(remove_duplicate=False)}  # a weight under a mask is not
     for tensor, weight in folded.items():
-        if not effects.inside_dropped(tensor):
+        if tensor in plain and not effects.inside_dropped(tensor):
             for dim, length in enumerate(weight.shape):
                 remaining = torch.tensor(effects.remaining(tensor, dim, length), device=weight.device)
                 weight = weight.index_select(dim, remaining)
             task.small.get_parameter(tensor).copy_(weight)
     for layer, ratio in ratios.items():
-        if not effects.inside_dropped(layer):
+        if f"{layer}.weight" in plain and not effects.inside_dropped(layer):
             rows = effects.remaining(f"{layer}.weight", output_dim(model.get_submodule(layer)), len(ratio))
             task.small.get_buffer(f"{normalisers[layer]}.running_var").mul_(ratio[rows])
     return []

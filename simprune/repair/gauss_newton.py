@@ -274,8 +274,9 @@ class _Linearised:
 
     def push(self, step: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """J v, call by call."""
-        tangents = self.parts(step)
         primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        parts = self.parts(step)
+        tangents = {name: parts[name] for name in primals}  # in the same order
         for call, _, count in self.pairs:
             with warnings.catch_warnings():  # torch's own rules for forward derivatives use what torch deprecates
                 warnings.filterwarnings("ignore", r".torch\.jit\.script. is deprecated", DeprecationWarning)

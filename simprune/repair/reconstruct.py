@@ -18,6 +18,7 @@ from simprune.repair._task import Task
 from simprune.repair.refit import Refit
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.trace.network import Network
+from simprune.trace.rewritten import plain_norms
 
 DEFAULT = "least_squares"
 
@@ -118,7 +119,7 @@ def reconstruct(
         ValueError: for a pattern that fits nothing, or when `small` does not come from `plan` and the network.
     """
     rules = Rules.of(method, network.model)
-    plan.check(network.model)
+    plan.check(network.source)
     if not plan.edits or not rules.title:
         return []
     effects = effects_of(plan, network) if effects is None else effects
@@ -128,7 +129,10 @@ def reconstruct(
     if rules.needs_data and stand_ins:
         fit_stand_ins(small, plan, network, batches, effects)
     refits: list[Refit] = []
-    with restored(small):  # layers that were deleted from their list are back, so that both networks' names agree
+    # Layers that were deleted from their list are back within `restored`, so that both networks' names agree.
+    with plain_norms(small) as masked, restored(small):
+        if notes is not None:
+            notes.extend(f"{name} was not refitted: a mask of torch.nn.utils.prune is on it" for name in masked)
         for active in rules.active:
             part, options = active
             chosen, layers = (partial(rules.uses, active, names) for names in ((), part.facts.get("includes", ())))

@@ -66,7 +66,7 @@ def execution(model: nn.Module, example: Example) -> Execution:
 
 def is_filter(module: nn.Module) -> bool:
     """Whether a module is a convolution in channel groups, as a depthwise one, that computes nothing else."""
-    plain = type(module).forward in PLAIN and "weight" in module._parameters
+    plain = type(module).forward in PLAIN and "weight" in module._parameters and "bias" not in vars(module)
     return plain and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1
 
 

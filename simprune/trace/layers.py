@@ -30,6 +30,8 @@ def can_be_fitted(layer: nn.Module) -> bool:
     >>> can_be_fitted(nn.Conv2d(4, 4, 3)), can_be_fitted(nn.Conv2d(4, 4, 3, groups=2))
     (True, False)
     """
+    if "bias" in vars(layer):  # a mask computes it
+        return False
     if type(layer).forward not in PLAIN or "weight" not in layer._parameters:
         return is_conv1d(layer) or (isinstance(layer, nn.Linear) and _is_product(layer))
     return layer.groups == 1 if isinstance(layer, Convolution) else True

@@ -70,11 +70,12 @@ def test_following_leaves_a_model_as_it_was():
 
 
 REWRITTEN = {
-    "parametrize.remove_parametrizations(1, 'weight')": lambda model: parametrizations.weight_norm(model[1]),
+    "(orthogonal): call torch.nn.utils.parametrize": lambda model: parametrizations.orthogonal(model[1]),
     "(spectral_norm): call torch.nn.utils.parametrize": lambda model: parametrizations.spectral_norm(model[1]),
-    "prune.remove(1, 'weight')": lambda model: prune.l1_unstructured(model[1], "weight", 0.5),
-    "prune.remove(1, 'bias')": lambda model: prune.random_unstructured(model[1], "bias", 0.5),
-    "remove_weight_norm(1, 'weight')": lambda model: nn.utils.weight_norm(model[1]),
+    "(spectral_norm): call torch.nn.utils.remove_spectral_norm": lambda model: (
+        nn.utils.spectral_norm(model[1]),
+        prune.random_unstructured(model[1], "bias", 0.5),
+    ),
     "remove_spectral_norm(1, 'weight')": lambda model: nn.utils.spectral_norm(model[1]),
 }
 

@@ -25,14 +25,14 @@ class Net(nn.Module):
         return self.tail(self.head(F.relu(self.first(x))))
 
 
-def gradients(model: nn.Module, batches=BATCHES) -> tuple[float, int, Tensor]:
+def gradients(model: nn.Module, batches=BATCHES, seed: int = 0) -> tuple[float, int, Tensor]:
     """Variance, rows, and the summed squares of the gradients at the first layer, per channel."""
     total = []
 
     def watch(_: nn.Module, __: Tensor, output: Tensor) -> None:
         output.register_hook(lambda gradient: total.append(gradient.square().sum((0, 2, 3))))
 
-    variance, count = backpropagate(model, batches, {"first": watch})
+    variance, count = backpropagate(model, batches, {"first": watch}, seed)
     return variance, count, torch.stack(total).sum(0) / (variance * count)
 
 
@@ -96,10 +96,14 @@ def test_outputs_with_other_rows_count_once_each():
     def tail(z):
         return z, F.avg_pool2d(z, 3), z.mean((2, 3))
 
-    parts = [gradients(Net(conv(4), lambda z, i=i: tail(z)[i]))[2] for i in range(3)]
-    together = gradients(Net(conv(4), tail))[2]
-    assert torch.allclose(together, torch.stack(parts).mean(0), rtol=0.35)  # other random signs
-    assert float(together.sum()) == pytest.approx(float(torch.stack(parts).mean(0).sum()), rel=0.1)
+    def mean(net: nn.Module) -> Tensor:
+        """Over several draws of random signs."""
+        return torch.stack([gradients(net, seed=10 * seed)[2] for seed in range(8)]).mean(0)
+
+    parts = torch.stack([mean(Net(conv(4), lambda z, i=i: tail(z)[i])) for i in range(3)]).mean(0)
+    together = mean(Net(conv(4), tail))
+    assert torch.allclose(together, parts, rtol=0.2)
+    assert float(together.sum()) == pytest.approx(float(parts.sum()), rel=0.05)
 
 
 def test_an_output_that_does_not_change_is_left_out():
