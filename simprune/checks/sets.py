@@ -60,12 +60,15 @@ def representation() -> list[Gate]:
 
 
 @register("check", "embedding")
-def embedding() -> list[Gate]:
-    """for embeddings and regression: directions, sizes and nearest neighbours of output vectors; keeps all outputs"""
+def embedding(*, pooling: str = "", cosine: float = 0.95, error: float = 0.3, neighbours: float = 0.7) -> list[Gate]:
+    """for embeddings and regression: directions, sizes and nearest neighbours of output vectors; pooling: mean or first
+    makes one vector of a text's tokens; keeps all outputs
+    """
+    options = {"pooling": pooling} if pooling else {}
     return [
-        Gate("cosine_agreement", limit=0.95),
-        Gate("relative_error", limit=0.3),
-        Gate("neighbour_overlap", limit=0.7),
+        Gate("cosine_agreement", limit=cosine, options=options),
+        Gate("relative_error", limit=error, options=options),
+        Gate("neighbour_overlap", limit=neighbours, options=options),
     ]
 
 

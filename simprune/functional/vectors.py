@@ -1,6 +1,7 @@
 """Outputs that are not class scores.
 
-Embeddings and regression are (N, D); other shapes (N, ...) are flattened. Outputs with several labels per sample have
+Embeddings and regression are (N, D); other shapes (N, ...) are flattened. With `pooling` "mean" or "first" the tokens
+(N, T, D) of a text become one embedding. Outputs with several labels per sample have
 one logit per label, (N, L).
 """
 
@@ -30,13 +31,46 @@ class _Vectors(FunctionalMeasure):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Embeddings(_Vectors):
+    """A measure of one vector per sample, which may be pooled from the vectors of its tokens (N, T, D)."""
+
+    pooling: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.pooling in POOLINGS, f"pooling must be mean, first or empty; got {self.pooling!r}")
+
+    def _output(self, value: Any, what: str) -> Tensor:
+        if self.pooling:
+            value = torch.as_tensor(value)
+            if value.ndim == 3:
+                value = pooled(value, self.pooling)
+        return super()._output(value, what)
+
+
+POOLINGS = ("", "mean", "first")
+
+
+def pooled(tokens: Tensor, pooling: str) -> Tensor:
+    """(N, D) the mean or the first of the tokens (N, T, D) of every sample; zero vectors, as of padding, do not count.
+
+    >>> pooled(torch.tensor([[[1.0], [3.0], [0.0]]]), "mean")
+    tensor([[2.]])
+    """
+    real = (tokens != 0).any(2)
+    if pooling == "mean":
+        return tokens.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+    return tokens[torch.arange(len(tokens)), real.long().argmax(1)]
+
+
 def _unit(rows: Tensor) -> Tensor:
     """Rows divided by their largest magnitude, so that squares neither overflow nor vanish; zero rows stay."""
     return rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 @dataclass(frozen=True)
-class CosineAgreement(_Vectors):
+class CosineAgreement(_Embeddings):
     """Mean over samples of the cosine of a's and b's output vectors, in [-1, 1]; 1 means the same directions.
 
     Samples with a zero vector are skipped.
@@ -59,7 +93,7 @@ class CosineAgreement(_Vectors):
 
 
 @dataclass(frozen=True)
-class RelativeError(_Vectors):
+class RelativeError(_Embeddings):
     """Distance of b's outputs from a's, |A - B| / |A| in Frobenius norms, in [0, inf]; 0 means equal.
 
     Where all of a's outputs are zero: undefined if b's are too, else infinite, with a reason.
@@ -85,7 +119,7 @@ class RelativeError(_Vectors):
 
 
 @dataclass(frozen=True)
-class NeighbourOverlap(_Vectors):
+class NeighbourOverlap(_Embeddings):
     """Mean share of a sample's k nearest neighbours in a that are so in b too, in [0, 1]; 1 means the same ones.
 
     Nearest by cosine, among the other samples, so it needs all of them at once; cosines equal up to rounding go by

@@ -24,7 +24,11 @@ from simprune.settings import Recipe, recipe_table
 from simprune.sources import Data
 
 RECIPES = recipes()
-TEMPLATES = {"own_model", "transformers_folder", "transformers_name"}  # the user names a model or data
+# the user names a model or data
+TEMPLATES = {
+    "own_model", "language_model_depth", "language_model_width", "sentence_encoder", "encoder_decoder",
+    "mixture_of_experts", "vision_transformer",
+}  # fmt: skip
 
 
 def message(recipe: str | DictConfig, *overrides: str, command: str = "compress") -> str:

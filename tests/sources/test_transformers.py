@@ -42,8 +42,8 @@ def test_a_model_and_its_texts_come_from_a_folder(folder):
 
 def test_the_recipe_for_a_folder_analyzes_its_layers(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    recipe = ["recipe=transformers_folder", "model.pretrained=./model", "data.path=text.txt", "data.length=8"]
-    recipe += ["data.padding=true"]
+    recipe = ["recipe=language_model_depth", "model.pretrained=./model", "data.path=text.txt", "data.length=8"]
+    recipe += ["data.padding=true", "structures=[blocks,sub_blocks]"]
     assert main(["analyze", *recipe, "analysis.chance=2", "analysis.bootstrap=0", "analysis.figures=false"]) == 0
     (found,) = folder.glob("outputs/**/analysis.json")
     blocks = json.loads(found.read_text())["blocks"]
