@@ -11,7 +11,7 @@ from simprune.edit.apply import apply
 from simprune.edit.effects import effects_of
 from simprune.repair.reconstruct import Rules, reconstruct
 from simprune.repair.stand_ins import fit_stand_ins
-from simprune.repair.training import finetune
+from simprune.repair.training import finetune, undone
 from simprune.trace.network import Network
 
 Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model at its end)
@@ -26,7 +26,7 @@ class Recovered:
 
     model: nn.Module
     repairs: list[dict[str, Any]]
-    epochs: list[dict[str, float]]
+    epochs: list[dict[str, Any]]
     notes: tuple[str, ...] = ()
 
 
@@ -56,8 +56,9 @@ class Recovery:
         refits = reconstruct(small, plan, network, self.calibration, self.method, effects, False, notes)
         if title := Rules.of(self.method).title:
             watch(title, small)
-        epochs: list[dict[str, float]] = []
+        epochs: list[dict[str, Any]] = []
         if self.settings is not None and self.train is not None:
             epochs = finetune(small, self.train, **{"teacher": network.model, "seed": self.seed, **self.settings})
+            notes += [note for note in [undone(epochs)] if note]
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs, tuple(notes))

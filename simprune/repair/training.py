@@ -1,7 +1,8 @@
 """Fine-tuning: a training loop with distillation from the original."""
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from simprune.core.batches import call_all, checked, device_of, labels_of, main_name, output_mask_of, token_ids_of
 from simprune.core.options import takes_options
 from simprune.core.progress import progress
+from simprune.repair.selection import Held
 from simprune.settings import Finetune
 from simprune.trace.context import eval_mode
 
@@ -20,13 +22,15 @@ IGNORE = -100  # the label of a token that does not count
 @takes_options(Finetune)
 def finetune(
     small: nn.Module, train: Iterable, teacher: nn.Module | None = None, *, seed: int = 0, **options: Any
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Train a model in place with SGD and a cosine schedule.
 
     The loss is (1 - distill) x cross-entropy with the labels + distill x KL from the teacher's softened answers.
     Without labels the teacher alone is followed; without a teacher the labels alone. Labels and answers are those of
     the main output; of other outputs the squared change from the teacher's over their variance v, as log(1 + v), is
-    added to the KL. The last epoch counts: nothing is selected on test data. The training mode comes back as it was.
+    added to the KL. With a teacher, about one training input in eight is held out, and the weights whose answers to
+    these inputs are nearest to the teacher's are kept: of an epoch, or from before the training where it did not help.
+    Without a teacher the last epoch counts. Nothing is selected on test data. The training mode comes back as it was.
 
     Args:
         small: the model.
@@ -36,7 +40,9 @@ def finetune(
         {options}
 
     Returns:
-        The number and the mean loss of every epoch.
+        The number and the mean loss of every epoch; with a teacher also `held_out`, the squared distance from its
+        answers to held-out inputs as a share of their squares, `before`, the same before the training, and `kept`,
+        whether the model has the weights of this epoch. Where no epoch is kept, the model is as it was.
 
     Raises:
         ValueError: for a wrong option, no batches, and when there is nothing to learn from.
@@ -47,6 +53,7 @@ def finetune(
     """
     how = Finetune.of(options)
     train = checked(train, "train")
+    held = None if teacher is None or not how.epochs else Held(train)
     steps = max(sum(1 for _ in train) * how.epochs, 1)
     optimizer = torch.optim.SGD(
         small.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, nesterov=how.momentum > 0
@@ -55,14 +62,16 @@ def finetune(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
     )
     modes = [(module, module.training) for module in small.modules()]
-    history = []
+    history: list[dict[str, Any]] = []
+    best = math.inf if held is None or teacher is None else held.value(small, teacher)
+    before, weights = best, _copy(small) if held is not None else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             for epoch in progress(range(1, how.epochs + 1), "fine-tune"):
                 small.train()
                 total = count = 0.0
-                for batch in train:
+                for batch in train if held is None else held.training(train):
                     loss = _loss(small, batch, teacher, how)
                     optimizer.zero_grad()
                     loss.backward()
@@ -72,10 +81,37 @@ def finetune(
                 if not count:
                     raise ValueError("train has no batches; give at least one")
                 history.append({"epoch": epoch, "loss": total / count})
+                if held is not None and teacher is not None:
+                    value = held.value(small, teacher)
+                    history[-1] |= {"held_out": value, "before": before, "kept": False}
+                    if value < best:
+                        best, weights = value, _copy(small)
+            if held is not None:
+                small.load_state_dict(weights)
+                for row in history:
+                    row["kept"] = best < before and row["held_out"] == best
         finally:
             for module, training in modes:
                 module.training = training
     return history
+
+
+def _copy(model: nn.Module) -> dict[str, Any]:
+    return copy.deepcopy(model.state_dict())
+
+
+def undone(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to say of training that did not help, or of which not all epochs were kept; None for any other."""
+    if not history or "kept" not in history[0] or history[-1]["kept"]:
+        return None
+    kept = next((row for row in history if row["kept"]), None)
+    before, least = history[0]["before"], min(row["held_out"] for row in history)
+    if kept is None:
+        return (
+            f"training did not help and was undone: answers to held-out training inputs were {before:.3g} from the "
+            f"original's before it, and {least:.3g} or more after its epochs (squared distance, share of the squares)"
+        )
+    return f"epoch {kept['epoch']} of {len(history)} was kept, after which held-out training inputs fared worse"
 
 
 def _loss(small: nn.Module, batch: object, teacher: nn.Module | None, how: Finetune) -> Tensor:

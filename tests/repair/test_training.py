@@ -5,8 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import simprune as sp
 from simprune.repair.batchnorm import reestimate_batchnorm
-from simprune.repair.training import finetune
+from simprune.repair.selection import Held
+from simprune.repair.training import finetune, undone
+from simprune.sources import Batches
 from tests.networks import build
 
 
@@ -98,3 +101,79 @@ def test_nothing_to_learn_from_is_an_error(task):
         finetune(model, [x])
     with pytest.raises(ValueError, match="no batches"):
         finetune(model, [], teacher=model)
+
+
+class Spy(nn.Module):
+    """Remembers the inputs that it is trained on."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def forward(self, x):
+        self.seen += [row.clone() for row in x] if self.training else []
+        return self.model(x)
+
+
+def learned(width=6, inputs=400):
+    """A teacher, a student a little apart from it, and batches that come in another order on every walk."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[2].weight += 0.02 * torch.randn_like(student[2].weight)
+    x = torch.randn(inputs, width)
+    return teacher, student, Batches(x, teacher(x).argmax(1), batch_size=64, shuffle=0)
+
+
+@pytest.mark.parametrize("lr", [1e-4, 0.01, 0.3, 30.0])
+@pytest.mark.parametrize("labels", [True, False])
+def test_training_never_loses_on_inputs_that_it_has_not_seen(lr, labels):
+    teacher, student, batches = learned()
+    train = batches if labels else [x for x, _ in batches]
+    before, held = copy.deepcopy(student.state_dict()), Held(train)
+    start = held.value(student, teacher)
+    history = finetune(student, train, teacher=teacher, epochs=3, lr=lr)
+    value = held.value(student, teacher)
+    kept = [row for row in history if row["kept"]]
+    assert history[0]["before"] == pytest.approx(start)  # not equal, since the batches come in another order
+    least = min([start, *(row["held_out"] for row in history if row["held_out"] == row["held_out"])])
+    assert value == pytest.approx(least) and value == pytest.approx(kept[0]["held_out"] if kept else start)
+    if not kept:
+        assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+        assert "did not help and was undone" in undone(history)
+    assert (undone(history) is None) == history[-1]["kept"]
+
+
+def test_a_student_that_is_far_from_its_teacher_is_trained():
+    teacher, student, batches = learned()
+    nn.init.normal_(student[2].weight, std=0.1)
+    assert finetune(student, [x for x, _ in batches], teacher=teacher, epochs=5, lr=0.1)[-1]["kept"]
+
+
+def test_what_is_held_out_is_never_trained_on_in_whatever_order_it_comes():
+    teacher, student, batches = learned()
+    spy, held = Spy(student), Held(batches)
+    finetune(spy, batches, teacher=teacher, epochs=3, lr=0.01)
+    trained_on = {tuple(row.tolist()) for row in spy.seen}
+    apart = {tuple(row.tolist()) for x, _ in held.batches for row in x}
+    assert held.apart and not trained_on & apart
+    assert len(trained_on) + len(apart) == 400 and len(spy.seen) == 3 * len(trained_on)
+
+
+def test_few_inputs_are_all_trained_on_and_judged():
+    teacher, student, batches = learned(inputs=20)
+    held = Held(batches)
+    start = held.value(student, teacher)
+    finetune(student, batches, teacher=teacher, epochs=2, lr=30.0)
+    assert not held.apart and held.value(student, teacher) <= start * (1 + 1e-6)
+
+
+def test_a_note_says_that_training_was_undone():
+    _, student, batches = learned()
+    x = next(iter(batches))[0]
+    made = sp.compress(
+        student, calibration=[x], train=[(x, torch.randint(3, (64,)))], budget={"macs": 0.95}, reconstruct="none",
+        finetune={"lr": 100.0, "distill": 0.01, "epochs": 1},
+    )  # fmt: skip
+    assert any("training did not help and was undone" in note for note in made.report["notes"])
