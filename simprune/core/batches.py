@@ -52,24 +52,28 @@ def labels_of(batch: Any) -> Tensor | None:
     return None
 
 
-def rows_at(batch: Any, rows: Tensor) -> Any:
+def rows_at(batch: Any, rows: Tensor, inputs: int | None = None) -> Any:
     """The batch with some of its inputs alone: the rows of every tensor that has one per input, and of its labels.
 
     Args:
         batch: with its labels, if it has any.
-        rows: (inputs,) true for the inputs in question.
+        rows: (inputs,) true for the inputs in question; or their numbers, where `inputs` is given.
+        inputs: how many the batch has.
 
     >>> rows_at({"x": torch.tensor([[1], [2]]), "scale": torch.tensor(3)}, torch.tensor([False, True]))
     {'x': tensor([[2]]), 'scale': tensor(3)}
+    >>> rows_at(torch.tensor([[1], [2]]), torch.tensor([1, 1, 0]), inputs=2).flatten()
+    tensor([2, 2, 1])
     """
+    inputs = len(rows) if inputs is None else inputs
     if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)] if batch.ndim and len(batch) == len(rows) else batch
+        return batch[rows.to(batch.device)] if batch.ndim and len(batch) == inputs else batch
     if isinstance(batch, TextBatch):
-        return TextBatch(rows_at({**batch}, rows), batch.documents[rows])
+        return TextBatch(rows_at({**batch}, rows, inputs), batch.documents[rows])
     if isinstance(batch, Mapping):
-        return {key: rows_at(value, rows) for key, value in batch.items()}
+        return {key: rows_at(value, rows, inputs) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(rows_at(value, rows) for value in batch)
+        return tuple(rows_at(value, rows, inputs) for value in batch)
     return batch
 
 

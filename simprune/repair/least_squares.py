@@ -8,6 +8,7 @@ from torch import nn
 from simprune.core.registry import register
 from simprune.repair._task import Task
 from simprune.repair.halves import find_halves
+from simprune.repair.mirror import with_mirrored
 from simprune.repair.refit import VALUES, Refit, Repair
 from simprune.repair.repeats import repeated
 from simprune.repair.ridge import Ridge
@@ -19,7 +20,7 @@ from simprune.trace.shortcuts import Shortcut, find_shortcuts
 
 
 @register("repair", "least_squares", title="reconstructed", order=1)
-def least_squares(task: Task, *, ridge: Ridge = "auto") -> list[Refit]:
+def least_squares(task: Task, *, ridge: Ridge = "auto", mirror: int | None = None) -> list[Refit]:
     """Every convolution and linear layer behind the first edit is solved for the original's output.
 
     Its inputs are those that it gets in the pruned network, so errors of earlier layers are corrected and not passed
@@ -37,8 +38,10 @@ def least_squares(task: Task, *, ridge: Ridge = "auto") -> list[Refit]:
         ridge: on the change of the weights, relative to the mean variance of the inputs; "auto" takes for every layer
             the one with which a quarter of the inputs, held out, is predicted best, and leaves a layer as it is where
             none predicts them better than its present weights.
+        mirror: dimension of the inputs along which they are mirrored, which gives twice as many, such as 3 for images
+            (N, C, H, W); takes twice the time.
     """
-    return refit(task, ridge)
+    return refit(with_mirrored(task, mirror), ridge)
 
 
 def refit(
