@@ -18,6 +18,7 @@ from simprune.planners.constraints import Constraints
 from simprune.repair.reconstruct import Rules
 from simprune.settings import Planner, Settings
 from simprune.trace.first_run import check_module, check_runs
+from simprune.trace.offload import at_hand
 from simprune.tune.frontier import check_shares
 
 SMALLEST = "smallest"
@@ -48,6 +49,7 @@ class Arguments:
         """Raises TypeError for an unknown argument, ValueError or KeyError for a wrong one; runs nothing."""
         settings = Settings.of_command(command, options)
         check_model(model, settings)
+        model = at_hand(model)
         check_budget(settings.budget, settings.planner, command, test, plan)
         check_gates(settings.gates)
         if command == "frontier":

@@ -11,6 +11,7 @@ from simprune.core.batches import all_tensors, device_of, inputs_of, move, tenso
 from simprune.core.blame import with_line
 from simprune.core.example import example_of, rows_of
 from simprune.trace.context import eval_mode
+from simprune.trace.offload import offloaded
 
 
 def check_module(model: Any, name: str = "model") -> None:
@@ -39,10 +40,11 @@ def check_module(model: Any, name: str = "model") -> None:
         raise ValueError(f"{expected} as it was written; got one from torch.compile; give {name}._orig_mod")
     if _unlayered(model):
         raise ValueError(f"{expected} with layers; got a graph of torch.export; give the module that was exported")
+    stored = offloaded(model)
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ValueError(f"{name}: {key} is lazy and has no shape yet; run the model on one batch first")
-        if tensor.is_meta:
+        if tensor.is_meta and id(tensor) not in stored:
             raise ValueError(f"{name}: {key} is on the meta device and has no values; load the weights first")
 
 
