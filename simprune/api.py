@@ -5,6 +5,7 @@ Arguments are checked whole before the first forward pass of the model (`simprun
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,8 @@ from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 from simprune.core.weights import digest
 from simprune.edit.apply import apply as edit
+from simprune.edit.configuration import stand_ins_of
+from simprune.edit.reopening import is_pretrained
 from simprune.measures import Measure
 from simprune.planners.budget import Amount
 from simprune.repair.reconstruct import Rules
@@ -38,7 +41,8 @@ from simprune.settings import CONTROL, Planner, Settings
 from simprune.stages import Run, planned
 from simprune.trace.first_run import check_module, check_runs
 from simprune.trace.network import Network
-from simprune.trace.timing import Timer, clock
+from simprune.trace.offload import at_hand
+from simprune.trace.timing import Timer, clock, sentence
 from simprune.tune.frontier import Frontier, trace_frontier
 
 __all__ = ["SMALLEST", "analyze", "apply", "compress", "examine", "frontier", "plan", "reconstruct", "validate"]
@@ -80,7 +84,7 @@ def analyze(
     run = Run.begin(given)
     checkpoint = None
     if folder is not None:
-        checkpoint = Checkpoint(Path(folder), {"settings": repr(given.settings), "model": digest(model)})
+        checkpoint = Checkpoint(Path(folder), {"settings": repr(given.settings), "model": digest(given.model)})
     return run.redundancy(damage, checkpoint)
 
 
@@ -130,6 +134,7 @@ def plan(
         raise ValueError(f"redundancy: expected what simprune.analyze returned; got {type(redundancy).__name__}")
     if model is not None:
         check_module(model)
+        model = at_hand(model)
     network = None if model is None else Network(model, from_description(redundancy.inputs, device_of(model)))
     tools: dict[str, Any] = {"network": network, "calibration": calibration, "repair": reconstruct, "timer": timer}
     return planned(redundancy, budget, chosen, seed=seed, **tools)
@@ -143,7 +148,8 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
         model: the original; it is not changed.
 
     Returns:
-        A new, smaller module; its layers still have the original's weights.
+        A new, smaller module; its layers still have the original's weights. A warning says so where it is of
+        transformers, and what went, such as half of a layer, is nothing that its configuration could state.
 
     Raises:
         ValueError: when the plan is of another model.
@@ -156,7 +162,11 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     4
     """
     check_module(model)
-    return edit(plan, Network(model, from_description(plan.inputs, device_of(model))))
+    model = at_hand(model)
+    small = edit(plan, Network(model, from_description(plan.inputs, device_of(model))))
+    if is_pretrained(small) and (unsaid := stand_ins_of(small)):
+        warnings.warn(f"from_pretrained cannot open the result: no configuration says that {unsaid} went", stacklevel=2)
+    return small
 
 
 def reconstruct(
@@ -196,6 +206,9 @@ def reconstruct(
     chosen = {"name": method, **options} if options else method
     check_module(model)
     check_module(small, "small")
+    model = at_hand(model)
+    if at_hand(small) is not small:
+        raise ValueError("small: expected a model with its weights, which are changed in place; got an offloaded one")
     batches = Peekable(calibration, "calibration")
     if Rules.of(chosen).needs_data:
         check_runs(model, batches.first, "calibration")
@@ -234,6 +247,7 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = No
     check_gates(settings.gates)
     check_model(model, settings)
     check_model(small, settings, "small")
+    model, small = at_hand(model), at_hand(small)
     batches = Peekable(test, "test")
     check_runs(model, batches.first, "test")
     check_runs(small, batches.first, "test", "smaller model")
@@ -281,14 +295,15 @@ def compress(
     given = Arguments.of("compress", model, calibration, options, train, test, plan)
     run = Run.begin(given)
     if given.test is not None:
-        rehearse(model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
+        rehearse(given.model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
     redundancy = run.redundancy()
     run.original()
     made = run.search(redundancy, folder) if given.searching else run.follow(redundancy)
     stand_ins, verdict = run.finish(made)
     outcome = run.table.rows[-1]["damage"]
     if given.settings.control:
-        run.table.rows.append(run.controls(redundancy, made.plan))
+        run.controls(redundancy, made.plan)
+    run.time()
     report = run.report(redundancy, made, outcome=outcome, verdict=verdict, stand_ins=stand_ins)
     return Result(made.recovered.model, made.plan, verdict, report, redundancy)
 
@@ -333,9 +348,12 @@ def frontier(
         raise ValueError(f"control: expected at least one random plan; got {settings.control}")
     run = Run.begin(given)
     redundancy = run.redundancy()
-    run.table.add("original", model)
+    run.table.add("original", given.model)
     if test is None:
         run.notes.append("no test batches: accuracy and agreement were left out")
+    run.notes.append(
+        "random plans remove what chance names, whole blocks as well as channels, and are repaired and trained alike"
+    )
     draws = range(settings.seed, settings.seed + settings.control)
     found = trace_frontier(
         run.network, redundancy, run.table, run.recovery, run.choose, settings.budgets, settings.kind, draws
@@ -346,6 +364,7 @@ def frontier(
         "seed": settings.seed,
         "kind": settings.kind,
     }
+    run.notes.append(sentence(found.data["timing"]))
     more = {"control": settings.control, "replace": settings.replace, "trials": list(settings.trials)}
     described = {key: value for key, value in run.described(None).items() if key != "budget"}
     return Frontier(said | {"settings": described | more} | found.data | {"notes": run.notes}, found.plans)

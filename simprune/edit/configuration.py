@@ -81,9 +81,8 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
         raise ValueError(f"model: expected a model of transformers; got a {type(model).__name__}")
     example = move(example_of(batch), device_of(model))
     outcome = saved(model, example)
-    stand_ins = [name for name, module in model.named_modules() if isinstance(module, Bypass)]
-    if stand_ins and not outcome.opens:
-        names = ", ".join(stand_ins[:3]) + (" and others" if len(stand_ins) > 3 else "")
+    names = stand_ins_of(model)
+    if names and not outcome.opens:
         return replace(outcome, reason=f"no configuration says that {names} went ({outcome.reason})")
     if outcome.opens or not mismatches(model, getattr(model, "config", None)):
         return outcome
@@ -92,6 +91,12 @@ def reopens(model: nn.Module, batch: Any) -> Reopening:
     if reason := next(filter(None, refusals), ""):
         return Reopening(False, f"{outcome.reason}, and with a configuration of its sizes {reason}")
     return Reopening(False, f"{outcome.reason}, and no configuration of {type(model).__name__} states its sizes")
+
+
+def stand_ins_of(model: nn.Module) -> str:
+    """Names of modules in whose place stand-ins are, for a sentence; empty where there are none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Bypass)]
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 def built(model: nn.Module, config: Any) -> Shapes | None:

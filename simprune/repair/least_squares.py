@@ -14,7 +14,7 @@ from simprune.repair.repeats import repeated
 from simprune.repair.ridge import Ridge
 from simprune.repair.segments import Segment, find_segments
 from simprune.trace.execution import Execution, execution
-from simprune.trace.layers import output_dim
+from simprune.trace.layers import can_be_fitted, output_dim
 from simprune.trace.network import Network
 from simprune.trace.shortcuts import Shortcut, find_shortcuts
 
@@ -94,6 +94,7 @@ def refit(
         return name in layers and (name in halves.layers or touched(name) or not name.startswith(whole))
 
     layers = [name for name in chosen if is_fitted(name) or name in halves.before_gaps]
+    task.notes.extend(_of_other_classes(task, behind))
     task.notes.extend(_through_the_origin(task.small, layers, pruned))
     shortcuts = find_shortcuts(task.small, network.block_calls, [name for name in layers if name not in repeats])
     free = ({*chosen} - {*repeats, *alone}) | {name for name in pruned.filters if task.layers(name)}
@@ -111,6 +112,21 @@ def _segments(network: Network, order: Sequence[str], shortcuts: Mapping[str, Sh
     inside = {name: tuple(layer for layer in order if layer.startswith(f"{name}.")) for name in taken}
     blocks = [Segment(name, name, inside[name], axis) for name, axis in taken.items()]
     return [*blocks, *find_segments(network, order, taken.keys())]
+
+
+def _of_other_classes(task: Task, behind: set[str]) -> list[str]:
+    """A note for layers behind the first edit whose class computes something else than a product with the weight."""
+    order = list(task.network.visits)
+    start = next((index for index, name in enumerate(order) if name in behind), len(order))
+    others: dict[str, list[str]] = {}
+    for name in order[start:]:
+        layer = task.network.model.get_submodule(name)
+        if isinstance(layer, nn.Linear) and not can_be_fitted(layer) and not task.effects.inside_dropped(name):
+            others.setdefault(type(layer).__name__, []).append(name)
+    return [
+        f"{', '.join(names)}: not refitted, because {kind} computes something else than a product with its weight"
+        for kind, names in others.items()
+    ]
 
 
 def _behind_experts(task: Task) -> set[str]:

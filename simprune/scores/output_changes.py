@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
-from simprune.core.moments import Moments
 from simprune.core.redundancy import Interactions
 from simprune.core.spaced import enough, spaced
 from simprune.trace.axes import channels_last, like
 from simprune.trace.capture import Reading
-from simprune.trace.layers import changes_by_weights, joint_moments
+from simprune.trace.layers import changes_by_weights, in_full, stacked
 from simprune.trace.sensitivity import backpropagate
 from simprune.trace.sites import Site
 
@@ -63,7 +62,7 @@ class BlockLosses(Reading):
 
     def __init__(self, blocks: Sequence[str]) -> None:
         self.blocks = blocks
-        self._moments: dict[str, Moments] = {}
+        self._moments: dict[str, _Moments] = {}
         self._entered: dict[str, Tensor] = {}
         self._axes: dict[str, int | None] = {}
 
@@ -76,25 +75,52 @@ class BlockLosses(Reading):
             self._entered[site.module] = _tokens(site, value).clone()  # the block may work in place
             return
         entered = self._entered.pop(site.module)
-        moments = joint_moments(entered, _tokens(site, value) - entered)
+        moments = _Moments.of(entered, _tokens(site, value) - entered)
         self._axes[site.module] = site.axis
         known = self._moments.get(site.module)
         self._moments[site.module] = moments if known is None else known.merge(moments)
 
     def losses(self) -> dict[str, OutputLoss]:
-        """The loss at the output of every block, by the block's name."""
-        return {name: _loss(name, moments, self._axes[name]) for name, moments in self._moments.items()}
+        """The loss at the output of every block, by the block's name; the moments are forgotten on the way."""
+        return {name: _loss(name, self._moments.pop(name), self._axes[name]) for name in [*self._moments]}
 
 
-def _loss(name: str, moments: Moments, axis: int | None) -> OutputLoss:
-    """The loss of a block from the joint moments of its input and of its output minus input; its channels' axis."""
-    covariance, mean = moments.covariance, moments.mean
-    width = len(covariance) // 2
-    inputs, cross = covariance[:width, :width], covariance[:width, width:]
+@dataclass(frozen=True)
+class _Moments:
+    """Count and means of inputs x and of what is added to them, and the products of x with both about their means.
+
+    The products of what is added with itself, as large as all others together, say nothing about its fit.
+    """
+
+    count: int
+    mean: Tensor
+    products: Tensor  # (width, 2 x width)
+
+    @classmethod
+    def of(cls, inputs: Tensor, added: Tensor) -> "_Moments":
+        """Of two tensors (N, width, positions), in their own precision, the results in float64."""
+        rows = stacked(in_full(inputs), in_full(added))
+        mean = rows.mean(1)
+        rows -= mean[:, None]
+        return cls(rows.shape[1], mean.double(), (rows[: len(rows) // 2] @ rows.T).double())
+
+    def merge(self, other: "_Moments") -> "_Moments":
+        count, shift = self.count + other.count, other.mean - self.mean
+        products = self.products.add_(other.products)
+        products.addr_(shift[: len(products)], shift, alpha=self.count * other.count / count)
+        return _Moments(count, self.mean + shift * (other.count / count), products)
+
+
+def _loss(name: str, moments: _Moments, axis: int | None) -> OutputLoss:
+    """The loss of a block from the moments of its input and of its output minus input; its channels' axis."""
+    covariance, mean = moments.products / moments.count, moments.mean
+    width = len(covariance)
+    inputs, cross = covariance[:, :width], covariance[:, width:]
     damping = RIDGE * inputs.diagonal().mean() + 1e-12
     ridged = inputs + damping * torch.eye(width, dtype=inputs.dtype, device=inputs.device)
     weight = torch.linalg.solve(ridged, cross).T
-    constant = mean[width:] - weight @ mean[:width]
+    constant = (mean[width:] - weight @ mean[:width]).float()
+    weight = weight.float()  # one of every block is held
 
     def error(value: Tensor, output: Tensor) -> Tensor:
         x = _columns(value, axis)
@@ -194,7 +220,7 @@ def _changes(
         if part.error is None:
             changes.append(weighted[key])
         else:
-            changes.append((gradient * part.error(value, output)).flatten(1).sum(1, dtype=torch.float64))
+            changes.append((gradient.float() * part.error(value, output).float()).flatten(1).sum(1, dtype=torch.float64))
     return changes
 
 

@@ -14,6 +14,7 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2}
 # Name -> class before "ForCausalLM" (or the class itself), and fields of its configuration.
 FAMILIES = {
     "llama": ("Llama", SIZES | HIDDEN | SHARED),
+    "gemma": ("Gemma", SIZES | HIDDEN | SHARED | {"head_dim": 8}),
     "gemma3": ("Gemma3", SIZES | HIDDEN | SHARED | SLIDING),
     "qwen3": ("Qwen3", SIZES | HIDDEN | SHARED | {"head_dim": 8}),
     "qwen2moe": ("Qwen2Moe", SIZES | HIDDEN | SHARED | MOE),
@@ -27,7 +28,9 @@ FAMILIES = {
     "falcon": ("Falcon", SIZES | {"multi_query": True}),
     "falcon_groups": ("Falcon", SIZES | {"num_kv_heads": 2, "new_decoder_architecture": True}),
     "mpt": ("Mpt", {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 64}),
+    "falcon_alibi": ("Falcon", SIZES | {"multi_query": False, "alibi": True}),
     "gptbigcode": ("GPTBigCode", OLD),
+    "codegen": ("CodeGen", OLD | {"n_head": 8, "rotary_dim": 4}),
 }
 NAMES = tuple(FAMILIES)
 

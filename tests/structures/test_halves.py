@@ -12,6 +12,8 @@ from simprune.structures import structure
 from simprune.trace.network import Network
 from tests.architectures.language_models import NAMES, batch, make
 
+pytestmark = pytest.mark.filterwarnings("ignore:from_pretrained cannot open:UserWarning")
+
 
 def without(model, halves):
     edits = tuple(Edit("block", half.name, replace=half.replace) for half in halves)
@@ -61,6 +63,16 @@ def test_generation_is_the_same_with_and_without_a_cache(name):
             for cached in (True, False)
         ]
         assert torch.equal(*texts)
+
+
+@pytest.mark.filterwarnings("error:from_pretrained")
+def test_a_warning_says_what_no_configuration_says():
+    model = make("llama")
+    half = halves_of(model)[0][0]
+    with pytest.warns(UserWarning, match=f"cannot open the result: no configuration says that {half.name} went"):
+        without(model, [half])
+    layer = structure("blocks").find(Network.trace(model, batch()))[0][0]
+    without(model, [layer])  # which the number of layers says
 
 
 class Half(nn.Module):

@@ -164,7 +164,10 @@ def test_a_layout_that_is_not_what_it_looks_like_is_refused():
     assert "differs from ignoring" in dict(refused)["1"]
 
 
-FUSED = ("phi", "phi3", "gptneox", "falcon", "falcon_groups", "gptbigcode", "olmo2", "cohere", "qwen3")
+FUSED = (
+    "phi", "phi3", "gptneox", "falcon", "falcon_groups", "falcon_alibi", "gptbigcode", "olmo2", "cohere", "qwen3",
+    "bloom", "mpt", "codegen",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -186,8 +189,43 @@ def test_heads_of_fused_projections_and_normalised_queries_go_and_texts_go_on(na
     assert torch.equal(*texts)
 
 
-@pytest.mark.parametrize("name", ["bloom", "mpt"])
-def test_heads_whose_position_biases_are_made_outside_stay_with_a_reason(name):
-    groups, refused = structure("heads").find(Network.trace(language_models.make(name), language_models.batch()))
+def test_a_head_that_goes_later_leaves_the_biases_of_the_others_in_place():
+    model, batch = language_models.make("bloom"), language_models.batch()
+    name = "transformer.h.1.self_attention"
+    at_once = apply(plan_of(model, batch, Edit("heads", name, (0, 2), 4)), model)
+    first = apply(plan_of(model, batch, Edit("heads", name, (0,), 4)), model)
+    later = apply(plan_of(first, batch, Edit("heads", name, (1,), 3)), first)  # it was number 2
+    with torch.no_grad():
+        assert torch.equal(call(later, batch), call(at_once, batch))
+
+
+def test_adapters_are_named_with_what_to_do():
+    peft = pytest.importorskip("peft")
+    model, batch = language_models.make("llama"), language_models.batch()
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2)
+    adapted = peft.tuners.lora.LoraModel(model, config, "default").eval()
+    groups, refused = structure("heads").find(Network.trace(adapted, batch))
+    assert groups == [] and len(refused) == 4
+    assert all(reason.endswith("merge them first: model = model.merge_and_unload()") for _, reason in refused)
+    assert len(structure("heads").find(Network.trace(adapted.merge_and_unload(), batch))[0]) == 4
+
+
+class Demanding(nn.Module):
+    """Fused attention whose output is reshaped to a width that is written down."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.head_dim = 2, 4
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(2, 5, 8))
+
+
+def test_reasons_speak_no_other_library_s_words():
+    model = nn.Sequential(nn.Linear(6, 8), Demanding(), nn.Linear(8, 3))
+    groups, refused = structure("heads").find(Network(model, ((torch.randn(2, 5, 6),), {})))
     assert groups == []
-    assert len(refused) == 4 and all("fails without one of its heads" in reason for _, reason in refused)
+    assert dict(refused)["1"] == "the network fails without one of its heads (a RuntimeError in its forward pass)"
