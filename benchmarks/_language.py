@@ -62,12 +62,11 @@ def skills(tokenizer: Any) -> dict[str, Prompts]:
     """Prompts of arithmetic, sums and differences of single digits, and of brackets that have to be closed."""
     sums = [(a, "+", b, a + b) for a in range(1, 8) for b in range(1, 8) if a + b < 10]
     rest = [(a, "-", b, a - b) for a in range(2, 10) for b in range(1, 8) if a > b]
-    arithmetic = [(ARITHMETIC.format(a=a, sign=sign, b=b), f" {answer}") for a, sign, b, answer in (sums + rest)[::2]]
+    arithmetic = [(ARITHMETIC.format(a=a, sign=sign, b=b), f" {answer}") for a, sign, b, answer in (sums + rest)[::3]]
     inner = ["x", "a, b", "n + 1", "key", "1, 2, 3", "name", "i", "left and right"]
     brackets = [
-        (f"f(x) [x] {{x}} f(a, b) [a, b] {{a, b}} {before}{start}{text}", end)
+        (f"f(x) [x] {{x}} f(a, b) [a, b] {{a, b}} {start}{text}", end)
         for text in inner
-        for before in ("", "f")
         for start, end in BRACKETS.items()
     ]
     return {"arithmetic": _prompts(tokenizer, arithmetic), "brackets": _prompts(tokenizer, brackets)}

@@ -41,6 +41,7 @@ from simprune.core.plan import Edit
 from simprune.core.store import write_whole
 
 GREEDY = 4  # windows on which greedy choices compare outputs
+CHOICE = 2  # batches that a choice of layers looks at
 Batches = Sequence[dict]
 Method = Callable[[nn.Module, Batches, int], nn.Module]  # (original, calibration, draw) -> smaller model
 
@@ -49,20 +50,24 @@ Method = Callable[[nn.Module, Batches, int], nn.Module]  # (original, calibratio
 
 
 def ours_layers(count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
-    """`count` layers by the score of blocks that looks at the output, or by chance; then the repair."""
-    score = "block_influence" if chance else OURS["block_score"]
-    redundancy = sp.analyze(model, calibration, structures=["blocks"], block_score=score, damage=False)
-    ranked = sorted(redundancy.blocks, key=lambda entry: entry.damage)
-    chosen = random.Random(draw).sample(ranked, count) if chance else ranked[:count]
-    return repaired([Edit("block", entry.block.name) for entry in chosen], redundancy, model, calibration)
+    """`count` layers, one after another, by the divergence of the output, or by chance; then the repair."""
+    return ours_blocks("blocks", "", count, model, calibration, draw, chance)
 
 
 def ours_halves(count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """`count` attention halves, in the same way."""
-    score = "block_influence" if chance else OURS["block_score"]
-    redundancy = sp.analyze(model, calibration, structures=["sub_blocks"], block_score=score, damage=False)
-    halves = [entry for entry in redundancy.blocks if entry.block.name.endswith("self_attn")]
-    ranked = sorted(halves, key=lambda entry: entry.damage)
+    return ours_blocks("sub_blocks", "self_attn", count, model, calibration, draw, chance)
+
+
+def ours_blocks(
+    kind: str, end: str, count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool
+) -> nn.Module:
+    """`count` structures of a kind whose names end so."""
+    steps = {"steps": count if not end else 2 * count}  # the other halves may be missed less
+    score = "block_influence" if chance else DIVERGENCE | steps
+    redundancy = sp.analyze(model, calibration[:CHOICE], structures=[kind], block_score=score, damage=False)
+    entries = [entry for entry in redundancy.blocks if entry.block.name.endswith(end)]
+    ranked = sorted(entries, key=lambda entry: entry.damage)
     chosen = random.Random(draw).sample(ranked, count) if chance else ranked[:count]
     edits = [Edit("block", entry.block.name, replace=entry.block.replace) for entry in chosen]
     return repaired(edits, redundancy, model, calibration)
@@ -70,7 +75,7 @@ def ours_halves(count: int, model: nn.Module, calibration: Batches, draw: int, c
 
 def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """The same share of every MLP's hidden units, by the score of channels, or by chance; then the repair."""
-    score = "predictability" if chance else OURS["score"]
+    score = "predictability" if chance else "second_order"
     redundancy = sp.analyze(model, calibration, structures=["channels"], score=score, damage=False)
     edits = []
     for entry in redundancy.channels:
@@ -84,7 +89,7 @@ def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, 
 def ours_mix(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """One plan of layers, halves, heads and hidden units that saves a share of all the blocks' parameters."""
     structures = ["blocks", "sub_blocks", "heads", "channels"]
-    redundancy = sp.analyze(model, calibration, structures=structures, **OURS)
+    redundancy = sp.analyze(model, calibration, structures=structures, block_score=DIVERGENCE | {"steps": 10})
     whole = sum(parameter.numel() for parameter in model.parameters())
     inside = sum(parameter.numel() for layer in peers.layers_of(model) for parameter in layer.parameters())
     planner = {"name": "random" if chance else "greedy", "protect": ["residual"]}
@@ -94,7 +99,7 @@ def ours_mix(share: float, model: nn.Module, calibration: Batches, draw: int, ch
     return small
 
 
-OURS: dict[str, Any] = {"block_score": "leave_one_out", "score": "second_order"}
+DIVERGENCE = {"name": "greedy_leave_one_out", "error": "divergence", "repair": False, "images": GREEDY}
 
 
 def repaired(edits: Sequence[Edit], redundancy: Any, model: nn.Module, calibration: Batches) -> nn.Module:

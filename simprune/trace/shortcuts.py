@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import copied, first_tensor
+from simprune.core.batches import copied, device_of, first_tensor
 from simprune.core.copies import fill, sharing
 from simprune.core.cost import Example
 from simprune.trace.axes import Axes, channels_last
+from simprune.trace.bypass import Bypass
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
-from simprune.trace.layers import channel_dim
+from simprune.trace.layers import channel_dim, matrix_of
 from simprune.trace.precision import in_half, in_single, widened
 from simprune.trace.rewritten import make_plain
 from simprune.trace.visits import Visit
@@ -86,6 +87,30 @@ class BlockCalls:
             self._silent[name] = silent if carries else None
         return self._silent[name]
 
+    def summand(self, name: str, layer: str) -> int | str | None:
+        """Which argument of a block is added to a layer's output right before a normalisation, as in BERT.
+
+        It is given by its position or its name; None where there is none.
+        """
+        block, call = self.model.get_submodule(name), copied(self.calls[name])
+        if in_half(block):  # sums are rounded
+            block, call = in_single(block), widened(call)
+        outputs: list[Tensor] = []
+        inputs: list[Tensor | None] = []
+        norms = [part for part in block.modules() if [*part.parameters()] and _only_scales(part)]
+        before = [(norm, lambda _, args, kwargs: inputs.append(first_tensor((args, kwargs)))) for norm in norms]
+        module = block.get_submodule(layer.removeprefix(f"{name}."))
+        after = [(module, lambda _, args, kwargs, output: outputs.append(output))]
+        with eval_mode(block), torch.no_grad(), hooks(before, after):
+            block(*call[0], **call[1])
+        rest = [value - outputs[-1] for value in inputs if value is not None and value.shape == outputs[-1].shape]
+        for key, value in [*enumerate(call[0]), *call[1].items()]:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.any():
+                slack = 1e-5 * float(value.abs().max())
+                if any(value.shape == other.shape and (value - other).abs().max() <= slack for other in rest):
+                    return key
+        return None
+
     def gain(self, name: str, layer: str) -> Tensor | None:
         """(channels,) factor by which a layer's output enters the output of a block around it; None if unclear."""
         if (name, layer) not in self._gains:
@@ -114,6 +139,12 @@ def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) 
             continue
         silent = blocks.silent(name)
         if silent is None:
+            key = blocks.summand(name, own[-1])
+            if key is not None:  # up to the normalisation, the argument itself is what the shortcut carries
+                inside.add(name)
+                layer = blocks.model.get_submodule(own[-1])
+                gain = torch.ones(len(matrix_of(layer)), device=device_of(small))
+                shortcuts[own[-1]] = Shortcut(name, gain, Bypass(key), Bypass(key), channel_dim(layer))
             continue
         inside.add(name)
         gain = blocks.gain(name, own[-1])
@@ -121,6 +152,11 @@ def find_shortcuts(small: nn.Module, blocks: BlockCalls, layers: Sequence[str]) 
             axis = blocks.axes.of(name, "output")
             shortcuts[own[-1]] = Shortcut(name, gain, silent, zero_copy(small.get_submodule(name)), axis)
     return shortcuts
+
+
+def _only_scales(module: nn.Module) -> bool:
+    """Whether a module multiplies with no matrix, as a normalisation."""
+    return all(parameter.ndim < 2 for parameter in module.parameters())
 
 
 def _output(block: nn.Module, call: Example) -> Tensor | None:

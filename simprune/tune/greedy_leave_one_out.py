@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import cycle
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +55,6 @@ def greedy_leave_one_out(
     for name, value in (("images", images), ("steps", steps)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"greedy_leave_one_out: {name} must be a whole number from 1; got {value!r}")
-    if error not in get_args(Error):
-        raise ValueError(f"greedy_leave_one_out: error must be one of {', '.join(get_args(Error))}; got {error!r}")
     shrinking = _ShrinkingNetwork(context, images, repair, error)
     remaining, errors = shrinking.remaining, dict[str, float]()
     added = dict.fromkeys(remaining, 0.0)  # by block: the error that its removal added in its last trial

@@ -10,6 +10,7 @@ from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.edit.effects import effects_of
 from simprune.repair.halves import find_halves
 from simprune.trace.network import Network
+from simprune.trace.shortcuts import find_shortcuts
 
 
 class Half(nn.Module):
@@ -144,3 +145,39 @@ def test_padding_is_not_fitted_to():
         sp.reconstruct(small, plan, model, [batch])
         weights.append(small.state_dict())
     assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
+
+
+class PostNorm(nn.Module):
+    """A layer whose output, times a factor, is added to the stream before a normalisation, as in BERT."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.dense, self.norm, self.factor = nn.Linear(6, 8), nn.LayerNorm(8), factor
+
+    def forward(self, hidden, stream):
+        return self.norm(self.factor * self.dense(hidden) + stream)
+
+
+class Encoder(nn.Module):
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.first, self.output, self.head = nn.Linear(8, 6), PostNorm(factor), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.output(torch.tanh(self.first(x)), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_added_before_a_normalisation_is_what_the_shortcut_carries(dtype):
+    torch.manual_seed(0)
+    model, x, other = Encoder().to(dtype).eval(), torch.randn(3, 4, 8).to(dtype), torch.randn(3, 4, 8).to(dtype)
+    shortcut = find_shortcuts(model, Network(model, example_of(x)).block_calls, ["output.dense"])["output.dense"]
+    assert shortcut.module == "output"
+    hidden = torch.zeros(3, 4, 6)
+    drift = shortcut.drift(((hidden, x), {}), ((hidden, other[..., ::2]), {}), torch.arange(8)[::2])
+    assert torch.equal(drift, (x - other)[..., ::2])
+
+
+def test_a_scaled_output_before_a_normalisation_has_no_shortcut():
+    model = Encoder(factor=0.5).eval()
+    assert not find_shortcuts(model, Network(model, example_of(torch.randn(2, 4, 8))).block_calls, ["output.dense"])

@@ -228,7 +228,7 @@ def test_clusters_are_alike_to_their_first_and_thinned_out_by_the_granularity():
         ({"name": "segments", "segments": 99}, "from 1 to 5"),
         ({"name": "consensus", "scores": ["consensus"]}, "at least one other"),
         ({"name": "greedy_leave_one_out", "images": 0}, "images must be a whole number from 1"),
-        ({"name": "greedy_leave_one_out", "error": "kl"}, "error must be one of squares, divergence"),
+        ({"name": "greedy_leave_one_out", "error": "kl"}, "error must be 'squares' or 'divergence'"),
         ({"name": "trend", "statistic": "graph_modularity"}, "needs labels"),
     ],
 )
