@@ -60,8 +60,6 @@ def unshare(module: nn.Module, original: nn.Module) -> None:
             parameter.data = parameter.detach().clone()
 
 
-
-
 def fill(parameter: nn.Parameter, value: float) -> None:
     """Make all entries of a parameter one number, which is stored once."""
     parameter.requires_grad_(False)

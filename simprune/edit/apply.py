@@ -89,7 +89,8 @@ def _delete(small: nn.Module, example: Example, before: Mapping[str, Tensor]) ->
     args, kwargs = example
     with eval_mode(small), torch.no_grad():
         after = all_tensors(small(*args, **kwargs))
-    if not all(torch.allclose(value, after[name], rtol=1e-4, atol=1e-5) for name, value in before.items()):
+    pairs = ((old, new) for name, value in before.items() for old, new in zip(value, after[name], strict=True))
+    if not all(torch.allclose(old, new, rtol=1e-4, atol=1e-5) for old, new in pairs):
         raise ValueError(
             "edit failed: the network depends on its layers' numbers, so none can be deleted from its list"
         )

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import call_all, labels_of, main_name, output_mask_of
+from simprune.core.spilled import Collecting, Stored, chunks
+from simprune.core.spread import Spread
 from simprune.trace.context import evaluation
 from simprune.trace.outputs import Rows, as_rows, counted, rows_of_outputs
 
@@ -16,21 +18,22 @@ class Answers:
     """A model's outputs on a test set, on the CPU.
 
     Args:
-        outputs: (rows, features) of every output, by name: one row per position of an input, without padding.
+        outputs: (rows, features) of every output, by name: one row per position of an input, without padding. Large
+            ones, as the logits of many tokens, are on disk.
         counts: how many rows every input has, by output.
         labels: of every row of the main output, where all batches have labels that fit it; else None.
         classes: whether the rows of the main output are class scores: one row per input, or labels for every position.
         labelled: whether all batches have labels of whatever shape.
     """
 
-    outputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Stored]
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     classes: bool = False
     labelled: bool = False
 
     @property
-    def logits(self) -> Tensor:
+    def logits(self) -> Stored:
         """(rows, features) of the main output."""
         return self.outputs[main_name(self.outputs)]
 
@@ -44,7 +47,7 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
     >>> answer(nn.Linear(4, 3), [(torch.zeros(5, 4), torch.zeros(5))]).logits.shape
     torch.Size([5, 3])
     """
-    parts: dict[str, list[Tensor]] = {}
+    collecting: dict[str, Collecting] = {}
     counts: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     rows: dict[str, Rows] = {}
@@ -57,7 +60,7 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
                 number, tokens = len(outputs[name]), counted(outputs[name], mask)
                 lengths = torch.full((number,), len(entries) // max(number, 1))
                 lengths = lengths if tokens is None else tokens.view(number, -1).sum(1).cpu()
-                parts.setdefault(name, []).append(entries.cpu())
+                collecting.setdefault(name, Collecting()).add(entries.cpu())
                 counts.setdefault(name, []).append(lengths)
             main = main_name(outputs)
             label = _labels(labels_of(batch), outputs[main], rows[main])
@@ -68,7 +71,7 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
     if not batches:
         raise ValueError("test has no batches; give at least one")
     return Answers(
-        {name: torch.cat(values) for name, values in parts.items()},
+        {name: entries.result() for name, entries in collecting.items()},
         {name: torch.cat(values) for name, values in counts.items()},
         torch.cat(labels) if len(labels) == batches else None,
         classes,
@@ -104,11 +107,11 @@ def agreement(answers: Answers | None, original: Answers | None) -> dict[str, fl
     damages = damage_of_outputs(answers, original)
     values["damage"] = sum(damages.values()) / len(damages)
     if original.classes:
-        top, width, labels = answers.logits.argmax(1), answers.logits.shape[1], answers.labels
+        top, width, labels = _classes(answers.logits), answers.logits.shape[1], answers.labels
         if labels is not None and labels.shape == top.shape:
             counts = (labels >= 0) & (labels < width)
             values["accuracy"] = (top == labels)[counts].double().mean().item() if counts.any() else None
-        values["agreement"] = (top == original.logits.argmax(1)).double().mean().item()
+        values["agreement"] = (top == _classes(original.logits)).double().mean().item()
     return values
 
 
@@ -149,8 +152,13 @@ def _errors(answers: Answers, original: Answers) -> dict[str, Tensor]:
     return moving or errors
 
 
-def _constant(rows: Tensor) -> bool:
-    return bool((rows == rows[:1]).all())
+def _classes(rows: Stored) -> Tensor:
+    return torch.cat([part.argmax(1) for part in chunks(rows)])
+
+
+def _constant(rows: Stored) -> bool:
+    first = next(chunks(rows))[:1]
+    return all(bool((part == first).all()) for part in chunks(rows))
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> float:
@@ -162,12 +170,16 @@ def relative_error(outputs: Tensor, targets: Tensor) -> float:
     return float(relative_errors(outputs, targets).mean())
 
 
-def relative_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+def relative_errors(outputs: Stored, targets: Stored) -> Tensor:
     """(rows,) squared difference of every output row from its target, as a share of the targets' variance.
 
     >>> relative_errors(torch.tensor([[0.0], [3.0]]), torch.tensor([[1.0], [3.0]]))
     tensor([1., 0.], dtype=torch.float64)
     """
-    outputs, targets = outputs.double().flatten(0, -2), targets.double().flatten(0, -2)
-    variance = (targets - targets.mean(0)).square().sum(1).mean()
-    return (outputs - targets).square().sum(1) / variance.clamp(min=1e-300)
+    outputs, targets = (x.flatten(0, -2) if isinstance(x, Tensor) else x for x in (outputs, targets))
+    spread = Spread()
+    for part in chunks(targets):
+        spread.update(part)
+    parts = zip(chunks(outputs), chunks(targets), strict=True)
+    errors = torch.cat([(a.double() - b.to(a.device).double()).square().sum(1) for a, b in parts])
+    return errors / max(spread.variance, 1e-300)
