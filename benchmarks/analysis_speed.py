@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks._cifar import DEPTHS, calibration_images, load
+from benchmarks._folder import CIFAR, holding
 from simprune import api as pipeline
 from simprune import measures
 from simprune.scores.estimate import estimate
@@ -32,7 +33,7 @@ MEASURES = ("cka_debiased", "gbs")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=holding(*CIFAR), required=True)
     parser.add_argument("--network", choices=DEPTHS, default="resnet56")
     parser.add_argument("--images", type=int, default=5170)
     parser.add_argument("--repeats", type=int, default=3)

@@ -20,6 +20,7 @@ from torch import nn
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
+from benchmarks._folder import CIFAR, holding
 from simprune.core.example import from_description
 from simprune.core.redundancy import Redundancy
 from simprune.repair.stand_ins import fit_stand_ins
@@ -48,7 +49,7 @@ REPAIRS = {  # what stands in for a block, and what repairs the rest
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=holding(*CIFAR), required=True)
     parser.add_argument("--network", choices=DEPTHS, default="resnet56")
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.29, 1.51, 1.95])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -22,6 +22,7 @@ from torch import nn
 
 import simprune as sp
 from benchmarks._cifar import DEPTHS, calibration_images, load, row, show, test_images
+from benchmarks._folder import CIFAR, holding
 from simprune.core.redundancy import Redundancy
 from simprune.core.registry import parts
 from simprune.sources import Batches
@@ -35,7 +36,7 @@ STRUCTURES = ["channels+blocks", "channels", "blocks"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=holding(*CIFAR), required=True)
     parser.add_argument("--networks", nargs="+", choices=DEPTHS, default=[*DEPTHS])
     parser.add_argument("--budgets", type=budget, nargs="+", default=[("macs", 0.25), ("latency", 0.6)])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only time and latency")

@@ -32,6 +32,7 @@ from torch import nn
 import simprune as sp
 from benchmarks._cifar import calibration_images, jpeg_images, load, test_images
 from benchmarks._efficientnet import enlarged, load_efficientnet
+from benchmarks._folder import CIFAR, holding
 from simprune.core.plan import Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.store import write_whole
@@ -287,7 +288,7 @@ def show(rows: Iterable[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=holding(*CIFAR), required=True)
     parser.add_argument("--efficientnet", type=Path, help="folder that holds efficientnet-lite1*.pth")
     parser.add_argument("--rows", nargs="+", choices=[case.name for case in CASES], help="all by default")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=[*METHODS])
