@@ -74,7 +74,7 @@ def fit_block(
     True
     """
     trial = to_single(_folded(block, layers))  # steps are smaller than the rounding of half precision
-    pairs = [widened(pair) for pair in pairs]
+    pairs = [(call, _as_real(target), factors) for call, target, factors in map(widened, pairs)]
     judging, fitting = _split(pairs, held, batch)
     with eval_mode(trial), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         spread = _variation(judging) or 1.0
@@ -239,7 +239,7 @@ class _Linearised:
             # drawn channel by channel, so that the same block in another layout gets the same signs
             drawn = 2 * torch.randint(2, channels_last(output, axis).mT.shape, generator=generator) - 1
             signs = like(drawn.mT, output, axis).to(output)
-            gradients = torch.autograd.grad(output, [y for _, y in layers.values()], signs, retain_graph=True)
+            gradients = _gradients(output, [y for _, y in layers.values()], signs)
             for (name, (x, _)), gradient in zip(layers.items(), gradients, strict=True):
                 square = positions(self.layers[name], gradient).square().sum((0, 2), dtype=torch.float64)
                 tokens = _tokens(x, factors)
@@ -253,7 +253,7 @@ class _Linearised:
         """J^T e, per layer as a matrix whose last column is the bias."""
         total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in self.parameters.items()}
         for output, error in zip(self.outputs, errors, strict=True):
-            gradients = torch.autograd.grad(output, [*self.parameters.values()], error, retain_graph=True)
+            gradients = _gradients(output, [*self.parameters.values()], error)
             for name, gradient in zip(total, gradients, strict=True):
                 total[name] += gradient
         matrices = {name: matrix_of(layer, total[f"{name}.weight"]) for name, layer in self.layers.items()}
@@ -317,7 +317,17 @@ def _output(block: nn.Module, call: Example, parameters: Mapping[str, Tensor] | 
         output = functional_call(block, dict(parameters), args, kwargs, tie_weights=False)
     tensor = first_tensor(output)
     assert tensor is not None
-    return tensor
+    return _as_real(tensor)
+
+
+def _as_real(value: Tensor) -> Tensor:
+    """Complex numbers as their two parts, next to each other."""
+    return torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+
+
+def _gradients(output: Tensor, inputs: Sequence[Tensor], directions: Tensor) -> Sequence[Tensor]:
+    """The gradients at inputs; 0 where an input reaches the output by comparisons alone, or not at all."""
+    return torch.autograd.grad(output, inputs, directions, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Tensor] | None = None) -> float:
@@ -329,6 +339,8 @@ def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Ten
 def _tokens(value: Tensor, factors: Tensor | float) -> Tensor | None:
     """(N, T) where values (N, T, D) matter, by the factors of a block's output; None where all do."""
     if not isinstance(factors, Tensor) or value.ndim != 3 or value.shape[:2] != factors.shape[:2]:
+        return None
+    if factors.shape[1] == 1:  # a factor for every input
         return None
     return factors[..., 0] != 0
 

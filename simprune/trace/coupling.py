@@ -100,7 +100,7 @@ class CouplingGraph:
         module = self.model.get_submodule(layer)
         if layer in self._hidden:
             raise NotPrunable("its outputs are attention heads, which go as heads")
-        if not (module in self._graph.module2node if self._traced else self._flow.runs(module)):
+        if not (self._traced and module in self._graph.module2node) and not self._flow.runs(module):
             raise NotPrunable("it takes no part in the forward pass, or the trace does not see it")
         return self._graph.get_pruner_of_module(module)
 

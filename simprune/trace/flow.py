@@ -182,6 +182,10 @@ class ChannelFlow(TorchDispatchMode):
         if isinstance(module, nn.Embedding):
             return _along(self._written(module, module.embedding_dim), output.shape, -1)
         labels = inputs[0]
+        if isinstance(module, nn.Linear) and not _varies(labels, -1) and _lies_elsewhere(labels):
+            self._moved = True  # torch-pruning would take positions for channels
+            self._pin(self._written(module, module.out_features), "it mixes positions, and no channels")
+            return labels.narrow(-1, 0, 1).expand(output.shape)
         if isinstance(module, nn.Linear):
             self._record(module, 0, "in", self._read(labels, -1))
             return _along(self._written(module, module.out_features), output.shape, -1)
@@ -298,7 +302,10 @@ class ChannelFlow(TorchDispatchMode):
         except Exception:  # of a foreign operator; it costs the channels that enter it, and no others
             channels = self._mixed(known, outputs, name)
         for value, labels in zip(outputs, channels, strict=False):
-            if labels is not None and _has_channels(value):
+            if value.dtype == torch.bool and labels is not None and torch.Tag.pointwise in func.tags:
+                self._moved = True  # torch-pruning follows gradients, and comparisons have none
+                self._labels[value] = labels.expand(value.shape)
+            elif labels is not None and _has_channels(value):
                 self._labels[value] = labels.expand(value.shape)
 
     def _mixed(self, known: Sequence[Tensor], outputs: Sequence[Tensor], operator: str) -> list[Tensor]:
@@ -335,7 +342,7 @@ class ChannelFlow(TorchDispatchMode):
             self._splits.append((self._running[-1], labels, tuple(known[0].shape)))
             return [labels]
         if base in SLICES or base in PICKS or base == "index":
-            labels = func(*self._numbers(args), **kwargs)
+            labels = func(self._numbers(args[0]), *tree_map(_on_cpu, args[1:]), **kwargs)
             self._picked(base, args, known[0], labels, dim)
             return labels if base == "unbind" else [labels]
         if base in MOVES:
@@ -580,6 +587,10 @@ def _along(numbers: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     return numbers.view([-1 if at == dim % len(shape) else 1 for at in range(len(shape))]).expand(shape)
 
 
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
 def _has_channels(value: Tensor) -> bool:
     """Whether a tensor may hold activations; integers and flags are indices and masks."""
     return value.is_floating_point() or value.is_complex()
@@ -600,6 +611,11 @@ def _varies(labels: Tensor, dim: int) -> bool:
     labels = _thin(labels)
     highest = labels.amax(dim, keepdim=True)
     return bool(((labels != highest) & (labels != FREE)).any())
+
+
+def _lies_elsewhere(labels: Tensor) -> bool:
+    """Whether different channels lie along another dimension than the last one."""
+    return any(_varies(labels, dim) for dim in range(labels.ndim - 1))
 
 
 def _classed(labels: Tensor, classes: np.ndarray) -> Tensor:

@@ -77,7 +77,7 @@ def add_rows(
 
 
 def as_rows(outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None) -> dict[str, Tensor]:
-    """(rows, features) of every output, by name, without padding.
+    """(rows, features) of every output, by name, without padding; of complex numbers, both parts are features.
 
     Raises:
         ValueError: for other outputs than those that `rows` tells of.
@@ -85,6 +85,7 @@ def as_rows(outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tenso
     if outputs.keys() != rows.keys():
         raise ValueError(f"the network returns {[*rows]} for one batch and {[*outputs]} for another one")
     entries = {name: rows[name].of(value.detach()) for name, value in outputs.items()}
+    entries = {n: torch.view_as_real(v).flatten(1) if v.is_complex() else v for n, v in entries.items()}
     tokens = {name: counted(value, mask) for name, value in outputs.items()}
     return {name: value if tokens[name] is None else value[tokens[name]] for name, value in entries.items()}
 

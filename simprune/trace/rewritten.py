@@ -148,7 +148,7 @@ def _rules(module: nn.Module) -> dict[str, Any]:
 
 def _normalise(layer: nn.Module, tensor: str, rule: Any) -> None:
     """Put weight_norm, of the style and dimension of a rule, on a plain weight."""
-    dim = None if rule.dim == -1 else rule.dim
+    dim: Any = None if rule.dim == -1 else rule.dim  # torch states no None, and takes it
     if isinstance(rule, _WeightNorm):
         torch_rules.weight_norm(layer, tensor, dim)
         return

@@ -186,18 +186,20 @@ class _Surgeon:
     """One reader of a group: its weights, and what is lost without some of its inputs."""
 
     def __init__(self, part: Slice, reader: _Reader, variance: float) -> None:
-        assert reader.gradients is not None
         self.name, self.layer = part.module, reader.layer
         kernel = taps(self.layer)
         self.columns = (torch.tensor(part.indices)[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
         self.inputs = reader.inputs.inputs()
         # The metric G weighs errors of the output. tr(G W ... W^T) = |F W ...|^2 with F^T F = G, so F is multiplied
         # into the weights once and squared norms suffice from there on. At the inputs, G is W^T G W, and F is F W.
-        metric = reader.gradients.cpu() / (reader.samples * variance)
+        weight = matrix_of(self.layer).double().cpu()
+        metric = weight.new_zeros(min(weight.shape), min(weight.shape))  # where nothing reads what the layer gives
+        if reader.gradients is not None:
+            metric = reader.gradients.cpu() / (reader.samples * variance)
         values, vectors = torch.linalg.eigh(metric)
         seen = values > RANK * values[-1].clamp(min=0)
         root = (vectors[:, seen] * values[seen].sqrt()).T
-        self.weight = root if reader.at_inputs else root @ matrix_of(self.layer).double().cpu()
+        self.weight = root if reader.at_inputs else root @ weight
         self.held = torch.cat(reader.held).double().cpu() - self.inputs.mean if reader.held else None
         self.ridge = RIDGE
 

@@ -1,0 +1,95 @@
+"""Habits that torch-pruning's trace does not see: gates by comparisons, mixed positions, layers that nobody reads."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import simprune as sp
+from simprune.core.batches import all_tensors
+
+
+class Gate(nn.Module):
+    """Entries pass by the sign of another layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.sign, self.mid, self.head = (
+            nn.Linear(*pair) for pair in ((6, 16), (6, 16), (16, 16), (16, 3))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.value(x)
+        return self.head(self.mid(torch.where(self.sign(x) > 0, value, 0.1 * value)).relu())
+
+
+class Waves(nn.Module):
+    """Dilated convolutions with gates; what the last residual layer gives is never read, as in WaveNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv1d(1, 8, 1), nn.Conv1d(6, 4, 1)
+        self.gates = nn.ModuleList([nn.Conv1d(8, 16, 2, dilation=step) for step in (1, 2)])
+        self.residual = nn.ModuleList([nn.Conv1d(8, 8, 1) for _ in range(2)])
+        self.skip = nn.ModuleList([nn.Conv1d(8, 6, 1) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, total = self.first(x), torch.zeros(())
+        for gate, residual, skip in zip(self.gates, self.residual, self.skip, strict=True):
+            a, b = gate(F.pad(x, (gate.dilation[0], 0))).chunk(2, 1)
+            z = a.tanh() * b.sigmoid()
+            total, x = total + skip(z), x + residual(z)
+        return self.head(total.relu())
+
+
+class Mixer(nn.Module):
+    """Linear layers over positions, of which torch-pruning takes positions for channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.over, self.back = nn.Linear(9, 18), nn.Linear(18, 9)
+        self.wide, self.narrow = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.back(F.gelu(self.over(x.transpose(1, 2)))).transpose(1, 2)
+        return self.head((x + self.narrow(F.gelu(self.wide(x)))).mean(1))
+
+
+class Complex(nn.Module):
+    """A complex output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid, self.real, self.imaginary = (
+            nn.Linear(*pair) for pair in ((6, 16), (16, 16), (16, 4), (16, 4))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mid(self.first(x).relu()).relu()
+        return torch.complex(self.real(h), self.imaginary(h))
+
+
+SHAPES = {Gate: (6,), Waves: (1, 12), Mixer: (9, 6), Complex: (6,)}
+PRUNED = {Gate: {"value", "mid"}, Waves: {"gates.0"}, Mixer: {"over", "wide"}, Complex: {"first", "mid"}}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_whole_path_works_and_the_original_stays_as_it_was(kind):
+    torch.manual_seed(0)
+    model = kind().eval()
+    batches, state = list(torch.randn(32, *SHAPES[kind]).split(8)), copy.deepcopy(model.state_dict())
+    redundancy = sp.analyze(model, batches)
+    names = {member for part in redundancy.channels for member in (part.name, *part.group.producers)}
+    assert names >= PRUNED[kind]
+    plan = sp.plan(redundancy, budget={"macs": 0.7})
+    small = sp.apply(plan, model)
+    sp.reconstruct(small, plan, model, batches, "blockwise")
+    with torch.no_grad():
+        outputs, expected = (all_tensors(net(batches[0])) for net in (small, model))
+    assert {name: value.shape for name, value in outputs.items()} == {n: v.shape for n, v in expected.items()}
+    sum(value.abs().sum() for value in all_tensors(small.train()(batches[0])).values()).backward()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
