@@ -40,7 +40,6 @@ SETTLING = 4  # batches of 8 images that give BatchNorm its statistics
 STAGES: dict[str, tuple[Any, str]] = {
     "analyze": (stages, "estimate"),
     "find structures": (estimate, "_find"),
-    "score": (estimate.registry, "bound"),
     "damage": (estimate, "output_changes"),
     "plan": (stages, "make_plan"),
     "apply": (recovery, "apply"),
@@ -88,7 +87,7 @@ class Stopwatch:
             start = time.process_time()
             result = function(*args, **kwargs)
             self.seconds[stage] += time.process_time() - start
-            return self.timed(stage, result) if stage == "score" and callable(result) else result
+            return result
 
         return run
 
@@ -134,16 +133,18 @@ def measure(name: str, count: int, size: int, batch: int) -> dict[str, float]:
         start = time.process_time()
         sp.compress(model, calibration=batches, budget={"macs": 0.5})
         seconds["compress"] = time.process_time() - start
+    watch.seconds["score"] = watch.seconds["analyze"] - watch.seconds["find structures"] - watch.seconds["damage"]
     memory = {"forward_mib": forward_peak, "peak_mib": resident("VmHWM") - before}
     return seconds | watch.seconds | memory | {"modules": modules, "images": count}
 
 
 def report(figures: dict[str, dict[str, float]]) -> None:
     table = Table(title="forward passes over the calibration images, one thread")
-    for column in ("network", *STAGES, "compress", "forward, s", "peak, MiB", "of it forward", "finding, of analyze"):
+    shown = ("find structures", "score", "damage", "analyze", "plan", "apply", "repair", "compress")
+    for column in ("network", *shown, "forward, s", "peak, MiB", "of it forward", "finding, of analyze"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for name, of in figures.items():
-        ratios = [f"{of[stage] / of['forward']:.2f}" for stage in (*STAGES, "compress")]
+        ratios = [f"{of[stage] / of['forward']:.2f}" for stage in shown]
         memory = [f"{of['peak_mib']:.0f}", f"{of['forward_mib']:.0f}"]
         share = f"{of['find structures'] / of['analyze']:.0%}"
         table.add_row(f"{name} ({of['modules']:.0f} modules)", *ratios, f"{of['forward']:.2f}", *memory, share)
