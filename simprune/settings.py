@@ -48,7 +48,12 @@ class Planner(Chosen, Constraints):
     name: str | None = "greedy"
     blocks: int | None = option(None, "how many blocks go, exactly; null: as many as the planner chooses", least=0)
     finalists: int = option(0, "plans that are tried on held-out inputs, the best of which wins; 0: none", least=0)
-    batch_size: int | None = option(None, "inputs with which latency is measured; null: as many as an example", least=1)
+    batch_size: int | None = option(
+        None,
+        "inputs with which latency is measured; null: the power of two from 2 to 64 at which a call takes 100 million "
+        "multiply-adds, since with fewer the starts of layers hide what widths save",
+        least=1,
+    )
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

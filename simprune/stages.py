@@ -1,5 +1,6 @@
 """The stages of `simprune.compress`, each of which returns data, and the report that is made of them."""
 
+import copy
 import os
 import platform
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
+from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 from simprune.edit.configuration import reopens
 from simprune.edit.reopening import is_pretrained
@@ -30,7 +32,7 @@ from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import estimate
 from simprune.settings import Planner, Settings
 from simprune.trace.network import Network
-from simprune.trace.timing import latency, time_both
+from simprune.trace.timing import sentence
 from simprune.tune.plan import ANY_LOADER
 from simprune.tune.plan import plan as make_plan
 from simprune.tune.smallest import Attempt, NothingPassed, Procedure, Record, SearchSettings, history, smallest
@@ -60,6 +62,7 @@ class Run:
     table: StageTable
     recovery: Recovery
     notes: list[str] = field(default_factory=list)
+    timing: dict[str, Any] | None = None
 
     @classmethod
     def begin(cls, given: Arguments) -> "Run":
@@ -162,7 +165,8 @@ class Run:
             said = {"search": history(how, failure.steps, gates), "verdict": failure.verdict.to_dict()}
             failure.report = self.report(redundancy) | said | {"notes": [*self.notes, str(failure)]}
             raise
-        self.table.rows += found.rows
+        for row in found.rows:  # all of one architecture
+            self.table.append(row, found.followed.model)
         self.notes.append(history(how, found.steps, gates)["note"])
         return Made(found.plan, found.followed, self.table.rows, found.verdict, found.steps)
 
@@ -179,8 +183,11 @@ class Run:
         return validate(self.given.model, small, test, gates, self.settings.seed, self.settings.correction)
 
     def finish(self, made: Made) -> tuple[list[dict[str, Any]], Verdict | None]:
-        """Stand-ins are folded into layers where that changes nothing; then the last checks and timings."""
+        """Stand-ins are folded into layers where that changes nothing; then the last checks."""
         small = made.recovered.model
+        if any(edit.replace in ("linear", "mean") for edit in made.plan.edits):
+            keys = self.table.architectures[-1]  # of the model before it is changed in place, which is timed as well
+            self.table.models |= {key: copy.deepcopy(small) for key in keys}
         stand_ins = absorb(small, made.plan, self.given.calibration)
         self.notes += [*made.recovered.notes, *notes_of(stand_ins)]
         if any(entry.folded_into for entry in stand_ins):
@@ -188,20 +195,26 @@ class Run:
         verdict = made.verdict
         if verdict is None and self.given.test is not None:
             verdict = self.judge(small, self.settings.gates)
-        before, after, _ = time_both(self.given.model, small, self.table.batch)
-        rows = self.table.rows
-        rows[0]["latency_ms"], rows[-1]["latency_ms"] = 1e3 * before, 1e3 * after
         return [entry.to_dict() for entry in stand_ins], verdict
 
-    def controls(self, redundancy: Redundancy, plan: Plan) -> dict[str, Any]:
-        """The mean row of random plans of the same cost, repaired and trained alike."""
-        settings, rows = self.settings, []
-        for draw in range(settings.seed, settings.seed + settings.control):
+    def controls(self, redundancy: Redundancy, plan: Plan) -> None:
+        """Add the mean row of random plans of the same cost, repaired and trained alike."""
+        settings, rows, models = self.settings, [], []
+        for draw in progress(range(settings.seed, settings.seed + settings.control), "random controls"):
             random = self.choose(redundancy, _same_cost(plan), draw)
-            other = self.table.untimed()
-            small = self.recovery.follow(random, self.network, other.add).model
-            rows.append(other.rows[-1] | {"latency_ms": 1e3 * latency(small, self.table.batch)})
-        return {"name": "random control", "plans": settings.control} | mean(rows)
+            other = self.table.beside()
+            models.append(self.recovery.follow(random, self.network, other.add).model)
+            rows.append(other.rows[-1])
+        self.table.append({"name": "random control", "plans": settings.control} | mean(rows), *models)
+        self.notes.append(
+            "the random control removes what chance names, whole blocks as well as channels, until it costs as much as "
+            "the plan; it is repaired and trained alike"
+        )
+
+    def time(self) -> None:
+        """All models of the table are timed in one rotation; a note says with what."""
+        self.timing = self.table.time()
+        self.notes.append(sentence(self.timing))
 
     def described(self, plan: Plan | None) -> dict[str, Any]:
         """The settings that a report shows."""
@@ -222,6 +235,7 @@ class Run:
             "seed": self.settings.seed,
             "settings": self.described(None if made is None else made.plan),
             "stages": self.table.rows,
+            "timing": self.timing,
             "redundancy": redundancy.to_dict(),
             "notes": self.notes,
             "environment": {

@@ -93,7 +93,8 @@ def stages(report: Mapping[str, Any]) -> Table:
         if column in ("accuracy", "agreement"):
             return f"{value:.2%}"
         if column == "latency":
-            return f"{value:.2f} ms"
+            low, high = stage.get("latency_spread_ms") or (value, value)
+            return f"{value:.2f} ms ({low:.2f} to {high:.2f})"
         return f"{value:,} ({value / original[column]:.0%})" if original[column] else f"{value:,}"
 
     rows = [[stage["name"], *(cell(stage, column) for column in columns[1:])] for stage in report["stages"]]

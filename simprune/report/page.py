@@ -48,7 +48,7 @@ def render(report: dict) -> str:
         final=final,
         headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
         outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
-        sluggish=time is not None and macs is not None and abs(time - macs) > FOLLOWS,
+        sluggish=time is not None and macs is not None and _apart(time, macs, final, original),
         edits=edits,
         entries=report["redundancy"].get("entries") or [],
         removed_blocks=removed_blocks,
@@ -98,6 +98,13 @@ def _ratio(stage: dict, original: dict, key: str) -> float | None:
 def _difference(stage: dict, original: dict, key: str) -> float | None:
     value, whole = stage.get(key), original.get(key)
     return value - whole if value is not None and whole is not None else None
+
+
+def _apart(time: float, macs: float, final: dict, original: dict) -> bool:
+    """Whether the share of the time differs from that of the macs by more than chance and by what counts."""
+    low, high = final.get("latency_spread_ms") or [final["latency_ms"]] * 2
+    nearest = min(max(macs, low / original["latency_ms"]), high / original["latency_ms"])
+    return abs(time - macs) > FOLLOWS and abs(nearest - macs) > FOLLOWS
 
 
 def _headline(original: dict, final: dict, edits: list) -> str:

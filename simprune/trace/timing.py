@@ -1,15 +1,19 @@
-"""How long a network takes: the median of repeated runs, and two networks timed in turns."""
+"""How long networks take: the median of repeated runs, in turns, so that a slow moment of the machine meets all."""
 
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from statistics import median
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simprune.core.cost import Example
+from simprune.core.example import rows_of
 from simprune.trace.context import evaluation
 
 
@@ -53,6 +57,107 @@ def batch_of(example: Example, size: int | None) -> Example:
 
     args, kwargs = example
     return tuple(map(resized, args)), {key: resized(value) for key, value in kwargs.items()}
+
+
+WORK = 100_000_000  # multiply-adds of one call that is timed by default, at least
+MOST = 64  # inputs of such a call, at most
+
+
+def default_size(macs: float, rows: int = 2) -> int:
+    """The number of inputs with which a network is timed unless a plan names one: a power of two, from 2 to 64.
+
+    So many that one call takes 100 million multiply-adds or more. With fewer, starting the layers takes longer than
+    their work, and networks that differ in width alone take the same time.
+
+    Args:
+        macs: multiply-adds of one input.
+        rows: inputs at least.
+
+    >>> default_size(41e6), default_size(1e9), default_size(1e4)
+    (4, 2, 64)
+    """
+    size = rows
+    while size < MOST and size * macs < WORK:
+        size *= 2
+    return size
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The seconds of one network in a rotation: the median, the quartiles, and those of its ratio to the first one."""
+
+    seconds: float
+    spread: tuple[float, float]
+    ratio: float
+    ratio_spread: tuple[float, float]
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the difference from the first network is larger than what the turns differ by."""
+        low, high = self.ratio_spread
+        return not low <= 1.0 <= high
+
+
+def rotate(models: Sequence[nn.Module], example: Example, timer: Timer | None = None) -> list[Latency]:
+    """Time networks in turns, `ROUNDS` times one after another, so that all meet the same slow and fast moments.
+
+    Args:
+        models: the first is the one that others are compared with.
+        example: arguments of a call.
+        timer: (module, args, kwargs) -> seconds; by default `clock`.
+
+    Returns:
+        The latency of every network.
+
+    >>> times = {4: 3.0, 2: 1.5}
+    >>> layers = [nn.Linear(4, 4), nn.Linear(4, 2)]
+    >>> [entry.ratio for entry in rotate(layers, ((), {}), lambda layer, args, kwargs: times[layer.out_features])]
+    [1.0, 0.5]
+    """
+    timed = timer or clock
+    turns = [[timed(model, *example) for model in models] for _ in range(ROUNDS)]
+    columns = list(zip(*turns, strict=True))
+    rows = []
+    for column in columns:
+        ratios = [seconds / first for seconds, first in zip(column, columns[0], strict=True)]
+        rows.append(Latency(median(column), _quartiles(column), median(ratios), _quartiles(ratios)))
+    return rows
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def bench(example: Example, device: torch.device) -> dict[str, Any]:
+    """What a latency depends on beside the network: inputs of a call, threads, device, its name, turns."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    facts = {"batch_size": rows_of(example), "threads": torch.get_num_threads(), "device": str(device), "name": name}
+    return facts | {"turns": ROUNDS}
+
+
+def _processor() -> str:
+    """The name of the CPU, as the system says it."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def sentence(timing: Mapping[str, Any]) -> str:
+    """What `bench` found, in words.
+
+    >>> sentence({"batch_size": 16, "threads": 1, "device": "cpu", "name": "a CPU", "turns": 15})
+    'latency of a call with 16 inputs, 1 thread, on cpu (a CPU): median and quartiles of 15 turns over all networks'
+    """
+    threads = f"{timing['threads']} thread{'s' * (timing['threads'] != 1)}"
+    where = f"on {timing['device']} ({timing['name']})"
+    return (
+        f"latency of a call with {timing['batch_size']} inputs, {threads}, {where}: median and quartiles of "
+        f"{timing['turns']} turns over all networks"
+    )
 
 
 def alternate(

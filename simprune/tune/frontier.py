@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from simprune.checks import clopper_pearson
 from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
@@ -12,7 +14,6 @@ from simprune.core.redundancy import Redundancy
 from simprune.repair.recovery import Recovery
 from simprune.repair.stages import StageTable, mean
 from simprune.trace.network import Network
-from simprune.trace.timing import time_both
 
 CURVES = {"joint": "blocks and channels", "depth": "blocks alone", "width": "channels alone", "random": "the control"}
 
@@ -70,6 +71,8 @@ def trace_frontier(
     tasks = [(curve, share) for curve in parts for share in sorted(budgets, reverse=True)]
     count = None if table.original is None else len(table.original.logits)
     points, plans = [], {}
+    models: list[nn.Module] = []
+    timed: list[int] = []  # the points of the table's rows behind the original's
     for curve, share in progress(tasks, "frontier"):
         point: dict[str, Any] = {"curve": curve, "budget": share}
         try:
@@ -78,13 +81,20 @@ def trace_frontier(
             empty = dict.fromkeys((*KINDS, "accuracy", "agreement", "accuracy_bounds", "agreement_bounds", "latency"))
             points.append(point | {"reachable": False, "reason": str(error)} | empty | {"latency_ms": None, "plans": 0})
             continue
-        figures = mean([_figures(plan, network, table, recovery) for plan in tried])
+        figures = mean([_figures(plan, network, table, recovery, models) for plan in tried])
+        table.append({}, *models[-len(tried) :])
+        timed.append(len(points))
         exact = count if len(tried) == 1 else None  # a mean over several plans is no rate, and has no interval
         bounds = {f"{key}_bounds": _bounds(figures[key], exact) for key in ("accuracy", "agreement")}
         points.append(point | {"reachable": True, "reason": ""} | figures | bounds | {"plans": len(tried)})
         if curve != "random":
             plans[curve, share] = tried[0]
+    timing = table.time()
+    for index, row in zip(timed, table.rows[1:], strict=True):
+        keys = ("latency_ms", "latency_spread_ms", "latency_told_apart")
+        points[index] |= {key: row[key] for key in keys} | {"latency": row["latency_ms"] / table.rows[0]["latency_ms"]}
     data = {
+        "timing": timing,
         "inputs": count,
         "original": {key: value for key, value in table.rows[0].items() if key != "name"},
         "curves": {curve: CURVES[curve] for curve in parts},
@@ -93,15 +103,15 @@ def trace_frontier(
     return Frontier(data, plans)
 
 
-def _figures(plan: Plan, network: Network, table: StageTable, recovery: Recovery) -> dict[str, Any]:
-    """Costs of a plan's model as shares of the original's, its answers, and its latency in turns with the original."""
-    stages = table.untimed()
-    small = recovery.follow(plan, network, stages.add).model
+def _figures(
+    plan: Plan, network: Network, table: StageTable, recovery: Recovery, models: list[nn.Module]
+) -> dict[str, Any]:
+    """Costs of a plan's model as shares of the original's, and its answers; the model is added to `models`."""
+    stages = table.beside()
+    models.append(recovery.follow(plan, network, stages.add).model)
     original, last = table.rows[0], stages.rows[-1]
-    _, after, ratio = time_both(network.model, small, table.batch)
     costs = {kind: last[kind] / max(original[kind], 1) for kind in KINDS}
-    rates = {key: last[key] for key in ("accuracy", "agreement")}
-    return costs | rates | {"latency": ratio, "latency_ms": 1e3 * after}
+    return costs | {key: last[key] for key in ("accuracy", "agreement")} | {"latency": None, "latency_ms": None}
 
 
 def _bounds(rate: float | None, count: int | None) -> list[float] | None:

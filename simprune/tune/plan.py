@@ -16,7 +16,7 @@ from simprune.planners.space import Selection, Space
 from simprune.planners.surplus import without_surplus
 from simprune.settings import Planner
 from simprune.trace.network import Network
-from simprune.trace.timing import Timer, batch_of, clock
+from simprune.trace.timing import Timer, batch_of, clock, default_size
 from simprune.tune.finalists import HoldoutTrial, try_plans
 from simprune.tune.loading import loadable, whole_layers
 from simprune.tune.measured import Bench, Timings, meet, not_measured
@@ -136,7 +136,8 @@ class _Request:
         elif self.network is None:
             raise ValueError(f"budget: {' and '.join(limits.measured.limits)} can only be measured: give model=...")
         else:
-            example = batch_of(self.network.example, self.planner.batch_size)
+            size = self.planner.batch_size or default_size(self.network.costs.total().macs)
+            example = batch_of(self.network.example, size)
             bench = Bench(self.network, example, self.timer, draft, timings=self.timings)
             space, selection, after = meet(search, limits, choose, bench)
             before = {kind: bench.original(kind) for kind in after}

@@ -79,7 +79,7 @@ class Procedure:
             if other.plan is not None and _removed(other.plan) == _removed(content):
                 same = replace(other, budget=budget, kept=kept, reason=f"as step {index}", same_as=index, plan=None)
                 return same, original
-        stages = self.stages.untimed()
+        stages = self.stages.beside()
         followed = self.recovery.follow(plan, self.network, stages.add)
         lists = {"rows": stages.rows, "repairs": finite(followed.repairs), "epochs": finite(followed.epochs)}
         lists["notes"] = [*followed.notes]
