@@ -105,7 +105,7 @@ def estimate(
         losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
         for group in groups:
             losses |= {(group.kind, group.name, units): loss for units, loss in scores[group.name].losses.items()}
-        changes, interactions = output_changes(network.model, calibration, losses, seed)
+        changes, interactions = output_changes(network.model, calibration, losses, seed, network.axes)
         for group in groups:
             scored = scores[group.name]
             scores[group.name] = scored.costing(

@@ -21,7 +21,7 @@ from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
 from simprune.core.redundancy import Interactions
 from simprune.core.spaced import enough, spaced
-from simprune.trace.axes import channels_last, like
+from simprune.trace.axes import Axes, channels_last, like
 from simprune.trace.capture import Reading
 from simprune.trace.layers import changes_by_weights, in_full, stacked
 from simprune.trace.sensitivity import backpropagate
@@ -146,7 +146,11 @@ def _tokens(site: Site, value: Tensor) -> Tensor:
 
 
 def output_changes(
-    model: nn.Module, calibration: Iterable, losses: Mapping[Key, Sequence[OutputLoss]], seed: int = 0
+    model: nn.Module,
+    calibration: Iterable,
+    losses: Mapping[Key, Sequence[OutputLoss]],
+    seed: int = 0,
+    axes: Axes | None = None,
 ) -> tuple[dict[Key, float], Interactions]:
     """Damage of every removal, and the interactions of structures.
 
@@ -159,6 +163,7 @@ def output_changes(
         calibration: batches that can be walked more than once.
         losses: at the outputs of modules, by the removal that causes them. Removals without losses are left out.
         seed: of the random signs.
+        axes: of the model; without them the inputs of a batch lie along the first dimension everywhere.
 
     Returns:
         Damages by removal, and the interactions by kind and name. Of several removals from one structure, that of the
@@ -182,6 +187,8 @@ def output_changes(
     def add(
         parts: Sequence[tuple[Key, OutputLoss]], layer: nn.Module, value: Tensor, output: Tensor, gradient: Tensor
     ) -> None:
+        along = 0 if axes is None else axes.batch(parts[0][1].module, "output")
+        value, output, gradient = (tensor.movedim(along, 0) for tensor in (value, output, gradient))
         held = counting.held_out(len(value))
         together: dict[tuple[bool, ...], list[tuple[Key, OutputLoss]]] = {}  # parts by the rows that they look at
         for key, part in parts:
@@ -220,7 +227,9 @@ def _changes(
         if part.error is None:
             changes.append(weighted[key])
         else:
-            changes.append((gradient.float() * part.error(value, output).float()).flatten(1).sum(1, dtype=torch.float64))
+            changes.append(
+                (gradient.float() * part.error(value, output).float()).flatten(1).sum(1, dtype=torch.float64)
+            )
     return changes
 
 

@@ -25,6 +25,34 @@ class Pair(nn.Module):
         return self.one(h.mean(1)), self.two(h)
 
 
+class Positions(nn.Module):
+    """Tokens as (positions, inputs, channels), or as (inputs, positions, channels)."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.a, self.b, self.c, self.d = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x.transpose(0, 1) if self.first else x)
+        h = self.c(self.b(h.relu()).tanh()).relu()
+        return self.d(h.mean(0 if self.first else 1))
+
+
+@pytest.mark.parametrize("method", ["least_squares", "blockwise"])
+def test_positions_in_front_of_inputs_change_nothing(method):
+    x, outputs = torch.randn(48, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), []
+    for first in (False, True):
+        torch.manual_seed(0)
+        model = Positions(first).eval().double()
+        plan = sp.plan(sp.analyze(model, list(x.split(12))), budget={"macs": 0.5})
+        small = sp.apply(plan, model)
+        sp.reconstruct(small, plan, model, list(x.split(12)), method)
+        outputs.append((plan.edits, small(x).detach()))
+    assert outputs[0][0] == outputs[1][0]
+    torch.testing.assert_close(outputs[0][1], outputs[1][1], rtol=1e-6, atol=1e-6)
+
+
 CASES = {
     "residual": (lambda: lively(ResidualCNN(in_channels=3, widths=(6, 8), depths=(1, 2))), (3, 6, 6)),
     "two outputs": (Pair, (4, 6)),
