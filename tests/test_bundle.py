@@ -18,6 +18,7 @@ from simprune import bundle
 from simprune.api import apply
 from simprune.core import store
 from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.core.weights import load_weights
 
 MODULE = """
 import torch
@@ -324,3 +325,16 @@ def test_a_state_that_is_no_tensor_is_refused(result, tmp_path):
 def test_a_recipe_of_objects_is_refused(result, tmp_path):
     with pytest.raises(ValueError, match="recipe: expected mappings"):
         bundle.save(tmp_path / "kept", result, {"model": object()})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_opened(result, folder, value):
+    weights = load_file(folder / "model.safetensors")
+    weights["mix.bias"][0] = value
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"mix\.bias has"):
+        load_weights(result.model, folder / "model.safetensors")
+    result.model.mix.bias.data[0] = value
+    with pytest.raises(ValueError, match=r"the model of the bundle: mix\.bias has"):
+        bundle.save(folder.parent / "other", result)
+    assert not (folder.parent / "other").exists()

@@ -8,6 +8,7 @@ import torch
 from simprune.core import registry
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import describe
+from simprune.core.progress import step
 from simprune.core.redundancy import (
     BLOCK_WHY,
     UNITS_WHY,
@@ -25,6 +26,7 @@ from simprune.scores.output_changes import BlockLosses, output_changes
 from simprune.structures import check_structures, structure
 from simprune.trace.capture import read
 from simprune.trace.network import Network
+from simprune.trace.precision import require_finite
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def estimate(
     kinds = check_structures(structures)
     score_part, _ = registry.read("score", score)
     block_part, _ = registry.read("block_score", block_score)
+    with step("find structures and prove removals"):
+        _require_numbers(network)
     blocks, groups, refusals = _find(network, kinds)
     names = [block.name for block in blocks]
     weighed = damage and score_part.facts.get("output_losses", False)
@@ -91,11 +95,13 @@ def estimate(
     if blocks:
         stream = observe(network, calibration, blocks, checkpoint, readings)
         context = BlockContext(network, calibration, stream, measure, checkpoint)
-        block_scores = _score_blocks(context, names, block_score, seed)
+        with step("score blocks"):
+            block_scores = _score_blocks(context, names, block_score, seed)
     elif readings:
         read(network.model, calibration, readings, network.axes)
     correlations = moments.correlations()
-    scores = dict(registry.bound("score", score, seed=seed)(network, calibration, readable)) if readable else {}
+    with step("score channels and heads"):
+        scores = dict(registry.bound("score", score, seed=seed)(network, calibration, readable)) if readable else {}
     parts = {name: score_part if name in scores else registry.find("score", "predictability") for name in correlations}
     scores |= {name: by_prediction(values) for name, values in correlations.items() if name not in scores}
     of_experts = score_experts(network, calibration, experts) if experts else {}
@@ -161,6 +167,18 @@ def estimate(
         points=None if context is None else context.points(),
     )
     return Estimate(redundancy, context)
+
+
+def _require_numbers(network: Network) -> None:
+    """ValueError, with the first layer that gives one, where an output of the network on the example holds nan."""
+    if not any(value.isnan().any() for value in network.outputs.values()):
+        return
+    leaves = {name for name, module in network.model.named_modules() if next(module.children(), None) is None}
+    for name, seen in network.visits.items():
+        if name in leaves and seen.output is not None and seen.output.is_floating_point():
+            require_finite(seen.output, f"the output of {name}")
+    for name, value in network.outputs.items():
+        require_finite(value, f"the network's output {name}")
 
 
 def _find(network: Network, kinds: Sequence[str]) -> tuple[list[Block], list[UnitGroup], list[tuple[str, str]]]:

@@ -10,6 +10,7 @@ from simprune.core.spaced import enough
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import reading_weights
 from simprune.trace.capture import Reading
+from simprune.trace.precision import require_finite
 from simprune.trace.sites import Layout, Site
 
 
@@ -45,6 +46,7 @@ class ReaderMoments(Reading):
             columns = rows[:, units].movedim(1, -1).flatten(0, 1) if self.apart else rows[:, units.flatten()]
             key = (group, site.module, 0 if self.apart else number)
             moments = Moments.of(columns)
+            require_finite(moments.mean, f"the input of {site.module}")
             self._moments[key] = self._moments[key].merge(moments) if key in self._moments else moments
 
     def of(self, group: UnitGroup) -> list[Moments]:
