@@ -60,6 +60,21 @@ def unshare(module: nn.Module, original: nn.Module) -> None:
             parameter.data = parameter.detach().clone()
 
 
+def release(module: nn.Module) -> None:
+    """Give back the memory of a copy that is of no use any more, and that circles of references would hold for a while.
+
+    The copy cannot run afterwards. Whoever shares its memory keeps it.
+
+    >>> layer = nn.Linear(4, 4)
+    >>> copy = sharing(layer)
+    >>> release(copy)
+    >>> copy.weight.numel(), layer.weight.numel()
+    (0, 16)
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
 def fill(parameter: nn.Parameter, value: float) -> None:
     """Make all entries of a parameter one number, which is stored once."""
     parameter.requires_grad_(False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
-from simprune.core.copies import sharing
+from simprune.core.copies import release, sharing
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.trace.context import eval_mode
@@ -58,11 +58,12 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
         with eval_mode(cut), torch.no_grad():
             after = all_tensors(cut(*args, **kwargs))
         without = _unmixed(cut, network)
-        del cut  # one edited copy at a time
+        release(cut)  # one edited copy at a time
         masked = sharing(network.model)
         for group in groups:
             structure.ignore(masked, group, group.size // 2)
         ignored = _unmixed(masked, network)
+        release(masked)
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
