@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +82,8 @@ def _halves(network: Network, name: str, inner: list[str]) -> list[Block]:
 def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals]:
     """Blocks without which the network runs, numbered by chain, and the names of the others with the reason.
 
-    Cost: one copy of the network, and one forward pass of the example per block.
+    Cost: one copy of the network that shares its weights, and 2 log2(blocks) forward passes of the example; more
+    where a block cannot go.
     """
     if not blocks:
         return [], []
@@ -90,28 +92,56 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
     lengths = {block.name: len(torch.as_tensor(network.visits[block.name].output)) for block in blocks}
     rows, differ = rows_of(network.example), len(set(lengths.values())) > 1
     reasons: dict[str, str] = {}
+    tried: list[Block] = []
     for block in blocks:
         visit = network.visits[block.name]
         if visit.calls > 1:
-            reason = f"it runs {visit.calls} times in one forward pass"
+            reasons[block.name] = f"it runs {visit.calls} times in one forward pass"
         elif uses[network.model.get_submodule(block.name)] > 1:
-            reason = "the same module stands in several places of the network"
+            reasons[block.name] = "the same module stands in several places of the network"
         elif differ and lengths[block.name] != rows:
-            reason = f"it gets {lengths[block.name]} parts of {rows} inputs, other blocks whole inputs"
+            reasons[block.name] = f"it gets {lengths[block.name]} parts of {rows} inputs, other blocks whole inputs"
         else:
-            reason = _failure(network, trial, block)
-        if reason is not None:
-            reasons[block.name] = reason
-    return _chained([block for block in blocks if block.name not in reasons], network.visits), list(reasons.items())
+            tried.append(block)
+    for walk in _walks(tried):
+        reasons |= _failures(network, trial, [block for block in walk if block.name not in reasons])
+    provable = [block for block in blocks if block.name not in reasons]
+    return _chained(provable, network.visits), [(b.name, reasons[b.name]) for b in blocks if b.name in reasons]
 
 
-def _failure(network: Network, trial: nn.Module, block: Block) -> str | None:
-    """Why the network cannot do without a block; None when it can. The trial is a copy, which is left as it was."""
-    visit = network.visits[block.name]
+def _walks(blocks: list[Block]) -> list[list[Block]]:
+    """Blocks that one forward pass does without: every block goes while any other one stays, which may need it.
+
+    >>> [[block.name for block in walk] for walk in _walks([Block("a"), Block("b"), Block("c")])]
+    [['a', 'c'], ['b'], ['a', 'b'], ['c']]
+    """
+    if len(blocks) < 2:
+        return [blocks]
+    bits = range((len(blocks) - 1).bit_length())
+    return [[b for number, b in enumerate(blocks) if number >> bit & 1 == value] for bit in bits for value in (0, 1)]
+
+
+def _failures(network: Network, trial: nn.Module, blocks: list[Block]) -> dict[str, str]:
+    """The blocks, by name, without which the network cannot do, with the reason; all are tried at once, else halves."""
+    reason = _failure(network, trial, blocks) if blocks else None
+    if reason is None:
+        return {}
+    if len(blocks) == 1:
+        return {blocks[0].name: reason}
+    middle = len(blocks) // 2
+    return _failures(network, trial, blocks[:middle]) | _failures(network, trial, blocks[middle:])
+
+
+def _failure(network: Network, trial: nn.Module, blocks: list[Block]) -> str | None:
+    """Why the network cannot do without these blocks; None when it can. The trial is a copy, left as it was."""
+    visits = [network.visits[block.name] for block in blocks]
     try:
-        if _returns_more(visit) and not _same_without_more(network, trial, block.name):
-            return "it also makes a tensor that later layers need"
-        with without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")):
+        for block, visit in zip(blocks, visits, strict=True):
+            if _returns_more(visit) and not _same_without_more(network, trial, block.name):
+                return "it also makes a tensor that later layers need"
+        with ExitStack() as stack:
+            for block, visit in zip(blocks, visits, strict=True):
+                stack.enter_context(without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")))
             after = _outputs(network, trial)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without it ({kind_of(error)} in its forward pass)"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency.group import Group
 
 from simprune.core.batches import all_tensors
-from simprune.core.copies import copy_of
+from simprune.core.copies import sharing
 from simprune.core.cost import Example
 from simprune.core.structures import Coupling, NotPrunable, Slice
 from simprune.trace.bypass import put
@@ -61,6 +61,8 @@ class CouplingGraph:
         self._names = {module: name for name, module in model.named_modules()}
         args, kwargs = example
         by_type, self._sides, self._hidden = pruners(model)
+        self._cuts: dict[tuple[nn.Module, Any], list[tuple[str, int]]] = {}  # by layer and the function that cuts it
+        self._traced_items: dict[str, list[tuple[Any, Any]]] = {}  # of layers whose group has just been built
         self._traced = False  # whether torch-pruning can trace the network
         self._graph = tp.DependencyGraph()
         for kind, pruner in by_type.items():
@@ -124,7 +126,7 @@ class CouplingGraph:
             return True
         try:
             if self._traced:
-                self._group(layer, range(width))
+                self._traced_items[layer] = self._group(layer, range(width))[1]
                 return False
         except NotPrunable as of_torch_pruning:
             reason = reason or (None if self._flow.runs(module) else str(of_torch_pruning))
@@ -206,7 +208,7 @@ class CouplingGraph:
             for target, dim, side, by_channel in self._flow.items(self.model.get_submodule(layer)):
                 yield target, dim, self._handler(target, side), by_channel
             return
-        for dep, indices in self._group(layer, range(width))[1]:
+        for dep, indices in self._traced_items.pop(layer):
             by_channel: Channels = [set() for _ in range(width)]
             for index in indices:
                 by_channel[index.root_idx].add(int(index.idx))
@@ -242,27 +244,28 @@ class CouplingGraph:
                     yield (prefix + name, dim, INPUT), by_channel
                 yield (prefix + name, dim, side), local if side == "in" else by_channel
 
-    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: Channels) -> Iterator[tuple[str, int]]:
-        """Tensors of one layer, with dimensions, that shrink when its first channel is removed; tried on a copy."""
+    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: Channels) -> list[tuple[str, int]]:
+        """Tensors of one layer, with dimensions, that shrink when its first channel goes; tried on a copy, once."""
         first = next((indices for indices in by_channel if indices), None)
         if first is None:
-            return
+            return []
+        if (module, handler) in self._cuts:
+            return self._cuts[module, handler]
         remedy = rewritten(module, self._names[module])
         if remedy is not None:
             raise NotPrunable(remedy)
-        trial = copy_of(module)
-        before = _shapes(module)
+        trial, unknown = sharing(module), f"no rule is known that removes channels of {self._names[module]}"
+        before, cuts = _shapes(module), []
         try:
             handler(trial, sorted(first))
         except Exception:  # any failure inside torch-pruning means the same: it cannot cut this layer
-            name = self._names[module]
-            raise NotPrunable(f"no rule is known that removes channels of {name}, coupled to it") from None
+            raise NotPrunable(f"{unknown}, coupled to it") from None
         for name, shape in _shapes(trial).items():
             if len(shape) != len(before[name]):
-                raise NotPrunable(f"no rule is known that removes channels of {self._names[module]}, coupled to it")
-            for dim, (old, new) in enumerate(zip(before[name], shape, strict=True)):
-                if old != new:
-                    yield name, dim
+                raise NotPrunable(f"{unknown}, coupled to it")
+            cuts += [(name, dim) for dim, size in enumerate(shape) if size != before[name][dim]]
+        self._cuts[module, handler] = cuts
+        return cuts
 
     def prune(self, edits: Sequence[tuple[str, Sequence[int]]]) -> None:
         """Remove output channels of layers, and everything coupled to them, from the model itself.
@@ -278,6 +281,7 @@ class CouplingGraph:
         """
         followed = [edit for edit in edits if self._is_followed(edit[0])]
         traced = [edit for edit in edits if edit not in followed]
+        self._traced_items.clear()
         for layer, indices in traced:
             self._check(layer, indices)
             with self._same_parameters():

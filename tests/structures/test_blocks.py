@@ -42,3 +42,41 @@ def test_a_block_that_runs_twice_is_refused():
     names, refused = found(Twice().eval(), build("Residual")[1])
     assert names == []
     assert "2 times" in refused["block"]
+
+
+class Handing(nn.Module):
+    """Residual layers of which one needs that an earlier one has run, beside the stream."""
+
+    def __init__(self, count: int, giver: int, taker: int) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.layers = nn.Sequential(*(Step(self.notes, i == giver, i == taker) for i in range(count)))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.notes[:] = ["running"]
+        x = self.layers(x)
+        self.notes.clear()
+        return self.head(x)
+
+
+class Step(nn.Module):
+    def __init__(self, notes: list[str], gives: bool, takes: bool) -> None:
+        super().__init__()
+        self.inner, self.gives, self.takes = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), gives, takes
+        self.notes = notes
+
+    def forward(self, x):
+        if self.gives:
+            self.notes.append("given")
+        if self.takes and self.notes == ["running"]:
+            raise IndexError("nothing was given")
+        return x + self.inner(x)
+
+
+def test_among_many_blocks_the_one_that_another_needs_is_refused():
+    torch.manual_seed(0)
+    for giver, taker in ((3, 4), (3, 17), (0, 8)):
+        names, refused = found(Handing(18, giver, taker).eval(), torch.randn(4, 4))
+        assert list(refused) == [f"layers.{giver}"], (giver, taker)
+        assert names == [f"layers.{i}" for i in range(18) if i != giver]
