@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.holdout import SHARE, Counting
-from simprune.core.moments import Moments
+from simprune.core.moments import Moments, gram
 from simprune.trace.layers import matrix_of, patches, positions, stacked
 
 Ridge = float | Literal["auto"]
@@ -246,9 +246,9 @@ class FewRows:
         of float64 throughout, and its relative error, near 1e-6, is far below the ridge of a fit.
         """
         (mean, inputs), (target, targets) = (self._centred(rows) for rows in (self.inputs, self.targets))
-        gram, cross = (inputs.T @ inputs).double(), (inputs.T @ targets).double()
+        products, cross = gram(inputs.T).double(), (inputs.T @ targets).double()
         total = targets.square().sum(dtype=torch.float64)
-        return Products(len(inputs), mean.double(), target.double(), gram, cross, total)
+        return Products(len(inputs), mean.double(), target.double(), products, cross, total)
 
     def solve(self, ridge: float, present: Weights) -> Weights:
         """As of `Products`."""
