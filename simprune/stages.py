@@ -20,7 +20,7 @@ from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
-from simprune.core.progress import progress
+from simprune.core.progress import progress, step
 from simprune.core.redundancy import Redundancy
 from simprune.edit.configuration import reopens
 from simprune.edit.reopening import is_pretrained
@@ -180,7 +180,8 @@ class Run:
     def judge(self, small: nn.Module, gates: Any) -> Verdict:
         test = self.given.test
         assert test is not None
-        return validate(self.given.model, small, test, gates, self.settings.seed, self.settings.correction)
+        with step("checks"):
+            return validate(self.given.model, small, test, gates, self.settings.seed, self.settings.correction)
 
     def finish(self, made: Made) -> tuple[list[dict[str, Any]], Verdict | None]:
         """Stand-ins are folded into layers where that changes nothing; then the last checks."""
@@ -213,7 +214,8 @@ class Run:
 
     def time(self) -> None:
         """All models of the table are timed in one rotation; a note says with what."""
-        self.timing = self.table.time()
+        with step("latency"):
+            self.timing = self.table.time()
         self.notes.append(sentence(self.timing))
 
     def described(self, plan: Plan | None) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from simprune.cli.recipe.objects import objects
 from simprune.cli.recipe.schema import settings, several
 from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import importable
+from simprune.core.progress import reporting
 from simprune.settings import REBUILT, Settings
 
+LOG = "simprune.log"  # beside the results: every step with its time
 # A file that an interrupted run of a command leaves, by which it can go on.
 RESUMABLE = {"compress": "search/state.json", "analyze": f"{UNFINISHED}/{SETTINGS}"}
 
@@ -60,8 +62,9 @@ def run(command: str, args: list[str]) -> int:
         try:
             recipe = settings(config, command)
             sweep.check_objective(recipe, command)
-            job = Job(recipe, *objects(recipe, trusted=folder is not None), compose.resolved(config), out, figures)
-            code = COMMANDS[command](job)
+            with reporting(out / LOG):
+                job = Job(recipe, *objects(recipe, trusted=folder is not None), compose.resolved(config), out, figures)
+                code = COMMANDS[command](job)
             objective = sweep.objective(recipe, figures)
         except KeyboardInterrupt:
             if command in RESUMABLE and (out / RESUMABLE[command]).is_file():
@@ -70,6 +73,8 @@ def run(command: str, args: list[str]) -> int:
         except Exception as error:
             code, reason = report(error), one_line(error) or type(error).__name__
         finally:
+            if out.is_dir() and [path.name for path in out.iterdir()] == [LOG]:
+                (out / LOG).unlink()  # nothing came of it
             _remove_if_empty(out)
         sweep.write_job(out, code, reason, figures, objective)
         codes.append(code)

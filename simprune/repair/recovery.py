@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from simprune.core.plan import Method, Plan
+from simprune.core.progress import step
 from simprune.edit.apply import apply
 from simprune.edit.effects import effects_of
 from simprune.repair.reconstruct import Rules, reconstruct
@@ -49,11 +50,13 @@ class Recovery:
     def follow(self, plan: Plan, network: Network, watch: Watch = lambda *_: None) -> Recovered:
         """Apply a plan, repair and fine-tune; `watch` sees the model after every stage."""
         effects = effects_of(plan, network)
-        small = apply(plan, network, effects)
+        with step("edit"):
+            small = apply(plan, network, effects)
         fit_stand_ins(small, plan, network, self.calibration, effects)
         watch("pruned", small)
         notes: list[str] = []
-        refits = reconstruct(small, plan, network, self.calibration, self.method, effects, False, notes)
+        with step("repair"):
+            refits = reconstruct(small, plan, network, self.calibration, self.method, effects, False, notes)
         if title := Rules.of(self.method).title:
             watch(title, small)
         epochs: list[dict[str, Any]] = []

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from simprune.core import registry
+from simprune.core.batches import first_tensor
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import describe
 from simprune.core.progress import step
@@ -25,6 +29,8 @@ from simprune.scores.experts import EXPERTS, SCORE, WHY, nearest, score_experts
 from simprune.scores.output_changes import BlockLosses, output_changes
 from simprune.structures import check_structures, structure
 from simprune.trace.capture import read
+from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 from simprune.trace.network import Network
 from simprune.trace.precision import require_finite
 
@@ -173,10 +179,16 @@ def _require_numbers(network: Network) -> None:
     """ValueError, with the first layer that gives one, where an output of the network on the example holds nan."""
     if not any(value.isnan().any() for value in network.outputs.values()):
         return
-    leaves = {name for name, module in network.model.named_modules() if next(module.children(), None) is None}
-    for name, seen in network.visits.items():
-        if name in leaves and seen.output is not None and seen.output.is_floating_point():
-            require_finite(seen.output, f"the output of {name}")
+
+    def look(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        value = first_tensor(output)
+        if value is not None and value.is_floating_point():
+            require_finite(value, f"the output of {name}")
+
+    leaves = [(name, module) for name, module in network.model.named_modules() if next(module.children(), None) is None]
+    args, kwargs = network.example
+    with eval_mode(network.model), torch.no_grad(), hooks(after=[(leaf, partial(look, name)) for name, leaf in leaves]):
+        network.model(*args, **kwargs)
     for name, value in network.outputs.items():
         require_finite(value, f"the network's output {name}")
 

@@ -13,6 +13,7 @@ from math import log
 import numpy as np
 
 from simprune.core.plan import Method
+from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy, TrialRemoval
 from simprune.planners.constraints import Constraints
 from simprune.planners.search import everything
@@ -59,7 +60,7 @@ def calibrate(
     names_by_kind = {"block": [entry.name for entry in redundancy.blocks]}
     for entry in redundancy.channels:
         names_by_kind.setdefault(entry.group.kind, []).append(entry.name)
-    for kind, names in names_by_kind.items():
+    for kind, names in progress(list(names_by_kind.items()), "trial removals"):
         depths, logs = [], []
         for part in filter(len, np.array_split(np.arange(len(names)), PARTS)):
             tried = _trials(redundancy, kind, [names[index] for index in part], shares, holdout)
