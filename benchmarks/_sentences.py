@@ -57,6 +57,10 @@ def overlap(first: Tensor, second: Tensor) -> float:
     return float((first[:, :, None] == second[:, None]).any(-1).float().mean())
 
 
+def layers_of(model: nn.Module) -> Any:
+    return model.get_submodule("encoder.layer")
+
+
 # ---- ways to prune ----
 
 
@@ -84,7 +88,7 @@ def magnitude(model: nn.Module, _: Batches) -> nn.Module:
     """Half of every MLP's hidden units by the product of the norms of their weights; nothing makes up for them."""
     small = copy.deepcopy(model)
     with torch.no_grad():
-        for layer in small.get_submodule("encoder.layer"):
+        for layer in layers_of(small):
             first, last = layer.intermediate.dense, layer.output.dense
             score = first.weight.norm(dim=1) * last.weight.norm(dim=0)
             lost = score.argsort()[: round((1 - SHARE) * len(score))]
@@ -103,7 +107,7 @@ def dropped(model: nn.Module, calibration: Batches) -> nn.Module:
     ]
     gone = sorted(range(len(alike)), key=alike.__getitem__)[-COUNT:]
     small = copy.deepcopy(model)
-    layers = small.get_submodule("encoder.layer")
+    layers = layers_of(small)
     small.get_submodule("encoder").layer = nn.ModuleList(layer for n, layer in enumerate(layers) if n not in gone)
     return small
 

@@ -69,7 +69,7 @@ def ours_blocks(
     entries = [entry for entry in redundancy.blocks if entry.block.name.endswith(end)]
     ranked = sorted(entries, key=lambda entry: entry.damage)
     chosen = random.Random(draw).sample(ranked, count) if chance else ranked[:count]
-    edits = [Edit("block", entry.block.name, replace=entry.block.replace) for entry in chosen]
+    edits = [Edit("block", entry.block.name, replace="zero" if end else "identity") for entry in chosen]
     return repaired(edits, redundancy, model, calibration)
 
 

@@ -97,7 +97,9 @@ def find_halves(small: nn.Module, network: Network, layers: Sequence[str], dropp
         if is_cut:
             ends.add(name)
     last = {half.block: layer for layer, half in halves.items()}
-    steps = [*_steps(network, {*dropped}, last.keys())]
+    # What a fitted map or constant stands in for is not made up for once more.
+    plain = {name for name in dropped if type(small.get_submodule(name)) is Bypass}
+    steps = [*_steps(network, plain, last.keys())]
     gaps = {last[block] for block, follower, gap in steps if gap or follower in arrivals}
     gaps |= {layer for block, layer in last.items() if block in ends}
     return Halves(halves, arrivals, {block: follower for block, follower, _ in steps}, gaps)
@@ -166,9 +168,9 @@ def _steps(network: Network, dropped: Set[str], blocks: Set[str]) -> Iterator[tu
     removed = tuple(f"{name}." for name in dropped)
     open_block, stream, gap = "", None, False  # the last block that is left, and the original's stream behind it
     for name, visit in network.visits.items():
-        value = visit.input
-        known = stream is not None and value is not None and value.device == stream.device
-        follows = known and not name.startswith(removed) and equal(value, stream)
+        value, follows = visit.input, False
+        if stream is not None and value is not None and value.device == stream.device and not name.startswith(removed):
+            follows = equal(value, stream)
         if follows and (name in blocks or (gap and name not in dropped)):
             yield open_block, name, gap
             stream = None

@@ -190,7 +190,8 @@ class _ShrinkingNetwork:
     def _earlier(self, name: str) -> list[str]:
         """The outermost blocks before a block that an identity can replace."""
         before = [*self.layouts][: [*self.layouts].index(name)]
-        whole = [other for other in before if self.remaining[other].replace == "identity"]
+        outside = [other for other in before if not name.startswith(f"{other}.")]
+        whole = [other for other in outside if self.remaining[other].replace == "identity"]
         return [other for other in whole if not any(other.startswith(f"{outer}.") for outer in whole)]
 
     def _proven(self, name: str, batch: Any) -> bool:

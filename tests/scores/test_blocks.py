@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simprune import measures
-from simprune.api import apply
+from simprune.api import analyze, apply
 from simprune.core.batches import call
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
@@ -158,6 +158,19 @@ def test_greedy_without_repair_is_the_error_of_the_network_without_the_block(err
             lost = error(wanted, call(apply(plan, model), held))
             assert found[block.name] == pytest.approx(1 / (1 + lost), rel=1e-3)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_greedy_takes_blocks_and_their_halves_together():
+    model, x = build("pre-norm")
+    silence(model.get_submodule(find_halves(model, x)[1]))
+    score = {"name": "greedy_leave_one_out", "repair": False}
+    redundancy = analyze(model, [x], structures=("blocks", "sub_blocks"), block_score=score, damage=False)
+    values = {entry.block.name: entry.redundancy for entry in redundancy.blocks}
+    assert values[find_halves(model, x)[1]] == max(values.values())
+
+
+def find_halves(model, x):
+    return [block.name for block in structure("sub_blocks").find(Network(model, example_of(x)))[0]]
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
