@@ -51,7 +51,8 @@ class TaskAccuracyDrop(ModelMeasure):
 
     def group(self, models: Sequence[nn.Module], inputs: Any = None, labels: Any = None) -> Score:
         """Score of the original and the pruned model; inputs and labels are not used."""
-        return self.reduce(self.gather(*self._checked(models), inputs).rows)
+        model, small = self._checked(models)
+        return self.reduce(self.gather(model, small, inputs).rows)
 
     def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> Gathered:
         """Rows (examples, 3): the difference, and whether a and b are right.

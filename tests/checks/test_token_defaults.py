@@ -94,6 +94,7 @@ def test_compress_says_nothing_of_missing_labels_where_tokens_are_the_labels():
     options = {"structures": ["channels"], "score": "magnitude", "reconstruct": "none", "budget": {"macs": 0.9}}
     result = compress(Next(), calibration=[ids()], test=[ids()], **options)
     assert not [note for note in result.report["notes"] if "no labels" in note]
+    assert result.verdict is not None
     assert {gate.gate.measure for gate in result.verdict.results} >= {"perplexity_increase"}
     other = compress(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), calibration=[torch.randn(40, 6)],
                      test=[torch.randn(40, 6)], **options)  # fmt: skip

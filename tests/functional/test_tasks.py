@@ -41,8 +41,8 @@ def harness(monkeypatch):
         return {"samples": dict.fromkeys(tasks, rows + filtered)}
 
     package, inner = ModuleType("lm_eval"), ModuleType("lm_eval.models.huggingface")
-    package.simple_evaluate = simple_evaluate
-    inner.HFLM = lambda pretrained, tokenizer: SimpleNamespace(pretrained=pretrained, tokenizer=tokenizer)
+    vars(package)["simple_evaluate"] = simple_evaluate
+    vars(inner)["HFLM"] = lambda pretrained, tokenizer: SimpleNamespace(pretrained=pretrained, tokenizer=tokenizer)
     for name, module in {"lm_eval": package, "lm_eval.models": ModuleType("lm_eval.models")}.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", inner)

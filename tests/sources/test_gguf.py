@@ -1,6 +1,7 @@
 """A GGUF file becomes a model of transformers with weights in full, which saves and opens like any other."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def folder(tmp_path_factory):
 def test_a_gguf_file_is_read_in_full_and_saved_without_its_quantisation(folder, tmp_path, by_path):
     file = "small-q8.gguf"
     named = (f"{folder}/{file}", {}) if by_path else (str(folder), {"gguf_file": file})
-    model = pretrained(named[0], "causal_lm", **named[1])
+    model: Any = pretrained(named[0], "causal_lm", **named[1])
     assert model.name_or_path == f"{folder}/{file}"
     ids = torch.arange(3, 15).reshape(2, 6)
     with torch.no_grad():
