@@ -47,8 +47,8 @@ class InSingle(TorchDispatchMode):
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        args, kwargs = tree_map(_widen, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        named = {name: tree_map(_widen, value) for name, value in (kwargs or {}).items()}
+        return func(*tree_map(_widen, args), **named)
 
 
 def _widen(value: Any) -> Any:

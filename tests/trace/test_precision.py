@@ -1,5 +1,7 @@
 """Half precision: repairs help as in float32. What a subclass of nn.Linear computes decides whether it is fitted."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, fingerprint
 from simprune.repair.gauss_newton import fit_block
 from simprune.trace.layers import can_be_fitted, joint_moments
-from simprune.trace.precision import require_finite, to_single
+from simprune.trace.precision import InSingle, require_finite, to_single
 from tests.architectures.language_models import batch, make
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -81,3 +83,14 @@ def test_what_is_no_number_stops_with_the_name_of_its_layer():
     small = sp.apply(edit, model)
     with pytest.raises(ValueError, match="the input of 2 in the pruned network has nan"):
         sp.reconstruct(small, edit, model, [x.index_fill(0, torch.tensor([3]), float("inf"))])
+
+
+def test_a_half_model_runs_in_single_without_a_copy_and_gives_what_a_single_one_gives():
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)).to(torch.bfloat16)
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        wanted = to_single(copy.deepcopy(model))(x)
+        with InSingle():
+            output = model(x)
+    assert torch.equal(output, wanted)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
