@@ -122,7 +122,7 @@ class StagesOf:
     def __init__(self, rows=({"name": "original", "accuracy": 1.0, "agreement": 1.0, "latency_ms": 1.5},)):
         self.rows = [*rows]
 
-    def untimed(self):
+    def beside(self):
         return StagesOf(())
 
     def add(self, name, model):
