@@ -334,7 +334,8 @@ def test_interrupted_anywhere_and_resumed_is_the_same_byte_for_byte(trained, who
     assert again.plan.to_yaml() == result.plan.to_yaml()
     assert again.verdict.to_dict() == result.verdict.to_dict()
     for row, other in zip(again.report["stages"], result.report["stages"], strict=True):
-        assert row | {"latency_ms": 0} == other | {"latency_ms": 0}
+        figures = {key: row[key] == other[key] for key in row if not key.startswith("latency")}
+        assert row.keys() == other.keys() and all(figures.values())
     sp.save(tmp_path / "a", again)
     sp.save(tmp_path / "b", result)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
@@ -400,7 +401,7 @@ def test_a_search_corrected_for_its_checks_passes_the_plain_checks_too(trained):
     levels = {gate["confidence"] for gate in strict.report["verdict"]["gates"]}
     assert levels == {1 - 0.05 / SearchSettings(tolerance=0.1).checks}
     assert sp.validate(model, strict.model, data, GATES).passed
-    assert "the choice as a whole is at 95 %" in strict.report["notes"][-1]
+    assert any("the choice as a whole is at 95 %" in note for note in strict.report["notes"])
 
 
 def test_nothing_passed_carries_the_report(trained):
