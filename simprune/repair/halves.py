@@ -21,6 +21,8 @@ from simprune.trace.context import eval_mode
 from simprune.trace.layers import channel_dim
 from simprune.trace.network import Network
 
+SMALL = 1e-3  # of the mean size of a stream: positions do not count as smaller
+
 
 @dataclass(frozen=True)
 class Half:
@@ -38,8 +40,14 @@ class Half:
     before: nn.Module
     behind: nn.Module | None
 
-    def target(self, original: Example, pruned: Example, goal: Tensor | None, remaining: Tensor) -> Tensor:
-        """(N, positions, channels) what the layer should give: the stream wanted behind it less what is there before.
+    def target(
+        self, original: Example, pruned: Example, goal: Tensor | None, remaining: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the layer should give: the stream wanted behind it less what is there before; and the stream's size.
+
+        Both are (N, positions, channels); of sizes, which are roots of mean squares, there is one per position. What
+        reads the stream normalises it, so an error counts in relation to its size. In language models some tokens,
+        such as the first, are a thousand times as large as others.
 
         Args:
             original: arguments of the block in the original.
@@ -49,7 +57,9 @@ class Half:
         """
         wanted = goal if self.behind is None else stream_of(self.behind, original)
         assert wanted is not None
-        return (wanted[..., remaining] - stream_of(self.before, pruned)) / self.gain[remaining]
+        wanted = wanted[..., remaining]
+        size = wanted.float().square().mean(-1, keepdim=True).sqrt()
+        return (wanted - stream_of(self.before, pruned)) / self.gain[remaining], size.clamp(min=SMALL * size.mean())
 
 
 @dataclass(frozen=True)

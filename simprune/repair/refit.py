@@ -210,6 +210,8 @@ class Repair:
         """
         layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
 
+        normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
+        through_origin = bias is None and normaliser is None
         per_token = channel_dim(layer) == -1  # a convolution's positions depend on each other
         along = partial(_inputs_first, batch=self.axes.batch(name, "input"))
         held = (
@@ -220,9 +222,12 @@ class Repair:
             """One batch at a time: the outputs of a language model's head are large."""
             for index, (original, pruned, batch) in enumerate(calls):
                 half = self.halves.layers.get(name) if block else None
+                value = _input(pruned)
                 if half is not None:
                     goal = None if goals is None else goals[index]
-                    target = half.target(*block[index][:2], goal, remaining)
+                    target, size = half.target(*block[index][:2], goal, remaining)
+                    if through_origin:  # a row divided by a number is a row that counts less
+                        value, target = value / size.to(value), target / size.to(target)
                 else:
                     args, kwargs = original
                     target = source.forward(*args, **kwargs).index_select(channel_dim(layer), remaining)
@@ -230,13 +235,12 @@ class Repair:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
                 mask = batch.mask(name) if per_token else None
-                x, y = _unpadded(along(_input(pruned)), mask), _unpadded(along(target), mask)
+                x, y = _unpadded(along(value), mask), _unpadded(along(target), mask)
                 require_finite(x, f"the input of {name} in the pruned network")
                 require_finite(y, f"the output of {name}")
                 yield x, y
 
-        normaliser, bias = self.normalisers.get(name), getattr(layer, "bias", None)
-        solved = fit(layer, pairs(), self.ridge, bias is not None or normaliser is not None, held)
+        solved = fit(layer, pairs(), self.ridge, not through_origin, held)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)

@@ -109,10 +109,9 @@ def _best_ridge(folds: "Sequence[tuple[Problem, Problem]]", present: Weights) ->
     best, least = None, without
     for ridge in RIDGES:
         error = errors(ridge)
-        if error.sum() < least.sum():
-            best, least = ridge, error
-        elif best is not None:  # a smaller ridge follows the inputs of the fit further away from the others
+        if error.sum() >= least.sum():  # a smaller ridge follows the inputs of the fit further away from the others
             break
+        best, least = ridge, error
     gain = without - least
     certain = len(gain) < 2 or gain.mean() > gain.std() / len(gain) ** 0.5
     return best if certain else None

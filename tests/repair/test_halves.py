@@ -112,6 +112,25 @@ def test_what_a_fitted_map_stands_in_for_is_not_made_up_for_again():
     assert error(model, small, x) < 1e-6
 
 
+def test_an_error_counts_in_relation_to_the_size_of_the_stream():
+    """Tokens that are a thousand times as large as the others do not decide what is fitted."""
+    torch.manual_seed(0)
+    model = Stream(linear=False).eval()
+    x = torch.randn(80, 6, 8)
+    x[:, 0] *= 1000
+    plan = plan_of(model, x, "layers.1")
+    small = sp.apply(plan, model)
+
+    def relative(net):
+        with torch.no_grad():
+            wanted = model(x)
+            return float((net(x) - wanted)[:, 1:].square().sum() / wanted[:, 1:].square().sum())
+
+    before = relative(small)
+    sp.reconstruct(small, plan, model, x.split(20))
+    assert relative(small) < 0.5 * before
+
+
 def test_the_stream_before_and_behind_every_half_is_the_networks_own():
     torch.manual_seed(0)
     model, x = Stream(linear=False).eval(), torch.randn(4, 6, 8)
@@ -130,10 +149,12 @@ def test_the_stream_before_and_behind_every_half_is_the_networks_own():
         stream = model.embed(x)
         half = halves.layers["layers.0.attention.last"]
         every = torch.arange(8)
-        given = half.target(((stream,), {}), ((stream,), {}), None, every)
+        given, size = half.target(((stream,), {}), ((stream,), {}), None, every)
+        behind = stream + model.layers[0].attention(stream)
+        assert torch.allclose(size, behind.square().mean(-1, keepdim=True).sqrt())
         assert torch.allclose(given, model.layers[0].attention(stream), atol=1e-6)
         goal = model.layers[0](stream)
-        given = halves.layers["layers.0.mlp.last"].target(((stream,), {}), ((stream,), {}), goal, every)
+        given, _ = halves.layers["layers.0.mlp.last"].target(((stream,), {}), ((stream,), {}), goal, every)
         assert torch.allclose(given, goal - stream - small.layers[0].attention(stream), atol=1e-6)
         assert torch.allclose(halves.arrivals["layers.1"](goal), goal + model.layers[1].attention(goal), atol=1e-6)
 
