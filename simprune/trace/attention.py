@@ -108,9 +108,10 @@ def attentions(model: nn.Module) -> dict[str, Attention]:
     >>> attentions(nn.TransformerEncoderLayer(8, 2, 16))["self_attn"].units
     ((0,), (1,))
     """
+    modules = dict(model.named_modules())
     layouts = {
-        name: _of_multihead(name, m) if isinstance(m, nn.MultiheadAttention) else _of_projections(model, name, m)
-        for name, m in model.named_modules()
+        name: _of_multihead(name, m) if isinstance(m, nn.MultiheadAttention) else _of_projections(modules, name, m)
+        for name, m in modules.items()
     }
     return {name: layout for name, layout in layouts.items() if layout is not None}
 
@@ -138,13 +139,13 @@ def _of_multihead(name: str, module: nn.MultiheadAttention) -> Attention | None:
 # ---- modules of projections ----
 
 
-def _of_projections(model: nn.Module, name: str, module: nn.Module) -> Attention | None:
+def _of_projections(modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> Attention | None:
     children = dict(module.named_children())
     projections = _projections(children)
-    output = _output_projection(model, name, children)
+    output = _output_projection(modules, name, children)
     if not projections or output is None or not _holds_only(module, {*projections, *NORMS}, output, name):
         return None
-    output_layer = model.get_submodule(output)
+    output_layer = modules[output]
     size = matrix_of(output_layer).shape[1]
     width = _head_width(module, size)
     sizes = [len(matrix_of(children[child])) for child in projections]
@@ -189,14 +190,14 @@ def _projections(children: Mapping[str, nn.Module]) -> tuple[str, ...]:
     return next((names for names in SEPARATE + FUSED if all(_is_projection(children.get(n)) for n in names)), ())
 
 
-def _output_projection(model: nn.Module, name: str, children: Mapping[str, nn.Module]) -> str | None:
+def _output_projection(modules: Mapping[str, nn.Module], name: str, children: Mapping[str, nn.Module]) -> str | None:
     """Full name of the output projection: a child, or in BERT `output.dense` beside the attention."""
     child = next((child for child in OUTPUT if _is_projection(children.get(child))), None)
     if child is not None:
         return f"{name}.{child}" if name else child
     parent = name.rpartition(".")[0]
     beside = f"{parent}.output.dense"
-    return beside if parent and _is_projection(dict(model.named_modules()).get(beside)) else None
+    return beside if parent and _is_projection(modules.get(beside)) else None
 
 
 def _holds_only(module: nn.Module, known: set[str], output: str, name: str) -> bool:

@@ -6,7 +6,7 @@ parts or moved, and networks that it cannot trace, are followed by `simprune.tra
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import torch_pruning as tp
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch_pruning.dependency import index_mapping
 from torch_pruning.dependency.group import Group
 
 from simprune.core.batches import all_tensors
@@ -61,7 +62,7 @@ class CouplingGraph:
         self._names = {module: name for name, module in model.named_modules()}
         args, kwargs = example
         by_type, self._sides, self._hidden = pruners(model)
-        self._cuts: dict[tuple[nn.Module, Any], list[tuple[str, int]]] = {}  # by layer and the function that cuts it
+        self._cuts: dict[tuple, list[tuple[str, int]]] = {}  # by class and sizes of a layer, and the side that is cut
         self._traced_items: dict[str, list[tuple[Any, Any]]] = {}  # of layers whose group has just been built
         self._traced = False  # whether torch-pruning can trace the network
         self._graph = tp.DependencyGraph()
@@ -126,7 +127,7 @@ class CouplingGraph:
             return True
         try:
             if self._traced:
-                self._traced_items[layer] = self._group(layer, range(width))[1]
+                self._traced_items[layer] = self._group(layer, range(width))
                 return False
         except NotPrunable as of_torch_pruning:
             reason = reason or (None if self._flow.runs(module) else str(of_torch_pruning))
@@ -134,15 +135,15 @@ class CouplingGraph:
             raise NotPrunable(reason)
         return True
 
-    def _group(self, layer: str, indices: Sequence[int]) -> tuple[Any, list[tuple[Any, Any]]]:
-        """torch-pruning's group for removing these output channels, and its items as they were before merging.
+    def _group(self, layer: str, indices: Sequence[int]) -> list[tuple[Any, list[Any]]]:
+        """The items of torch-pruning's group for removing these output channels: what is cut, and where.
 
-        Merging loses which channels share an entry.
+        They are not merged, because merging loses which channels share an entry.
         """
         module, pruner = self.model.get_submodule(layer), self._pruner(layer)
         with self._bounded() as items:
-            group = self._graph.get_pruning_group(module, pruner.prune_out_channels, list(indices))
-        return group, items
+            self._graph.get_pruning_group(module, pruner.prune_out_channels, list(indices))
+        return items
 
     def _check(self, layer: str, indices: Sequence[int]) -> None:
         width = self.width(layer)
@@ -155,11 +156,12 @@ class CouplingGraph:
 
         With a cyclic mapping of indices torch-pruning would add items forever. It also asks for every new item whether
         the group has it; a set answers at once, where torch-pruning's search through all items would take minutes
-        before the limit is reached.
+        before the limit is reached. Items are not merged, and indices not mapped anew for every group, since nothing is
+        cut while a graph is in use: both would take time as the square of the number of layers.
         """
-        add_dep, has_pruning_op, items = Group.add_dep, Group.has_pruning_op, []
+        add_dep, has_pruning_op, merge, items = Group.add_dep, Group.has_pruning_op, Group.add_and_merge, []
         known: set[tuple[Any, Any, tuple]] = set()
-        item_cap, index_cap = 2 * self._item_cap, self._index_cap  # every item is added twice, before and after merging
+        item_cap, index_cap, update = 2 * self._item_cap, self._index_cap, index_mapping.update_index_mapping
 
         def counted(self: Group, dep: Any, idxs: Any) -> None:
             items.append((dep, idxs))
@@ -170,12 +172,15 @@ class CouplingGraph:
 
         Group.add_dep = counted
         Group.has_pruning_op = lambda self, dep, idxs: (dep.target, dep.handler, tuple(idxs)) in known
+        Group.add_and_merge = lambda self, dep, idxs: None
+        index_mapping.update_index_mapping = lambda graph: None
         try:
             yield items
         except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             raise NotPrunable("its channels cannot be followed to the layers that read them") from None
         finally:
-            Group.add_dep, Group.has_pruning_op = add_dep, has_pruning_op
+            Group.add_dep, Group.has_pruning_op, Group.add_and_merge = add_dep, has_pruning_op, merge
+            index_mapping.update_index_mapping = update
 
     def coupling(self, layer: str) -> Coupling:
         """The units of a layer's output channels, and the entries of tensors that are removed with every unit.
@@ -185,8 +190,8 @@ class CouplingGraph:
         """
         width = self.width(layer)
         entries: dict[Key, Channels] = defaultdict(lambda: [set() for _ in range(width)])
-        for target, dim, handler, by_channel in self._items(layer):
-            for key, per_channel in self._entries_of(target, dim, handler, by_channel):
+        for target, dim, side, by_channel in self._items(layer, self._is_followed(layer)):
+            for key, per_channel in self._entries_of(target, dim, side, by_channel):
                 for known, more in zip(entries[key], per_channel, strict=True):
                     known |= more
         units = _units(width, entries.values())
@@ -201,20 +206,24 @@ class CouplingGraph:
         )
         return Coupling(units, slices)
 
-    def _items(self, layer: str) -> Iterator[tuple[nn.Module | str, int, Any, Channels]]:
-        """(module, or name of a parameter; dimension of the parameter; what cuts it; entries of every channel)."""
-        width = self.width(layer)
-        if self._is_followed(layer):
-            for target, dim, side, by_channel in self._flow.items(self.model.get_submodule(layer)):
-                yield target, dim, self._handler(target, side), by_channel
+    def _items(self, layer: str, by_flow: bool) -> Iterator[tuple[nn.Module | str, int, str, Channels]]:
+        """(module, or name of a parameter; dimension of the parameter; side; entries of every channel)."""
+        if by_flow:
+            yield from self._flow.items(self.model.get_submodule(layer))
             return
+        width = self.width(layer)
         for dep, indices in self._traced_items.pop(layer):
+            module = dep.target.module
+            if module not in self._names and not isinstance(module, nn.Parameter):
+                continue  # an operator between layers
             by_channel: Channels = [set() for _ in range(width)]
             for index in indices:
                 by_channel[index.root_idx].add(int(index.idx))
-            module = dep.target.module
-            name = self._graph._param_to_name[module] if isinstance(module, nn.Parameter) else module
-            yield name, dep.target.pruning_dim, dep.handler, by_channel
+            side = "out" if self._graph.is_out_channel_pruning_fn(dep.handler) else "in"
+            if isinstance(module, nn.Parameter):
+                yield self._graph._param_to_name[module], dep.target.pruning_dim, "out", by_channel
+            else:
+                yield module, 0, side, by_channel
 
     def _handler(self, target: nn.Module | str, side: str) -> Any:
         """torch-pruning's function that cuts one side of a module; None for a parameter, which `cut` cuts."""
@@ -224,52 +233,62 @@ class CouplingGraph:
         return pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
 
     def _entries_of(
-        self, module: nn.Module | str, dim: int, handler: Any, by_channel: Channels
+        self, module: nn.Module | str, dim: int, side: str, by_channel: Channels
     ) -> Iterator[tuple[Key, Channels]]:
         """(tensor, dimension, side) and the entries of every channel there, for one item of a group."""
-        side = "out" if handler is None or self._graph.is_out_channel_pruning_fn(handler) else "in"
         if isinstance(module, str):
             yield (module, dim, side), by_channel
         elif module in self._sides:
             for tensor, dim in self._sides[module][side]:
                 yield (tensor, dim, side), by_channel
-        elif module in self._names:
+        else:
             prefix = f"{self._names[module]}." if self._names[module] else ""
             groups, length = _channel_groups(module, side)
             local = [{index % length for index in indices} for indices in by_channel] if groups > 1 else by_channel
             if groups > 1:  # a grouped layer needs as many channels in every group: the nth of all groups go together
                 yield (prefix, 0, TIED), local
-            for name, dim in self._cut_tensors(module, handler, by_channel):
+            for name, dim in self._cut_tensors(module, side, by_channel):
                 if groups > 1 and side == "in":
                     yield (prefix + name, dim, INPUT), by_channel
                 yield (prefix + name, dim, side), local if side == "in" else by_channel
 
-    def _cut_tensors(self, module: nn.Module, handler: Any, by_channel: Channels) -> list[tuple[str, int]]:
-        """Tensors of one layer, with dimensions, that shrink when its first channel goes; tried on a copy, once."""
+    def _cut_tensors(self, module: nn.Module, side: str, by_channel: Channels) -> list[tuple[str, int]]:
+        """Tensors of one layer, with dimensions, that shrink when its first channel goes.
+
+        It is tried on a copy, once for all layers of torch of the same class and sizes.
+        """
         first = next((indices for indices in by_channel if indices), None)
         if first is None:
             return []
-        if (module, handler) in self._cuts:
-            return self._cuts[module, handler]
         remedy = rewritten(module, self._names[module])
         if remedy is not None:
             raise NotPrunable(remedy)
+        own = not type(module).__module__.startswith("torch.nn.")
+        shapes = _shapes(module)
+        alike = (module if own else type(module), side, "" if own else module.extra_repr(), tuple(shapes.items()))
+        if alike not in self._cuts:
+            self._cuts[alike] = self._tried_cuts(module, side, sorted(first), shapes)
+        return self._cuts[alike]
+
+    def _tried_cuts(
+        self, module: nn.Module, side: str, indices: Sequence[int], shapes: dict[str, tuple[int, ...]]
+    ) -> list[tuple[str, int]]:
         trial, unknown = sharing(module), f"no rule is known that removes channels of {self._names[module]}"
-        before, cuts = _shapes(module), []
         try:
-            handler(trial, sorted(first))
+            self._handler(module, side)(trial, indices)
         except Exception:  # any failure inside torch-pruning means the same: it cannot cut this layer
             raise NotPrunable(f"{unknown}, coupled to it") from None
+        cuts = []
         for name, shape in _shapes(trial).items():
-            if len(shape) != len(before[name]):
+            if len(shape) != len(shapes[name]):
                 raise NotPrunable(f"{unknown}, coupled to it")
-            cuts += [(name, dim) for dim, size in enumerate(shape) if size != before[name][dim]]
-        self._cuts[module, handler] = cuts
+            cuts += [(name, dim) for dim, size in enumerate(shape) if size != shapes[name][dim]]
         return cuts
 
     def prune(self, edits: Sequence[tuple[str, Sequence[int]]]) -> None:
         """Remove output channels of layers, and everything coupled to them, from the model itself.
 
+        All edits count channels as they are now. What they remove is collected first, and every tensor is cut once.
         The graph is out of date afterwards.
 
         Args:
@@ -279,52 +298,41 @@ class CouplingGraph:
             NotPrunable: where a coupled layer would lose all channels, or only one of two tied tensors would shrink.
             ValueError: for other indices.
         """
-        followed = [edit for edit in edits if self._is_followed(edit[0])]
-        traced = [edit for edit in edits if edit not in followed]
-        self._traced_items.clear()
-        for layer, indices in traced:
-            self._check(layer, indices)
-            with self._same_parameters():
-                self._prune_group(layer, indices)
-        if followed:
-            if traced:  # what was cut has other numbers now
-                del self._flow
-            with self._same_parameters():
-                self._prune_followed(followed)
-
-    def _prune_group(self, layer: str, indices: Sequence[int]) -> None:
-        group, _ = self._group(layer, indices)
-        if not self._graph.check_pruning_group(group):
-            raise NotPrunable(f"removing {len(indices)} channels of {layer} would leave a coupled layer empty")
-        width = self.width(layer)
-        changed = [name for item in group.items if (name := self._names.get(item.dep.target.module))]
-        group.prune()
-        self._restate(changed, width, width - len(indices))
-
-    def _prune_followed(self, edits: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Cut what the flow says, for all edits together, because they count channels alike."""
         gone: dict[tuple[nn.Module | str, int, str], set[int]] = defaultdict(set)
+        followed: dict[tuple[nn.Module | str, int, str], set[int]] = {}  # what the flow says, of that
         changed: list[tuple[list[str], int, int]] = []
         for layer, indices in edits:
             self._check(layer, indices)
-            names = []
-            for target, dim, side, by_channel in self._flow.items(self.model.get_submodule(layer)):
+            by_flow, names = self._is_followed(layer), []
+            for target, dim, side, by_channel in self._items(layer, by_flow):
                 gone[(target, dim, side)].update(*(by_channel[channel] for channel in indices))
                 names.append(target if isinstance(target, str) else self._names[target])
+                if by_flow:
+                    followed[(target, dim, side)] = gone[(target, dim, side)]
             changed.append((names, self.width(layer), self.width(layer) - len(indices)))
-        lengths = self._flow.lengths(gone)
-        for (target, dim, side), entries in gone.items():
-            if len(entries) >= self._flow.size(target, dim, side):
-                name, of = target if isinstance(target, str) else self._names[target], ", ".join(dict(edits))
-                raise NotPrunable(f"removing channels of {of} would leave {name} empty")
-            if isinstance(target, str):
-                cut(self.model, target, dim, entries)
-            else:
-                self._handler(target, side)(target, sorted(entries))
-        for names, old, new in changed:
-            self._restate(names, old, new)
+        lengths = self._flow.lengths(followed) if followed else {}
+        self._refuse_empty(gone, [layer for layer, _ in edits])
+        with self._same_parameters():
+            for (target, dim, side), entries in gone.items():
+                if isinstance(target, str):
+                    cut(self.model, target, dim, entries)
+                elif entries:
+                    self._handler(target, side)(target, sorted(entries))
+        self._restate(changed)
         for owner, sizes in lengths.items():
             _restate_lengths(self.model.get_submodule(owner), sizes)
+
+    def _refuse_empty(self, gone: Mapping[tuple[nn.Module | str, int, str], set[int]], layers: Sequence[str]) -> None:
+        """NotPrunable where a module or a parameter would lose all that it has on a side."""
+        for (target, dim, side), entries in gone.items():
+            if isinstance(target, str):
+                name, size = target, self.model.get_parameter(target).shape[dim]
+            else:
+                pruner: Any = self._graph.get_pruner_of_module(target)
+                sizes = pruner.get_out_channels if side == "out" else pruner.get_in_channels
+                name, size = self._names[target], sizes(target)
+            if size is not None and len(entries) >= size:
+                raise NotPrunable(f"removing channels of {', '.join(layers)} would leave {name} empty")
 
     @contextmanager
     def _same_parameters(self) -> Iterator[None]:
@@ -341,17 +349,24 @@ class CouplingGraph:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(trainable[name])
 
-    def _restate(self, changed: Sequence[str], old: int, new: int) -> None:
-        """Update the numbers of channels that modules around the changed layers state.
+    def _restate(self, changed: Sequence[tuple[Sequence[str], int, int]]) -> None:
+        """Update the numbers of channels that modules around changed layers state.
 
-        A number that equals the old width by chance is changed as well; the proof on a copy shows where that is wrong.
+        A number that equals an old width by chance is changed as well; the proof on a copy shows where that is wrong.
+
+        Args:
+            changed: names of layers that were cut together, and the width before and after.
         """
-        for module, name in self._names.items():
-            around = not name or any(layer.startswith(f"{name}.") for layer in changed)
-            if not around or next(module.children(), None) is None or module in self._sides:
-                continue
-            for attribute in STATED_WIDTHS:
-                if vars(module).get(attribute) == old:
+        stating = [
+            (module, name, attribute)
+            for module, name in self._names.items()
+            for attribute in STATED_WIDTHS
+            if type(vars(module).get(attribute)) is int and [*module.children()] and module not in self._sides
+        ]
+        for layers, old, new in changed:
+            for module, name, attribute in stating:
+                around = not name or any(layer.startswith(f"{name}.") for layer in layers)
+                if around and vars(module)[attribute] == old:
                     setattr(module, attribute, new)
 
 

@@ -480,6 +480,11 @@ class ChannelFlow(TorchDispatchMode):
         self._class = self._classes()
         self._stay = {int(self._class[number]): reason for number, reason in reversed(self._pins.items())}
         self._pairs = {key: _classed(numbers, self._class).numpy() for key, numbers in self._records.items()}
+        self._places: dict[int, dict[Any, None]] = {}  # class -> the keys of what has an entry in it, in order
+        for key, classes in self._pairs.items():
+            for number in np.unique(classes).tolist():
+                self._places.setdefault(number, {})[key] = None
+        self._rank = {key: rank for rank, key in enumerate(self._pairs)}
 
     def _classes(self) -> np.ndarray:
         ties = torch.cat(self._ties, 1).numpy() if self._ties else np.empty((2, 0), dtype=int)
@@ -571,12 +576,11 @@ class ChannelFlow(TorchDispatchMode):
         if reason is not None:
             raise NotPrunable(reason)
         channels = self._pairs[(module, 0, "out")]
-        wanted, coupled = set(channels.tolist()), []
-        for (target, dim, side), classes in self._pairs.items():
-            if wanted.isdisjoint(classes.tolist()):
-                continue
+        keys = {key for channel in set(channels.tolist()) for key in self._places[channel]}
+        coupled = []
+        for target, dim, side in sorted(keys, key=self._rank.__getitem__):
             entries: dict[int, set[int]] = {}
-            for index, label in enumerate(classes.tolist()):
+            for index, label in enumerate(self._pairs[(target, dim, side)].tolist()):
                 entries.setdefault(label, set()).add(index)
             coupled.append((target, dim, side, [entries.get(channel, set()) for channel in channels.tolist()]))
         return coupled
