@@ -156,10 +156,8 @@ def _original(network: str, folder: Path, model: nn.Module) -> Answers:
 # ---- the methods: what selects, and what repairs ----
 
 
-def ours(
-    setting: Setting, share: float, repair: Repair = "blockwise", planner: str = "greedy"
-) -> tuple[nn.Module, Plan]:
-    plan = sp.plan(setting.analysis(), {"macs": share}, planner, setting.draw)
+def ours(setting: Setting, share: float, repair: Repair = "blockwise") -> tuple[nn.Module, Plan]:
+    plan = sp.plan(setting.analysis(), {"macs": share}, seed=setting.draw)
     return repaired(setting, plan, repair), plan
 
 
@@ -215,10 +213,7 @@ def repaired(setting: Setting, plan: Plan, repair: Repair) -> nn.Module:
 Method = Callable[[Setting, float], tuple[nn.Module, Plan]]  # (setting, share of the macs)
 METHODS: dict[str, tuple[str, Method]] = {
     "ours": ("simprune, blockwise", ours),
-    "thorough": (
-        "simprune, optimal, blockwise to mirror images too",
-        partial(ours, repair=THOROUGH, planner="optimal"),
-    ),
+    "thorough": ("simprune, blockwise, mirror images too", partial(ours, repair=THOROUGH)),
     "least_squares": ("simprune, least squares", partial(ours, repair="least_squares")),
     "tp_ridge": ("torch-pruning + our least squares", partial(torch_pruning, repair="least_squares")),
     "tp_bn": ("torch-pruning + BatchNorm", partial(torch_pruning, repair="bn")),
