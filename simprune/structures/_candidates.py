@@ -131,6 +131,8 @@ def branches_of(model: nn.Module, name: str, visit_of_block: Visit, until: str =
     Raises:
         NotPrunable: with the reason, when there are none: if the block does anything else, or has only one such child.
     """
+    if visit_of_block.stream_key is None:
+        raise NotPrunable("none of its inputs has the shape of its output")
     block = in_single(model.get_submodule(name)) if in_half(model.get_submodule(name)) else model.get_submodule(name)
     visits, (x, y) = _inside(block, visit_of_block)
     children = {child: block.get_submodule(child) for child in visits if "." not in child}

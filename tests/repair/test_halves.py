@@ -7,10 +7,13 @@ from torch import nn
 import simprune as sp
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
+from simprune.core.structures import NotPrunable
 from simprune.edit.effects import effects_of
 from simprune.repair.halves import find_halves
+from simprune.structures._candidates import branches_of
 from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
+from simprune.zoo.residual import ResidualCNN
 
 
 class Half(nn.Module):
@@ -193,3 +196,15 @@ def test_what_is_added_before_a_normalisation_is_what_the_shortcut_carries(dtype
 def test_a_scaled_output_before_a_normalisation_has_no_shortcut():
     model = Encoder(factor=0.5).eval()
     assert not find_shortcuts(model, Network(model, example_of(torch.randn(2, 4, 8))).block_calls, ["output.dense"])
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_a_block_that_changes_the_shape_of_its_stream_has_no_halves(shortcut):
+    torch.manual_seed(0)
+    model = ResidualCNN(in_channels=1, widths=(4, 8), depths=(2, 2), shortcut=shortcut).eval()
+    x = torch.randn(8, 1, 8, 8)
+    network = Network.trace(model, x)
+    with pytest.raises(NotPrunable, match="shape of its output"):
+        branches_of(model, "layer2.0", network.visits["layer2.0"])
+    made = sp.plan(sp.analyze(model, [x], structures=("channels",)), {"macs": 0.7})
+    assert sp.reconstruct(sp.apply(made, model), made, model, [x])
