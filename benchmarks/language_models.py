@@ -70,7 +70,7 @@ def ours_blocks(
     ranked = sorted(entries, key=lambda entry: entry.damage)
     chosen = random.Random(draw).sample(ranked, count) if chance else ranked[:count]
     edits = [Edit("block", entry.block.name, replace="zero" if end else "identity") for entry in chosen]
-    return repaired(edits, redundancy, model, calibration)
+    return repaired(edits, redundancy, model, calibration, REPAIR)
 
 
 def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
@@ -99,13 +99,16 @@ def ours_mix(share: float, model: nn.Module, calibration: Batches, draw: int, ch
     return small
 
 
+REPAIR = {"name": "least_squares", "ridge": 1.0}  # best on documents held out of the calibration text
 DIVERGENCE = {"name": "greedy_leave_one_out", "error": "divergence", "repair": False, "images": GREEDY}
 
 
-def repaired(edits: Sequence[Edit], redundancy: Any, model: nn.Module, calibration: Batches) -> nn.Module:
+def repaired(
+    edits: Sequence[Edit], redundancy: Any, model: nn.Module, calibration: Batches, method: Any = "least_squares"
+) -> nn.Module:
     plan = sp.Plan(tuple(edits), redundancy.fingerprint, redundancy.inputs)
     small = sp.apply(plan, model)
-    sp.reconstruct(small, plan, model, calibration)
+    sp.reconstruct(small, plan, model, calibration, method)
     return small
 
 
