@@ -20,13 +20,13 @@ def identity(value) -> str:
     return getattr(value, "__name__", value)
 
 
-def everything(make, name: str, **options) -> dict:
+def everything(make, name: str, method: str = "blockwise", **options) -> dict:
     """What the whole path says of a network, in numbers that do not depend on the layout."""
     model, batches = make(name)
     redundancy = sp.analyze(model, batches, structures=("channels", "blocks"), **options)
     plan = sp.plan(redundancy, budget={"macs": 0.55})
     small = sp.apply(plan, model)
-    sp.reconstruct(small, plan, model, batches, method="blockwise")
+    sp.reconstruct(small, plan, model, batches, method=method)
     with torch.no_grad():
         return {
             "answers": torch.cat([model(x) for x in batches]),
@@ -60,7 +60,8 @@ def test_analysis_plan_and_repair_do_not_depend_on_the_layout(make, name, of_map
 @pytest.mark.parametrize("score", ["correlation", "predictability", "magnitude", "taylor", "leave_one_out_cka"])
 def test_scores_of_channels_do_not_depend_on_the_layout(score):
     block_score = {"correlation": "segments", "predictability": "leave_one_out"}.get(score, "block_influence")
-    options = {"score": score, "block_score": block_score}
+    # Iterations of the blockwise repair would enlarge rounding errors, of which the layouts have different ones.
+    options = {"score": score, "block_score": block_score, "method": "least_squares"}
     known = everything(pointwise, "map", **options)
     for name in ("tokens", "channels last", "sequence"):
         assert_same(known, everything(pointwise, name, **options))

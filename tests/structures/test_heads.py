@@ -77,7 +77,7 @@ def test_heads_stream_and_hidden_units_go_together(name):
 
 @pytest.mark.parametrize("name", ["vit", "encoder", "llama", "gpt2"])
 def test_a_planted_duplicate_is_the_most_redundant_head(name):
-    model, calibration = make(name), batches(name)
+    model, calibration = make(name), batches(name, rows=16)  # enough to tell apart all inputs of a projection
     group = structure("heads").find(Network(model, example_of(calibration[0])))[0][0]
     layout = attentions(model)[group.name]
     for rows in layout.rows:  # head group 3 makes what head group 1 makes
