@@ -7,6 +7,7 @@
 - report.html: the same, to look at
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -25,10 +26,10 @@ from simprune.checks import Verdict
 from simprune.core.batches import device_of
 from simprune.core.example import from_description
 from simprune.core.plain import finite
-from simprune.core.plan import Plan
+from simprune.core.plan import PlainDumper, Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.store import refuse_overwriting, whole_folder
-from simprune.core.weights import AGAIN, load_weights, refuse_infinite
+from simprune.core.weights import AGAIN, load_weights, refuse_infinite, writing_weights
 from simprune.edit.apply import apply
 from simprune.repair.absorb import absorbed, empty
 from simprune.report import render
@@ -36,6 +37,9 @@ from simprune.trace.network import Network
 
 HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
 FILES = (*HASHED, "report.json")
+REPORT_BYTES = 1 << 28
+TRIES = 10  # readings of a bundle that other processes replace meanwhile
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def save(
     _refuse_foreign(folder)
     if not overwrite:
         refuse_overwriting(folder, "a bundle", "give another folder, or overwrite=True to replace it")
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, replace=overwrite) as partial:
         _write(partial, result, recipe)
     return folder
 
@@ -91,17 +95,64 @@ def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Modu
     ValueError for a changed file, another model, or weights that do not fit.
     """
     folder = Path(folder)
-    _check_files(folder)
-    plan = Plan.load(folder / "plan.yaml")
+    original: nn.Module | None = None
+
+    def read() -> nn.Module:
+        nonlocal original
+        report = check_files(folder)
+        plan = Plan.load(folder / "plan.yaml")
+        if original is None:
+            original = _built(model)
+        small = apply(plan, Network(original, from_description(plan.inputs, device_of(original))))
+        empty(small, report.get("folded", {}))
+        load_weights(small, folder / "model.safetensors")
+        return small.eval()
+
+    return undisturbed(folder, read)
+
+
+def undisturbed(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` returns or raises, from files that no other process has replaced meanwhile.
+
+    Args:
+        folder: of a bundle.
+        read: reads its files; called again where they were replaced.
+
+    Raises:
+        ValueError: when another process replaces the bundle again and again.
+    """
+    for _ in range(TRIES):
+        before = _identity(folder)
+        try:
+            value = read()
+        except (OSError, ValueError):
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return value
+    raise ValueError(f"bundle {folder} is written by another process all the time; read it when that has ended")
+
+
+def _identity(folder: Path) -> list[tuple[int, ...] | None]:
+    """What changes when a file of a bundle is replaced."""
+    states: list[tuple[int, ...] | None] = []
+    for path in (folder, *(folder / name for name in FILES)):
+        try:
+            state = path.stat()
+            states.append((state.st_ino, state.st_mtime_ns, state.st_size))
+        except OSError:
+            states.append(None)
+    return states
+
+
+def _built(model: Any) -> nn.Module:
     original = model() if callable(model) and not isinstance(model, nn.Module) else model
     if not isinstance(original, nn.Module):
         raise ValueError(
             f"model= must be a torch module or a function that builds one; got a {type(original).__name__}"
         )
-    small = apply(plan, Network(original, from_description(plan.inputs, device_of(original))))
-    empty(small, json.loads((folder / "report.json").read_bytes()).get("folded", {}))
-    load_weights(small, folder / "model.safetensors")
-    return small.eval()
+    return original
 
 
 def _write(folder: Path, result: Result, recipe: dict | None) -> None:
@@ -115,8 +166,8 @@ def _write(folder: Path, result: Result, recipe: dict | None) -> None:
         report["folded"] = folded
     (folder / "plan.yaml").write_bytes(result.plan.to_yaml().encode())
     (folder / "recipe.yaml").write_bytes(_recipe_text(recipe).encode())
-    (folder / "report.html").write_bytes(render(report).encode())
-    save_model(result.model, str(folder / "model.safetensors"))
+    (folder / "report.html").write_bytes(render(report, recipe, files=FILES).encode())
+    writing_weights(lambda: save_model(result.model, str(folder / "model.safetensors")))
     shutil.copymode(folder / "plan.yaml", folder / "model.safetensors")  # safetensors makes it private
     files = {name: _sha256(folder / name) for name in HASHED} | {"report.json": _digest(report)}
     (folder / "report.json").write_bytes(_json(report | {"files": files}))
@@ -135,16 +186,27 @@ def _refuse_foreign(folder: Path) -> None:
         raise ValueError(f"{folder} is not a bundle ({word} {odd[0]}); give the new bundle another folder")
 
 
-def _check_files(folder: Path) -> None:
-    """Raise unless every file is there and as it was written. Only the fixed names are ever opened."""
+def check_files(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report of a bundle in which every file is as it was written; only the fixed names are ever opened.
+
+    The hashes find what was damaged or exchanged, not who made the bundle.
+
+    Raises:
+        FileNotFoundError: for a missing folder or file.
+        ValueError: for a changed file.
+    """
+    folder = Path(folder)
     if not folder.is_dir():
-        aside = sorted(folder.parent.glob(f".{folder.name}.partial-*-earlier"))
+        aside = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.partial-*-earlier"))
         hint = f"; a save was interrupted here: rename {aside[-1].name} to {folder.name}" if aside else ""
         raise FileNotFoundError(f"no bundle at {folder}{hint}")
     for name in FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"bundle {folder}: {name} is missing; {AGAIN}")
     changed = f"has changed since the bundle was saved; {AGAIN}"
+    size = (folder / "report.json").stat().st_size
+    if size > REPORT_BYTES:
+        raise ValueError(f"bundle {folder}: report.json has {size:,} bytes; expected at most {REPORT_BYTES:,}")
     content = (folder / "report.json").read_bytes()
     try:
         report = json.loads(content)
@@ -152,22 +214,25 @@ def _check_files(folder: Path) -> None:
         intact = files["report.json"] == _digest(report) and content == _json(report | {"files": files})
         recorded = [files[name] for name in HASHED]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        intact, recorded = False, []
+        intact, recorded, report = False, [], {}
     if not intact:
         raise ValueError(f"bundle {folder}: report.json {changed}")
     for name, digest in zip(HASHED, recorded, strict=True):
         if _sha256(folder / name) != digest:
             raise ValueError(f"bundle {folder}: {name} {changed}")
+    return report
 
 
 def _recipe_text(recipe: dict | None) -> str:
     if recipe is None:
         return "# made without a recipe, from Python\n{}\n"
     try:
-        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        return yaml.dump(recipe, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
     except yaml.representer.RepresenterError as error:
         odd = error.args[-1]
         raise ValueError(f"recipe: expected mappings, lists, numbers and texts; got {odd!r}") from None
+    except RecursionError:
+        raise ValueError("recipe: expected mappings and lists; got one that holds itself") from None
 
 
 def _json(report: dict) -> bytes:

@@ -1,16 +1,19 @@
 """A bundle is whole, unchanged and bit-identical, or it is refused."""
 
+import copy
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -261,7 +264,7 @@ def test_a_file_is_not_replaced(result, tmp_path):
 def test_a_save_that_fails_changes_nothing(folder, result, monkeypatch, step, error):
     before = everything_below(folder.parent)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(store if step == "flush" else bundle, step, fail)
@@ -271,8 +274,14 @@ def test_a_save_that_fails_changes_nothing(folder, result, monkeypatch, step, er
     assert everything_below(folder.parent) == before
 
 
-@pytest.mark.parametrize("fails", [1, 2])
-def test_a_failed_rename_leaves_the_earlier_bundle(folder, result, monkeypatch, fails):
+@pytest.fixture
+def without_exchange(monkeypatch):
+    """As on a system that cannot exchange two names in one step."""
+    monkeypatch.setattr(store, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_failed_rename_leaves_the_earlier_bundle(folder, result, monkeypatch, without_exchange, fails):
     before, rename, calls = everything_below(folder.parent), os.rename, []
 
     def flaky(source, target):
@@ -288,26 +297,163 @@ def test_a_failed_rename_leaves_the_earlier_bundle(folder, result, monkeypatch, 
     assert everything_below(folder.parent) == before
 
 
-def test_a_killed_save_leaves_recognisable_remains(folder, result, monkeypatch):
-    """Killed at the worst moment, between the two renames: nothing runs any more, not even clean-up."""
+def killed_between_the_renames(folder, result, monkeypatch):
+    """Killed at the worst moment: nothing runs any more, not even clean-up."""
     rename = os.rename
 
     def killed(source, target):
-        if source != folder:
+        if source != folder and not folder.exists():
             raise KeyboardInterrupt
         rename(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", killed)
-        patch.setattr(bundle.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             bundle.save(folder, result, overwrite=True)
+
+
+def test_a_killed_save_leaves_recognisable_remains(folder, result, monkeypatch, without_exchange):
+    killed_between_the_renames(folder, result, monkeypatch)
     remains = sorted(path.name for path in folder.parent.iterdir())
     assert all(name.startswith(".kept.partial-") for name in remains)
     with pytest.raises(FileNotFoundError, match=r"rename \.kept\.partial-.*-earlier to kept"):
         bundle.load(folder, model=Tied)
     (folder.parent / remains[-1]).rename(folder)
     bundle.load(folder, model=Tied)
+
+
+def test_the_next_save_puts_back_what_was_moved_aside_and_removes_the_rest(
+    folder, result, monkeypatch, without_exchange
+):
+    killed_between_the_renames(folder, result, monkeypatch)
+    with pytest.raises(ValueError, match="model of the bundle"):  # the next save fails, and tidies up all the same
+        bundle.save(folder, SimpleNamespace(**vars(result) | {"model": broken()}))
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+    bundle.load(folder, model=Tied)
+
+
+def broken():
+    model = Tied()
+    model.a.weight.data.fill_(math.nan)
+    return model
+
+
+def test_a_save_leaves_alone_what_another_process_is_writing(folder, result):
+    with store.whole_folder(folder) as partial:
+        (partial / "plan.yaml").write_text("half")
+        code = (
+            "import sys; from pathlib import Path; from simprune.core.store import whole_folder\n"
+            "with whole_folder(Path(sys.argv[1])) as partial: (partial / 'a').write_text('theirs')"
+        )
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+        assert (partial / "plan.yaml").read_text() == "half"
+        assert [path.name for path in folder.iterdir()] == ["a"]
+    assert [path.name for path in folder.iterdir()] == ["plan.yaml"]
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_one_folder_saved_by_many_at_once_is_that_of_one_of_them(folder, result, monkeypatch, exchange):
+    """Readers beside them see a whole bundle, or where the system cannot exchange names none; never a mixture."""
+    if not exchange:
+        monkeypatch.setattr(store, "_exchange", lambda one, other: False)
+    notes = [[f"writer {number}"] for number in range(3)]
+
+    def write(note):
+        for _ in range(4):
+            bundle.save(folder, SimpleNamespace(**vars(result) | {"report": result.report | {"notes": note}}),
+                        overwrite=True)  # fmt: skip
+
+    seen = []
+
+    def read():
+        try:
+            bundle.load(folder, model=Tied)
+            seen.append("whole")
+        except FileNotFoundError as error:
+            seen.append(str(error))
+
+    threads = [threading.Thread(target=write, args=[note]) for note in notes]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        read()
+    assert json.loads((folder / "report.json").read_text())["notes"] in notes
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+    bundle.load(folder, model=Tied)
+    assert set(seen) == {"whole"} if exchange else all("has changed" not in said for said in seen)
+
+
+def test_a_folder_that_appears_during_a_save_is_not_replaced(result, tmp_path, monkeypatch):
+    render = bundle.render
+
+    def meanwhile(*args, **options):
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "mine").write_text("mine")
+        return render(*args, **options)
+
+    monkeypatch.setattr(bundle, "render", meanwhile)
+    with pytest.raises(FileExistsError, match="appeared meanwhile"):
+        bundle.save(tmp_path / "kept", result)
+    assert everything_below(tmp_path) == {"kept/mine": b"mine"}
+
+
+def test_a_bundle_replaced_while_it_is_read_is_read_again(folder, result, monkeypatch):
+    """Weights of another bundle, under a plan and hashes that were read before, would pass unseen."""
+    real, calls = bundle.load_weights, []
+    second = SimpleNamespace(**vars(result) | {"model": copy.deepcopy(result.model)})
+    second.model.a.weight.data.zero_()
+
+    def replaced(model, path):
+        calls.append(path)
+        if len(calls) == 1:
+            bundle.save(folder, second, overwrite=True)
+        real(model, path)
+
+    monkeypatch.setattr(bundle, "load_weights", replaced)
+    assert not bundle.load(folder, model=Tied).a.weight.any() and len(calls) == 2
+
+
+def test_a_full_disk_is_said_and_changes_nothing(folder, result, monkeypatch):
+    def full(model, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    before = everything_below(folder.parent)
+    monkeypatch.setattr(bundle, "save_model", full)
+    with pytest.raises(OSError, match="weights cannot be written: .*No space left"):
+        bundle.save(folder, result, overwrite=True)
+    assert everything_below(folder.parent) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_links_to_files_are_followed_and_what_they_name_is_never_changed(folder, result, tmp_path):
+    """As in a cache of downloads, whose files are links; a save in such a place replaces links, not what they name."""
+    blobs = tmp_path / "blobs"
+    folder.rename(blobs)
+    before = everything_below(blobs)
+    folder.mkdir()
+    for name in bundle.FILES:
+        (folder / name).symlink_to(blobs / name)
+    bundle.load(folder, model=Tied)
+    (folder / "recipe.yaml").unlink()
+    (folder / "recipe.yaml").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_text("a password")
+    with pytest.raises(ValueError, match=r"recipe\.yaml has changed") as caught:
+        bundle.load(folder, model=Tied)
+    assert "password" not in str(caught.value)
+    bundle.save(folder, result, overwrite=True)
+    assert everything_below(blobs) == before and (tmp_path / "secret").read_text() == "a password"
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_a_recipe_that_holds_itself_is_refused_and_one_with_shared_values_is_written_out(result, tmp_path):
+    shared = {"path": [1, 2]}
+    saved = bundle.save(tmp_path / "kept", result, {"a": shared, "b": shared})
+    assert "&id" not in (saved / "recipe.yaml").read_text()
+    shared["path"].append(shared)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="holds itself"):
+        bundle.save(tmp_path / "other", result, {"a": shared})
 
 
 def test_a_missing_bundle_is_named(tmp_path):

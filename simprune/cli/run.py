@@ -4,13 +4,14 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import Any
 from unittest.mock import patch
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from simprune.bundle import check_files
 from simprune.cli import console
 from simprune.cli.commands import COMMANDS, UNFINISHED, Job
 from simprune.cli.errors import one_line, report
@@ -37,6 +38,7 @@ def run(command: str, args: list[str]) -> int:
     if name is not None:
         folder, config = compose.locate(name)
     elif command in REBUILT and "bundle" in values:
+        check_files(values["bundle"])  # before anything in it is looked at
         folder, config = None, compose.register_bundle_recipe(values["bundle"])
     else:
         what = "give bundle=FOLDER, or name a recipe" if command in REBUILT else "name a recipe"
@@ -63,7 +65,8 @@ def run(command: str, args: list[str]) -> int:
             recipe = settings(config, command)
             sweep.check_objective(recipe, command)
             with reporting(out / LOG):
-                job = Job(recipe, *objects(recipe, trusted=folder is not None), compose.resolved(config), out, figures)
+                parts = objects(recipe, trusted=folder is not None)
+                job = Job(recipe, *parts, compose.resolved(config), out, figures, join(["simprune", command, *args]))
                 code = COMMANDS[command](job)
             objective = sweep.objective(recipe, figures)
         except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """A small example input: cut from a batch, described in a plan, built again from the description."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,14 @@ from torch import Tensor
 
 from simprune.core.batches import inputs_of
 from simprune.core.cost import Example
+from simprune.core.options import shown
 
+ELEMENTS = 1 << 27  # the most numbers in an example that is built from a description, half a GiB in float32
+# types of which `from_description` makes tensors
+BUILT = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
 ROWS = 2  # the smallest batch on which BatchNorm can run in training mode
 
 
@@ -44,6 +52,45 @@ def _describe(value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     return value if isinstance(value, bool | int | float | str | type(None)) else None
+
+
+def check_description(description: Any, where: str) -> None:
+    """Raise ValueError unless an example can be built from what a file describes.
+
+    Args:
+        description: as `describe` returns it, or anything else.
+        where: what errors begin with.
+
+    >>> check_description({"args": [{"shape": [2, -3], "dtype": "float32"}], "kwargs": {}}, "plan: inputs")
+    Traceback (most recent call last):
+    ValueError: plan: inputs: shape: expected a list of whole numbers from 0; got [2, -3]
+    """
+    named = description if isinstance(description, Mapping) else {}
+    args, kwargs = named.get("args"), named.get("kwargs")
+    if set(named) != {"args", "kwargs"} or not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise ValueError(f"{where}: expected a list args and a mapping kwargs; got {shown(description)}")
+    if odd := [key for key in kwargs if not isinstance(key, str)]:
+        raise ValueError(f"{where}: kwargs: expected names; got {shown(odd[0])}")
+    elements = sum(_checked_size(value, where) for value in [*args, *kwargs.values()])
+    if elements > ELEMENTS:
+        raise ValueError(f"{where}: expected at most {ELEMENTS:,} numbers in an example; got {elements:,}")
+
+
+def _checked_size(value: Any, where: str) -> int:
+    """Numbers in a described value; ValueError for what describes none."""
+    if isinstance(value, bool | int | float | str | type(None)):
+        return 0
+    if not isinstance(value, Mapping) or set(value) != {"shape", "dtype"}:
+        raise ValueError(f"{where}: expected shape and dtype, or a plain value; got {shown(value)}")
+    shape, name = value["shape"], value["dtype"]
+    whole = isinstance(shape, list) and all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
+    if not whole or any(size < 0 for size in shape):
+        raise ValueError(f"{where}: shape: expected a list of whole numbers from 0; got {shown(shape)}")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or dtype not in BUILT:
+        known = ", ".join(str(built).removeprefix("torch.") for built in BUILT)
+        raise ValueError(f"{where}: dtype: expected one of {known}; got {shown(name)}")
+    return math.prod(shape)
 
 
 def from_description(description: Mapping[str, Any], device: torch.device | str = "cpu") -> Example:

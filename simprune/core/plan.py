@@ -12,11 +12,15 @@ from typing import Any, Literal, get_args
 import yaml
 from torch import nn
 
+from simprune.core.example import check_description
 from simprune.core.names import did_you_mean
+from simprune.core.options import shown
+from simprune.core.reading import read_text, read_yaml
 from simprune.core.registry import parts
 from simprune.core.store import write_whole
 
-FORMAT = 1
+FORMAT = 2
+UNENDED = 1  # the format whose files say nothing at their end
 MAPPINGS = ("inputs", "budget", "planner", "original", "expected")  # fields of a plan that are mappings
 Replacement = Literal["identity", "zero", "linear", "mean"]
 Method = str | Mapping[str, Any]  # of repair: a name, a mapping with `name` and options, or one with patterns of names
@@ -25,7 +29,9 @@ HEADER = """\
 # Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner computed
 # for the plan as it was made, `damage` of an edit is the change of the output that it expects from that edit; both are
 # for the reader and change nothing. The fingerprint binds the plan to models with the same tensor names and shapes.
+# The last line says that nothing of the file is lost; leave it there.
 """
+VALUES = 1 << 22  # of a plan file, indices above all
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -180,7 +186,7 @@ class Plan:
         """The content of plan.yaml."""
         head = {"simprune_plan": FORMAT, "fingerprint": self.fingerprint}
         mappings = {name: dict(getattr(self, name)) for name in MAPPINGS}
-        return {**head, **mappings, "edits": [edit.to_dict() for edit in self.edits]}
+        return {**head, **mappings, "edits": [edit.to_dict() for edit in self.edits], "end": True}
 
     def to_yaml(self) -> str:
         """The file's text: the same plan is always the same bytes."""
@@ -189,24 +195,27 @@ class Plan:
     @classmethod
     def from_yaml(cls, text: str) -> "Plan":
         """Read a plan; raises ValueError with one clear line when something is wrong with it."""
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"plan: not readable as YAML ({' '.join(str(error).split())})") from None
-        return cls.from_dict(data)
+        return cls.from_dict(read_yaml(text, "plan", VALUES))
 
     @classmethod
     def from_dict(cls, data: Any) -> "Plan":
         """The plan that `to_dict` wrote; ValueError when something is wrong with it."""
         if not isinstance(data, dict) or "simprune_plan" not in data:
             raise ValueError("plan: expected a simprune plan (a mapping with simprune_plan, fingerprint, edits)")
-        if data["simprune_plan"] != FORMAT:
-            raise ValueError(f"plan: format {data['simprune_plan']!r} is not known; this simprune reads {FORMAT}")
-        _refuse_unknown(data, {"simprune_plan", "fingerprint", *MAPPINGS, "edits"}, "plan")
+        if data["simprune_plan"] not in (FORMAT, UNENDED) or isinstance(data["simprune_plan"], bool):
+            known = f"this simprune reads {FORMAT}"
+            raise ValueError(f"plan: format {shown(data['simprune_plan'])} is not known; {known}")
+        _refuse_unknown(data, {"simprune_plan", "fingerprint", *MAPPINGS, "edits", "end"}, "plan")
+        if data["simprune_plan"] == FORMAT and data.get("end") is not True:
+            raise ValueError("plan: the last line, end: true, is missing, so the file is cut off; copy it again")
         for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
             if not isinstance(data.get(key), kind):
-                raise ValueError(f"plan: {key} must be a {kind.__name__}; got {data.get(key)!r}")
+                raise ValueError(f"plan: {key} must be a {kind.__name__}; got {shown(data.get(key))}")
         mappings = {name: data.get(name) or {} for name in MAPPINGS}
+        for name, value in mappings.items():
+            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+                raise ValueError(f"plan: {name} must be a mapping of names; got {shown(value)}")
+        check_description(mappings["inputs"], "plan: inputs")
         return cls(tuple(_edit(item) for item in data["edits"]), data["fingerprint"], **mappings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -216,10 +225,17 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Read plan.yaml; raises FileNotFoundError or ValueError."""
-        return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
+        return cls.from_yaml(read_text(path))
 
 
-class _Dumper(yaml.SafeDumper):
+class PlainDumper(yaml.SafeDumper):
+    """What stands in several places is written out in each of them: people misread aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _Dumper(PlainDumper):
     """Lists of numbers on one line, so that an edit is a few lines."""
 
 
@@ -234,15 +250,15 @@ _Dumper.add_representer(list, _sequence)
 def _refuse_unknown(data: dict, known: set[str], where: str) -> None:
     for key in data:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}; {did_you_mean(str(key)[:80], known)}")
 
 
 def _edit(item: Any) -> Edit:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        raise ValueError(f"plan: every edit needs remove and name; got {item!r}")
+        raise ValueError(f"plan: every edit needs remove and name; got {shown(item)}")
     _refuse_unknown(item, {entry.name for entry in fields(Edit)}, f"edit of {item['name']}")
     indices, of = item.get("indices", []), item.get("of", 0)
-    if not isinstance(indices, list) or not isinstance(of, int):
+    if not isinstance(indices, list) or not isinstance(of, int) or isinstance(of, bool):
         raise ValueError(f"edit of {item['name']}: indices must be a list and of a whole number")
     reason, stand_in = str(item.get("reason", "")), str(item.get("replace", "identity"))
     damage = item.get("damage")  # it is for the reader only, so a value that is no number is left out

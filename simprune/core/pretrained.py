@@ -16,7 +16,7 @@ def load(kind: str, name: str, **options: Any) -> Any:
         kind: a class of transformers, such as "AutoTokenizer".
         name: on the hub, a local folder, or either with the name of a GGUF file behind it, such as
             "models/llama/llama-q4.gguf".
-        options: of `from_pretrained`.
+        options: of `from_pretrained`; code beside the weights runs only where they say trust_remote_code.
 
     Returns:
         The loaded object; a model from a GGUF file has its weights in full, and no note of their quantisation.
@@ -36,11 +36,16 @@ def load(kind: str, name: str, **options: Any) -> Any:
     file = options.get("gguf_file")
     if file is not None:
         _check_file(folder, str(file))
+    options = {"trust_remote_code": False} | options  # left out, transformers asks on the terminal
     try:
         part = getattr(transformers, kind).from_pretrained(str(folder) if name.startswith("~") else name, **options)
     except OSError as error:  # also for a name that is not on the hub, or no network
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{name} cannot be loaded: {reason} (without a network give a local folder)") from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(f"{name} brings its own code; if you trust it, say trust_remote_code: true") from error
     if isinstance(part, nn.Module):
         _unquantised(part, name)
         if file is not None:

@@ -1,11 +1,22 @@
 """Files and folders that are written whole or not at all."""
 
+import ctypes
+import errno
+import glob
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+ASIDE = "-earlier"  # what the name of a folder ends in that was moved aside
 
 
 def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
@@ -22,28 +33,37 @@ def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
     'edits: []'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes do not write into one file
+    _tidy(path, ".*.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # two processes do not write into one file
     try:
         partial.touch()
         mode = partial.stat().st_mode
-        if isinstance(content, str):
-            partial.write_text(content, encoding="utf-8")
-        else:
-            content(partial)
-        partial.chmod(mode)  # safetensors makes its files private
-        flush(partial)
-        os.replace(partial, path)
+        with _locked(partial):
+            if isinstance(content, str):
+                partial.write_text(content, encoding="utf-8")
+            else:
+                content(partial)
+            partial.chmod(mode)  # safetensors makes its files private
+            flush(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)  # already renamed, unless an error was raised
     flush(path.parent)
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     """Within the block, an empty folder to write into; afterwards it is `folder`, unless an error was raised.
 
-    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete; what was there before
-    is moved aside first and removed last.
+    The files are written to a hidden sibling `.NAME.partial-*`, which takes the name when it is complete. What was
+    there before is removed last. Siblings that killed processes left are removed first.
+
+    Args:
+        folder: that appears whole.
+        replace: whether a folder with something in it, which may have appeared meanwhile, is replaced.
+
+    Raises:
+        FileExistsError: for a folder with something in it, unless `replace`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -53,30 +73,114 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     ['plan.yaml']
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
+    _tidy(folder, ".partial-*")
+    with _held_folder(folder) as partial:
+        try:
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                flush(path)
+            _swap(partial, folder, replace)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # already renamed, unless something went wrong
+
+
+@contextmanager
+def _held_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, locked as long as this process lives."""
+    while True:
+        partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+        partial.mkdir()
+        with _locked(partial) as ours:
+            if ours and partial.is_dir():  # else another process took it for a leftover
+                yield partial
+                return
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Within the block a file or folder is locked for this process, unless it is gone or another process holds it.
+
+    The system gives the lock back when the process ends, however it ends.
+    """
+    if fcntl is None:
+        yield True
+        return
     try:
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            flush(path)
-        _swap(partial, folder)
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:  # a file system without locks
+            yield True
+        else:
+            yield True
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # already renamed, unless something went wrong
+        os.close(descriptor)
 
 
-def _swap(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`; what was there is moved aside first and removed last."""
-    earlier = partial.with_name(f"{partial.name}-earlier")
-    if folder.exists():
-        os.rename(folder, earlier)
+def _tidy(target: Path, pattern: str) -> None:
+    """Remove what killed processes left beside a file or folder; put back what one of them had moved aside."""
+    if fcntl is None:  # whether a process still writes cannot be known
+        return
+    for path in sorted(target.parent.glob(f".{glob.escape(target.name)}{pattern}")):
+        with _locked(path) as ended:
+            if not ended:
+                continue
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            elif path.name.endswith(ASIDE) and not target.exists():
+                os.rename(path, target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _swap(partial: Path, folder: Path, replace: bool) -> None:
+    """Give `partial` the name of `folder`; what was there before gets the name of `partial`, or is removed.
+
+    Where the system can, the two folders exchange their names in one step, so that nobody ever finds neither. Another
+    process may write the same folder: the last one wins, and every folder is that of one process.
+    """
+    earlier = partial.with_name(partial.name + ASIDE)
+    while not _renamed(partial, folder):
+        if not replace:
+            raise FileExistsError(f"{folder} appeared meanwhile and is not replaced; give another folder")
+        if _exchange(partial, folder):
+            break
+        with suppress(FileNotFoundError):  # another process has just moved it
+            os.rename(folder, earlier)
+        try:
+            done = _renamed(partial, folder)
+        except BaseException:
+            if earlier.exists():
+                os.rename(earlier, folder)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
+        if done:
+            break
+    flush(folder.parent)
+
+
+def _renamed(partial: Path, folder: Path) -> bool:
+    """Rename a folder; false where there is another one with something in it."""
     try:
         os.rename(partial, folder)
-    except BaseException:
-        if earlier.exists():
-            os.rename(earlier, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
         raise
-    flush(folder.parent)
-    shutil.rmtree(earlier, ignore_errors=True)
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two paths exchange their names at once; false where the system cannot, as any but Linux."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, at_once = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), at_once) == 0
 
 
 def flush(path: Path) -> None:

@@ -134,9 +134,12 @@ def _parts(source: Any, model: Any) -> tuple[nn.Module, Plan | None, Mapping[str
         raise ValueError(f"expected what compress returned, a bundle's folder or a model; got {type(source).__name__}")
     if model is None:
         raise ValueError("model: a bundle is rebuilt on its original; give the original, or a function that builds it")
-    small = bundle.load(source, model)
-    report = json.loads((Path(source) / "report.json").read_bytes())
-    return small, Plan.load(Path(source) / "plan.yaml"), report
+    folder = Path(source)
+
+    def read() -> tuple[nn.Module, Plan, Mapping[str, Any]]:
+        return bundle.load(folder, model), Plan.load(folder / "plan.yaml"), bundle.check_files(folder)
+
+    return bundle.undisturbed(folder, read)
 
 
 def _write(name: str, write: Callable[[], Written]) -> Written:

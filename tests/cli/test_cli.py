@@ -6,6 +6,7 @@ Four compressions run from end to end here, and one in `conftest.py`; other test
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -236,20 +237,18 @@ def test_a_release_pipeline_gets_pass_fail_or_too_little_data(folder, bundle, ca
     assert "samples would decide" in capsys.readouterr().out
 
 
-def test_a_bundles_recipe_cannot_say_where_to_write(folder):
-    (folder / "mine" / "recipe.yaml").write_text("junit: mine/own.yaml\nseed: 3\n")
-    from hydra.core.config_store import ConfigStore
-
-    from simprune.cli.recipe.compose import register_bundle_recipe
-
-    register_bundle_recipe("mine")
-    assert ConfigStore.instance().load("bundle.yaml").node.junit is None
-
-
 def test_a_bundle_alone_does_not_call_a_users_function(folder, bundle, capsys):
     assert main(["validate", f"bundle={bundle}"]) == 2
-    assert "would call users_parts:load" in capsys.readouterr().err
+    assert "would call users_parts:build" in capsys.readouterr().err
     assert written(folder) == []
+
+
+def test_hashes_are_checked_before_anything_in_a_bundle_is_looked_at(folder, bundle, capsys, monkeypatch):
+    shutil.copytree(bundle, folder / "theirs")
+    (folder / "theirs" / "recipe.yaml").write_text("model: {name: function, function: 'os:system'}\n")
+    monkeypatch.setattr("simprune.cli.recipe.compose.register_bundle_recipe", None)
+    assert main(["validate", "bundle=theirs"]) == 2
+    assert "recipe.yaml has changed since the bundle was saved" in capsys.readouterr().err
 
 
 # ---- plan ----

@@ -412,6 +412,79 @@ def test_an_unnamed_recipe_may_use_the_zoo_and_torchs_layers():
     assert isinstance(build("model", layer, trusted=False), nn.Linear)
 
 
+def bomb(depth=12):
+    """Lists of aliases of lists of aliases: 9 ** depth values in a few hundred bytes."""
+    levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, depth)]
+    return "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *levels]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("model: {name: function, function: 'os:system', command: touch hacked}\n", "would call os:system"),
+        ("model: {name: function, function: 'simprune.sources:model_from', _args_: ['os:system']}\n", "_args_"),
+        ("model: {name: function, function: 'simprune.sources:pretrained', trust_remote_code: true}\n", "would call"),
+        ("model: {name: function, function: 'torch.nn.utils:parameters_to_vector'}\n", "would call"),
+        ("model: {name: function, function: 'torch.nn:functional.torch.load'}\n", "would call"),
+        ("model: {name: function, function: ['os:system']}\n", "would call"),
+        ("model: {name: transformers, pretrained: theirs, trust_remote_code: true}\n", "trust_remote_code=True"),
+        ("model: {name: transformers, pretrained: x, attn_implementation: a/kernel}\n", "attn_implementation"),
+        ("data: {name: function, function: 'simprune.zoo:VGG'}\n", "would call"),
+        ("check: {name: tasks, tasks: [theirs.yaml]}\n", "tasks of lm_eval"),
+        ("check: {gates: [{measure: task_accuracy_drop, limit: 1}]}\n", "tasks of lm_eval"),
+        ("seed: '${oc.env:HOME}'\n", "interpolation"),
+        ("device: '${a}${b}'\n", "interpolation"),
+        ("model: {'${x}': 1}\n", "the key"),
+        ("model: {_target_: os.system}\n", "private name '_target_'"),
+        ("score: {name: x, deep: [{__class__: 1}]}\n", "private name '__class__'"),
+        ("model: !!python/name:os.system\n", "tag"),
+        ("seed: 2020-01-01\n", "holds a date"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' stands there twice"),
+        (bomb(), "aliases"),
+        ("a: " + "[" * 100_000, "levels"),
+        ("a: " + "{b: " * 100_000, "levels"),
+        ("a: &a [*a]\n", "alias"),
+        ("x: '" + "y" * (1 << 20) + "'\n", "at most 1,048,576 bytes"),
+        (b"seed: \xff\n", "UTF-8"),
+        (b"\x00", "not valid YAML"),
+    ],
+)
+def test_a_bundles_recipe_that_could_run_something_is_refused_before_it_is_resolved(
+    tmp_path, monkeypatch, text, expected
+):
+    """In one line, by the reader of the file: neither Hydra nor the registry's functions see any of it."""
+    (tmp_path / "recipe.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setattr("simprune.core.names.locate", None)
+    monkeypatch.setattr("simprune.cli.recipe.compose.OmegaConf.merge", None)
+    with pytest.raises(ValueError, match=expected) as caught:
+        register_bundle_recipe(str(tmp_path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_of_a_bundles_recipe_only_what_rebuilds_and_checks_the_model_is_read(tmp_path):
+    text = "seed: 3\nscore: {name: theirs}\nplan: /etc/passwd\nto: there\npruned: {function: 'os:system'}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    register_bundle_recipe(str(tmp_path))
+    stored = ConfigStore.instance().load("bundle.yaml").node
+    assert stored.seed == 3 and set(stored) == {"defaults", "seed"}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (b"seed: \xff\n", "expected a text in UTF-8; got the byte 0xff at 6"),
+        (b"seed: 1\nseed: 2\n", "stands there twice, in lines 1 and 2"),
+        (b"\x00", "not valid YAML"),
+        (bomb().encode(), "aliases"),
+        (b"a: " + b"[" * 5000, "levels"),
+    ],
+)
+def test_a_damaged_recipe_file_is_one_line(recipe, text, expected):
+    path = recipe("")
+    Path(path).write_bytes(text)
+    assert expected in message(path)
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [

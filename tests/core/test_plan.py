@@ -28,9 +28,59 @@ def test_a_person_can_edit_the_text():
     assert [edit.indices for edit in Plan.from_yaml(text).of_kind("channels")] == [(4,)]
 
 
+def test_a_file_that_is_cut_off_anywhere_is_refused():
+    text = PLAN.to_yaml()
+    for end in range(len(text) - 1):  # without its last line break alone it is whole
+        with pytest.raises(ValueError, match="plan") as caught:
+            Plan.from_yaml(text[:end])
+        assert "\n" not in str(caught.value)
+    assert Plan.from_yaml(text[:-1]) == PLAN
+
+
+def test_a_file_from_before_the_mark_is_read():
+    old = PLAN.to_dict() | {"simprune_plan": 1}
+    del old["end"]
+    assert Plan.from_dict(old) == PLAN
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"args": [{"shape": [1 << 40], "dtype": "float32"}], "kwargs": {}}, "at most 134,217,728 numbers"),
+        ({"args": [{"shape": [1 << 26], "dtype": "int8"}] * 3, "kwargs": {}}, "at most 134,217,728 numbers"),
+        ({"args": [{"shape": [2, -3], "dtype": "float32"}], "kwargs": {}}, "whole numbers from 0"),
+        ({"args": [{"shape": 3, "dtype": "float32"}], "kwargs": {}}, "whole numbers from 0"),
+        ({"args": [{"shape": [2.5], "dtype": "float32"}], "kwargs": {}}, "whole numbers from 0"),
+        ({"args": [{"shape": [True], "dtype": "float32"}], "kwargs": {}}, "whole numbers from 0"),
+        ({"args": [{"shape": [2], "dtype": "load"}], "kwargs": {}}, "dtype: expected one of"),
+        ({"args": [{"shape": [2], "dtype": ["float32"]}], "kwargs": {}}, "dtype: expected one of"),
+        ({"args": [{"shape": [2]}], "kwargs": {}}, "expected shape and dtype"),
+        ({"args": [[1]], "kwargs": {}}, "expected shape and dtype"),
+        ({"args": {}, "kwargs": {}}, "expected a list args"),
+        ({"args": [], "kwargs": {3: 1}}, "expected names"),
+        ({"args": [], "kwargs": {}, "more": 1}, "expected a list args"),
+        ({}, "expected a list args"),
+    ],
+)
+def test_inputs_that_no_example_can_be_built_from_are_refused(inputs, message):
+    with pytest.raises(ValueError, match=f"plan: inputs: .*{message}") as caught:
+        Plan.from_dict(PLAN.to_dict() | {"inputs": inputs})
+    assert len(str(caught.value)) < 300
+
+
+def test_a_plan_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "plan.yaml").write_bytes(PLAN.to_yaml().encode("latin-1"))
+    with pytest.raises(ValueError, match=r"plan\.yaml: expected a text in UTF-8; got the byte 0xab"):
+        Plan.load(tmp_path / "plan.yaml")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        (("budget:", "budget: {a: &x [1], b: *x}\nbudget:"), "the key 'budget' stands there twice"),
+        (("planner:", "planner: [1]\nplaner:"), "planner"),
+        (("macs: 10", "10: 3"), "original must be a mapping of names"),
+        (("end: true", "end: false"), "cut off"),
         (("[1, 4]", "[1, 8]"), r"channels \[8\] are out of range; the layer has channels 0 to 7"),
         (("[1, 4]", "[-1, 4]"), "out of range"),
         (("[1, 4]", "[4, 4]"), r"channels \[4\] are listed twice"),
@@ -41,9 +91,9 @@ def test_a_person_can_edit_the_text():
         (("name: stem.0", "name: blocks.1.conv1"), "lies inside blocks.1"),
         (("remove: block", "remove: blok"), "remove must be one of"),
         (("indices:", "indexes:"), "unknown key 'indexes'; did you mean 'indices'"),
-        (("simprune_plan: 1", "simprune_plan: 99"), "format 99 is not known"),
+        (("simprune_plan: 2", "simprune_plan: 99"), "format 99 is not known"),
         (("edits:", "edit:"), "unknown key 'edit'; did you mean 'edits'"),
-        (("simprune_plan: 1", "[1"), "not readable as YAML"),
+        (("simprune_plan: 2", "[1"), "not valid YAML"),
         (("fingerprint: ", "fingerprint: 1 #"), "fingerprint must be a str"),
     ],
 )

@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -16,9 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from simprune.cli.folders import builtin, recipes
+from simprune.cli.recipe.bundled import READ, recipe_of
 from simprune.cli.recipe.choices import GROUPS, KEYS, rewritten, settled, shadowing, store_groups
 from simprune.cli.recipe.schema import RecipeSchema, typed
 from simprune.core.names import did_you_mean, importable
+from simprune.core.reading import read_text, read_yaml
 
 VERSION_BASE = "1.3"
 
@@ -33,6 +34,7 @@ def locate(recipe: str) -> tuple[Path, str]:
             near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.yaml")], n=1)
             hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
             raise ValueError(f"no recipe file {recipe}{hint}")
+        read_yaml(read_text(path), recipe)  # Hydra reads it again, and says less about what is wrong
         return path.resolve().parent, path.stem
     if recipe not in recipes():
         own = f"; for your own file say recipe={recipe}.yaml" if Path(f"{recipe}.yaml").is_file() else ""
@@ -95,18 +97,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def register_bundle_recipe(folder: str) -> str:
-    """Name under which Hydra finds the recipe inside a bundle; it may hold nothing but a recipe's keys.
-
-    Where JUnit XML and exports are written is for the user to say: a bundle from elsewhere must not overwrite files.
-    """
-    path = Path(folder) / "recipe.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"no bundle in {folder}: it has no recipe.yaml")
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(content, dict) or content.pop("defaults", STANDALONE) != STANDALONE:
-        raise ValueError(f"{path} is not the recipe of a bundle; name it yourself: recipe={path}")
+    """Name under which Hydra finds the recipe inside a bundle, which `recipe_of` has checked; keys not read are out."""
+    content = recipe_of(folder, STANDALONE)
     OmegaConf.merge(OmegaConf.structured(RecipeSchema), content)
-    ConfigStore.instance().store(
-        "bundle", {"defaults": STANDALONE, **content, "junit": None, "to": None}, provider="simprune"
-    )
+    content = {key: value for key, value in content.items() if key in READ}
+    ConfigStore.instance().store("bundle", {"defaults": STANDALONE, **content}, provider="simprune")
     return "bundle"

@@ -25,6 +25,8 @@ def explain(error: BaseException) -> str | None:
         mark = error.problem_mark
         where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
         return f"{where}not valid YAML: {error.problem}"
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return f"a file of the recipe is not valid YAML in UTF-8: {' '.join(str(error).split())}"
     cause = _cause(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return f"there is no key {cause.full_key!r}; {_meant(cause)}"
