@@ -61,6 +61,20 @@ class UnitStructure(Structure):
             NotPrunable: when that cannot be done; its message is the reason.
         """
 
+    def remove_from_copy(
+        self, network: Network, copy: nn.Module, edits: Sequence[tuple[Sequence[str], Sequence[int]]]
+    ) -> None:
+        """Remove units from a copy of a traced network in place, as `remove` does.
+
+        A structure whose `remove` traces the network afresh can do without that here.
+
+        Args:
+            network: the original.
+            copy: of its model, from which nothing has been removed.
+            edits: as in `remove`; the first module of every edit is the one that names it.
+        """
+        self.remove(copy, network.example, edits)
+
     def ignore(self, masked: nn.Module, group: UnitGroup, unit: int) -> None:
         """Make a network compute as if a unit were not there, in place: its readers multiply the unit with zero.
 

@@ -47,6 +47,11 @@ class Channels(UnitStructure):
     def coupling(self, network: Network, name: str) -> Coupling:
         return network.coupling.coupling(name)
 
+    def remove_from_copy(
+        self, network: Network, copy: nn.Module, edits: Sequence[tuple[Sequence[str], Sequence[int]]]
+    ) -> None:
+        network.coupling.prune([(layers[0], sorted(indices)) for layers, indices in edits], copy)
+
     def remove(self, small: nn.Module, example: Example, edits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> None:
         graph = CouplingGraph(small, example)
         of_layers = []

@@ -25,7 +25,8 @@ def prove(
 
     The network without the unit has to run, to return an output of the same shape, to cost what is predicted, and to
     equal a network whose readers ignore the unit (normalisations across channels are replaced in both). All groups are
-    tried at once. When that fails, both halves of them are tried, and so on, until the groups that fail remain.
+    tried at once. When that fails, those that many layers make are tried apart from the others, because the width of a
+    stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
 
     Args:
         network: the original.
@@ -39,9 +40,14 @@ def prove(
         return list(groups), []
     if len(groups) == 1:
         return [], [(groups[0].name, reason)]
-    middle = len(groups) // 2
-    first, second = (prove(network, half, structure) for half in (groups[:middle], groups[middle:]))
-    return first[0] + second[0], first[1] + second[1]
+    by_producers = sorted(groups, key=lambda group: len(group.producers))
+    most = len(by_producers[-1].producers)
+    wide = sum(len(group.producers) * 2 > most for group in groups)
+    split = len(groups) - wide if wide < len(groups) else len(groups) // 2
+    parts = [prove(network, part, structure) for part in (by_producers[:split], by_producers[split:])]
+    rank = {group.name: number for number, group in enumerate(groups)}
+    proven = sorted((group for part, _ in parts for group in part), key=lambda group: rank[group.name])
+    return proven, sorted((item for _, part in parts for item in part), key=lambda item: rank[item[0]])
 
 
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
@@ -51,12 +57,14 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
     lost: Counter[tuple[str, int]] = Counter()
     try:
         edits = [((group.name,), group.expand([group.size // 2])) for group in groups]
-        structure.remove(cut, network.example, edits)
+        structure.remove_from_copy(network, cut, edits)
         for group in groups:
             lost.update(group.cut([group.size // 2]))
-        actual = measure_cost(cut, network.example)
         with eval_mode(cut), torch.no_grad():
             after = all_tensors(cut(*args, **kwargs))
+        if not before or not same_shapes(before, after):
+            return "its output is the network's output"
+        actual = measure_cost(cut, network.example)
         without = _unmixed(cut, network)
         release(cut)  # one edited copy at a time
         masked = sharing(network.model)
@@ -68,8 +76,6 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without one of its {groups[0].kind} ({kind_of(error)} in its forward pass)"
-    if not before or not same_shapes(before, after):
-        return "its output is the network's output"
     if not all(_close(without[name], ignored[name]) for name in before):
         return "removing a part of it differs from ignoring that part: more depends on it than the trace shows"
     if network.costs.after(lost) != actual:

@@ -5,6 +5,7 @@ file, bounded and checked (`simprune.trace.pruners` holds the rules that it call
 parts or moved, and networks that it cannot trace, are followed by `simprune.trace.flow` instead.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import torch_pruning as tp
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency import constants, index_mapping
 from torch_pruning.dependency.group import Group
 
 from simprune.core.batches import all_tensors
@@ -27,6 +28,7 @@ from simprune.core.structures import Coupling, NotPrunable, Slice
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode, requiring
 from simprune.trace.cut import cut
+from simprune.trace.explicit import make_explicit
 from simprune.trace.flow import ChannelFlow
 from simprune.trace.layers import is_conv1d
 from simprune.trace.pruners import opaque, pruners
@@ -39,6 +41,7 @@ ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
 # them. Two more keys in the same table are no sides of a tensor:
 TIED = "tied"  # channels with the same entry here must be removed together (one of every group of a grouped layer)
 INPUT = "input"  # entries of the input of a grouped convolution, whose weight numbers them per group
+STEPS = 8  # through operators, per module, by which torch-pruning may look for a width
 # Attributes under which composite modules may state their number of channels.
 STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_model", "num_features", "width")
 
@@ -72,7 +75,7 @@ class CouplingGraph:
         with requiring(model, *model.parameters()), eval_mode(model), torch.enable_grad():
             model(*args, **kwargs)  # an error of the model itself is raised here, not inside the trace
             with _without_new_hooks(model), suppress(Exception):  # of any type: the model alone has just run
-                with opaque([*self._sides, *_scalar_activations(model)]):
+                with opaque([*self._sides, *_scalar_activations(model)]), _as_deep_as(len(self._names)):
                     self._graph.build_dependency(
                         model,
                         example_inputs=args,  # unused, but required: forward_fn has its arguments
@@ -285,14 +288,15 @@ class CouplingGraph:
             cuts += [(name, dim) for dim, size in enumerate(shape) if size != shapes[name][dim]]
         return cuts
 
-    def prune(self, edits: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Remove output channels of layers, and everything coupled to them, from the model itself.
+    def prune(self, edits: Sequence[tuple[str, Sequence[int]]], copy: nn.Module | None = None) -> None:
+        """Remove output channels of layers, and everything coupled to them, from the model itself or a copy of it.
 
         All edits count channels as they are now. What they remove is collected first, and every tensor is cut once.
-        The graph is out of date afterwards.
+        The graph is out of date afterwards, unless a copy was cut.
 
         Args:
             edits: names of layers, with the channels to remove, sorted and distinct.
+            copy: that is cut in place of the model.
 
         Raises:
             NotPrunable: where a coupled layer would lose all channels, or only one of two tied tensors would shrink.
@@ -312,15 +316,28 @@ class CouplingGraph:
             changed.append((names, self.width(layer), self.width(layer) - len(indices)))
         lengths = self._flow.lengths(followed) if followed else {}
         self._refuse_empty(gone, [layer for layer, _ in edits])
-        with self._same_parameters():
+        model = self.model if copy is None else copy
+        with _same_parameters(model):
             for (target, dim, side), entries in gone.items():
-                if isinstance(target, str):
-                    cut(self.model, target, dim, entries)
-                elif entries:
-                    self._handler(target, side)(target, sorted(entries))
-        self._restate(changed)
+                if entries:
+                    self._cut(model, target, dim, side, sorted(entries))
+        self._restate(model, changed)
         for owner, sizes in lengths.items():
-            _restate_lengths(self.model.get_submodule(owner), sizes)
+            _restate_lengths(model.get_submodule(owner), sizes)
+
+    def _cut(self, model: nn.Module, target: nn.Module | str, dim: int, side: str, entries: Sequence[int]) -> None:
+        """Cut one side of a module, or a parameter, in a model with the names of this one."""
+        if isinstance(target, str):
+            cut(model, target, dim, entries)
+            return
+        module = model.get_submodule(self._names[target])
+        if target in self._sides:
+            for tensor, along in self._sides[target][side]:
+                cut(model, tensor, along, entries)
+            if isinstance(module, nn.MultiheadAttention):
+                make_explicit(module)
+        else:
+            self._handler(target, side)(module, entries)
 
     def _refuse_empty(self, gone: Mapping[tuple[nn.Module | str, int, str], set[int]], layers: Sequence[str]) -> None:
         """NotPrunable where a module or a parameter would lose all that it has on a side."""
@@ -334,31 +351,17 @@ class CouplingGraph:
             if size is not None and len(entries) >= size:
                 raise NotPrunable(f"removing channels of {', '.join(layers)} would leave {name} empty")
 
-    @contextmanager
-    def _same_parameters(self) -> Iterator[None]:
-        """After the block, parameters require gradients as before, and tied ones are one parameter again."""
-        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        names: dict[nn.Parameter, str] = {}
-        shared = {n: names.setdefault(p, n) for n, p in self.model.named_parameters(remove_duplicate=False)}
-        yield
-        for name, first in shared.items():  # torch-pruning has replaced every parameter by one of its own
-            old, new = self.model.get_parameter(name), self.model.get_parameter(first)
-            if old.shape != new.shape:
-                raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
-            put(self.model, name, new)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(trainable[name])
-
-    def _restate(self, changed: Sequence[tuple[Sequence[str], int, int]]) -> None:
+    def _restate(self, model: nn.Module, changed: Sequence[tuple[Sequence[str], int, int]]) -> None:
         """Update the numbers of channels that modules around changed layers state.
 
         A number that equals an old width by chance is changed as well; the proof on a copy shows where that is wrong.
 
         Args:
+            model: that was cut.
             changed: names of layers that were cut together, and the width before and after.
         """
         stating = [
-            (module, name, attribute)
+            (model.get_submodule(name), name, attribute)
             for module, name in self._names.items()
             for attribute in STATED_WIDTHS
             if type(vars(module).get(attribute)) is int and [*module.children()] and module not in self._sides
@@ -412,6 +415,38 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def _scalar_activations(model: nn.Module) -> list[nn.Module]:
     """Activations with one parameter for all channels, which torch-pruning would take for one channel."""
     return [m for m in model.modules() if isinstance(m, nn.PReLU) and m.num_parameters == 1]
+
+
+@contextmanager
+def _same_parameters(model: nn.Module) -> Iterator[None]:
+    """After the block, parameters require gradients as before, and tied ones are one parameter again."""
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    names: dict[nn.Parameter, str] = {}
+    shared = {n: names.setdefault(p, n) for n, p in model.named_parameters(remove_duplicate=False)}
+    yield
+    for name, first in shared.items():  # torch-pruning has replaced every parameter by one of its own
+        old, new = model.get_parameter(name), model.get_parameter(first)
+        if old.shape != new.shape:
+            raise NotPrunable(f"{first} and {name} are tied, and only one of them would lose channels")
+        put(model, name, new)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
+
+
+@contextmanager
+def _as_deep_as(modules: int) -> Iterator[None]:
+    """Within the block, torch-pruning looks for widths along as many steps as a deep network needs.
+
+    Where it still gives up, it would go on with wrong indices after a warning; that is an error here.
+    """
+    depth = constants.MAX_RECURSION_DEPTH
+    constants.MAX_RECURSION_DEPTH = max(depth, STEPS * modules)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Maximum recursive depth")
+            yield
+    finally:
+        constants.MAX_RECURSION_DEPTH = depth
 
 
 @contextmanager
