@@ -24,7 +24,7 @@ from simprune.core.registry import Choice
 from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
 from simprune.scores.blocks import BlockContext, observe
-from simprune.scores.channels import ReaderMoments, by_prediction
+from simprune.scores.channels import ReaderMoments
 from simprune.scores.experts import EXPERTS, SCORE, WHY, nearest, score_experts
 from simprune.scores.output_changes import BlockLosses, output_changes
 from simprune.structures import check_structures, structure
@@ -33,6 +33,8 @@ from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.network import Network
 from simprune.trace.precision import require_finite
+
+OTHERS = "predictability"  # the score of groups that the chosen one leaves out
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def estimate(
     """The removable structures of a network, and their scores on calibration batches.
 
     With the default scores the batches are walked at most three times: once to read the stream around blocks and the
-    correlations of channels, once for the second-order cost, once for the changes of the output. Memory O(inputs x
-    width) for the blocks and O(width^2) for the channels.
+    correlations of channels, once for the second-order cost, once for the changes of the output; and once more where
+    that cost leaves groups out. Memory O(inputs x width) for the blocks and O(width^2) for the channels.
 
     Args:
         network: the original.
@@ -105,19 +107,25 @@ def estimate(
             block_scores = _score_blocks(context, names, block_score, seed)
     elif readings:
         read(network.model, calibration, readings, network.axes)
-    correlations = moments.correlations()
+    # Matrices of a group or block are as large as a layer, so they are reduced, and forgotten, as soon as possible.
+    alike = {name: nearest(values.mean(0).abs()) for name, values in moments.correlations()}
+    losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
     with step("score channels and heads"):
         scores = dict(registry.bound("score", score, seed=seed)(network, calibration, readable)) if readable else {}
-    parts = {name: score_part if name in scores else registry.find("score", "predictability") for name in correlations}
-    scores |= {name: by_prediction(values) for name, values in correlations.items() if name not in scores}
+        parts = dict.fromkeys(scores, score_part)
+        left_out = [group for group in readable if group.name not in scores]
+        if left_out:
+            scores |= registry.bound("score", OTHERS, seed=seed)(network, calibration, left_out)
+            parts |= {group.name: registry.find("score", OTHERS) for group in left_out}
     of_experts = score_experts(network, calibration, experts) if experts else {}
     scores |= {name: expert.score for name, expert in of_experts.items()}
     damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
-        losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
         for group in groups:
             losses |= {(group.kind, group.name, units): loss for units, loss in scores[group.name].losses.items()}
-        changes, interactions = output_changes(network.model, calibration, losses, seed, network.axes)
+        changes, interactions = output_changes(
+            network.model, calibration, losses, seed, network.axes, network.weights
+        )
         for group in groups:
             scored = scores[group.name]
             scores[group.name] = scored.costing(
@@ -133,8 +141,7 @@ def estimate(
             damages = dict(zip(sorted(names, key=damages.__getitem__), sorted(measured.values()), strict=True))
             rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
             interactions = replace(interactions, rows=rows)
-    alike = {name: values.mean(0).abs() for name, values in correlations.items()}
-    alike |= {name: expert.similarity for name, expert in of_experts.items()}
+    alike |= {name: nearest(expert.similarity) for name, expert in of_experts.items()}
     named = {name: (part.name, part.facts.get("why", UNITS_WHY)) for name, part in parts.items()}
     named |= dict.fromkeys(of_experts, (SCORE, WHY))
     macs = network.costs.total().macs
@@ -156,7 +163,7 @@ def estimate(
                 redundancy=scores[group.name].redundancy,
                 order=scores[group.name].order,
                 damage=scores[group.name].damage,
-                nearest=nearest(alike[group.name]),
+                nearest=alike[group.name],
                 share=1 - network.costs.after(group.cut(range(1, group.size))).macs / macs,
                 score=named[group.name][0],
                 wording=named[group.name][1],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
+from simprune.core.moments import WIDE
 from simprune.core.redundancy import Interactions
 from simprune.core.spaced import enough, spaced
 from simprune.trace.axes import Axes, channels_last, like
@@ -28,9 +29,38 @@ from simprune.trace.sensitivity import backpropagate
 from simprune.trace.sites import Site
 
 RIDGE = 1e-3  # of the mean input variance of a block, as in the repair
+LARGE = 2**19  # entries of a matrix, several of which are held for every layer, from which on it is in half precision
 
 Key = tuple[str, str, int]  # kind and name of a structure, and how many of its units are removed; 0 for a block
 Error = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> the loss, of the output's shape
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An (outputs, inputs x kernel) matrix and (outputs,) bias; a large matrix in half precision, and scaled.
+
+    >>> matrix, mean = torch.full((2, 3), 0.1, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    >>> Weights.of(matrix, mean, torch.ones(1)).full()[1]
+    tensor([-0.3000, -0.3000])
+    """
+
+    matrix: Tensor
+    bias: Tensor
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, matrix: Tensor, mean: Tensor, like: Tensor) -> "Weights":
+        """Of a float64 matrix for a layer with weight `like`, and a bias with which inputs of a mean give 0."""
+        scale, rounded = 1.0, in_full(matrix.to(like.dtype))
+        if matrix.numel() >= LARGE:
+            scale = float(matrix.abs().max()) or 1.0
+            rounded = (matrix / scale).half()
+        bias = -scale * (rounded.to(matrix) @ mean)
+        return cls(rounded.to(like.device), in_full(bias.to(like)), scale)
+
+    def full(self) -> tuple[Tensor, Tensor]:
+        """Both in the layer's precision, of halves in single precision."""
+        return self.matrix.to(self.bias) * self.scale, self.bias
 
 
 @dataclass(frozen=True)
@@ -40,15 +70,14 @@ class OutputLoss:
     Args:
         module: name of the module.
         error: (input, output) of the module -> the loss, of the output's shape.
-        weights: where the loss is that of another layer on the module's input, this layer's (outputs, inputs x kernel)
-            weight and its bias, in place of `error`.
+        weights: where the loss is that of another layer on the module's input, this layer's, in place of `error`.
         fitted: whether the loss was fitted to inputs that are not held out (`simprune.core.holdout`), so that only
             those that are say what it is.
     """
 
     module: str
     error: Error | None = None
-    weights: tuple[Tensor, Tensor] | None = None
+    weights: Weights | None = None
     fitted: bool = False
 
 
@@ -98,22 +127,24 @@ class _Moments:
 
     @classmethod
     def of(cls, inputs: Tensor, added: Tensor) -> "_Moments":
-        """Of two tensors (N, width, positions), in their own precision, the results in float64."""
+        """Of two tensors (N, width, positions), in their own precision; results of few channels in float64."""
         rows = stacked(in_full(inputs), in_full(added))
         mean = rows.mean(1)
         rows -= mean[:, None]
-        return cls(rows.shape[1], mean.double(), (rows[: len(rows) // 2] @ rows.T).double())
+        products = rows[: len(rows) // 2] @ rows.T
+        return cls(rows.shape[1], mean.double(), products if len(products) >= WIDE else products.double())
 
     def merge(self, other: "_Moments") -> "_Moments":
         count, shift = self.count + other.count, other.mean - self.mean
         products = self.products.add_(other.products)
-        products.addr_(shift[: len(products)], shift, alpha=self.count * other.count / count)
+        step = shift.to(products)
+        products.addr_(step[: len(products)], step, alpha=self.count * other.count / count)
         return _Moments(count, self.mean + shift * (other.count / count), products)
 
 
 def _loss(name: str, moments: _Moments, axis: int | None) -> OutputLoss:
     """The loss of a block from the moments of its input and of its output minus input; its channels' axis."""
-    covariance, mean = moments.products / moments.count, moments.mean
+    covariance, mean = moments.products.double() / moments.count, moments.mean
     width = len(covariance)
     inputs, cross = covariance[:, :width], covariance[:, width:]
     damping = RIDGE * inputs.diagonal().mean() + 1e-12
@@ -151,6 +182,7 @@ def output_changes(
     losses: Mapping[Key, Sequence[OutputLoss]],
     seed: int = 0,
     axes: Axes | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[dict[Key, float], Interactions]:
     """Damage of every removal, and the interactions of structures.
 
@@ -164,6 +196,7 @@ def output_changes(
         losses: at the outputs of modules, by the removal that causes them. Removals without losses are left out.
         seed: of the random signs.
         axes: of the model; without them the inputs of a batch lie along the first dimension everywhere.
+        weights: of outputs, by name; those that it does not name have the weight 1.
 
     Returns:
         Damages by removal, and the interactions by kind and name. Of several removals from one structure, that of the
@@ -204,7 +237,7 @@ def output_changes(
             seen.close()
 
     watches = {name: partial(see, parts) for name, parts in watched.items()}
-    variance, count = backpropagate(model, calibration, watches, seed, close, begin)
+    variance, count = backpropagate(model, calibration, watches, seed, close, begin, weights)
     damage = {key: seen.squares() / (count * max(variance, 1e-300)) for key, seen in changes.items()}
     numbers: dict[tuple[str, str], list[int]] = {}
     for kind, name, units in changes:
@@ -220,7 +253,7 @@ def _changes(
     """(rows,) changes of the output by every part, on some rows of one batch."""
     if not len(value):
         return [torch.zeros(0, dtype=torch.float64) for _ in parts]
-    weights = {key: part.weights for key, part in parts if part.weights is not None}
+    weights = {key: part.weights.full() for key, part in parts if part.weights is not None}
     weighted = dict(zip(weights, changes_by_weights(layer, value, gradient, [*weights.values()]), strict=True))
     changes = []
     for key, part in parts:

@@ -22,4 +22,4 @@ def correlations_of(model, batches, groups):
     """(readers, C, C) correlations of every group's C channels, by the group's name."""
     moments = ReaderMoments(groups, apart=True)
     read(model, batches, [moments])
-    return moments.correlations()
+    return dict(moments.correlations())

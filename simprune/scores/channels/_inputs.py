@@ -10,37 +10,36 @@ per sample and position. There are two representations with the same methods:
   the calibration set rarely has as many rows.
 """
 
+from collections.abc import Iterator, Sequence
+from copy import copy
+
 import torch
 from torch import Tensor
 
-from simprune.core.moments import Moments
+from simprune.core.moments import Collected
 from simprune.scores.channels._elimination import Dense, Factored
-from simprune.trace.layers import joint_moments, stacked
+from simprune.trace.layers import stacked
 
 FEW = 4  # as many times more inputs than rows make rows cheaper than a covariance
 
 
 class Gathered:
-    """Inputs of a layer, collected batch by batch: as rows while there are far fewer than inputs, then as moments."""
+    """Inputs of a layer, collected batch by batch: as rows or products, whichever take less memory."""
 
     def __init__(self) -> None:
-        self.rows: list[Tensor] = []  # of every batch: (inputs, rows)
-        self.moments: Moments | None = None
+        self._collected = Collected()
 
     def add(self, inputs: Tensor) -> None:
         """Add the inputs of one batch, (samples, inputs, positions)."""
-        self.rows.append(stacked(inputs))
-        if self.moments is not None or FEW * sum(rows.shape[1] for rows in self.rows) >= inputs.shape[1]:
-            for rows in self.rows:
-                moments = joint_moments(rows[None])
-                self.moments = moments if self.moments is None else self.moments.merge(moments)
-            self.rows = []
+        self._collected.add(stacked(inputs).T)
 
     def inputs(self) -> "Matrices | Rows":
         """What the score needs to know of the inputs."""
-        if self.moments is not None:
-            return Matrices(self.moments.covariance.cpu(), self.moments.mean.cpu())
-        return Rows(torch.cat([rows.double().cpu() for rows in self.rows], 1).T)
+        rows = self._collected.rows()
+        if rows is not None and FEW * len(rows) < rows.shape[1]:
+            return Rows(rows.double().cpu())
+        moments = self._collected.moments()
+        return Matrices(moments.covariance.cpu(), moments.mean.cpu())
 
 
 class Matrices:
@@ -64,20 +63,28 @@ class Matrices:
         whole = torch.equal(columns, torch.arange(len(inverse)))
         return Dense(inverse if whole else inverse[columns][:, columns])
 
-    def refit(self, matrix: Tensor, remaining: Tensor, ridge: float) -> Tensor:
-        """Least-squares weights with which the remaining inputs reproduce the outputs that a matrix gives.
+    def sequence(self, numbers: Tensor) -> "Matrices":
+        """The same inputs in another order, by their numbers."""
+        return Matrices(self.covariance[numbers][:, numbers], self.mean[numbers])
+
+    def refits(self, matrix: Tensor, counts: Sequence[int], ridge: float) -> Iterator[Tensor]:
+        """Least-squares weights with which the first inputs reproduce what a matrix gives for all others.
+
+        One factor serves all counts, because the factor for fewer inputs is a corner of that for more.
 
         Args:
-            matrix: (outputs, inputs), zero for the remaining inputs.
-            remaining: (inputs,) true for the inputs that are not removed.
+            matrix: (outputs, inputs).
+            counts: numbers of inputs that are first, each for itself.
             ridge: of the weights, relative to the mean variance of the inputs.
 
-        Returns:
-            (outputs, remaining inputs).
+        Yields:
+            (outputs, first inputs) for every count.
         """
-        rows = self.covariance[remaining]
-        wanted = rows[:, ~remaining] @ matrix[:, ~remaining].T
-        return torch.cholesky_solve(wanted, self._root(rows[:, remaining], ridge)).T
+        most = max(counts)
+        root = self._root(self.covariance[:most, :most].clone(), ridge)
+        for count in counts:
+            wanted = self.covariance[:count, count:] @ matrix[:, count:].T
+            yield torch.cholesky_solve(wanted, root[:count, :count]).T
 
 
 class Rows:
@@ -102,6 +109,12 @@ class Rows:
         factor = torch.linalg.solve_triangular(root, self.rows[:, columns], upper=False)
         return Factored(factor, self._damping(ridge))
 
-    def refit(self, matrix: Tensor, remaining: Tensor, ridge: float) -> Tensor:
-        rows, removed = self.rows[:, remaining], self.rows[:, ~remaining]
-        return torch.cholesky_solve(removed @ matrix[:, ~remaining].T, self._root(rows, ridge)).T @ rows
+    def sequence(self, numbers: Tensor) -> "Rows":
+        same = copy(self)
+        same.mean, same.rows = self.mean[numbers], self.rows[:, numbers]
+        return same
+
+    def refits(self, matrix: Tensor, counts: Sequence[int], ridge: float) -> Iterator[Tensor]:
+        for count in counts:
+            rows, others = self.rows[:, :count], self.rows[:, count:]
+            yield torch.cholesky_solve(others @ matrix[:, count:].T, self._root(rows, ridge)).T @ rows

@@ -1,11 +1,11 @@
 """The moments and correlations of a group's units, at the input of every module that reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from simprune.core.moments import Moments
+from simprune.core.moments import WIDE, Collected, Moments
 from simprune.core.spaced import enough
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import reading_weights
@@ -32,7 +32,7 @@ class ReaderMoments(Reading):
             for part in reading_weights(group):
                 units = torch.tensor(part.inputs or part.indices)  # (units, entries)
                 self._readers.setdefault(part.module, []).append((group.name, units))
-        self._moments: dict[tuple[str, str, int], Moments] = {}
+        self._collected: dict[tuple[str, str, int], Collected] = {}
 
     @property
     def sites(self) -> list[Site]:
@@ -44,20 +44,26 @@ class ReaderMoments(Reading):
         for number, (group, units) in enumerate(self._readers[site.module]):
             units = units.to(rows.device)
             columns = rows[:, units].movedim(1, -1).flatten(0, 1) if self.apart else rows[:, units.flatten()]
-            key = (group, site.module, 0 if self.apart else number)
-            moments = Moments.of(columns)
-            require_finite(moments.mean, f"the input of {site.module}")
-            self._moments[key] = self._moments[key].merge(moments) if key in self._moments else moments
+            require_finite(columns.sum(0, dtype=torch.float32), f"the input of {site.module}")
+            collected = self._collected.setdefault((group, site.module, 0 if self.apart else number), Collected())
+            collected.add(columns if columns.shape[1] >= WIDE else columns.double())
 
     def of(self, group: UnitGroup) -> list[Moments]:
         """Moments of one group, unit after unit, one entry per reader; ValueError when no batch was read."""
-        if self._readers and not self._moments:
+        if self._readers and not self._collected:
             raise ValueError("calibration has no batches; give at least one")
-        return [moments for key, moments in self._moments.items() if key[0] == group.name]
+        return [collected.moments() for key, collected in self._collected.items() if key[0] == group.name]
 
-    def correlations(self) -> dict[str, Tensor]:
-        """(readers, C, C) correlations of every group's C units, by its name; ValueError when no batch was read."""
-        return {group.name: torch.stack([_correlation(moments) for moments in self.of(group)]) for group in self.groups}
+    def correlations(self) -> Iterator[tuple[str, Tensor]]:
+        """The name of every group with the (readers, C, C) correlations of its C units, one group at a time.
+
+        What was read of a group is forgotten on the way, because it is large. ValueError when no batch was read.
+        """
+        for group in self.groups:
+            correlations = torch.stack([_correlation(moments) for moments in self.of(group)])
+            for key in [key for key in self._collected if key[0] == group.name]:
+                del self._collected[key]
+            yield group.name, correlations
 
 
 def _width(read: tuple[str, Tensor]) -> int:
@@ -66,8 +72,8 @@ def _width(read: tuple[str, Tensor]) -> int:
 
 def _correlation(moments: Moments) -> Tensor:
     """Correlation matrix on the CPU; a dead channel has zero variance and correlates with nothing, itself included."""
-    covariance = moments.covariance.cpu().clone()
+    covariance = moments.covariance.cpu()
     scale = covariance.diagonal().clamp(min=0).sqrt()
     alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
     inverse = torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))
-    return covariance * torch.outer(inverse, inverse)
+    return covariance.mul_(inverse).mul_(inverse[:, None])

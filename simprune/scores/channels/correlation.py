@@ -29,7 +29,7 @@ def predictability(network: Network, calibration: Iterable, groups: Sequence[Uni
     """
     moments = ReaderMoments(groups, apart=True)
     read(network.model, calibration, [moments], network.axes)
-    return {name: by_prediction(correlations) for name, correlations in moments.correlations().items()}
+    return {name: by_prediction(correlations) for name, correlations in moments.correlations()}
 
 
 @register("score", "correlation")
@@ -43,7 +43,7 @@ def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGr
     moments = ReaderMoments(groups, apart=True)
     read(network.model, calibration, [moments], network.axes)
     scores = {}
-    for name, correlations in moments.correlations().items():
+    for name, correlations in moments.correlations():
         alive = correlations.diagonal(dim1=1, dim2=2)[:, :, None] > 0.5
         scores[name] = by_similarity(torch.where(alive, correlations.abs().clamp(max=1), 1.0).mean(0))
     return scores

@@ -9,7 +9,7 @@ whatever is removed, so that the fit's own error says nothing. Therefore `simpru
 damage at several levels of the removal, on inputs that are held out of everything that is fitted here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,9 @@ from simprune.core.registry import register
 from simprune.core.spaced import enough, spaced
 from simprune.core.structures import Slice, UnitGroup
 from simprune.scores.channels._elimination import Elimination
-from simprune.scores.channels._inputs import Gathered
+from simprune.scores.channels._inputs import Gathered, Matrices, Rows
 from simprune.scores.channels._score import ChannelScore, levels, reading_weights
-from simprune.scores.output_changes import OutputLoss
+from simprune.scores.output_changes import OutputLoss, Weights
 from simprune.trace.layers import (
     Convolution,
     can_be_fitted,
@@ -82,12 +82,18 @@ def second_order(
     watches = {name: reader.watch for name, reader in readers.items()}
     if not watches:  # as where grouped convolutions alone read the groups
         return {}
-    variance, _ = backpropagate(model, calibration, watches, seed, begin=begin)
-    return {
-        group.name: _eliminate(group.size, [_Surgeon(part, readers[part.module], variance) for part in parts])
-        for group, parts in weights.items()
-        if parts
-    }
+    variance, _ = backpropagate(model, calibration, watches, seed, begin=begin, weights=network.weights)
+    del watches
+    scores: dict[str, ChannelScore] = {}
+    last = {part.module: group.name for group, parts in weights.items() for part in parts}
+    for group, parts in weights.items():
+        if parts:
+            surgeons = [_Surgeon(part, readers[part.module], variance) for part in parts]
+            scores[group.name] = _eliminate(group.size, surgeons)
+        for part in parts:
+            if last[part.module] == group.name:  # what was read is as large as a layer, or larger
+                readers.pop(part.module, None)
+    return scores
 
 
 @dataclass
@@ -176,10 +182,8 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     damage[remaining] = alone[remaining]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
     score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
-    for reader in readers:
-        reader.choose_ridge(score.order[: (size + 1) // 2])
-    losses = {count: tuple(reader.loss(score.order[:count]) for reader in readers) for count in levels(size)}
-    return replace(score, losses=losses)
+    losses = zip(*(reader.losses(score.order, levels(size)) for reader in readers), strict=True)
+    return replace(score, losses=dict(zip(levels(size), losses, strict=True)))
 
 
 class _Surgeon:
@@ -201,7 +205,6 @@ class _Surgeon:
         root = (vectors[:, seen] * values[seen].sqrt()).T
         self.weight = root if reader.at_inputs else root @ weight
         self.held = torch.cat(reader.held).double().cpu() - self.inputs.mean if reader.held else None
-        self.ridge = RIDGE
 
     def alone(self) -> Tensor:
         """(channels,) error without a channel when nothing is refitted."""
@@ -213,32 +216,52 @@ class _Surgeon:
         columns = self.columns.flatten()
         return Elimination(self.inputs.inverse(columns, RIDGE), self.weight[:, columns], len(self.columns))
 
-    def choose_ridge(self, channels: Sequence[int]) -> None:
-        """Choose the ridge with which a refit without these channels predicts held-out inputs best."""
+    def losses(self, order: Sequence[int], counts: Sequence[int]) -> Iterator[OutputLoss]:
+        """The losses at the layer's output when the first channels of an order go, the other weights refitted.
+
+        Such a loss is what another linear layer gives. Its ridge is the one with which a refit without half of the
+        channels predicts held-out inputs best.
+
+        Args:
+            order: all channels, from the first to be removed to the last.
+            counts: numbers of channels that go, each for itself.
+        """
+        late, k = self.columns[[*reversed(order)]].flatten(), self.columns.shape[1]  # what goes first comes last
+        others = torch.ones(self.weight.shape[1], dtype=torch.bool)  # inputs of no channel, which stay
+        others[late] = False
+        sequence = torch.cat([others.nonzero().flatten(), late])
+        back, self.inputs = sequence.argsort(), self.inputs.sequence(sequence)
+        ridge = self._best_ridge(sequence, len(sequence) - (len(order) + 1) // 2 * k)
+        weight, mean = matrix_of(self.layer).double().cpu()[:, sequence], self.inputs.mean[back]
+        for lost in _lost(self.inputs, weight, [len(sequence) - count * k for count in counts], ridge):
+            weights = Weights.of(lost[:, back], mean, self.layer.get_parameter("weight"))
+            yield OutputLoss(self.name, weights=weights, fitted=True)
+
+    def _best_ridge(self, sequence: Tensor, size: int) -> float:
+        """The ridge with which the first inputs of a sequence make up best for the others where inputs are held out."""
         if self.held is None:
-            return
-        self.ridge, least = float("inf"), self._held_error(channels, float("inf"))
-        for ridge in RIDGES:
-            error = self._held_error(channels, ridge)
+            return RIDGE
+        held, seen = self.held[:, sequence], self.weight[:, sequence]
+        best, least = float("inf"), float("inf")
+        for ridge in (float("inf"), *RIDGES):
+            error = float((held @ next(_lost(self.inputs, seen, [size], ridge)).T).square().sum())
             if error >= least:
                 break
-            self.ridge, least = ridge, error
+            best, least = ridge, error
+        return best
 
-    def _held_error(self, channels: Sequence[int], ridge: float) -> float:
-        assert self.held is not None
-        return float((self.held @ self._lost(self.weight, channels, ridge).T).square().sum())
 
-    def _lost(self, weight: Tensor, channels: Sequence[int], ridge: float) -> Tensor:
-        """(outputs, inputs) weights of what is lost without these channels, the other weights changed to refit it."""
-        remaining = torch.ones(weight.shape[1], dtype=torch.bool)
-        remaining[self.columns[list(channels)]] = False
-        lost = weight.masked_fill(remaining, 0)
-        if ridge < float("inf") and remaining.any():
-            lost[:, remaining] -= self.inputs.refit(lost, remaining, ridge)
-        return lost
+def _lost(inputs: Matrices | Rows, weight: Tensor, sizes: Sequence[int], ridge: float) -> Iterator[Tensor]:
+    """(outputs, inputs) weights of what is lost when the first inputs alone stay, their weights refitted.
 
-    def loss(self, channels: Sequence[int]) -> OutputLoss:
-        """The loss at the layer's output without these channels, the other weights refitted: another linear layer."""
-        lost = self._lost(matrix_of(self.layer).double().cpu(), channels, self.ridge)
-        weight = self.layer.get_parameter("weight")
-        return OutputLoss(self.name, weights=(lost.to(weight), (-lost @ self.inputs.mean).to(weight)), fitted=True)
+    Args:
+        inputs: of the layer, in the order of the weights.
+        weight: (outputs, inputs).
+        sizes: numbers of inputs that stay, each for itself.
+        ridge: of the refit; infinite for none.
+    """
+    refits = inputs.refits(weight, sizes, ridge) if ridge < float("inf") and max(sizes) > 0 else None
+    for size in sizes:
+        lost = weight.clone()
+        lost[:, :size] = 0 if refits is None else -next(refits)
+        yield lost
