@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-PENDING = 192  # removed inputs, after which what remains is updated
+PENDING = 192  # removed inputs, after which what remains is updated; of a wide layer, every 12th of them
 AHEAD = 2  # as many times the units that are removed until then have their products with all weights ready
 
 
@@ -51,7 +51,8 @@ class Dense:
         return self.matrix[columns]
 
     def reduced(self, rows: Tensor, halves: Tensor, remaining: Tensor) -> "Dense":
-        left = self.matrix[remaining][:, remaining]
+        numbers = remaining.nonzero().flatten()
+        left = self.matrix.index_select(0, numbers).index_select(1, numbers)
         return Dense(left.addmm_(rows[:, remaining].T, halves[:, remaining], alpha=-1))
 
 
@@ -101,7 +102,8 @@ class Elimination:
     def _begin(self) -> None:
         """Nothing is pending: `_rows`, `_halves` and the others hold what was removed since the last update."""
         inputs, outputs = self._weights.shape
-        most = min(PENDING + self._k, inputs)
+        self._wait = max(PENDING, inputs // 12)
+        most = min(self._wait + self._k, inputs)
         self._gone = torch.zeros(len(self._units), dtype=torch.bool)
         self._pending = 0
         self._rows, self._halves, self._products = (self._weights.new_empty(most, inputs) for _ in range(3))
@@ -109,7 +111,7 @@ class Elimination:
         self._ready: dict[int, Tensor] = {}  # by place: (k, inputs) products of a unit's weights with all weights
 
     def _make_ready(self, costs: Tensor) -> None:
-        count = min(AHEAD * max(1, PENDING // self._k), len(costs))
+        count = min(AHEAD * max(1, self._wait // self._k), len(costs))
         places = costs.topk(count, largest=False).indices
         parts = self._weights.view(len(self._units), self._k, -1)[places]
         products = parts.flatten(0, 1) @ self._weights.T
@@ -154,7 +156,7 @@ class Elimination:
         self._gone[place] = True
         self._blocks[place] = torch.eye(k, dtype=row.dtype)
         self._pending += k
-        if self._pending >= PENDING:
+        if self._pending >= self._wait:
             self._update()
 
     def _update(self) -> None:
