@@ -16,8 +16,8 @@ test: $(VENV)/.installed ## run the tests, warnings are errors
 lint: $(VENV)/.installed ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-docs: $(VENV)/.installed ## write docs/reference.md
-	$(BIN)/python -m simprune.cli.reference > docs/reference.md
+docs: $(VENV)/.installed ## build the documentation into site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 bench: $(VENV)/.installed ## run the benchmarks
 	$(BIN)/python -m benchmarks
 

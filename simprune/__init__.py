@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # Where the public names are; they are imported when first used, so that `simprune --help` needs no torch.
-_HOMES = {
+HOMES = {
     "api": ("analyze", "apply", "compress", "frontier", "plan", "reconstruct", "validate"),
     "bundle": ("Result", "load", "save"),
     "checks": ("Gate", "Verdict"),
@@ -62,7 +62,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in ("functional", "measures"):
         return importlib.import_module(f"simprune.{name}")
-    for home, names in _HOMES.items():
+    for home, names in HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f"simprune.{home}"), name)
             globals()[name] = value

@@ -102,7 +102,7 @@ def details(command: str) -> str:
     lines = [DETAILS[command]]
     if command == "list":
         return lines[0]
-    lines.append("\noptions, key=value (docs/reference.md has the options of the groups and of every part):")
+    lines.append("\noptions, key=value (the page Options of the documentation has those of the groups):")
     for option in recipe_table(command):
         default = default_of(option)
         if group(option):
