@@ -196,6 +196,10 @@ class Settings(Options):
         "least_squares", "repair without training, one for all or by pattern of layer names, the first that fits",
         commands=ALL[:-1], kind="repair",
     )  # fmt: skip
+    outputs: Mapping[str, Any] | None = option(
+        None, "weights of outputs in the damage, by name; those that it does not name count 1", commands=SCORED,
+        example="{aux: 0.4}",
+    )  # fmt: skip
     finetune: Finetune | None = option(
         None,
         "training after the repair: epochs, or a mapping; needs training batches",
@@ -212,6 +216,12 @@ class Settings(Options):
     )
     search: Search = option(Search, "how budget smallest is searched", commands=["compress"])
     seed: int = option(0, "of everything random", commands=ALL, least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, weight in (self.outputs or {}).items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"outputs: expected numbers of at least 0; got {weight!r} for {name}")
 
     @classmethod
     def of_command(cls, command: str, options: Mapping[str, Any]) -> Self:

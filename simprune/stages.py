@@ -70,11 +70,12 @@ class Run:
         tuned = settings.finetune
         training = tuned.to_dict() if tuned is not None and tuned.epochs else None
         given.check_runs()
-        network = Network.trace(given.model, given.calibration.first)
+        network = Network.trace(given.model, given.calibration.first, settings.outputs)
+        weights = network.weights  # an unknown name is said before any work
         given.calibration.divide(network.inputs_at_once)
         size = given.plan.planner.get("batch_size") if given.plan is not None else settings.planner.batch_size
         recovery = Recovery(given.calibration, given.train, settings.reconstruct, training, settings.seed)
-        return cls(given, network, StageTable(network.example, given.test, batch_size=size), recovery)
+        return cls(given, network, StageTable(network.example, given.test, batch_size=size, weights=weights), recovery)
 
     @property
     def settings(self) -> Settings:
@@ -225,6 +226,7 @@ class Run:
             "measure": self.given.measure.id,
             "planner": "a given plan" if self.given.plan is not None else settings.planner.name,
             "structures": list(settings.structures),
+            "outputs": settings.outputs,
             "budget": settings.budget if plan is None or self.given.searching else dict(plan.budget),
             "reconstruct": settings.reconstruct,
             "finetune": self.recovery.settings,

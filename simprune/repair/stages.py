@@ -1,6 +1,6 @@
 """The table of a model's stages: one row per stage, with its accuracy and agreement, its costs and its latency."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class StageTable:
             several outputs also `damages`, the damage of every output by its name.
         architectures: of the rows, as keys of `models`; several for a row of means.
         models: one of every architecture, whatever its weights, to be timed.
+        weights: of outputs in the damage, by name; those that it does not name have the weight 1.
     """
 
     example: Example
@@ -38,6 +39,7 @@ class StageTable:
     rows: list[dict[str, Any]] = field(default_factory=list)
     architectures: list[tuple[str, ...]] = field(default_factory=list)
     models: dict[str, nn.Module] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     _costs: dict[str, dict[str, int]] = field(default_factory=dict)  # of models by their tensors' names and shapes
 
     @property
@@ -56,7 +58,7 @@ class StageTable:
         shapes = fingerprint(model)
         if shapes not in self._costs:
             self._costs[shapes] = measure_cost(model, self.example).to_dict()
-        answers = None if self.test is None else answer(model, self.test)
+        answers = None if self.test is None else answer(model, self.test, self.weights)
         self.original = self.original or answers
         figures = {**agreement(answers, self.original), **self._costs[shapes], "latency_ms": None}
         if answers is not None and self.original is not None and len(answers.outputs) > 1:

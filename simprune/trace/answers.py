@@ -10,7 +10,7 @@ from simprune.core.batches import call_all, labels_of, main_name, output_mask_of
 from simprune.core.spilled import Collecting, Stored, chunks
 from simprune.core.spread import Spread
 from simprune.trace.context import evaluation
-from simprune.trace.outputs import Rows, as_rows, counted, rows_of_outputs
+from simprune.trace.outputs import Rows, as_rows, counted, rows_of_outputs, weighted
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Answers:
         labels: of every row of the main output, where all batches have labels that fit it; else None.
         classes: whether the rows of the main output are class scores: one row per input, or labels for every position.
         labelled: whether all batches have labels of whatever shape.
+        weights: of outputs in the damage against this model, by name; those that it does not name have the weight 1.
     """
 
     outputs: Mapping[str, Stored]
@@ -31,6 +32,7 @@ class Answers:
     labels: Tensor | None = None
     classes: bool = False
     labelled: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def logits(self) -> Stored:
@@ -38,8 +40,13 @@ class Answers:
         return self.outputs[main_name(self.outputs)]
 
 
-def answer(model: nn.Module, test: Iterable) -> Answers:
+def answer(model: nn.Module, test: Iterable, weights: Mapping[str, float] | None = None) -> Answers:
     """Outputs and labels of a model on a whole test set, in evaluation mode.
+
+    Args:
+        model: the network.
+        test: batches, perhaps with labels.
+        weights: of outputs in the damage of other models against this one (see `Answers`).
 
     Raises:
         ValueError: for a set without batches, and where batches have different outputs.
@@ -76,6 +83,7 @@ def answer(model: nn.Module, test: Iterable) -> Answers:
         torch.cat(labels) if len(labels) == batches else None,
         classes,
         labelled,
+        dict(weights or {}),
     )
 
 
@@ -98,14 +106,15 @@ def agreement(answers: Answers | None, original: Answers | None) -> dict[str, fl
         accuracy: share of rows of the main output whose top class is the label, without labels below 0 or above the
             last class, which mark what does not count;
         agreement: share whose top class is the original's;
-        damage: squared change of an output as a share of its variance, mean over outputs. A value is None where it is
-        not defined, as accuracy without labels, or classes of outputs that are not class scores.
+        damage: squared change of an output as a share of its variance, mean over outputs by their weights. A value is
+        None where it is not defined, as accuracy without labels, or classes of outputs that are not class scores.
     """
     values: dict[str, float | None] = dict.fromkeys(("accuracy", "agreement", "damage"))
     if answers is None or original is None:
         return values
     damages = damage_of_outputs(answers, original)
-    values["damage"] = sum(damages.values()) / len(damages)
+    shares = _shares(damages, original)
+    values["damage"] = sum(share * damages[name] for name, share in shares.items())
     if original.classes:
         top, width, labels = _classes(answers.logits), answers.logits.shape[1], answers.labels
         if labels is not None and labels.shape == top.shape:
@@ -121,22 +130,29 @@ def damage_of_outputs(answers: Answers, original: Answers) -> dict[str, float]:
 
 
 def errors_of_inputs(answers: Answers, original: Answers) -> Tensor:
-    """(inputs,) the damage by input, mean over outputs; its mean is the damage in all.
+    """(inputs,) the damage by input, mean over outputs by their weights; its mean is the damage in all.
 
     Where outputs have different numbers of inputs, such as windows of images, the inputs of all are joined, weighted.
     """
-    errors = []
-    for name, rows in _errors(answers, original).items():
+    errors, of_rows = [], _errors(answers, original)
+    shares = _shares(of_rows, original)
+    for name in shares:
+        rows = of_rows[name]
         counts = original.counts.get(name)
         if counts is None:
             counts = torch.ones(len(rows), dtype=torch.long)
         inputs = torch.repeat_interleave(torch.arange(len(counts)), counts)
         total = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, inputs, rows)
-        errors.append(total * (len(counts) / max(len(rows), 1)))
+        errors.append(total * (shares[name] * len(counts) / max(len(rows), 1)))
     if len({len(error) for error in errors}) == 1:
-        return torch.stack(errors).mean(0)
+        return torch.stack(errors).sum(0)
     number = sum(map(len, errors))
-    return torch.cat([error * (number / (len(errors) * len(error))) for error in errors])
+    return torch.cat([error * (number / len(error)) for error in errors])
+
+
+def _shares(names: Iterable[str], original: Answers) -> dict[str, float]:
+    """The outputs that count, and how much; where none of them has a weight, all alike."""
+    return weighted(names, original.weights) or weighted(names, None)
 
 
 def _errors(answers: Answers, original: Answers) -> dict[str, Tensor]:

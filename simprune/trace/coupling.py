@@ -118,15 +118,21 @@ class CouplingGraph:
     def _flow(self) -> ChannelFlow:
         return ChannelFlow(self.model, self._example, self._sides)
 
+    @cached_property
+    def _overlooks(self) -> bool:
+        """Whether layers run that torch-pruning does not see, such as a branch that no output depends on."""
+        layers = [self.model.get_submodule(layer) for layer in self.roots()]
+        return any(self._flow.runs(layer) and layer not in self._graph.module2node for layer in layers)
+
     def _is_followed(self, layer: str) -> bool:
         """Whether the flow says what goes with a layer's channels, and not torch-pruning.
 
-        That is in networks that split channels into parts or move them, and where torch-pruning fails. NotPrunable,
-        with the reason, where neither can say it.
+        That is in networks that split channels into parts or move them, or compute what no output depends on, and where
+        torch-pruning fails. NotPrunable, with the reason, where neither can say it.
         """
         module, width = self.model.get_submodule(layer), self.width(layer)
         reason = self._flow.refusal(module)
-        if reason is None and (not self._traced or self._flow.rearranges):
+        if reason is None and (not self._traced or self._flow.rearranges or self._overlooks):
             return True
         try:
             if self._traced:

@@ -1,5 +1,6 @@
 """A network: a model together with everything that running it on an example shows."""
 
+from collections.abc import Mapping
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from simprune.core.batches import device_of, main_name, move
 from simprune.core.cost import CostModel, Example
 from simprune.core.example import example_of
+from simprune.core.names import did_you_mean
 from simprune.core.plan import fingerprint
 from simprune.core.structures import NotPrunable
 from simprune.trace.attention import Attention, attentions
@@ -32,21 +34,33 @@ class Network:
         model: any module. Where weights are computed by weight_norm or a mask, it is the `source`, and `model` a copy
             with plain weights (see `simprune.trace.rewritten`).
         example: its arguments, of one or two inputs; they are moved to the model's device.
+        weights: of outputs in the damage, by name; those that it does not name have the weight 1.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ((torch.zeros(2, 4),), {}))
     >>> network.order, network.costs.total().macs
     (['0', '2'], 48)
     """
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, example: Example, weights: Mapping[str, float] | None = None) -> None:
         self.source = model
         self.model = without_rules(model)
         self.example: Example = move(example, device_of(model))
+        self._weights = dict(weights or {})
 
     @classmethod
-    def trace(cls, model: nn.Module, batch: object) -> "Network":
+    def trace(cls, model: nn.Module, batch: object, weights: Mapping[str, float] | None = None) -> "Network":
         """A network traced on the first two rows of a batch."""
-        return cls(model, example_of(batch))
+        return cls(model, example_of(batch), weights)
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """The weights of outputs in the damage; ValueError for a name that is no output, and where nothing counts."""
+        for name in self._weights:
+            if name not in self.outputs:
+                raise ValueError(f"outputs: the network has no output {name!r}; {did_you_mean(name, self.outputs)}")
+        if self._weights and not any(self._weights.get(name, 1) for name in self.outputs):
+            raise ValueError("outputs: every output has the weight 0; give at least one a larger one")
+        return self._weights
 
     @cached_property
     def fingerprint(self) -> str:

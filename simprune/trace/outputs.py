@@ -4,7 +4,7 @@ A row is one position of one input, and its entries are features: channels of a 
 that the last layer adds to a feature adds nothing to the variance of the rows, in whatever layout the output comes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,29 @@ def as_rows(outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tenso
     return {name: value if tokens[name] is None else value[tokens[name]] for name, value in entries.items()}
 
 
-def shares_of(spreads: Mapping[str, Spread]) -> dict[str, float]:
+def shares_of(spreads: Mapping[str, Spread], weights: Mapping[str, float] | None = None) -> dict[str, float]:
     """What the summed squared changes of an output are multiplied with, by name, to be its part of the damage.
 
-    Outputs that never change have none. Every other one counts as a share of its own variance, and all alike.
+    Outputs that never change, or whose weight is 0, have none. Every other one counts as a share of its own variance,
+    times its weight as a share of all weights.
+
+    Args:
+        spreads: of the outputs.
+        weights: of outputs, by name; those that it does not name have the weight 1.
+
+    >>> rows = Spread().update(torch.tensor([[0.0], [2.0]]))  # squared deviations: 2
+    >>> shares_of({"main": rows, "aux": rows}, {"main": 3})
+    {'main': 0.375, 'aux': 0.125}
     """
     moving = {name: spread.squares for name, spread in spreads.items() if spread.squares > 0}
-    return {name: 1 / (len(moving) * squares) for name, squares in moving.items()}
+    weighed = weighted(moving, weights)
+    return {name: weight / moving[name] for name, weight in weighed.items()}
+
+
+def weighted(names: Iterable[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """The weights of some outputs as shares of their sum, by name; outputs of weight 0 are left out."""
+    known = {name: float((weights or {}).get(name, 1.0)) for name in names}
+    return {name: weight / sum(known.values()) for name, weight in known.items() if weight > 0}
 
 
 def rows_of_outputs(model: nn.Module, batch: Any) -> dict[str, Rows]:

@@ -32,6 +32,7 @@ def backpropagate(
     seed: int = 0,
     close: Callable[[], object] = lambda: None,
     begin: Callable[[Any], object] = lambda _: None,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[float, int]:
     """Propagate random directions of the output back through watched modules: one forward and one backward pass.
 
@@ -45,6 +46,7 @@ def backpropagate(
         seed: of the directions.
         close: called after the backward pass of every batch.
         begin: called with every batch before its forward pass.
+        weights: of outputs, by name; those that it does not name have the weight 1.
 
     Returns:
         The variance of the output, summed over its entries, and the number of output rows. Of several outputs, which
@@ -56,7 +58,7 @@ def backpropagate(
     batches = Peekable(calibration, "calibration")
     generators = _Generators(seed)
     rows = rows_of_outputs(model, batches.first)
-    scales = _scales(model, batches, rows) if len(rows) > 1 else {}
+    scales = _scales(model, batches, rows, weights) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
     # Autograd computes only what leads to a target. All outputs get gradients on the way to the inputs, or else to a
     # parameter of every module, whose own gradients cost as much again.
@@ -120,13 +122,15 @@ def _all_follow(model: nn.Module, batch: Any, watches: Iterable[str]) -> bool:
     return any(value.requires_grad for value in outputs.values()) and all(following.values())
 
 
-def _scales(model: nn.Module, batches: Iterable, rows: Mapping[str, Rows]) -> dict[str, float]:
+def _scales(
+    model: nn.Module, batches: Iterable, rows: Mapping[str, Rows], weights: Mapping[str, float] | None
+) -> dict[str, float]:
     """What every output is multiplied with, by name, so that together they have the variance 1 per row of the first."""
     spreads: dict[str, Spread] = {}
     with eval_mode(model), torch.no_grad():
         for batch in batches:
             add_rows(spreads, call_all(model, batch), rows, output_mask_of(batch))
-    shares = shares_of(spreads)
+    shares = shares_of(spreads, weights)
     if not shares:
         raise ValueError("no output of the network depends on its inputs")
     count = next(spreads[name].count for name in shares)

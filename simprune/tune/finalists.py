@@ -119,7 +119,7 @@ class HoldoutTrial:
             raise ValueError(
                 f"to try plans, a quarter of the calibration inputs is held out: give two or more; got {first}"
             )
-        return cls(network, held, rest, answer(network.model, held), method)
+        return cls(network, held, rest, answer(network.model, held, network.weights), method)
 
     def errors(self, plan: Plan) -> Tensor:
         """(inputs,) squared changes of all outputs as shares of their variances, after one edit and one repair."""

@@ -99,7 +99,7 @@ class _ShrinkingNetwork:
         for outputs in self.wanted:
             for name, rows in outputs.items():
                 spreads[name].update(rows)
-        self.shares = shares_of(spreads)
+        self.shares = shares_of(spreads, network.weights)
         pair = _cut(batches[0], 0, 2, rows_of(inputs_of(batches[0])))
         self.outputs = _record(model, [pair], self.layouts, "output")
         self.skippable = {name: self._earlier(name) for name in self.remaining}

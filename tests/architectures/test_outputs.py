@@ -1,6 +1,7 @@
 """Networks with several outputs, or maps as outputs: analysis, plan, repair and checks count them all."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -183,3 +184,50 @@ def test_a_score_by_the_loss_sees_layers_of_every_output():
     model = Net(lambda a, b: (a, b))
     entries = {e.name: e for e in sp.analyze(model, CALIBRATION, structures=("channels",), score="taylor").channels}
     assert sum(entries["hidden.0"].damage) > 0 and sum(entries["hidden.1"].damage) > 0
+
+
+def test_an_output_of_weight_0_does_not_count():
+    both, first = Net(lambda a, b: {"main": a, "aux": b}), Net(lambda a, b: {"main": a})
+    weighed = {e.name: e for e in sp.analyze(both, CALIBRATION, structures=("channels",), outputs={"aux": 0}).channels}
+    alone = {e.name: e for e in sp.analyze(first, CALIBRATION, structures=("channels",)).channels}
+    for name, entry in alone.items():
+        assert weighed[name].order == entry.order
+        assert weighed[name].damage == pytest.approx(entry.damage, rel=1e-2, abs=1e-9)
+    assert sum(weighed["hidden.1"].damage) == 0  # which nothing else reads
+
+
+def test_the_larger_weight_of_an_output_the_nearer_it_stays_to_the_original():
+    model = Net(lambda a, b: {"main": a, "aux": b})
+    options = {"calibration": CALIBRATION, "test": TEST, "budget": {"macs": 0.6}, "structures": ("channels",)}
+    rows = []
+    for weight in (0.01, 100):
+        result = sp.compress(model, outputs={"main": weight}, **options)
+        rows.append(result.report["stages"][-1])
+        damages, share = rows[-1]["damages"], weight / (1 + weight)
+        assert rows[-1]["damage"] == pytest.approx(share * damages["main"] + (1 - share) * damages["aux"])
+        assert result.report["settings"]["outputs"] == {"main": weight}
+    assert rows[1]["damages"]["main"] < rows[0]["damages"]["main"]
+    assert rows[1]["damages"]["aux"] > rows[0]["damages"]["aux"]
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({"axu": 2}, "outputs: the network has no output 'axu'; did you mean 'aux'?"),
+        ({"main": 0, "aux": 0}, "outputs: every output has the weight 0; give at least one a larger one"),
+        ({"aux": -1}, "outputs: expected numbers of at least 0; got -1 for aux"),
+        ({"aux": "much"}, "outputs: expected numbers of at least 0; got 'much' for aux"),
+        ([1, 2], "outputs: expected a mapping or null, such as {aux: 0.4}; got"),
+    ],
+)
+def test_wrong_weights_of_outputs_are_one_line(weights, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sp.analyze(Net(lambda a, b: {"main": a, "aux": b}), CALIBRATION, outputs=weights)
+
+
+def test_a_branch_that_no_output_depends_on_goes_with_the_channels_that_it_reads():
+    model = Net(lambda a, b: a)  # the second head is computed, and forgotten
+    redundancy, plan, small = compressed(model)
+    assert {entry.name for entry in redundancy.channels} >= {"stem", "body", "hidden.0"}
+    cost = measure_cost(small, Network.trace(model, CALIBRATION[0]).example)
+    assert (cost.macs, cost.params) == (plan.expected["macs"], plan.expected["params"])
