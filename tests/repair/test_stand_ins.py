@@ -1,6 +1,7 @@
 """What stands in for a block: fitted maps, deleted layers that come back for a repair."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -109,7 +110,10 @@ def test_the_plan_counts_what_stands_in(name, replace):
     model, batch = build(name)
     plan = sp.plan(sp.analyze(model, [batch], structures=["blocks"], replace=replace), {"macs": 0.9})
     assert [edit.replace for edit in plan.whole] == [replace] * len(plan.blocks)
-    measured = measure_cost(apply(plan, model), example_of(batch)).to_dict()
+    stays = name == "bert" and replace != "identity"  # no configuration of transformers says what stands in
+    with pytest.warns(UserWarning, match="from_pretrained cannot open") if stays else nullcontext():
+        small = apply(plan, model)
+    measured = measure_cost(small, example_of(batch)).to_dict()
     assert {key: plan.expected[key] for key in measured} == measured
 
 
