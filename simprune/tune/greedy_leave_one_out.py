@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call, call_all, checked, inputs_of, output_mask_of
+from simprune.core.batches import call, call_all, checked, inputs_of, output_mask_of, rows_at
 from simprune.core.copies import copy_of
 from simprune.core.example import rows_of
 from simprune.core.progress import progress
@@ -42,8 +42,8 @@ def greedy_leave_one_out(
 
     e, on inputs that nothing was fitted to: squared error over variance of the network's output; with
     `error: divergence`, which suits language models, how far the probabilities of the classes or tokens have moved
-    (Kullback-Leibler, in nats per row). `images`: inputs to fit to, and as many to measure on, from the two halves of
-    every batch. `repair`: a trial refits, in closed form, as many layers behind the block as the block has, and a
+    (Kullback-Leibler, in nats per row). `images`: inputs to fit to, and as many to measure on, by turns.
+    `repair`: a trial refits, in closed form, as many layers behind the block as the block has, and a
     removal all layers behind it; False refits nothing. `steps`: how many blocks to remove (None: all); the remaining
     blocks have the error of their last trial.
 
@@ -100,7 +100,8 @@ class _ShrinkingNetwork:
             for name, rows in outputs.items():
                 spreads[name].update(rows)
         self.shares = shares_of(spreads, network.weights)
-        pair = _cut(batches[0], 0, 2, rows_of(inputs_of(batches[0])))
+        count = rows_of(inputs_of(batches[0]))
+        pair = rows_at(batches[0], torch.arange(min(2, count)), count)
         self.outputs = _record(model, [pair], self.layouts, "output")
         self.skippable = {name: self._earlier(name) for name in self.remaining}
         self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair)}
@@ -242,26 +243,17 @@ def _record(
 
 
 def _halves(batches: list, images: int) -> tuple[list, list]:
-    """The first half of every batch, and the second, until there are `images` inputs of each."""
-    first, second, count = [], [], 0
+    """The inputs with even and those with odd numbers, at most `images` of each: batch sizes change neither."""
+    even: list[Any] = []
+    odd: list[Any] = []
+    number = 0
     for batch in batches:
-        length = rows_of(inputs_of(batch))
-        size = min(length // 2, images - count)
-        if size > 0:
-            first.append(_cut(batch, 0, size, length))
-            second.append(_cut(batch, size, 2 * size, length))
-            count += size
-    if not first:
-        raise ValueError("greedy_leave_one_out: batches must have two inputs or more")
-    return first, second
-
-
-def _cut(value: Any, start: int, stop: int, length: int) -> Any:
-    """Rows of every tensor of `length` rows in a batch."""
-    if isinstance(value, Tensor):
-        return value[start:stop] if value.ndim and len(value) == length else value
-    if isinstance(value, Mapping):
-        return {key: _cut(item, start, stop, length) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_cut(item, start, stop, length) for item in value)
-    return value
+        numbers = torch.arange(number, number + rows_of(inputs_of(batch)))
+        number += len(numbers)
+        for half, parity in ((even, 0), (odd, 1)):
+            rows = (numbers % 2 == parity) & (numbers < 2 * images)
+            if rows.any():
+                half.append(rows_at(batch, rows))
+    if not odd:
+        raise ValueError("greedy_leave_one_out: calibration must have two inputs or more")
+    return even, odd
