@@ -302,7 +302,7 @@ def compress(
     stand_ins, verdict = run.finish(made)
     outcome = run.table.rows[-1]["damage"]
     if given.settings.control:
-        run.controls(redundancy, made.plan)
+        run.controls(redundancy, made)
     run.time()
     report = run.report(redundancy, made, outcome=outcome, verdict=verdict, stand_ins=stand_ins)
     return Result(made.recovered.model, made.plan, verdict, report, redundancy)

@@ -5,24 +5,28 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simprune.arguments import Arguments
-from simprune.checks import Gate, Verdict, validate
+from simprune.checks import Gate, Verdict, margin, rate_interval, validate
 from simprune.checks.sets import gates_of
 from simprune.checks.validation import default_gates, needs_no_labels
 from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
+from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.progress import progress, step
 from simprune.core.redundancy import Redundancy
 from simprune.edit.configuration import reopens
+from simprune.edit.layer_changes import layer_changes
 from simprune.edit.reopening import is_pretrained
 from simprune.planners.budget import Amount
 from simprune.repair.absorb import absorb, notes_of
@@ -31,6 +35,7 @@ from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable, mean
 from simprune.scores.estimate import estimate
 from simprune.settings import Planner, Settings
+from simprune.trace.answers import answer, hits
 from simprune.trace.network import Network
 from simprune.trace.timing import sentence
 from simprune.tune.plan import ANY_LOADER
@@ -199,19 +204,40 @@ class Run:
             verdict = self.judge(small, self.settings.gates)
         return [entry.to_dict() for entry in stand_ins], verdict
 
-    def controls(self, redundancy: Redundancy, plan: Plan) -> None:
+    def controls(self, redundancy: Redundancy, made: Made) -> None:
         """Add the mean row of random plans of the same cost, repaired and trained alike."""
-        settings, rows, models = self.settings, [], []
+        settings, rows, models, right = self.settings, [], [], []
+        own = self.table.hits
+        if own is None and self.given.test is not None:  # the rows of a search were measured in tables of their own
+            own = hits(answer(made.recovered.model, self.given.test), self.table.original)
         for draw in progress(range(settings.seed, settings.seed + settings.control), "random controls"):
-            random = self.choose(redundancy, _same_cost(plan), draw)
+            random = self.choose(redundancy, _same_cost(made.plan), draw)
             other = self.table.beside()
             models.append(self.recovery.follow(random, self.network, other.add).model)
             rows.append(other.rows[-1])
-        self.table.append({"name": "random control", "plans": settings.control} | mean(rows), *models)
+            right.append(other.hits)
+        row = {"name": "random control", "plans": settings.control} | mean(rows)
+        if own is not None:
+            row["margin"] = self._margin(own, right)
+        self.table.append(row, *models)
         self.notes.append(
             "the random control removes what chance names, whole blocks as well as channels, until it costs as much as "
             "the plan; it is repaired and trained alike"
         )
+
+    def _margin(self, own: Tensor, others: list[Tensor]) -> dict[str, Any]:
+        """How much more often the smaller model is right than the random controls, on the same test inputs."""
+        assert self.table.original is not None
+        rate = "agreement" if self.table.original.labels is None else "accuracy"
+        return {"of": rate} | margin(own.numpy(), np.stack([other.numpy() for other in others]), self.settings.seed)
+
+    def _with_intervals(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row of the table with 95 % intervals of its rates, where every input is one answer of one model."""
+        alone = hits(self.table.original, self.table.original)
+        if alone is None or "plans" in row:
+            return dict(row)
+        rates = {rate: row[rate] for rate in ("accuracy", "agreement") if row[rate] is not None}
+        return dict(row) | {f"{rate}_bounds": rate_interval(value, len(alone)) for rate, value in rates.items()}
 
     def time(self) -> None:
         """All models of the table are timed in one rotation; a note says with what."""
@@ -232,13 +258,22 @@ class Run:
             "finetune": self.recovery.settings,
         }
 
+    def options(self) -> dict[str, Any]:
+        """The other settings of the run."""
+        settings = self.settings
+        names = ("score", "block_score", "replace", "trials", "control", "correction")
+        planner = dict(settings.planner.options) | settings.planner.constraints
+        searching = {"search": asdict(settings.search)} if self.given.searching else {}
+        return finite({name: getattr(settings, name) for name in names} | {"constraints": planner} | searching)
+
     def report(self, redundancy: Redundancy, made: Made | None = None, **rest: Any) -> dict[str, Any]:
         """Every figure of a run, as plain data; without `made` what is known before there is a model."""
         report = {
             "simprune": version("simprune"),
+            "date": datetime.now(UTC).isoformat(" ", "minutes"),
             "seed": self.settings.seed,
-            "settings": self.described(None if made is None else made.plan),
-            "stages": self.table.rows,
+            "settings": self.described(None if made is None else made.plan) | self.options(),
+            "stages": [self._with_intervals(row) for row in self.table.rows],
             "timing": self.timing,
             "redundancy": redundancy.to_dict(),
             "notes": self.notes,
@@ -264,6 +299,7 @@ class Run:
             report["transformers"] = reopens(recovered.model, self.given.calibration.first).to_dict()
         return report | {
             "plan": plan.to_dict() | {"expected": expected, "edits": edits},
+            "layers": layer_changes(plan, self.network),
             "reconstruction": recovered.repairs,
             "finetuning": recovered.epochs,
             "stand_ins": rest.pop("stand_ins"),

@@ -9,6 +9,7 @@ import scipy
 
 Interval = tuple[float, float]
 
+TWO_SIDED = 0.975  # confidence of each bound of a 95 % interval
 DRAWS = 2000  # of the bootstrap
 CHUNK = 1 << 21  # numbers that the bootstrap holds at once
 STRATIFY_BELOW = 30  # samples per class
@@ -46,6 +47,41 @@ def paired_difference(lost: Any, gained: Any, count: Any, confidence: float) -> 
         return np.sqrt(x * x + y * y + 2 * correlation * x * y)
 
     return (p - q - half(p - p_low, q_high - q))[()], (p - q + half(p_high - p, q - q_low))[()]
+
+
+def rate_interval(rate: float, count: int) -> list[float]:
+    """The 95 % interval (Clopper-Pearson) of a rate on `count` inputs.
+
+    >>> [round(end, 3) for end in rate_interval(0.98, 800)]
+    [0.968, 0.989]
+    """
+    lower, upper = clopper_pearson(round(rate * count), count, TWO_SIDED)
+    return [float(lower), float(upper)]
+
+
+def margin(hits: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """How much more often a model is right than several others are on average, with its paired 95 % interval.
+
+    The interval is over inputs, for these very models.
+
+    Args:
+        hits: (inputs,) whether the model is right.
+        others: (models, inputs) whether the others are.
+        seed: of the bootstrap.
+
+    Returns:
+        `value` and `bounds`.
+
+    >>> margin(np.ones(9, bool), np.ones((2, 9), bool))["value"]
+    0.0
+    """
+    difference = hits - others.mean(0)
+    value, zeros = float(difference.mean()), np.zeros(len(difference), dtype=np.int64)
+    if np.ptp(difference) == 0:
+        bounds = without_spread(value, (-1.0, 1.0), len(difference), TWO_SIDED)
+    else:
+        bounds = bootstrap_mean(difference, zeros, TWO_SIDED, seed)
+    return {"value": value, "bounds": [float(bound) for bound in bounds]}
 
 
 def bootstrap_mean(values: np.ndarray, strata: np.ndarray, confidence: float, seed: int) -> Interval:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Job:
     """One run: the checked recipe, the objects that it names, the recipe as results store it, and the output folder.
 
     `figures`: the command fills it with the columns of a sweep's table; costs are shares of the original's.
+    `command`: as it was typed.
     """
 
     recipe: Recipe
@@ -63,6 +65,12 @@ class Job:
     resolved: dict[str, Any]
     out: Path
     figures: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """When and how the run was started, for its results."""
+        return {"date": datetime.now(UTC).isoformat(" ", "minutes"), "command": self.command}
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> Path:
         """Write a text, or a mapping as JSON, and beside it the recipe of the run."""
@@ -95,6 +103,7 @@ def analyze(job: Job) -> int:
     analysis = api.examine(
         calibration, estimated, network, compared, *repeats, _counterpart(job), wanted.inputs, checkpoint
     )
+    analysis |= job.stamp
     redundancy = estimated.redundancy
     path = job.write("redundancy.json", json.dumps(redundancy.to_dict(), indent=1))
     for name, text in tables(analysis).items():
@@ -136,7 +145,7 @@ def frontier(job: Job) -> int:
     assert along is not None
     options = {"kind": along[0], "budgets": along[1], "control": job.recipe.control or CONTROL}
     traced = api.frontier(job.model, **vars(job.data), **job.options("frontier") | options)
-    content = finite(traced.data)
+    content = finite(traced.data) | job.stamp
     path = job.write("frontier.json", content)
     table = job.write("frontier.csv", frontier_csv(content))
     page = job.write("frontier.html", render_frontier(content))
@@ -166,11 +175,14 @@ def compress(job: Job) -> int:
     try:
         result = api.compress(job.model, **vars(job.data), **options)
     except NothingPassed as failure:
-        path, page = job.write("report.json", failure.report), job.write("report.html", render(failure.report))
+        found = failure.report | job.stamp
+        path = job.write("report.json", found)
+        page = job.write("report.html", render(found, job.resolved, ("report.json", "recipe.yaml")))
         job.figures["outcome"] = failure.verdict.outcome
         lines = [str(failure), "no bundle was made", f"report: {page}, {path}"]
         show(console.search(failure.report), failure.verdict.table(console.width()), *lines)
         return EXIT[failure.verdict.outcome]
+    result.report.update(job.stamp)
     report, verdict = result.report, result.verdict
     original, *smaller = [stage for stage in report["stages"] if stage["name"] != "random control"]
     last, outcome = smaller[-1], None if verdict is None else verdict.outcome
@@ -211,7 +223,7 @@ def validate(job: Job) -> int:
     verdict = checks.validate(
         job.model, small.to(device(recipe)), test, wanted, recipe.seed, recipe.check.correction, watch=evidence
     )
-    content = verdict.to_dict()
+    content = verdict.to_dict() | job.stamp
     job.figures["outcome"] = verdict.outcome
     path = job.write("verdict.json", content)
     page = job.write("verdict.html", render_verdict(content, evidence.to_dict()))

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from simprune.core.batches import device_of
 from simprune.core.cost import Example
 from simprune.core.plan import fingerprint
-from simprune.trace.answers import Answers, agreement, answer, damage_of_outputs
+from simprune.trace.answers import Answers, agreement, answer, damage_of_outputs, hits
 from simprune.trace.cost import measure_cost
 from simprune.trace.timing import batch_of, bench, default_size, rotate
 
@@ -30,6 +30,7 @@ class StageTable:
         architectures: of the rows, as keys of `models`; several for a row of means.
         models: one of every architecture, whatever its weights, to be timed.
         weights: of outputs in the damage, by name; those that it does not name have the weight 1.
+        hits: of the last row, see `simprune.trace.answers.hits`; None where it was not measured here.
     """
 
     example: Example
@@ -40,6 +41,7 @@ class StageTable:
     architectures: list[tuple[str, ...]] = field(default_factory=list)
     models: dict[str, nn.Module] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    hits: Tensor | None = None
     _costs: dict[str, dict[str, int]] = field(default_factory=dict)  # of models by their tensors' names and shapes
 
     @property
@@ -64,12 +66,14 @@ class StageTable:
         if answers is not None and self.original is not None and len(answers.outputs) > 1:
             figures["damages"] = damage_of_outputs(answers, self.original)
         self.append({"name": name, **figures}, model)
+        self.hits = hits(answers, self.original)
 
     def append(self, row: dict[str, Any], *models: nn.Module) -> None:
         """Add a row of figures that are known, of one model or a mean over several."""
         keys = tuple(_architecture(model) for model in models)
         self.models |= {key: model for key, model in zip(keys, models, strict=True) if key not in self.models}
         self.rows.append(row)
+        self.hits = None
         self.architectures.append(keys)
 
     def time(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def render_analysis(data: dict[str, Any]) -> str:
         data={"other": None, "channels": [], "unprunable": [], "model": "", "score": "", "simprune": ""} | data,
         charts={key: charts.inline(chart, key, groups.get(key.split("_")[0], "")) for key, chart in drawn.items()},
         windows=_windows(data),
+        halves=_halves(data),
         headline=_headline(data),
         average=_average,
         script=Markup(script),
@@ -97,6 +98,12 @@ def tables(data: dict[str, Any]) -> dict[str, str]:
     return files
 
 
+def _halves(data: dict[str, Any]) -> dict[str, int]:
+    """How many of the blocks, and of the points that are compared, are those of halves of layers."""
+    halves = {block["name"] for block in data["blocks"] if block.get("inside")}
+    return {"blocks": len(halves), "points": sum(point.partition(":")[0] in halves for point in data["points"])}
+
+
 def _average(values: list[list]) -> float | None:
     apart = [value for i, row in enumerate(values) for j, value in enumerate(row) if i != j and value is not None]
     return sum(apart) / len(apart) if apart else None
@@ -107,8 +114,11 @@ def _headline(data: dict[str, Any]) -> str:
     if not blocks:
         return f"{data.get('model') or 'The network'} has no block that can be removed whole."
     first = min(blocks, key=lambda block: block["order"])
+    halves = _halves(data)["blocks"]
+    whole = len(blocks) - halves
+    counted = f"{whole}" if not halves else f"{whole} blocks and {halves} halves" if whole else f"{halves} halves"
     influence = "" if first["influence"] is None else f" (influence {units.number(first['influence'], 2)})"
     return (
-        f"{len(blocks)} of {data.get('model') or 'the network'}\N{RIGHT SINGLE QUOTATION MARK}s blocks can be removed; "
+        f"{counted} of {data.get('model') or 'the network'}\N{RIGHT SINGLE QUOTATION MARK}s blocks can be removed; "
         f"{first['name']} changes least for its cost{influence}."
     )

@@ -286,8 +286,11 @@ def _curves(axes: "Axes", data: Mapping[str, Any], cost: str, rate: str) -> None
         points = [point for point in data["points"] if point["curve"] == curve]  # in order of the budget
         points = [point for point in points if None not in (point[cost], point[rate])]
         colour, line = CURVES[number % 4], ":" if curve == "random" else "-"
+        # the first curve lies above the others, whose open and larger marks show around its own where they coincide
+        first = number == 0
+        look = {"ms": 3.5, "zorder": 4} if first else {"ms": 5.5, "mfc": PAPER, "zorder": 3 - 0.1 * number}
         x, y = [100 * point[cost] for point in points], [100 * point[rate] for point in points]
-        axes.plot(x, y, MARKERS[number % 4] + line, color=colour, ms=3.5, lw=1, label=curve)
+        axes.plot(x, y, MARKERS[number % 4] + line, color=colour, lw=1.2 if first else 1.8, label=curve, **look)
         for at, bounds in zip(x, (point[f"{rate}_bounds"] for point in points), strict=True):
             if bounds:
                 axes.vlines(at, 100 * bounds[0], 100 * bounds[1], color=colour, lw=0.7, alpha=0.5)

@@ -27,11 +27,13 @@ def render_frontier(data: dict[str, Any]) -> str:
     False
     """
     data = {"simprune": "", "model": "", "settings": {}, "inputs": None, "kind": "macs", **finite(data)}
-    pictures = [
-        (rate, label, charts.inline(charts.frontier(data, {cost: label}, [rate]), rate + cost))
-        for rate in _rates(data)
-        for cost, label in _costs(data).items()
-    ]
+    pictures = []
+    for rate in _rates(data):
+        for cost, label in _costs(data).items():
+            chart = charts.frontier(data, {cost: label}, [rate])
+            axes = chart.figure.axes[0]
+            raised = axes.get_ylim()[0] > 0 or axes.get_xlim()[0] > 0
+            pictures.append((rate, label, charts.inline(chart, rate + cost), raised))
     return fill("frontier.html", data=data, pictures=pictures, headline=_headline(data))
 
 

@@ -1,8 +1,12 @@
 """The report page: one self-contained HTML file, a function of the JSON report, without scripts or network."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 from markupsafe import Markup
 
-from simprune.core.plain import finite
+from simprune.core.plain import finite, settings
 
 from . import charts, units
 from .marks import ticks
@@ -20,11 +24,16 @@ EMPTY = {
 }  # fmt: skip
 
 
-def render(report: dict) -> str:
-    """The report as one HTML page: a pure function of `Result.report` (the content of report.json).
+def render(report: dict, recipe: Mapping[str, Any] | None = None, files: Sequence[str] = ()) -> str:
+    """The report as one HTML page: a pure function of its arguments.
 
     Parts that were not measured (None, NaN or left out) are shown as a dash or left out. Every text is
     escaped; the page holds no script and forbids loading anything.
+
+    Args:
+        report: `Result.report`, the content of report.json.
+        recipe: with which the run can be repeated.
+        files: names of files beside the page, which it links.
 
     >>> page = render({"simprune": "0.1.0", "seed": 0, "notes": ["no <test> set"]})
     >>> "no &lt;test&gt; set" in page, "<script" in page
@@ -32,19 +41,25 @@ def render(report: dict) -> str:
     """
     report = EMPTY | {key: value for key, value in finite(report).items() if value is not None}
     edits, stages = report["plan"].get("edits") or [], report["stages"]
-    original = next((stage for stage in stages if stage["name"] == "original"), {})
+    original, control = (
+        next((stage for stage in stages if stage["name"] == name), {}) for name in ("original", "random control")
+    )
     compressed = [stage for stage in stages if stage["name"] not in ("original", "random control")]
     final = compressed[-1] if compressed else {}
     time, macs = (_ratio(final, original, key) for key in ("latency_ms", "macs"))
     given_up = "search" in report and report["search"]["chosen"] is None
     similarity = report["redundancy"].get("similarity") or {}
     removed_blocks = [edit for edit in edits if edit["remove"] == "block"]
-    accuracies = [stage["accuracy"] for stage in stages if stage.get("accuracy") is not None]
+    measured = [stage for stage in stages if stage.get("accuracy") is not None]
+    repaired = [stage for stage in measured if stage["name"] != "pruned"]
+    # a model before its repair may answer by chance: on an axis down to there nothing else could be told apart
+    accuracies = [stage["accuracy"] for stage in (repaired if len(repaired) > 1 else measured)]
     span = ticks(min(accuracies), max(accuracies)) if accuracies else None
     return fill(
         "page.html",
         report=report,
         original=original,
+        control=control,
         final=final,
         headline="No smaller model passed the checks." if given_up else _headline(original, final, edits),
         outcome=(report["verdict"] or {}).get("outcome", "unchecked"),
@@ -62,7 +77,41 @@ def render(report: dict) -> str:
         difference=_difference,
         show=_show,
         around=_around,
+        repairs={row["layer"]: row for row in report["reconstruction"]},
+        layers_in_words=_layers_in_words,
+        blocks_in_words=_blocks_in_words,
+        facts=_facts(report),
+        recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) if recipe else "",
+        files=[name for name in files if name != "report.html"],
     )
+
+
+def _facts(report: dict) -> list[tuple[str, str]]:
+    """Where and when it ran."""
+    timing = report.get("timing") or {}
+    names = {"name": "processor", "threads": "threads", "batch_size": "inputs of a timed call"}
+    more = {said: str(timing[key]) for key, said in names.items() if key in timing}
+    date = {"date": report["date"]} if report.get("date") else {}
+    return [*date.items(), *(settings(report["environment"]) if report["environment"] else []), *more.items()]
+
+
+def _layers_in_words(layers: list[dict]) -> str:
+    """How many layers go, are narrower, or read less."""
+    gone = sum(layer["width"][1] is None for layer in layers)
+    narrower = sum(layer["width"][1] is not None and layer["width"][1] < layer["width"][0] for layer in layers)
+    same = sum(layer["shape"][0] == layer["shape"][1] for layer in layers)
+    rest = len(layers) - gone - narrower - same
+    counts = {"go whole": gone, "get narrower": narrower, "only read less": rest, "stay as they are": same}
+    return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+
+
+def _blocks_in_words(edits: list[dict]) -> str:
+    """How many blocks go; a half of one, whose output is no longer added to the stream, is no block."""
+    halves = sum(edit.get("replace") == "zero" for edit in edits)
+    blocks = len(edits) - halves
+    parts = [f"{blocks} block{'s' * (blocks != 1)}"] if blocks else []
+    parts += [f"{halves} half of a block" if halves == 1 else f"{halves} halves of blocks"] if halves else []
+    return " and ".join(parts)
 
 
 def _map(similarity: dict, gone: list[str]) -> Markup:

@@ -124,6 +124,29 @@ def agreement(answers: Answers | None, original: Answers | None) -> dict[str, fl
     return values
 
 
+def hits(answers: Answers | None, original: Answers | None) -> Tensor | None:
+    """(inputs,) whether the top class of every input is its label; without labels, whether it is the original's.
+
+    None where an input is not one row of class scores, as with tokens or pixels, which are not independent of each
+    other, and where labels mark inputs that do not count.
+
+    >>> answers = answer(nn.Linear(4, 3), [(torch.zeros(5, 4), torch.zeros(5, dtype=torch.long))])
+    >>> hits(answers, answers).shape
+    torch.Size([5])
+    """
+    if answers is None or original is None or not original.classes:
+        return None
+    counts = original.counts.get(main_name(original.outputs))
+    if counts is None or not bool((counts == 1).all()):
+        return None
+    top, labels = _classes(answers.logits), answers.labels
+    if labels is None:
+        return top == _classes(original.logits)
+    if labels.shape != top.shape or not bool(((labels >= 0) & (labels < answers.logits.shape[1])).all()):
+        return None
+    return top == labels
+
+
 def damage_of_outputs(answers: Answers, original: Answers) -> dict[str, float]:
     """Squared change of every output as a share of its variance, by name; outputs that never change are left out."""
     return {name: float(errors.mean()) for name, errors in _errors(answers, original).items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from simprune.checks import clopper_pearson
+from simprune.checks import rate_interval
 from simprune.core.cost import KINDS
 from simprune.core.plan import Plan
 from simprune.core.progress import progress
@@ -115,11 +115,8 @@ def _figures(
 
 
 def _bounds(rate: float | None, count: int | None) -> list[float] | None:
-    """95 % interval (Clopper-Pearson) of a rate on `count` inputs; None without a rate or without inputs."""
-    if rate is None or count is None:
-        return None
-    lower, upper = clopper_pearson(round(rate * count), count, 0.975)
-    return [float(lower), float(upper)]
+    """The interval of a rate on `count` inputs; None without a rate or without inputs."""
+    return None if rate is None or count is None else rate_interval(rate, count)
 
 
 def check_shares(kind: str, budgets: Sequence[Any]) -> None:

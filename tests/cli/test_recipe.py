@@ -88,7 +88,7 @@ def test_every_measure_is_built_by_its_name(name):
 
 
 def test_the_default_check_is_the_librarys_which_fits_the_model():
-    assert gates(settings(load_recipe("digits"), "compress")) is None
+    assert gates(settings(load_recipe("depth_only"), "compress")) is None
 
 
 def test_a_recipe_in_another_folder_inherits_and_overrides(recipe):
@@ -140,7 +140,7 @@ def test_folders_beside_a_recipe_change_no_key_and_a_resolved_recipe_takes_the_s
 def test_no_epochs_is_no_finetuning():
     assert settings(load_recipe("digits", ["finetune=none"]), "compress").finetune is None
     assert settings(load_recipe("digits", ["finetune=null"]), "compress").finetune is None
-    assert settings(load_recipe("digits"), "compress").finetune.epochs > 0
+    assert settings(load_recipe("digits", ["finetune=default"]), "compress").finetune.epochs > 0
     assert settings(load_recipe("digits", ["finetune=7"]), "compress").finetune.epochs == 7
 
 

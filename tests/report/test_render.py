@@ -10,6 +10,7 @@ import pytest
 from simprune.report import render
 from simprune.report.units import DASH, MINUS
 
+FILES = ("plan.yaml", "model.safetensors", "report.json", "recipe.yaml")
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
 
@@ -47,12 +48,15 @@ def any_report(request):
 
 
 def test_every_page_is_well_formed_and_loads_nothing(any_report):
-    html = render(any_report)
+    html = render(any_report, {"budget": {"macs": 0.5}}, FILES)
     page = Page(html)
+    assert [value for name, value in page.attributes if name == "href"] == [*FILES]
+    assert "macs: 0.5" in html
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on")
-        assert name not in ("src", "href", "srcset")
+        assert name not in ("src", "srcset")
+        assert name != "href" or value in FILES
         assert name != "xlink:href" or value.startswith(("#", "data:image/png;base64,"))
     assert not re.search(r"https?://|@import|@font-face|url\((?!#)", html)
     assert "default-src 'none'" in html
@@ -158,7 +162,8 @@ def test_nan_is_a_dash_everywhere(rich):
 def test_each_stage_is_compared_with_the_original(rich):
     text = Page(render(rich)).text
     assert "original 98.2% 100.0% 12.3 M 272 k 1.09 MB 3.21 ms" in text
-    assert f"pruned 89.2% {MINUS}9.0 pt 90.1% 5.80 M 47.0% 110 k 40.6% 448 kB 41.0% 1.92 ms 59.7%" in text
+    pruned = f"pruned 89.2% {MINUS}9.0 pt below the axis 90.1%"
+    assert f"{pruned} 5.80 M 47.0% 110 k 40.6% 448 kB 41.0% 1.92 ms 59.7%" in text
     assert f"random control 93.1% {MINUS}5.1 pt" in text
 
 
@@ -203,7 +208,7 @@ def test_channels_of_a_removed_block_go_with_it(rich):
 def test_the_final_stage_is_never_the_control(rich):
     rich["stages"] = [stage for stage in rich["stages"] if stage["name"] in ("original", "pruned", "random control")]
     rich["stages"][2]["macs"] = 1
-    assert "Keeps 47% of the multiply-adds" in render(rich)
+    assert "Keeps 47% of the multiply-adds" in Page(render(rich)).text
 
 
 def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
@@ -218,3 +223,55 @@ def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
     assert "3 plans were tried" in text
     assert "2 0.4 0.09 chosen 4" in text.replace("0.400", "0.4").replace("0.0900", "0.09")
     assert "plans were tried" not in Page(render(rich)).text
+
+
+def test_rates_have_their_intervals_and_the_margin_over_the_control(rich):
+    rich["stages"][2]["accuracy_bounds"] = [0.955, 0.981]
+    rich["stages"][-1] |= {"plans": 3, "margin": {"of": "accuracy", "value": 0.03, "bounds": [0.018, 0.042]}}
+    text = Page(render(rich)).text
+    assert "97.0% 95.5% to 98.1%" in text
+    assert "3 plans drawn at random at the same cost, repaired alike: accuracy +3.0 pt" in text
+    assert "(95% interval +1.8 pt to +4.2 pt" in text and "mean of 3 plans" in text
+
+
+@pytest.mark.parametrize("apart, tile", [(True, "Latency 60% 3.21 ms"), (False, "Latency unclear 3.21 ms")])
+def test_no_latency_is_claimed_where_its_spread_covers_the_difference(rich, apart, tile):
+    for stage in rich["stages"]:
+        stage |= {"latency_ms": 3.214 if stage["name"] == "original" else 1.92, "latency_spread_ms": [1.5, 3.6]}
+        stage["latency_told_apart"] = apart
+    text = Page(render(rich)).text
+    assert tile in text
+    assert ("1.50 to 3.60 not told apart" in text) != apart
+
+
+def test_every_layer_is_shown_before_and_after(rich):
+    rich["layers"] = [
+        {"name": "stem", "shape": [[16, 3, 3, 3], [9, 3, 3, 3]], "width": [16, 9], "macs": [900, 500],
+         "params": [432, 243]},
+        {"name": "gone", "shape": [[8, 4], None], "width": [8, None], "macs": [32, 0], "params": [32, 0]},
+        {"name": "head", "shape": [[10, 8], [10, 8]], "width": [10, 10], "macs": [80, 80], "params": [80, 80]},
+    ]  # fmt: skip
+    rich["plan"]["edits"] = [{"remove": "heads", "name": "stem", "indices": [1], "of": 2, "damage": 0.0123}]
+    rich["reconstruction"] = [{"layer": "stem", "before": 0.5, "after": 0.25}]
+    text = Page(render(rich)).text
+    assert "3 layers, of which 1 go whole, 1 get narrower, 1 stay as they are" in text
+    shapes = "16x3x3x3 9x3x3x3".replace("x", "\N{MULTIPLICATION SIGN}")
+    assert f"stem 16 → 9 {shapes} 900 500 432 243 0.0123 0.5 0.25" in text
+    assert f"gone whole 8 → {DASH}" in text and "Heads in 1 group" in text
+
+
+def test_halves_of_blocks_are_not_counted_as_blocks(rich):
+    names = ["layers.0", "layers.1.attn", "layers.2.attn"]
+    kinds = ["identity", "zero", "zero"]
+    rich["plan"]["edits"] = [{"remove": "block", "name": n, "replace": r} for n, r in zip(names, kinds, strict=True)]
+    assert "1 block and 2 halves of blocks" in Page(render(rich)).text
+
+
+def test_every_cell_of_a_table_names_its_column_for_narrow_pages(rich):
+    cells = re.findall(r"<td[^>]*>", render(rich).split('id="stages"')[1].split("</table>")[0])
+    assert len(cells) == 7 * len(rich["stages"]) and all("data-label=" in cell for cell in cells)
+
+
+def test_no_line_breaks_within_multiply_adds(rich):
+    others = render(rich).replace('<span class="whole">multiply-adds</span>', "")
+    assert "multiply-adds" not in re.sub(r"<style.*?</style>|<[^>]*>", "", others)

@@ -80,4 +80,4 @@ def test_no_sentence_about_latency_where_its_spread_covers_the_difference(spread
     cost = {"accuracy": 0.9, "agreement": 1.0, "params": 10, "bytes": 40}
     small = {"name": "pruned", **cost, "macs": 50, "latency_ms": 2.0}
     stages = [{"name": "original", **cost, "macs": 100, "latency_ms": 2.0}, small | {"latency_spread_ms": spread}]
-    assert ("Latency does not follow the multiply-adds" in render({"stages": stages})) == said
+    assert ("Latency does not follow the" in render({"stages": stages})) == said
