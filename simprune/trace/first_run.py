@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from simprune.core.batches import all_tensors, device_of, inputs_of, move, tensors_in
+from simprune.core.batches import all_tensors, device_of, inputs_of, move, rows_at, tensors_in
 from simprune.core.blame import with_line
 from simprune.core.example import example_of, rows_of
 from simprune.trace.context import eval_mode
@@ -80,13 +80,32 @@ def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model
     args, kwargs = move(example_of(batch), device_of(model))
     try:
         with eval_mode(model), torch.no_grad():
-            outputs = all_tensors(model(*args, **kwargs))
+            result = model(*args, **kwargs)
+            one_for_each = _one_for_each(model, result, args, kwargs)
     except Exception as error:  # the model is the user's and may raise anything
         raise ValueError(f"{what}: {with_line(error)}{_advice(model, batch)}") from error
+    if one_for_each:
+        raise ValueError(
+            f"{name}: the {model_name} returned a list with one item per input, as detectors do after non-maximum "
+            "suppression; give a module that returns the tensors before it, whose first dimension counts inputs"
+        )
+    outputs = all_tensors(result)
     if not outputs:
         raise ValueError(f"{what}: it returned no tensor; return logits, a tuple or a dict with them")
     if all(value.ndim == 0 for value in outputs.values()):
         raise ValueError(f"{what}: it returned a number for {rows_of((args, kwargs))} inputs; return one row per input")
+
+
+def _one_for_each(model: nn.Module, result: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether a model returned a list with one item for every input, such as its boxes, and not for every output."""
+    inputs = rows_of((args, kwargs))
+    if not isinstance(result, list) or len(result) != inputs:
+        return False
+    if all(isinstance(item, Tensor) and item.shape[:1] == (inputs,) for item in result):
+        return False  # as from two heads
+    first = rows_at((args, kwargs), torch.arange(inputs) == 0)
+    again = model(*first[0], **first[1])
+    return isinstance(again, list) and len(again) == 1
 
 
 def _single(batch: Any) -> bool:

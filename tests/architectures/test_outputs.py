@@ -2,6 +2,7 @@
 
 import copy
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -231,3 +232,38 @@ def test_a_branch_that_no_output_depends_on_goes_with_the_channels_that_it_reads
     assert {entry.name for entry in redundancy.channels} >= {"stem", "body", "hidden.0"}
     cost = measure_cost(small, Network.trace(model, CALIBRATION[0]).example)
     assert (cost.macs, cost.params) == (plan.expected["macs"], plan.expected["params"])
+
+
+class Pyramid(nn.Module):
+    """Feature maps of three sizes, added from coarse to fine, and two heads that run on all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        widths = (3, 16, 24, 32)
+        self.down = nn.ModuleList([nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths)])
+        self.side = nn.ModuleList([nn.Conv2d(width, 12, 1) for width in widths[1:]])
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(12, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, n, 1)) for n in (5, 4)]
+        )
+
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        maps, sums = [], []
+        for layer in self.down:
+            maps.append(F.relu(layer(maps[-1] if maps else x)))
+        for side, value in reversed([*zip(self.side, maps, strict=True)]):
+            sums.append(side(value) + (F.interpolate(sums[-1], scale_factor=2) if sums else 0))
+        return {name: [head(value) for value in sums] for name, head in zip(("cls", "box"), self.heads, strict=True)}
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5])
+def test_expected_damage_of_a_pyramid_with_six_outputs_holds_for_fresh_inputs(share):
+    model = Pyramid().eval()
+    redundancy = sp.analyze(model, CALIBRATION, structures=("channels",))
+    plan = sp.plan(redundancy, budget={"macs": share})
+    small = sp.apply(plan, model)
+    sp.reconstruct(small, plan, model, CALIBRATION)
+    damages = damage_of_outputs(answer(small, TEST), answer(model, TEST))
+    assert len(damages) == 6
+    mean = sum(damages.values()) / 6
+    assert 1 / 2 < plan.expected["damage"] / mean < 2

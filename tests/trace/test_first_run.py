@@ -37,7 +37,10 @@ NO_MODULES = {
     "nothing": (lambda: None, "got NoneType"),
     "on meta": (lambda: network().to("meta"), "0.weight is on the meta device and has no values; load the weights"),
     "lazy": (Lazy, "first.weight is lazy and has no shape yet; run the model on one batch first"),
-    "compiled": (lambda: torch.compile(network(), backend="eager"), r"got one from torch.compile; give (model|small)._orig_mod"),
+    "compiled": (
+        lambda: torch.compile(network(), backend="eager"),
+        r"got one from torch.compile; give (model|small)._orig_mod",
+    ),
     "a program": (exported, "got a program of torch.export; give the module that was exported"),
     "a graph": (lambda: exported().module(), "got a graph of torch.export; give the module that was exported"),
 }
@@ -122,3 +125,31 @@ def test_nan_is_refused_with_the_number_of_its_batch_and_infinite_masks_are_not(
         sp.analyze(network(), batches)
     masked = [(X, X.masked_fill(X > 0, float("-inf")))]
     assert len(list(Peekable(masked, "calibration"))) == 1
+
+
+class Detector(nn.Module):
+    """Boxes of varying number for every input, or the tensors behind them."""
+
+    def __init__(self, raw: bool, pack=lambda box, score: {"boxes": box, "scores": score}) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.boxes, self.scores = nn.Linear(4, 8), nn.Linear(8, 12), nn.Linear(8, 3)
+        self.raw, self.pack = raw, pack
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        boxes, scores = self.boxes(x).unflatten(1, (3, 4)), self.scores(x)
+        if self.raw:
+            return [boxes, scores]
+        return [self.pack(box[score > 0], score[score > 0]) for box, score in zip(boxes, scores, strict=True)]
+
+
+@pytest.mark.parametrize("pack", [Detector(False).pack, lambda box, score: [box, score], lambda box, score: box])
+def test_detections_by_input_are_refused_and_the_tensors_before_them_are_two_outputs(pack):
+    for function in ("analyze", "compress", "validate"):
+        with pytest.raises(ValueError, match="give a module that returns the tensors before it") as caught:
+            FUNCTIONS[function](Detector(False, pack), [X])
+        assert "\n" not in str(caught.value) and "one item per input" in str(caught.value)
+    assert [entry.name for entry in sp.analyze(Detector(True), [X]).channels] == ["body"]
+    two = [torch.cat([X[:1]] * 2)]  # as many inputs as heads
+    assert [entry.name for entry in sp.analyze(Detector(True), two).channels] == ["body"]
