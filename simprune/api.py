@@ -17,6 +17,7 @@ from simprune.arguments import SMALLEST, Arguments, check_budget, check_gates, c
 from simprune.bundle import Result
 from simprune.checks import Verdict, rehearse
 from simprune.checks import validate as check
+from simprune.core.alone import one_at_a_time
 from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import from_description
@@ -48,6 +49,7 @@ from simprune.tune.frontier import Frontier, trace_frontier
 __all__ = ["SMALLEST", "analyze", "apply", "compress", "examine", "frontier", "plan", "reconstruct", "validate"]
 
 
+@one_at_a_time
 @takes_options(Settings, "analyze")
 def analyze(
     model: nn.Module,
@@ -88,6 +90,7 @@ def analyze(
     return run.redundancy(damage, checkpoint)
 
 
+@one_at_a_time
 def plan(
     redundancy: Redundancy,
     budget: Mapping[str, Amount | None] | None = None,
@@ -112,7 +115,7 @@ def plan(
         calibration: batches, for finalists.
         reconstruct: the repair of finalists.
         timer: (module, args, kwargs) -> seconds, for latency.
-        options: constraints and options of the planner, such as `round_to=8`; `docs/reference.md` lists them.
+        options: constraints and options of the planner, such as `round_to=8` (`simprune list planners`).
 
     Returns:
         The plan; `simprune.apply` takes it, and `plan.save(path)` writes it as a file to read and edit.
@@ -140,6 +143,7 @@ def plan(
     return planned(redundancy, budget, chosen, seed=seed, **tools)
 
 
+@one_at_a_time
 def apply(plan: Plan, model: nn.Module) -> nn.Module:
     """Edit a copy of a model as a plan says.
 
@@ -165,10 +169,11 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     model = at_hand(model)
     small = edit(plan, Network(model, from_description(plan.inputs, device_of(model))))
     if is_pretrained(small) and (unsaid := stand_ins_of(small)):
-        warnings.warn(f"from_pretrained cannot open the result: no configuration says that {unsaid} went", stacklevel=2)
+        warnings.warn(f"from_pretrained cannot open the result: no configuration says that {unsaid} went", stacklevel=3)
     return small
 
 
+@one_at_a_time
 def reconstruct(
     small: nn.Module,
     plan: Plan,
@@ -219,6 +224,7 @@ def reconstruct(
     return repair(small, plan, network, batches, chosen)
 
 
+@one_at_a_time
 @takes_options(Settings, "validate")
 def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = None, **options: Any) -> Verdict:
     """Check whether a smaller model may replace the original, with bounds from the number of test inputs.
@@ -254,6 +260,7 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = No
     return check(model, small, batches, settings.gates, settings.seed, settings.correction)
 
 
+@one_at_a_time
 @takes_options(Settings, "compress")
 def compress(
     model: nn.Module,
@@ -308,6 +315,7 @@ def compress(
     return Result(made.recovered.model, made.plan, verdict, report, redundancy)
 
 
+@one_at_a_time
 @takes_options(Settings, "frontier", control=CONTROL)
 def frontier(
     model: nn.Module,

@@ -23,6 +23,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from simprune.checks import Verdict
+from simprune.core.alone import one_at_a_time
 from simprune.core.batches import device_of
 from simprune.core.example import from_description
 from simprune.core.plain import finite
@@ -53,6 +54,7 @@ class Result:
     redundancy: Redundancy | None = None
 
 
+@one_at_a_time
 def save(
     folder: str | os.PathLike[str], result: Result, recipe: dict | None = None, *, overwrite: bool = False
 ) -> Path:
@@ -87,6 +89,7 @@ def save(
     return folder
 
 
+@one_at_a_time
 def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """The pruned model of a bundle, in evaluation mode; its outputs are bit-identical to the saved model's.
 

@@ -89,6 +89,7 @@ def run(command: str, args: list[str]) -> int:
     changed = compose.fitted(overrides, folder, config, more)
     argv = [f"simprune {command}", *own, *changed, *(flag for flag in flags if flag != "--frontier")]
     sweep.Summary.finished.clear()
+    sweep.Summary.missing.clear()
     # with HYDRA_FULL_ERROR Hydra passes errors on; otherwise it prints them itself and exits with 1
     with patch.object(sys, "argv", argv), patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}), shadowing():
         try:
@@ -122,7 +123,7 @@ def _resumed(folder: str, command: str, flags: list[str]) -> str:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that wrote nothing, and empty folders around it."""
-    while folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+    """Remove the folder of a run that wrote nothing, and folders around it, if the run itself has made them."""
+    for path in sweep.Summary.missing:
+        if folder.absolute().is_relative_to(path) and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simprune.core.plain import settings
+from simprune.core.reading import read_text
 from simprune.core.store import write_whole
+from simprune.core.weights import digest_of, writing_weights
 
 SETTINGS = "settings.json"
 SECONDS = 60.0  # between two savings of a stage that is still running
@@ -48,7 +51,13 @@ class Checkpoint:
     def __post_init__(self) -> None:
         self.context = json.loads(json.dumps(self.context, sort_keys=True, default=str))
         if self.started:
-            stored = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+            path = self.folder / SETTINGS
+            try:
+                stored = json.loads(read_text(path))
+                if not isinstance(stored, dict):
+                    raise TypeError("no mapping")
+            except (json.JSONDecodeError, RecursionError, TypeError) as error:
+                raise ValueError(f"{path} holds no settings ({error}); start in a new folder") from None
             refuse_other_settings(self.folder, stored, self.context)
 
     @property
@@ -57,9 +66,20 @@ class Checkpoint:
         return (self.folder / SETTINGS).is_file()
 
     def load(self, stage: str) -> dict[str, Tensor] | None:
-        """Tensors of a stage, by name; None when the stage was not saved."""
+        """Tensors of a stage, by name; None when the stage was not saved; ValueError when its file has changed."""
         path = self.folder / f"{stage}.safetensors"
-        return load_file(path) if self.started and path.is_file() else None
+        if not self.started or not path.is_file():
+            return None
+        changed = f"{path} has changed since it was saved; delete it, and the stage is computed again"
+        try:
+            with safe_open(path, framework="pt") as file:
+                digest = (file.metadata() or {}).get("sha256")
+            tensors = load_file(path)
+        except SafetensorError:
+            raise ValueError(changed) from None
+        if digest != digest_of(tensors):
+            raise ValueError(changed)
+        return tensors
 
     def save(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a stage, and replace what was saved of it before."""
@@ -68,7 +88,11 @@ class Checkpoint:
             write_whole(self.folder / SETTINGS, json.dumps(self.context, indent=1))
         # safetensors refuses tensors that share their memory
         unshared = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        write_whole(self.folder / f"{stage}.safetensors", lambda path: save_file(unshared, path))
+        metadata = {"sha256": digest_of(unshared)}
+        write_whole(
+            self.folder / f"{stage}.safetensors",
+            lambda path: writing_weights(lambda: save_file(unshared, path, metadata)),
+        )
         self.saved = time.monotonic()
 
     def save_now_and_then(self, stage: str, tensors: Callable[[], Mapping[str, Tensor]]) -> None:

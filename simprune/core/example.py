@@ -67,7 +67,7 @@ def check_description(description: Any, where: str) -> None:
     """
     named = description if isinstance(description, Mapping) else {}
     args, kwargs = named.get("args"), named.get("kwargs")
-    if set(named) != {"args", "kwargs"} or not isinstance(args, list) or not isinstance(kwargs, dict):
+    if set(named) != {"args", "kwargs"} or not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
         raise ValueError(f"{where}: expected a list args and a mapping kwargs; got {shown(description)}")
     if odd := [key for key in kwargs if not isinstance(key, str)]:
         raise ValueError(f"{where}: kwargs: expected names; got {shown(odd[0])}")
@@ -83,7 +83,9 @@ def _checked_size(value: Any, where: str) -> int:
     if not isinstance(value, Mapping) or set(value) != {"shape", "dtype"}:
         raise ValueError(f"{where}: expected shape and dtype, or a plain value; got {shown(value)}")
     shape, name = value["shape"], value["dtype"]
-    whole = isinstance(shape, list) and all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
+    whole = isinstance(shape, list | tuple) and all(
+        isinstance(size, int) and not isinstance(size, bool) for size in shape
+    )
     if not whole or any(size < 0 for size in shape):
         raise ValueError(f"{where}: shape: expected a list of whole numbers from 0; got {shown(shape)}")
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
@@ -94,7 +96,11 @@ def _checked_size(value: Any, where: str) -> int:
 
 
 def from_description(description: Mapping[str, Any], device: torch.device | str = "cpu") -> Example:
-    """An example of the described shapes: seeded noise for floats, ones for integers (a valid token, an open mask)."""
+    """An example of the described shapes: seeded noise for floats, ones for integers (a valid token, an open mask).
+
+    Raises ValueError as `check_description`.
+    """
+    check_description(description, "inputs")
     generator = torch.Generator().manual_seed(0)
 
     def make(value: Any) -> Any:

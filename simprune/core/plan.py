@@ -215,7 +215,8 @@ class Plan:
         for name, value in mappings.items():
             if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
                 raise ValueError(f"plan: {name} must be a mapping of names; got {shown(value)}")
-        check_description(mappings["inputs"], "plan: inputs")
+        if mappings["inputs"]:
+            check_description(mappings["inputs"], "plan: inputs")
         return cls(tuple(_edit(item) for item in data["edits"]), data["fingerprint"], **mappings)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -12,12 +12,12 @@ NODES = 100_000  # values of a YAML text, and values that its aliases repeat
 BYTES = 64 << 20  # of a plan; a plan of 70 billion parameters has some 16 MiB
 
 
-def read_text(path: str | os.PathLike[str], most: int = BYTES) -> str:
+def read_text(path: str | os.PathLike[str], most: int | None = BYTES) -> str:
     """The text of a file.
 
     Args:
         path: of the file.
-        most: bytes that the file may have.
+        most: bytes that the file may have; None: any number.
 
     Raises:
         FileNotFoundError: for a missing file.
@@ -36,8 +36,8 @@ def read_text(path: str | os.PathLike[str], most: int = BYTES) -> str:
     if not path.is_file():
         raise ValueError(f"{path}: expected a file; got a folder or a device")
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        content = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(content) > most:
         raise ValueError(f"{path}: expected at most {most:,} bytes; got more")
     return decoded(content, str(path))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simprune.core.names import did_you_mean
+from simprune.core.reading import read_text
 
 KINDS = ("blocks", "lines", "files")  # what a document is in plain text
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -54,10 +55,7 @@ def records(file: Path, documents: str = "blocks") -> Iterator[tuple[str, Any]]:
     if file.suffix == ".parquet":
         yield from _parquet(file)
         return
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8: {error}") from None
+    content = read_text(file, most=None)
     if file.suffix == ".txt":
         for number, text in enumerate(_plain(content, documents), start=1):
             yield f"{file}, document {number}", text
@@ -89,7 +87,7 @@ def _plain(content: str, kind: str) -> Iterator[str]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
         raise ValueError(f"{where} is not JSON: {error}") from None
 
 

@@ -94,10 +94,16 @@ def refuse_infinite(model: nn.Module, tensors: Mapping[str, Any], where: str) ->
 
 
 def digest(model: nn.Module) -> str:
-    """Hash of the names and values of all parameters and buffers, 32 hexadecimal digits."""
+    """Hash of the names, types, shapes and values of all parameters and buffers, 32 hexadecimal digits."""
+    return digest_of(model.state_dict())
+
+
+def digest_of(tensors: Mapping[str, Any]) -> str:
+    """Hash of the names, types, shapes and values of tensors, 32 digits; of what is no tensor the name alone."""
     sha = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         sha.update(name.encode())
         if isinstance(value, torch.Tensor):
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(f"{value.dtype} {list(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()[:32]

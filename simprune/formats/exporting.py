@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from simprune import bundle
 from simprune.bundle import Result
+from simprune.core.alone import one_at_a_time
 from simprune.core.batches import device_of, inputs_of, move
 from simprune.core.cost import Example
 from simprune.core.example import describe, example_of, from_description
@@ -57,6 +58,7 @@ class Export:
         return f"exported as {self.format}, read back and compared: {compared}"
 
 
+@one_at_a_time
 def export(
     source: Result | nn.Module | str | os.PathLike[str],
     folder: str | os.PathLike[str],

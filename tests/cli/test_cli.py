@@ -29,7 +29,7 @@ from simprune.cli.recipe.sweep import objective
 from simprune.core import registry
 from simprune.core.names import did_you_mean, locate
 from simprune.core.plan import Plan
-from tests.cli.users import LOOSE, OWN, STRICT, job, the, written
+from tests.cli.users import LOOSE, OWN, STRICT, furnish, job, the, written
 
 # ---- whole compressions ----
 
@@ -322,6 +322,23 @@ def test_an_analysis_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
 
 
 # ---- wrong input: one line, exit code 2, nothing written ----
+
+
+@pytest.mark.parametrize("there", ["", "runs", "runs/mine", "../beside"])
+def test_a_run_that_fails_removes_the_folders_that_it_made_and_no_other(folder, there):
+    """Empty folders of the user's stay, in the working folder and outside of it."""
+    inner = folder / "here"
+    (inner / there).mkdir(parents=True)
+    furnish(inner)
+    os.chdir(inner)
+    before = {path: path.stat().st_ino for path in folder.rglob("*")}
+    out = f"{there or 'runs'}/mine/one"
+    assert main(["plan", OWN, "budget.macs=1e-9", f"hydra.run.dir={out}"]) == 2
+    after = {path: path.stat().st_ino for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+    (inner / out).mkdir(parents=True, exist_ok=True)
+    assert main(["plan", OWN, "budget.macs=1e-9", f"hydra.run.dir={out}"]) == 2
+    assert (inner / out).is_dir() and not any((inner / out).iterdir())
 
 
 @pytest.mark.parametrize(

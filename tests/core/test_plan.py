@@ -59,7 +59,6 @@ def test_a_file_from_before_the_mark_is_read():
         ({"args": {}, "kwargs": {}}, "expected a list args"),
         ({"args": [], "kwargs": {3: 1}}, "expected names"),
         ({"args": [], "kwargs": {}, "more": 1}, "expected a list args"),
-        ({}, "expected a list args"),
     ],
 )
 def test_inputs_that_no_example_can_be_built_from_are_refused(inputs, message):

@@ -2,6 +2,7 @@
 
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -138,6 +139,71 @@ def test_floating_point_is_taken_as_it_is(archive):
     values = np.random.default_rng(0).normal(size=(4, 7))
     (x,) = arrays(path=archive(calibration_images=values, test_images=values)).test
     assert x.dtype == torch.float32 and np.allclose(x.numpy(), values)
+
+
+IMAGES = np.zeros((4, 3, 5, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (np.array([0, 1, 1.7, 2]), r"expected whole numbers, the classes; got float64; store them with .astype"),
+        (np.array([0, 1, np.nan, 2], np.float32), "expected whole numbers"),
+        (np.array([0.0, 1.0, 2.0, 3.0]), "expected whole numbers"),  # nothing is guessed
+        (np.array([True, False, True, False]), "expected whole numbers.*got bool"),
+        (np.array(list("abcd")), "expected whole numbers"),
+        (np.eye(4, dtype=np.int64), r"expected the shape \(4,\) or \(4, 5, 6\); got \(4, 4\); of one-hot rows store"),
+        (np.zeros((4, 1), np.int64), r"got \(4, 1\)"),
+        (np.arange(3), r"got \(3,\)"),
+        (np.zeros((4, 6, 5), np.int64), r"got \(4, 6, 5\)"),
+        (np.zeros((), np.int64), r"got \(\)"),
+        (np.full(4, 1 << 63, np.uint64), "expected class numbers"),
+    ],
+)
+def test_labels_are_never_cast_silently(archive, labels, message):
+    with pytest.raises(ValueError, match=f"calibration_labels: .*{message}"):
+        arrays(path=archive(calibration_images=IMAGES, calibration_labels=labels), test=None)
+
+
+@pytest.mark.parametrize("labels", [np.arange(4, dtype=np.uint8), np.full((4, 5, 6), -100, np.int16)])
+def test_whole_numbers_of_any_type_are_labels_of_images_or_pixels(archive, labels):
+    ((_, y),) = arrays(path=archive(calibration_images=IMAGES, calibration_labels=labels), test=None).calibration
+    assert y.dtype == torch.int64 and np.array_equal(y.numpy(), labels)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_archive_is_one_line_or_harmless(tmp_path, compressed):
+    """Cut and flipped anywhere, an archive is refused in one line, or gives arrays of the same kind."""
+    path, draw = tmp_path / "data.npz", np.random.default_rng(0)
+    images = draw.normal(size=(4, 1, 2, 2)).astype(np.float32)
+    save = np.savez_compressed if compressed else np.savez
+    save(path, calibration_images=images, calibration_labels=np.arange(4))
+    whole, refused = path.read_bytes(), []
+    for case in range(120):
+        content = bytearray(whole)
+        if case % 5 == 0:
+            content = content[: draw.integers(len(whole))]
+        else:
+            content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+        path.write_bytes(content)
+        try:
+            (batch,) = arrays(path=str(path), test=None).calibration
+        except ValueError as error:
+            refused.append(error)
+        else:  # in a time stamp, or the name of the labels
+            assert torch.equal(torch.from_numpy(images), batch[0] if isinstance(batch, tuple) else batch)
+    assert len(refused) > 40
+    assert all(type(error) is ValueError and "\n" not in str(error) for error in refused)
+
+
+def test_an_array_that_says_it_is_huge_is_refused_before_it_is_allocated(tmp_path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as file:
+        file.writestr("calibration_images.npy", content)
+    with pytest.raises(ValueError, match="says that it has 4,398,046,511,104 bytes, and the file holds fewer"):
+        arrays(path=str(tmp_path / "data.npz"), test=None)
 
 
 def test_grey_images_without_a_channel_axis_get_one(archive):

@@ -3,11 +3,13 @@
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simprune as sp
@@ -359,9 +361,47 @@ def test_interrupted_while_weights_are_written_nothing_is_half_written(trained, 
     assert contents(folder) == contents(whole[1])
 
 
-def test_a_finished_search_is_not_made_again(trained, whole, monkeypatch):
-    monkeypatch.setattr(stages, "validate", None)
-    assert compress(trained, whole[1]).verdict.to_dict() == whole[0].verdict.to_dict()
+def test_a_finished_search_is_not_made_again_but_its_model_is_judged_again(trained, whole, monkeypatch):
+    real, judged = stages.validate, []
+
+    def counted(model, small, *rest):
+        judged.append(small)
+        return real(model, small, *rest)
+
+    monkeypatch.setattr(stages, "validate", counted)
+    again = compress(trained, whole[1])
+    assert again.verdict.to_dict() == whole[0].verdict.to_dict()
+    assert judged == [again.model]
+    monkeypatch.setattr(stages, "validate", lambda *_: verdict("fail"))
+    with pytest.raises(ValueError, match="does not pass its checks again"):
+        compress(trained, whole[1])
+
+
+def zeroed(path):
+    save_file({name: torch.zeros_like(value) for name, value in load_file(path).items()}, path)
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [zeroed, flipped, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_weights_that_have_changed_are_refused(trained, whole, tmp_path, damage):
+    folder = shutil.copytree(whole[1], tmp_path / "search")
+    (weights,) = folder.glob("*.safetensors")
+    damage(weights)
+    with pytest.raises(ValueError, match="missing or has changed since it was stored"):
+        compress(trained, folder)
+
+
+def test_a_state_that_has_changed_is_refused(trained, whole, tmp_path):
+    folder = shutil.copytree(whole[1], tmp_path / "search")
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"passed": false', '"passed": true'))
+    with pytest.raises(ValueError, match="it has changed since it was written"):
+        compress(trained, folder)
 
 
 def test_another_search_is_refused_in_one_line(trained, whole, tmp_path):

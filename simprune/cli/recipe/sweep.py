@@ -54,9 +54,17 @@ def write_job(out: Path, code: int, error: str | None, figures: Mapping[str, Any
 
 
 class Summary(Callback):
-    """Gathers the jobs' records into sweep.json when all are done; Hydra calls it in the process that started them."""
+    """Knows which folders a run makes, and gathers the jobs' records into sweep.json when all are done.
+
+    Hydra calls it in the process that starts the jobs.
+    """
 
     finished: ClassVar[list[dict[str, Any]]] = []  # the summary of the sweep, when it has ended
+    missing: ClassVar[list[Path]] = []  # folders of the run that were not there before it, the innermost first
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(str(config.hydra.run.dir)).absolute()
+        Summary.missing[:] = [path for path in (folder, *folder.parents) if not path.exists()]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

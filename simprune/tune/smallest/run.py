@@ -107,7 +107,7 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
 
     Raises:
         NothingPassed: when no model smaller than the original passes.
-        ValueError: when nothing can be removed, or the folder holds another search.
+        ValueError: when nothing can be removed, and when the folder holds another search or was changed.
     """
     original = {"weights": digest(trial.network.model), "accuracy": trial.stages.rows[0]["accuracy"]}
     settings = {**settings, "original": original}
@@ -132,6 +132,12 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
     if model is None:  # its attempt was finished before an interruption
         assert record is not None
         model = record.model(best, plan, trial.network)
+        again = trial.judge(model)  # what is on a disk is not taken at its word
+        if not trial.search.passes(again.outcome):
+            raise ValueError(
+                f"{record.folder}: the stored model of step {best} does not pass its checks again ({again.outcome}); "
+                "the data or the weights are other ones: start in a new folder"
+            )
     followed = Recovered(model, chosen.repairs, chosen.epochs, tuple(chosen.notes))
     return Smallest(followed, plan, Verdict.from_dict(chosen.verdict or {}), tuple(attempts), best)
 
