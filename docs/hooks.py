@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,28 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = obj.docstring.value
-        if "{options}" in text:
-            text = inspect.cleandoc(pydoc.locate(obj.path).__doc__ or "")
+        if "{options}" in text and isinstance(obj, griffe.Function):
+            function: Any = pydoc.locate(obj.path)
+            text = inspect.cleandoc(function.__doc__)
+            obj.parameters = griffe.Parameters(*map(_parameter, inspect.signature(function).parameters.values()))
         prose, start, example = text.partition("\n>>> ")
         if start:
             text = f"{prose}\n\nExamples:\n{textwrap.indent(start.strip() + ' ' + example, '    ')}"
         obj.docstring.value = text
+
+
+def _parameter(parameter: inspect.Parameter) -> griffe.Parameter:
+    """A parameter for the page of a function; options have one each, with its default."""
+    annotation = re.sub(r"\b(?:[A-Za-z_]\w*\.)+", "", inspect.formatannotation(parameter.annotation))  # no modules
+    default = parameter.default
+    return griffe.Parameter(
+        parameter.name,
+        annotation=annotation,
+        kind=griffe.ParameterKind(parameter.kind.description),
+        default=None if default is parameter.empty else _shown(default),
+    )
+
+
+def _shown(default: Any) -> str:
+    """A default in Python; of a table of options, that its own defaults hold."""
+    return "{}" if hasattr(default, "__dataclass_fields__") else repr(default)

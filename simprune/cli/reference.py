@@ -241,10 +241,8 @@ def escaped(text: str) -> str:
 
 
 def _facts(facts: dict[str, str]) -> Iterator[str]:
-    """A table of what is known; nothing where nothing is."""
-    rows = [row for row in facts.items() if row[1]]
-    if rows:
-        yield from _table(("", ""), rows)
+    """A list of what is known."""
+    yield from (f"- {name}: {said}" for name, said in facts.items() if said)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

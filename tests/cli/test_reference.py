@@ -25,8 +25,8 @@ def test_a_measure_has_formula_range_invariances_cost_and_source():
     page = pages()["reference/measures.md"]
     entry = page.partition("\n## cka\n")[2].partition("\n## ")[0]
     for line in (
-        "|X'Y|^2 / (|X'X| |Y'Y|)", "| range | 0 to 1; larger is more similar |", "| invariant to | PT, OT, IS, TR |",
-        "| cost | prepare: the Gram matrix", "| source | Kornblith", ">>> round(CKA()",
+        "|X'Y|^2 / (|X'X| |Y'Y|)", "- range: 0 to 1; larger is more similar\n", "- invariant to: PT, OT, IS, TR\n",
+        "- cost: prepare: the Gram matrix", "- source: Kornblith", ">>> round(CKA()",
     ):  # fmt: skip
         assert line in entry
 
