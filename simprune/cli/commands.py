@@ -196,6 +196,7 @@ def compress(job: Job) -> int:
         console.finalists(result.plan),
         console.stages(report),
         None if verdict is None else verdict.table(console.width()),
+        console.margin(report),
         console.damage(report),
         console.reopening(report),
         *(f"note: {note}" for note in report["notes"]),

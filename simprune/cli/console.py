@@ -111,6 +111,18 @@ def damage(report: Mapping[str, Any]) -> str:
     return "\n".join([line, *(f"  {name}: {value:.3g}" for name, value in apart.items())])
 
 
+def margin(report: Mapping[str, Any]) -> str | None:
+    """One line: by how much the model is better than the random control; None where that is not known."""
+    control = report["stages"][-1]
+    if "margin" not in control:
+        return None
+    value, (low, high) = control["margin"]["value"], control["margin"]["bounds"]
+    return (
+        f"better than random plans: {control['margin']['of']} {100 * value:+.2f} points "
+        f"({100 * low:+.2f} to {100 * high:+.2f}, 95 % interval, paired)"
+    )
+
+
 def reopening(report: Mapping[str, Any]) -> str | None:
     """One line: whether transformers opens the model without simprune; None for a model of another kind."""
     return str(Reopening(**report["transformers"])) if "transformers" in report else None
