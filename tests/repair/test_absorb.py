@@ -19,6 +19,8 @@ from simprune.trace.network import Network
 from simprune.zoo.residual import ResidualCNN
 from tests.structures.architectures import BLOCKS, build
 
+pytestmark = pytest.mark.filterwarnings("ignore:from_pretrained cannot open:UserWarning")  # no configuration says so
+
 
 class Block(nn.Module):
     """x + V relu(W x), over vectors, tokens or maps."""

@@ -15,6 +15,8 @@ from simprune.trace.cost import cost_model, measure_cost
 from simprune.trace.network import Network
 from tests.structures.architectures import BLOCKS, build
 
+pytestmark = pytest.mark.filterwarnings("ignore:from_pretrained cannot open:UserWarning")  # no configuration says so
+
 HALVES = {
     "resnet": 0, "resnet-imagenet": 0, "zoo-vit": 8, "mobilenet": 0, "convnext": 0, "post-norm": 0,
     "pre-norm": 4, "bert": 4, "vit": 8, "llama": 8, "gpt2": 8,
