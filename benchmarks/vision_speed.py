@@ -163,17 +163,24 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one, options.images, options.size, options.batch)))
         return
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
+    failed = []
     for name in options.networks:
         same = ["--images", str(options.images), "--size", str(options.size), "--batch", str(options.batch)]
         command = [sys.executable, "-m", "benchmarks.vision_speed", "--one", name, *same]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        figures[name] = json.loads(printed.splitlines()[-1])
+        ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        if ended.returncode:  # such as by lack of memory; the other networks are measured all the same
+            failed.append(f"{name}: its process ended with {ended.returncode}")
+            continue
+        figures[name] = json.loads(ended.stdout.splitlines()[-1])
         report({name: figures[name]})
-    report(figures)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1))
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(figures, indent=1))
+    if len(figures) > 1:
+        report(figures)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":
