@@ -125,5 +125,5 @@ def _resumed(folder: str, command: str, flags: list[str]) -> str:
 def _remove_if_empty(folder: Path) -> None:
     """Remove the folder of a run that wrote nothing, and folders around it, if the run itself has made them."""
     for path in sweep.Summary.missing:
-        if folder.absolute().is_relative_to(path) and path.is_dir() and not any(path.iterdir()):
+        if Path(os.path.abspath(folder)).is_relative_to(path) and path.is_dir() and not any(path.iterdir()):
             path.rmdir()

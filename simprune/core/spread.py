@@ -36,6 +36,11 @@ class Spread:
         return self
 
     @property
+    def varies(self) -> bool:
+        """Whether rows differ by more than rounding in single precision."""
+        return self.squares > 1e-13 * self.count * float(self.mean.square().sum())
+
+    @property
     def variance(self) -> float:
         """Variance of a row, summed over its entries."""
         return self.squares / max(self.count, 1)

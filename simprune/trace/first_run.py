@@ -11,7 +11,10 @@ from simprune.core.batches import all_tensors, device_of, inputs_of, move, rows_
 from simprune.core.blame import with_line
 from simprune.core.example import example_of, rows_of
 from simprune.trace.context import eval_mode
+from simprune.trace.hooks import hooks
 from simprune.trace.offload import offloaded
+
+TOLERANCE = 1e-3  # by which two answers to the same inputs may differ, as a share of the largest entry
 
 
 def check_module(model: Any, name: str = "model") -> None:
@@ -81,6 +84,7 @@ def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model
     try:
         with eval_mode(model), torch.no_grad():
             result = model(*args, **kwargs)
+            again = all_tensors(model(*args, **kwargs))
             one_for_each = _one_for_each(model, result, args, kwargs)
     except Exception as error:  # the model is the user's and may raise anything
         raise ValueError(f"{what}: {with_line(error)}{_advice(model, batch)}") from error
@@ -94,6 +98,43 @@ def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model
         raise ValueError(f"{what}: it returned no tensor; return logits, a tuple or a dict with them")
     if all(value.ndim == 0 for value in outputs.values()):
         raise ValueError(f"{what}: it returned a number for {rows_of((args, kwargs))} inputs; return one row per input")
+    for output, value in outputs.items():
+        if output in again and not _same(value, again[output]):
+            which = _first_to_differ(model, args, kwargs)
+            raise ValueError(
+                f"the {model_name} answers the same {name} batch differently twice in evaluation mode{which}: nothing "
+                "can be compared; switch off what is random in it, or what counts its calls"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two answers are equal up to rounding, which may differ on a GPU."""
+    if one.shape != other.shape or not (one.is_floating_point() or one.is_complex()):
+        return one.shape == other.shape and bool(torch.equal(one, other))
+    scale = float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
+    return bool(torch.isclose(one, other, rtol=0, atol=TOLERANCE * scale, equal_nan=True).all())
+
+
+def _first_to_differ(model: nn.Module, args: tuple, kwargs: dict) -> str:
+    """The first module that gives two outputs for the same input, in words; empty where no module inside does."""
+    runs: list[dict[str, list[Any]]] = [{}, {}]
+    names = {module: name for name, module in model.named_modules() if name}
+    for seen in runs:
+
+        def see(
+            module: nn.Module, taken: tuple, named: dict, output: Any, seen: dict[str, list[Any]] = seen
+        ) -> None:
+            pair = [[tensor.detach().clone() for tensor in tensors_in(part)] for part in ((taken, named), output)]
+            seen.setdefault(names[module], pair)
+
+        with eval_mode(model), torch.no_grad(), hooks(after=[(module, see) for module in names]):
+            model(*args, **kwargs)
+    for name, (inputs, outputs) in runs[0].items():
+        if name in runs[1]:
+            same = [all(map(_same, one, other)) for one, other in zip((inputs, outputs), runs[1][name], strict=True)]
+            if same == [True, False]:
+                return f", first in {name}"
+    return ""
 
 
 def _one_for_each(model: nn.Module, result: Any, args: tuple, kwargs: dict) -> bool:

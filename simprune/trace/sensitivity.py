@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, device_of, first_tensor, inputs_of, move, output_mask_of
+from simprune.core.batches import call_all, device_of, first_tensor, inputs_of, move, output_mask_of, tensors_in
 from simprune.core.example import example_of
 from simprune.core.peekable import Peekable
 from simprune.core.spread import Spread
@@ -53,7 +53,7 @@ def backpropagate(
         are scaled, the variance is 1 in all, and the rows are those of the first. Padded tokens are no rows.
 
     Raises:
-        ValueError: when there are no batches, or no output depends on the inputs.
+        ValueError: when there are no batches, or no output depends on the inputs or varies with them.
     """
     batches = Peekable(calibration, "calibration")
     generators = _Generators(seed)
@@ -85,6 +85,8 @@ def backpropagate(
             close()
             add_rows(spreads, outputs, rows, output_mask_of(batch))
     counting = next(spread for name, spread in spreads.items() if name in scales or not scales)
+    if not counting.varies:
+        raise ValueError(constant(batches, counting.count))
     return (1.0 if scales else counting.variance), counting.count
 
 
@@ -122,6 +124,24 @@ def _all_follow(model: nn.Module, batch: Any, watches: Iterable[str]) -> bool:
     return any(value.requires_grad for value in outputs.values()) and all(following.values())
 
 
+def constant(batches: Iterable, rows: int) -> str:
+    """What is the same for all calibration inputs where the outputs are: the inputs themselves, or the model's answers.
+
+    >>> constant([torch.zeros(4, 2)], 4)
+    'calibration: all inputs are equal, so that nothing can be seen of what they change; give inputs that differ'
+    """
+    first: list[Tensor] = []
+    for batch in batches:
+        values = [tensor for tensor in tensors_in(inputs_of(batch)) if tensor.ndim > 0]
+        first = first or [tensor[:1] for tensor in values]
+        if any(not torch.equal(tensor, one.expand_as(tensor)) for tensor, one in zip(values, first, strict=True)):
+            return (
+                f"the outputs of the network are the same for all calibration inputs ({rows} rows): nothing can be seen "
+                "of what its layers change; give a trained network, and inputs that it tells apart"
+            )
+    return "calibration: all inputs are equal, so that nothing can be seen of what they change; give inputs that differ"
+
+
 def _scales(
     model: nn.Module, batches: Iterable, rows: Mapping[str, Rows], weights: Mapping[str, float] | None
 ) -> dict[str, float]:
@@ -132,7 +152,7 @@ def _scales(
             add_rows(spreads, call_all(model, batch), rows, output_mask_of(batch))
     shares = shares_of(spreads, weights)
     if not shares:
-        raise ValueError("no output of the network depends on its inputs")
+        raise ValueError(constant(batches, next(iter(spreads.values())).count))
     count = next(spreads[name].count for name in shares)
     return {name: (count * share) ** 0.5 for name, share in shares.items()}
 

@@ -109,7 +109,7 @@ def test_training_and_test_batches_are_tried_before_the_work(name):
     given = {"train": [(X, Y)], "test": [(X, Y)], name: [(X[:, :2], Y)]}
     with pytest.raises(ValueError, match=f"does not run on the first {name} batch"):
         sp.compress(model, calibration=[X], finetune=1, **given)
-    assert len(seen) <= 3
+    assert len(seen) <= 6  # twice for each of the three, to see whether answers are the same
 
 
 def test_a_half_model_with_float_inputs_says_both_types():

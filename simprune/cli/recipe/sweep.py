@@ -1,6 +1,7 @@
 """Sweeps: the record of every job and the summary of all of them, as files, so that any launcher will do."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,7 +64,7 @@ class Summary(Callback):
     missing: ClassVar[list[Path]] = []  # folders of the run that were not there before it, the innermost first
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(str(config.hydra.run.dir)).absolute()
+        folder = Path(os.path.abspath(str(config.hydra.run.dir)))
         Summary.missing[:] = [path for path in (folder, *folder.parents) if not path.exists()]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
