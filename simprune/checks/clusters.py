@@ -55,7 +55,7 @@ def _samples(rows: Tensor) -> tuple[Tensor, str]:
         return documents, "sequences"
     if len(documents) >= FEW:
         return documents, "documents"
-    return rows[:, :-1], f"windows of {len(documents)} documents, of which alone the bounds speak,"
+    return rows[:, :-1], f"windows of {len(documents)} documents (the bounds speak of these alone)"
 
 
 def _estimate(measure: _Tokens, sums: np.ndarray) -> tuple[float, float]:

@@ -188,7 +188,7 @@ def test_few_documents_are_said_to_be_few():
     ids = torch.randint(1, WORDS, (40, 8), generator=torch.Generator().manual_seed(0))
     batch = TextBatch({"input_ids": ids}, torch.zeros(40, 8).long())
     result = measured(Speaker(), Speaker(change=0.5), [batch], "token_agreement")["token_agreement"]
-    assert "40 windows of 1 documents, of which alone the bounds speak" in result.detail
+    assert "40 windows of 1 documents (the bounds speak of these alone)" in result.detail
 
 
 def drawn(random, alike, documents, tokens):
