@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simprune.core.moments import Moments
+from simprune.core import moments
+from simprune.core.moments import Collected, Moments
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -37,3 +38,31 @@ def test_what_is_not_rows_is_refused(rows):
 def test_widths_must_match():
     with pytest.raises(ValueError, match="width"):
         Moments.empty(2).merge(Moments.empty(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [[1, 2, 4], [30, 1, 40], [200]])
+def test_rows_that_come_in_parts_have_the_same_moments(sizes, dtype):
+    rows = (torch.randn(sum(sizes), 8) + 3).to(dtype)
+    collected = Collected()
+    for part in rows.split(sizes):
+        collected.add(part.clone())
+    stored, made = collected.rows(), collected.moments()
+    assert (stored is None) == (len(rows) * dtype.itemsize > 8 * 8)
+    expected = Moments.of(rows)
+    assert made.count == collected.count == len(rows) and made.scatter.dtype == torch.float64
+    torch.testing.assert_close(made.mean, expected.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(made.covariance, expected.covariance, rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_wide_rows_take_half_and_constant_columns_have_no_variance(monkeypatch):
+    monkeypatch.setattr(moments, "WIDE", 8)
+    rows = torch.randn(500, 8) + 100
+    rows[:, 2] = 0.1
+    collected = Collected()
+    for part in rows.split(90):
+        collected.add(part.clone())
+    assert collected._moments is not None and collected._moments.scatter.dtype == torch.float32
+    covariance = collected.moments().covariance
+    assert not covariance[2].any()
+    torch.testing.assert_close(covariance, Moments.of(rows).covariance, rtol=1e-4, atol=1e-4)
