@@ -9,7 +9,7 @@ import simprune as sp
 from simprune.zoo.residual import ResidualCNN
 from tests.networks import build
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is false")
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +96,40 @@ def test_a_transformer_on_the_gpu():
     result = sp.compress(model, calibration=batches, budget={"macs": 0.8}, structures=("channels", "heads", "blocks"))
     with torch.no_grad():
         assert result.model(input_ids=ids.cuda()).logits.shape == (16, 12, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fine_tuning_and_repair_in_place_stay_on_the_gpu(dtype):
+    model, x = networks()["residual"]
+    model = model.to("cuda", dtype)
+    data = [(x[:32].to(dtype), torch.arange(32) % 5), (x[32:].to(dtype), torch.arange(32) % 5)]
+    plan = sp.plan(sp.analyze(model, data), {"macs": 0.6})
+    small = sp.apply(plan, model)
+    sp.reconstruct(small, plan, model, data)
+    history = sp.finetune(small, data, teacher=model, epochs=1, lr=1e-3)
+    assert len(history) == 1
+    assert {(parameter.device.type, parameter.dtype) for parameter in small.parameters()} == {("cuda", dtype)}
+    assert sp.validate(model, small, data, [sp.Gate("disagreement", limit=1.0)]).outcome == "pass"
+
+
+def test_bfloat16_is_saved_and_loaded_bit_by_bit(tmp_path):
+    model, x = networks()["residual"]
+    model, x = model.to("cuda", torch.bfloat16), x.bfloat16()
+    result = sp.compress(model, calibration=[x], budget={"macs": 0.6})
+    sp.save(tmp_path / "bundle", result)
+    again = sp.load(tmp_path / "bundle", model=copy.deepcopy(model))
+    with torch.no_grad():
+        assert torch.equal(again(x.cuda()), result.model(x.cuda()))
+
+
+@pytest.mark.parametrize("budget", [{"latency": 0.9}, {"memory": 0.95}])
+def test_measured_budgets_are_measured_on_the_gpu(budget):
+    model, x = networks()["residual"]
+    model = model.cuda()
+    plan = sp.plan(sp.analyze(model, [x]), budget, model=model)
+    (kind,) = budget
+    figure = "latency_ms" if kind == "latency" else kind
+    assert 0 < plan.expected[figure] <= plan.original[figure]
 
 
 def test_measures_that_stream_live_on_the_gpu():

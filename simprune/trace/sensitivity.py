@@ -136,8 +136,8 @@ def constant(batches: Iterable, rows: int) -> str:
         first = first or [tensor[:1] for tensor in values]
         if any(not torch.equal(tensor, one.expand_as(tensor)) for tensor, one in zip(values, first, strict=True)):
             return (
-                f"the outputs of the network are the same for all calibration inputs ({rows} rows): nothing can be seen "
-                "of what its layers change; give a trained network, and inputs that it tells apart"
+                f"the outputs of the network are the same for all calibration inputs ({rows} rows): nothing can be "
+                "seen of what its layers change; give a trained network, and inputs that it tells apart"
             )
     return "calibration: all inputs are equal, so that nothing can be seen of what they change; give inputs that differ"
 
