@@ -1,7 +1,7 @@
 """Every option of a run, once: name, type, default, limits, one sentence, and the commands that it is for.
 
 From these tables come the schema of recipes, the checks, the keyword arguments of the functions in `simprune.api`,
-`simprune COMMAND --help` and `docs/reference.md`. What has options of its own is a group, such as `finetune`; what is
+`simprune COMMAND --help` and the reference's page. What has options of its own is a group, such as `finetune`; what is
 a registered part (`simprune.core.registry`) is a choice: a name, or a mapping with `name` and the part's options.
 """
 
@@ -86,11 +86,32 @@ class Finetune(Options):
 
     WHERE: ClassVar[str] = "finetune"
     epochs: int = option(3, "walks over the training batches; 0: no training", least=0)
-    lr: float = option(0.01, "learning rate at the start of the cosine schedule", above=0)
+    optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with Nesterov momentum, or AdamW")
+    lr: float | None = option(
+        None, "learning rate at the start of the cosine schedule; null: 0.01 with sgd, 0.0003 with adamw", above=0
+    )
+    warmup: float = option(0.0, "share of the steps in which the learning rate rises from zero", least=0, below=1)
     momentum: float = option(0.9, "of SGD", least=0, below=1)
-    weight_decay: float = option(5e-4, "of SGD", least=0)
+    weight_decay: float = option(5e-4, "of weights, but not of biases and norms", least=0)
+    clip: float | None = option(None, "largest norm of the gradient of all parameters; null: any", above=0)
+    accumulate: int = option(1, "batches of a step, which is then as one with a larger batch", least=1)
+    ema: float = option(0.0, "share of averaged weights that stays at every step; 0: no average", least=0, below=1)
+    batchnorm: Literal["train", "frozen"] = option(
+        "train", "whether statistics of BatchNorm are those of batches, or stay as they are, as for small batches"
+    )
+    outputs: Literal["auto", "scores", "values"] = option(
+        "auto", "what the main output is: class scores, or values such as embeddings; auto: as labels and names say"
+    )
     distill: float = option(0.5, "share of the loss that follows the original; 0: labels alone", least=0, most=1)
+    features: float = option(
+        0.0, "weight of 1 - CKA between what blocks of the model and of the original give; 0: none", least=0
+    )
     temperature: float = option(2.0, "by which the original's answers are softened", above=0)
+    patience: int | None = option(
+        None, "epochs that may be no better on held-out inputs before training ends; null: any number", least=0
+    )
+    lora: int = option(0, "rank of adapters of peft that are trained, then merged into weights; 0: none", least=0)
+    tensorboard: bool = option(False, "whether figures are written for TensorBoard as well, beside the log")
 
     @classmethod
     def of(cls, values: Any) -> Self:

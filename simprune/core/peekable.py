@@ -60,6 +60,10 @@ class Peekable:
         """
         self._size = size
 
+    def set_epoch(self, epoch: int) -> None:
+        """The next walk begins anew, since a training sets the order of its batches (`batches.set_epoch`) by epoch."""
+        self._begun = None
+
     def __len__(self) -> int:
         if self._size is not None:
             raise TypeError(f"the {self.name} batches are divided on the way, so their number is not known")

@@ -48,21 +48,29 @@ def _is_held(piece: Any) -> bool:
 class Held:
     """Inputs that training does not see, and what a model's answers to them are worth.
 
-    Where fewer than `LEAST` inputs can be held out, all are trained on, and models are judged on these.
+    Where fewer than `LEAST` inputs can be held out, all are trained on, and models are judged on these. Where there is
+    a validation split, all of `train` is trained on. `count`: batches to train on.
     """
 
-    def __init__(self, train: Iterable) -> None:
+    def __init__(self, train: Iterable, validation: Iterable | None = None) -> None:
+        if validation is not None:
+            self.apart, self.batches, self.count = False, validation, sum(1 for _ in train)
+            return
         held: list[Any] = []
         seen: list[Any] = []
-        count = walked = 0
+        count = walked = whole = partly = 0
         for batch in train:
+            whole += 1
             if walked < MOST:
                 seen.append(batch)
                 walked += sum(1 for _ in pieces(batch, 1))
-            if count < MOST and (part := split(batch)[1]) is not None:
+            rest, part = split(batch) if count < MOST else (batch, None)
+            partly += rest is not None
+            if part is not None:
                 held.append(part)
                 count += sum(1 for _ in pieces(part, 1))
         self.apart = count >= LEAST
+        self.count = partly if self.apart else whole
         self.batches = held if self.apart else seen
 
     def training(self, train: Iterable) -> Iterator[Any]:
@@ -71,6 +79,14 @@ class Held:
             rest = split(batch)[0] if self.apart else batch
             if rest is not None:
                 yield rest
+
+    def loss(self, small: nn.Module, objective: Any) -> float:
+        """The mean loss of a model on the inputs, as an objective of training defines it."""
+        with eval_mode(small), torch.no_grad():
+            batches = list(self.batches)
+            own = [objective.weights(batch) for batch in batches]
+            totals = {name: sum(weights[name] for weights in own) for name in own[0]}
+            return sum(float(objective.loss(small, batch, totals)) for batch in batches)
 
     def value(self, small: nn.Module, teacher: nn.Module) -> float:
         """Squared distance of a model's outputs from the teacher's, as a share of these outputs' squares."""

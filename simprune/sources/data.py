@@ -69,6 +69,10 @@ class Batches:
         self.tensors, self.rows, self.batch_size, self.shuffle = tensors, lengths[0], batch_size, shuffle
         self.walks = 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """The next walk has the order of this number, whatever walks there were before."""
+        self.walks = epoch
+
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
 

@@ -1,0 +1,297 @@
+"""Laws of fine-tuning: what it must leave alone, what it must reach, and that an interruption changes nothing."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import simprune as sp
+from simprune.repair.training import finetune, state
+from simprune.repair.training.features import cka
+from simprune.repair.training.objective import Objective
+from simprune.repair.training.optimizer import Average, restore
+from simprune.settings import Finetune
+from simprune.sources import Batches
+from tests.networks import build
+
+
+def same(a, b):
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def chain():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def classes(inputs=48, batch_size=8, shuffle=0):
+    x = torch.randn(inputs, 4)
+    return Batches(x, x[:, :3].argmax(1), batch_size=batch_size, shuffle=shuffle)
+
+
+def test_no_epochs_change_nothing():
+    model = chain()
+    before = copy.deepcopy(model.state_dict())
+    assert finetune(model, classes(), epochs=0) == [] and same(model.state_dict(), before)
+
+
+def test_regression_reaches_least_squares():
+    x, noise = torch.randn(64, 3), torch.randn(64, 2)
+    y = x @ torch.randn(3, 2) + noise
+    model = nn.Linear(3, 2)
+    finetune(model, [(x, y)], epochs=80, lr=0.2, weight_decay=0.0)
+    wanted = torch.linalg.lstsq(torch.cat([x, torch.ones(64, 1)], 1), y).solution
+    torch.testing.assert_close(torch.cat([model.weight.T, model.bias[None]]), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_accumulated_batches_are_one_larger_batch(optimizer):
+    x = torch.randn(24, 4)
+    labels = torch.randint(3, (24,)).masked_fill(torch.arange(24) % 5 == 0, -100)  # unequal numbers that count
+    teacher, model = chain()[:2].append(nn.Linear(8, 3)), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    one, two = copy.deepcopy(model), copy.deepcopy(model)
+    how = {"epochs": 2, "optimizer": optimizer, "teacher": teacher, "validation": [x], "lr": 0.01, "clip": 1.0}
+    finetune(one, [(x[:14], labels[:14]), (x[14:], labels[14:])], accumulate=2, **how)
+    finetune(two, [(x, labels)], **how)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_of_equal_weights_is_these_weights():
+    model, _ = build("Residual")
+    average = Average(model, 0.99)
+    for step in range(5):
+        average.update(model, step)
+    before = copy.deepcopy(model.state_dict())
+    restore(model, average.values)
+    assert same(model.state_dict(), before)
+
+
+def test_averaged_weights_lie_between_those_of_the_steps():
+    model, raw = nn.Linear(4, 3), nn.Linear(4, 3)
+    raw.load_state_dict(model.state_dict())
+    start, data = model.weight.clone(), classes()
+    finetune(raw, data, epochs=1, lr=0.1)
+    finetune(model, data, epochs=1, lr=0.1, ema=0.9)
+    assert 0 < (model.weight - start).norm() < (raw.weight - start).norm()
+
+
+def test_frozen_batchnorm_keeps_its_statistics_and_learns_its_weights():
+    model, x = build("Residual")
+    before = copy.deepcopy(model.state_dict())
+    finetune(model, [(x, torch.arange(len(x)) % 5)], epochs=2, batchnorm="frozen", lr=0.1)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any("bn" in name for name in changed)
+    assert not any("running" in name or "tracked" in name for name in changed)
+
+
+def test_equal_features_have_no_loss_and_others_have_one():
+    model, x = build("Residual")
+    teacher = copy.deepcopy(model)
+    how = Finetune(distill=1.0, features=2.0)
+
+    def loss():
+        objective = Objective.of(model, teacher, x, how)
+        with objective.features.watched(), torch.no_grad():
+            return float(objective.loss(model.eval(), x))
+
+    assert abs(loss()) < 1e-5
+    nn.init.normal_(model.blocks[0].conv1.weight)
+    assert loss() > 1e-2
+
+
+@pytest.mark.parametrize("rows, width", [(20, 3), (6, 50)])
+def test_the_similarity_of_features_is_that_of_the_measure(rows, width):
+    X, Y = torch.randn(rows, width), torch.randn(rows, width + 2)
+    assert float(cka(X, Y)) == pytest.approx(sp.measures.get("cka")(X, Y), rel=1e-4)
+
+
+def loss_of(model, batch, **options):
+    return finetune(copy.deepcopy(model), [batch], epochs=1, lr=1e-12, **options)[0]["loss"]
+
+
+@torch.no_grad()
+def expected_losses(one, maps, x, yes, image, pixels):
+    binary = F.binary_cross_entropy_with_logits(one(x)[:, 0], yes.float())
+    return [float(value) for value in (binary, F.mse_loss(one(x)[:, 0], x[:, 0]), F.cross_entropy(maps(image), pixels))]
+
+
+def test_labels_choose_the_loss():
+    x, one, maps = torch.randn(6, 4), nn.Linear(4, 1), nn.Conv2d(4, 3, 1)
+    yes = torch.arange(6) % 2
+    image, pixels = torch.randn(2, 4, 5, 5), torch.randint(3, (2, 5, 5))
+    expected = expected_losses(one, maps, x, yes, image, pixels)
+    losses = [loss_of(one, (x, yes)), loss_of(one, (x, x[:, 0])), loss_of(maps, (image, pixels))]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_of_which_none_counts_give_no_loss():
+    assert loss_of(nn.Linear(4, 3), (torch.randn(2, 4), torch.full((2,), -100))) == 0.0
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.tensor([0, 7]), "0 to 2.*got 0 to 7"),
+        (torch.zeros(3).long(), "got labels of shape"),
+        (torch.zeros(2, 5), "got labels of shape"),
+        (torch.full((2, 3), torch.nan), "NaN"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_training(labels, message):
+    model = nn.Linear(4, 3)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        finetune(model, [(torch.randn(2, 4), labels)])
+    assert same(model.state_dict(), before)
+
+
+def test_training_ends_when_it_no_longer_helps():
+    history = finetune(chain(), classes(), validation=list(classes(16, shuffle=None)), epochs=9, lr=1e-12, patience=1)
+    assert len(history) == 2 and "held_out" in history[0]
+
+
+def test_biases_and_norms_do_not_decay():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    model.requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    zero = [(torch.zeros(2, 4), torch.full((2,), -100))]  # no gradient: all that changes decays
+    finetune(model, zero, epochs=1, lr=0.1, weight_decay=0.5)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "2.weight"}
+
+
+class Killed(Exception):
+    pass
+
+
+VARIANTS = {
+    "sgd": {"momentum": 0.9},
+    "adamw": {"optimizer": "adamw", "warmup": 0.3, "ema": 0.9, "accumulate": 2, "clip": 0.5},
+}
+
+
+def job(how, teacher=False):
+    torch.manual_seed(3)
+    model, data = chain(), classes(96)
+    return model, data, {"epochs": 2, "lr": 0.05, "teacher": chain() if teacher else None, **VARIANTS[how]}
+
+
+@pytest.mark.parametrize("how", VARIANTS)
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_training_killed_at_any_step_ends_as_one_that_was_not(how, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "SECONDS", 0.0)
+    model, data, options = job(how, teacher)
+    whole = finetune(model, data, folder=tmp_path / "whole", **options)
+    lines = (tmp_path / "whole" / "training.jsonl").read_text()
+    steps = [line["step"] for line in map(json.loads, lines.splitlines()) if "rate" in line]
+    save = state.State.save
+    for last in (steps[0], steps[len(steps) // 2 - 1], steps[-1]):  # also the last of an epoch
+        folder, calls = tmp_path / str(last), []
+
+        def dying(self, place, *args, calls=calls, last=last, **kwargs):
+            if place.steps == last and not calls:  # before the step is stored, so that it is done again
+                calls.append(last)
+                raise Killed
+            save(self, place, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(state.State, "save", dying)
+            with pytest.raises(Killed):
+                finetune(*job(how, teacher)[:2], folder=folder, **options)
+        again, data, _ = job(how, teacher)
+        assert finetune(again, data, folder=folder, **options) == whole
+        assert same(again.state_dict(), model.state_dict())
+        assert (folder / "training.jsonl").read_text() == lines
+
+
+SCRIPT = """
+import os, signal, sys, torch
+from simprune.repair.training import finetune, state
+from tests.repair.test_training_laws import job
+state.SECONDS = 0.0
+save = state.State.save
+def dying(self, place, *args, **kwargs):
+    save(self, place, *args, **kwargs)
+    if place.steps == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+state.State.save = dying
+model, data, options = job("adamw")
+finetune(model, data, folder=sys.argv[1], **options)
+"""
+
+
+def test_a_killed_process_is_gone_on_from(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (one, data, options), (two, _, _) = job("adamw"), job("adamw")
+    finetune(one, data, folder=tmp_path, **options)
+    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 14  # two epochs of six steps
+    finetune(two, data, **options)
+    assert same(one.state_dict(), two.state_dict())
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path):
+    model, data, options = job("sgd")
+    finetune(model, data, folder=tmp_path, **options)
+    with pytest.raises(ValueError, match="other settings"):
+        finetune(job("sgd")[0], data, folder=tmp_path, **options | {"lr": 0.1})
+
+
+def test_a_loader_of_torch_comes_in_the_same_order_for_the_same_seed():
+    x, labels = torch.randn(40, 4), torch.arange(40) % 3
+    start, results = chain(), []
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 8, shuffle=True)
+    for _ in range(2):
+        model = copy.deepcopy(start)
+        finetune(model, loader, epochs=2, lr=0.1)
+        results.append(model.state_dict())
+    assert same(*results)
+
+
+def test_tensorboard_gets_the_figures(tmp_path):
+    pytest.importorskip("tensorboard")
+    finetune(chain(), classes(), epochs=1, folder=tmp_path, tensorboard=True)
+    assert list(tmp_path.glob("events.out.*"))
+    with pytest.raises(ValueError, match="folder"):
+        finetune(chain(), classes(), epochs=1, tensorboard=True)
+
+
+def test_merged_adapters_answer_as_unmerged_ones(monkeypatch):
+    pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from tests.structures.architectures import build as architecture
+
+    model = architecture("llama")[0].eval()
+    ids = torch.randint(5, 60, (4, 6))
+    names, unmerged = [name for name, _ in model.named_modules()], []
+    from simprune.repair.training import adapters
+
+    merging = adapters.adapted
+
+    from contextlib import contextmanager
+
+    @contextmanager
+    def looked_at(own, rank):
+        with merging(own, rank):
+            yield
+            assert any(isinstance(module, BaseTunerLayer) for module in own.modules())
+            unmerged.append(own.eval()(ids).logits.detach())
+
+    monkeypatch.setattr("simprune.repair.training.loop.adapted", looked_at)
+    before = copy.deepcopy(model.state_dict())
+    history = finetune(model, [{"input_ids": ids, "labels": ids}], epochs=6, lora=2, optimizer="adamw", lr=0.01)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert [name for name, _ in model.named_modules()] == names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    torch.testing.assert_close(model(ids).logits, unmerged[0], rtol=1e-4, atol=1e-5)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed and all("proj" in name or "lm_head" in name for name in changed)
