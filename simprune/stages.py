@@ -221,8 +221,8 @@ class Run:
             row["margin"] = self._margin(own, right)
         self.table.append(row, *models)
         self.notes.append(
-            "the random control removes what chance names among the same structures until it costs as much as the plan; "
-            "it is repaired and trained alike"
+            "the random control removes what chance names among the same structures until it costs as much as the "
+            "plan; it is repaired and trained alike"
         )
 
     def _margin(self, own: Tensor, others: list[Tensor]) -> dict[str, Any]:
