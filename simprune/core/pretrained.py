@@ -1,5 +1,6 @@
 """Loading parts of transformers by name, folder or GGUF file, with errors of one line."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +69,24 @@ def _in_folder(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]
         return name, options
     if options.get("gguf_file") is not None:
         raise ValueError(f"{name} is a GGUF file and gguf_file names another one, {options['gguf_file']}; give one")
-    path = Path(name)
-    return str(path.parent), options | {"gguf_file": path.name}
+    folder, _, file = name.rpartition("/")
+    return folder or ("/" if name.startswith("/") else "."), options | {"gguf_file": file}
 
 
 def _check_file(folder: Path, file: str) -> None:
-    """Raise ValueError where a GGUF file is not in a local folder, and where the package that reads it is missing."""
+    """Raise ValueError where a GGUF file is not in a local folder or not whole, and where no package reads it."""
     try:
-        import gguf  # noqa: F401 # pyright: ignore[reportMissingImports]
+        import gguf  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"{file}: GGUF files need the package gguf; pip install 'simprune[hf]'") from None
     if folder.is_dir() and not (folder / file).is_file():
         known = ", ".join(sorted(path.name for path in folder.glob(f"*{GGUF}"))) or "none"
         raise ValueError(f"no GGUF file {file} in {folder}; there: {known}")
+    if (folder / file).is_file():
+        try:
+            gguf.GGUFReader(folder / file)  # reads names and shapes; the weights stay on disk
+        except (struct.error, IndexError, KeyError, ValueError) as error:
+            raise ValueError(f"{folder / file} is damaged, or cut off; expected a whole GGUF file") from error
 
 
 def _unquantised(model: nn.Module, name: str) -> None:

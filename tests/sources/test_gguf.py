@@ -100,6 +100,20 @@ def test_a_missing_file_is_one_line_that_names_those_there(folder):
         pretrained(f"{folder}/small-q8.gguf", "causal_lm", gguf_file="x")
 
 
+def test_a_path_to_nothing_is_never_asked_of_the_hub():
+    with pytest.raises(ValueError, match=r"no folder \./nowhere"):
+        pretrained("./nowhere/model.gguf", "causal_lm")
+
+
+def test_a_file_that_is_cut_off_is_one_line(folder, tmp_path):
+    whole = (folder / "small-q8.gguf").read_bytes()
+    for length in (64, 400, len(whole) // 2):
+        (tmp_path / "cut.gguf").write_bytes(whole[:length])
+        with pytest.raises(ValueError) as refused:
+            pretrained(str(tmp_path / "cut.gguf"), "causal_lm")
+        assert "\n" not in str(refused.value) and "cut.gguf" in str(refused.value)
+
+
 def test_weights_that_are_still_quantised_are_refused(folder, monkeypatch):
     packed = llama()
     packed.config.quantization_config = {"quant_method": "bitsandbytes"}
