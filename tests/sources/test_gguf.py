@@ -109,9 +109,9 @@ def test_a_file_that_is_cut_off_is_one_line(folder, tmp_path):
     whole = (folder / "small-q8.gguf").read_bytes()
     for length in (64, 400, len(whole) // 2):
         (tmp_path / "cut.gguf").write_bytes(whole[:length])
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError, match="cut.gguf") as refused:
             pretrained(str(tmp_path / "cut.gguf"), "causal_lm")
-        assert "\n" not in str(refused.value) and "cut.gguf" in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
 def test_weights_that_are_still_quantised_are_refused(folder, monkeypatch):
