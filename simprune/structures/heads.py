@@ -24,7 +24,6 @@ from simprune.trace.explicit import make_explicit
 from simprune.trace.head_biases import pick_biases
 from simprune.trace.network import Network
 
-
 ADAPTED = "its projections carry adapters, such as LoRA; merge them first: model = model.merge_and_unload()"
 
 

@@ -67,12 +67,17 @@ def test_units_may_be_some_of_the_inputs_in_any_order():
 def test_rows_and_matrices_refit_alike(count):
     torch.manual_seed(0)
     matrices, rows = both(torch.randn(count, 12, dtype=torch.float64) + 3)
-    units, remaining = torch.arange(12).reshape(6, 2), torch.arange(12) % 3 > 0
+    units = torch.arange(12).reshape(6, 2)
     torch.testing.assert_close(rows.mean, matrices.mean)
     torch.testing.assert_close(rows.blocks(units), matrices.blocks(units))
-    removed = torch.randn(3, 12, dtype=torch.float64).masked_fill(remaining, 0)
-    one, other = (inputs.refit(removed, remaining, RIDGE) for inputs in (rows, matrices))
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    weights, numbers = torch.randn(3, 12, dtype=torch.float64), torch.arange(12) * 5 % 12
+    damping = RIDGE * matrices.covariance.diagonal().mean() + 1e-12
+    for inputs in (rows.sequence(numbers), matrices.sequence(numbers)):
+        for stay, refitted in zip((7, 2, 11), inputs.refits(weights, (7, 2, 11), RIDGE), strict=True):
+            first, others = numbers[:stay], numbers[stay:]
+            own = matrices.covariance[first][:, first] + damping * torch.eye(stay, dtype=torch.float64)
+            wanted = matrices.covariance[first][:, others] @ weights[:, stay:].T
+            torch.testing.assert_close(refitted, torch.linalg.solve(own, wanted).T, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 3, 11, 40])
