@@ -43,7 +43,7 @@ WRONG = [
     ({"reconstruct": "magic"}, "no repair named 'magic'"),
     ({"reconstruct": {"third.*": "none"}}, "no module fits the pattern 'third.*'"),
     ({"finetune": {"epoch": 3}}, "did you mean 'epochs'"),
-    ({"finetune": {"lr": 0}}, "finetune.lr: expected a number above 0; got 0"),
+    ({"finetune": {"lr": 0}}, "finetune.lr: expected a number above 0 or null; got 0"),
     ({"train": (batch for batch in BATCHES), "finetune": 1}, "walked more than once"),
     ({"train": BATCHES, "finetune": 1, "frozen": True}, "all are frozen"),
     ({"finetune": 1}, "finetune needs training batches"),

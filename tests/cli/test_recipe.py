@@ -204,7 +204,7 @@ def test_wrong_overrides(overrides, expected):
         ("analysis.inputs=3", "analysis.inputs: expected a whole number of at least 32; got 3"),
         ("planner.name=gredy", "did you mean 'greedy'"),
         ("finetune.epochs=-1", "finetune.epochs: expected a whole number of at least 0; got -1"),
-        ("finetune.lr=0", "finetune.lr: expected a number above 0; got 0"),
+        ("finetune.lr=0", "finetune.lr: expected a number above 0 or null; got 0"),
         ("check.gates=[]", "check.gates is empty"),
         ("check.gates=[{measure: disagrement, limit: 0.1}]", "did you mean 'disagreement'"),
         ("check.gates=[{measure: disagreement, limt: 0.1}]", "did you mean 'limit'"),
