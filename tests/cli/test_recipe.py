@@ -100,7 +100,7 @@ def test_a_recipe_in_another_folder_inherits_and_overrides(recipe):
 def test_a_users_group_option_wins_over_the_built_in_one(recipe, tmp_path):
     (tmp_path / "check").mkdir()
     (tmp_path / "check" / "default.yaml").write_text("gates: [{measure: disagreement, limit: 0.5}]\n")
-    made = settings(load_recipe(recipe("defaults: [digits, _self_]\n")), "compress")
+    made = settings(load_recipe(recipe("defaults: [depth_only, _self_]\n")), "compress")
     assert [gate.limit for gate in gates(made)] == [0.5]
 
 
