@@ -75,6 +75,7 @@ def repaired(model, plan, data, method):
     return small.state_dict() | {f"{refit.layer} {i}": torch.tensor(refit.after) for i, refit in enumerate(errors)}
 
 
+@pytest.mark.filterwarnings("ignore:from_pretrained cannot open the result")
 @pytest.mark.parametrize("replace", ["identity", "linear", "mean"])
 def test_padded_texts_repair_as_without_padding(model, replace):
     redundancy = sp.analyze(model, batches(), structures=("blocks", "channels"), replace=replace, score="magnitude")

@@ -88,8 +88,8 @@ WHOLE = r"(?s)(<(?:script|style|title|svg|pre)\b.*?</(?:script|style|title|svg|p
 def _unbroken(page: str) -> str:
     """The page with words that no line may break at their hyphen.
 
-    >>> _unbroken("<p title='multiply-adds'>multiply-adds</p>")
-    '<p title=\'multiply-adds\'><span class="whole">multiply-adds</span></p>'
+    >>> print(_unbroken("<p title='multiply-adds'>multiply-adds</p>"))
+    <p title='multiply-adds'><span class="whole">multiply-adds</span></p>
     """
     parts = re.split(WHOLE, page)
     wrapped = r'<span class="whole">\1</span>'

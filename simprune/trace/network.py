@@ -36,6 +36,7 @@ class Network:
         example: its arguments, of one or two inputs; they are moved to the model's device.
         weights: of outputs in the damage, by name; those that it does not name have the weight 1.
 
+    >>> import torch
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), ((torch.zeros(2, 4),), {}))
     >>> network.order, network.costs.total().macs
     (['0', '2'], 48)

@@ -16,7 +16,8 @@ def test_items_pass_and_rich_is_imported_only_for_a_bar():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_nothing_is_shown_unless_asked_for(capsys):
+def test_nothing_is_shown_unless_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # of runs from the command line in this process
     list(progress([1, 2], "counting"))
     with step("proving"):
         pass

@@ -135,6 +135,7 @@ def test_a_scale_that_depends_on_the_width_is_refused():
     assert not outcome and "another shape" in outcome.reason and "embed_scale" in outcome.reason
 
 
+@pytest.mark.filterwarnings("ignore:from_pretrained cannot open the result")
 def test_what_a_configuration_cannot_say_is_said():
     model, inputs = make("llama"), batch("llama")
     half = sp.reopens(edited(model, inputs, Edit("block", "model.layers.1.self_attn", replace="zero")), inputs)

@@ -73,7 +73,8 @@ def test_every_id_has_a_contract():
     forms = {id: cls.form for id, cls in functional.classes().items()}
     of_models = {id for id, form in forms.items() if form == "models"}
     assert {id for id in of_models if not functional.classes()[id].gate} == set(HYPER)
-    gates = {"block_drift", "greedy_continuation", "multiple_choice_drop"}  # see tests/checks and test_language.py
+    # tests/checks, test_language.py and test_tasks.py check these
+    gates = {"block_drift", "greedy_continuation", "multiple_choice_drop", "task_accuracy_drop"}
     assert of_models - set(HYPER) == gates
     assert set(forms.values()) == {"classes", "tokens", "vectors", "multilabel", "maps", "models"}
 

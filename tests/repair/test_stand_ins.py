@@ -155,7 +155,8 @@ def test_deleted_layers_come_back_for_a_repair_and_go_again():
         assert torch.equal(call(small, batch), output)
     assert len(small.model.layers) == small.config.num_hidden_layers == 3
     refits = reconstruct(small, plan, model, [batch])
-    assert refits[0].layer.startswith("model.layers.2.")
+    blocks = {refit.layer.split(".")[2] for refit in refits if refit.layer.startswith("model.layers.")}
+    assert blocks == {"0", "2", "3"}  # numbers of the original, and the block before the gap makes up for it too
     assert list(small.state_dict()) == names
 
 

@@ -274,12 +274,12 @@ def test_data_from_takes_what_the_function_returns(module):
     assert batch.shape == (4, 3)
 
 
-def test_an_error_inside_the_users_function_stays_as_it_is(module):
+def test_an_error_inside_the_users_function_names_function_and_file(module):
     def build():
         raise TypeError("of the user")
 
     module.build = build
-    with pytest.raises(TypeError, match="of the user"):
+    with pytest.raises(ValueError, match=r"users_module:build raised TypeError: of the user \(.*test_sources.py, line"):
         model_from("users_module:build")
 
 

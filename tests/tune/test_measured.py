@@ -128,7 +128,7 @@ def test_what_a_jump_leaves_of_the_budget_goes_back_to_the_channels(fine):
         return search.space, mild if met else hard
 
     def draft(space, selection):
-        return Plan(_edits(space, selection), redundancy.fingerprint, redundancy.inputs)
+        return Plan(_edits(space, selection, {}), redundancy.fingerprint, redundancy.inputs)
 
     bench = Bench(Network(model, ((x,), {})), ((x,), {}), clock, draft)
     full, selection, costs = meet(Search(space, {}), Budget.of({"latency": 0.6}), jumpy, bench)
@@ -214,7 +214,7 @@ def test_where_nothing_has_to_go_no_structure_is_timed(fine):
 
 
 def _editor(space, redundancy, model):
-    return lambda selection: apply(Plan(_edits(space, selection), redundancy.fingerprint, redundancy.inputs), model)
+    return lambda selection: apply(Plan(_edits(space, selection, {}), redundancy.fingerprint, redundancy.inputs), model)
 
 
 def test_where_time_is_macs_the_table_is_the_cost_model(found):
