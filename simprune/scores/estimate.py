@@ -123,9 +123,7 @@ def estimate(
     if weighed:
         for group in groups:
             losses |= {(group.kind, group.name, units): loss for units, loss in scores[group.name].losses.items()}
-        changes, interactions = output_changes(
-            network.model, calibration, losses, seed, network.axes, network.weights
-        )
+        changes, interactions = output_changes(network.model, calibration, losses, seed, network.axes, network.weights)
         for group in groups:
             scored = scores[group.name]
             scores[group.name] = scored.costing(

@@ -121,9 +121,7 @@ def _first_to_differ(model: nn.Module, args: tuple, kwargs: dict) -> str:
     names = {module: name for name, module in model.named_modules() if name}
     for seen in runs:
 
-        def see(
-            module: nn.Module, taken: tuple, named: dict, output: Any, seen: dict[str, list[Any]] = seen
-        ) -> None:
+        def see(module: nn.Module, taken: tuple, named: dict, output: Any, seen: dict[str, list[Any]] = seen) -> None:
             pair = [[tensor.detach().clone() for tensor in tensors_in(part)] for part in ((taken, named), output)]
             seen.setdefault(names[module], pair)
 

@@ -130,9 +130,7 @@ def test_a_frontier_along_latency_is_measured_plan_by_plan(trained, monkeypatch)
 def test_latency_is_of_the_planners_batch_size(trained, monkeypatch):
     model, data = trained
     sizes = set()
-    monkeypatch.setattr(
-        timing, "clock", lambda model, args, kwargs: sizes.add(len(args[0])) or 1.0
-    )
+    monkeypatch.setattr(timing, "clock", lambda model, args, kwargs: sizes.add(len(args[0])) or 1.0)
     planner = {"name": "greedy", "batch_size": 7}
     sp.frontier(model, calibration=data, budgets=(0.7,), structures=["channels"], control=1, planner=planner)
     sp.compress(model, calibration=data, budget={"macs": 0.7}, planner=planner)
