@@ -13,7 +13,7 @@ from simprune.trace.capture import read
 from simprune.trace.network import Network
 
 RIDGE = 1e-4  # of a channel's unit variance: keeps exact duplicates solvable
-TIE = 1e-9  # share by which two channels may differ and count as equal: the first goes, not the one rounding prefers
+TIE = 1e-6  # share by which two channels may differ and count as equal: the first goes, not the one rounding prefers
 
 
 @register(
