@@ -1,7 +1,7 @@
 """Layer-wise drift: how far the outputs of the blocks that were not removed have moved from the original's."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -14,7 +14,7 @@ from simprune import measures
 from simprune.checks.intervals import Interval, bootstrap_mean, narrowed, together
 from simprune.core.batches import call, checked, mask_of
 from simprune.functional import Bounds, Gathered, Score
-from simprune.functional._models import ModelMeasure
+from simprune.functional._models import GatheredMeasure
 from simprune.structures import find_blocks
 from simprune.trace.bypass import Bypass
 from simprune.trace.capture import watching
@@ -24,7 +24,7 @@ from simprune.trace.sites import Site
 
 
 @dataclass(frozen=True)
-class BlockDrift(ModelMeasure):
+class BlockDrift(GatheredMeasure):
     """Largest drift of a block that was not removed, 1 - similarity of its outputs in both models; 0 means no change.
 
     A block's drift is the mean over groups of `inputs` test inputs, so memory is bounded and groups are the samples of
@@ -37,7 +37,6 @@ class BlockDrift(ModelMeasure):
 
     id = "block_drift"
     range = (-math.inf, math.inf)
-    gate = True
     source = "Kornblith et al. (2019), arXiv 1905.00414, as a distance"
 
     def __post_init__(self) -> None:
@@ -47,11 +46,6 @@ class BlockDrift(ModelMeasure):
             raise ValueError(f"block_drift needs a similarity that is 1 for equal outputs; {self.measure} is none")
         if self.inputs < 8:
             raise ValueError(f"block_drift: groups of at least 8 inputs are needed; got inputs={self.inputs}")
-
-    def group(self, models: Sequence[nn.Module], inputs: Any, labels: Any = None) -> Score:
-        """Score of the original and the pruned model on test inputs; labels are not used."""
-        model, small = self._checked(models)
-        return self.reduce(self.gather(model, small, inputs).rows)
 
     def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> Gathered:
         """Drift (groups, blocks), one pass over the batches.

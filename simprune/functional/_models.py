@@ -138,6 +138,17 @@ class ModelMeasure(FunctionalMeasure):
         self._validated(outputs, labels)
 
 
+class GatheredMeasure(ModelMeasure):
+    """A measure of the original and the pruned model by the rows of `gather`, from which a verdict has its bounds."""
+
+    gate = True
+
+    def group(self, models: Sequence[nn.Module], inputs: Any = None, labels: Any = None) -> Score:
+        """Score of the original and the pruned model on test batches; labels are not used."""
+        model, small = self._checked(models)
+        return self.reduce(self.gather(model, small, inputs).rows)
+
+
 @contextmanager
 def undisturbed(models: Sequence[nn.Module], what: str) -> Iterator[None]:
     """Within the block, evaluation mode and frozen parameters, with gradients enabled for what is not a parameter.

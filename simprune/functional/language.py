@@ -14,22 +14,15 @@ from simprune.core.batches import call, checked, documents_of, output_mask_of, t
 from simprune.core.pretrained import load
 from simprune.core.records import files_of, records
 from simprune.functional._base import Gathered, Score, finite
-from simprune.functional._models import ModelMeasure
+from simprune.functional._models import GatheredMeasure
 from simprune.trace.context import evaluation
 
 AT_ONCE = 16  # sequences of one forward pass
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class _Speaking(ModelMeasure):
+class _Speaking(GatheredMeasure):
     """A measure of two causal language models, with a row per sample."""
-
-    gate = True
-
-    def group(self, models: Sequence[nn.Module], inputs: Any = None, labels: Any = None) -> Score:
-        """Score of the original and the pruned model on test batches; labels are not used."""
-        model, small = self._checked(models)
-        return self.reduce(self.gather(model, small, inputs).rows)
 
     def _require_causal(self, model: nn.Module, ids: Tensor) -> None:
         """ValueError unless the scores of a token are those of what follows it, whatever follows."""

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from simprune.core.harness import BINARY, answers, require
 from simprune.functional._base import Gathered, Score
-from simprune.functional._models import ModelMeasure
+from simprune.functional._models import GatheredMeasure
 from simprune.trace.context import evaluation
 
 
 @dataclass(frozen=True)
-class TaskAccuracyDrop(ModelMeasure):
+class TaskAccuracyDrop(GatheredMeasure):
     """Accuracy of a minus that of b on tasks of the installed lm-evaluation-harness, in [-1, 1]; negative: b is better.
 
     All examples of all `tasks` count alike. `metric`: "acc", "acc_norm" or "exact_match". `examples`: of every task,
@@ -35,7 +35,6 @@ class TaskAccuracyDrop(ModelMeasure):
     id = "task_accuracy_drop"
     range = (-1.0, 1.0)
     kind = "difference"
-    gate = True
     source = "paired difference of accuracies of lm-evaluation-harness"
 
     def __post_init__(self) -> None:
@@ -48,11 +47,6 @@ class TaskAccuracyDrop(ModelMeasure):
     def ready(self) -> None:
         """Raise ValueError where the harness is not installed."""
         require()
-
-    def group(self, models: Sequence[nn.Module], inputs: Any = None, labels: Any = None) -> Score:
-        """Score of the original and the pruned model; inputs and labels are not used."""
-        model, small = self._checked(models)
-        return self.reduce(self.gather(model, small, inputs).rows)
 
     def gather(self, model_a: nn.Module, model_b: nn.Module, batches: Any) -> Gathered:
         """Rows (examples, 3): the difference, and whether a and b are right.
