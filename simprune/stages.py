@@ -132,6 +132,8 @@ class Run:
     def follow(self, redundancy: Redundancy) -> Made:
         """The model of the given plan, or of one for the budget."""
         plan = self.given.plan if self.given.plan is not None else self.plan(redundancy, self.settings.budget)
+        if plan.edited:
+            self.notes.append("the plan was edited since simprune wrote it: what it expects is of before")
         recovered = self.recovery.follow(plan, self.network, self.table.add)
         return Made(plan, recovered, self.table.rows)
 

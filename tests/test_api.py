@@ -60,6 +60,16 @@ def test_a_given_plan_is_applied_as_it_is(trained, result):
     again = sp.compress(model, calibration=data, test=data, plan=edited, finetune=None)
     assert again.plan == result.plan
     assert again.report["settings"]["planner"] == "a given plan"
+    assert not any("edited" in note for note in again.report["notes"])
+
+
+def test_an_edited_plan_is_applied_and_the_notes_say_that_it_was_edited(trained, result):
+    model, data = trained
+    content = result.plan.to_dict()
+    edited = sp.Plan.from_dict(content | {"edits": content["edits"][:1]})
+    again = sp.compress(model, calibration=data, plan=edited, finetune=None)
+    assert again.plan == edited
+    assert any("the plan was edited" in note for note in again.report["notes"])
 
 
 def test_without_data_what_needs_it_is_left_out_and_said_so(trained):

@@ -1,10 +1,11 @@
 """The plan: which blocks, channels and heads are removed, as a file that a person reads and edits."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,7 +30,8 @@ HEADER = """\
 # Indices count the output channels, or the heads, of the original layer from 0. `expected` is what the planner computed
 # for the plan as it was made, `damage` of an edit is the change of the output that it expects from that edit; both are
 # for the reader and change nothing. The fingerprint binds the plan to models with the same tensor names and shapes.
-# The last line says that nothing of the file is lost; leave it there.
+# The last line says that nothing of the file is lost; leave it there. sha256 shows whether the rest was edited since it
+# was written: an edited plan is applied as well, and the report says that it was edited.
 """
 VALUES = 1 << 22  # of a plan file, indices above all
 
@@ -127,6 +129,8 @@ class Plan:
         planner: name, seed, constraints and options of the planner.
         original: costs of the original.
         expected: costs and damage of the result, as the planner computed them.
+        edited: whether it was read from a file that somebody has changed since it was written, or that does not tell;
+            equal plans may differ in it.
 
     Raises:
         ValueError: for two edits of one module, and for an edit inside a block that is removed whole.
@@ -139,6 +143,7 @@ class Plan:
     planner: Mapping[str, Any] = field(default_factory=dict)
     original: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, float] = field(default_factory=dict)
+    edited: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         counts = Counter((edit.remove, edit.name) for edit in self.edits)
@@ -186,7 +191,9 @@ class Plan:
         """The content of plan.yaml."""
         head = {"simprune_plan": FORMAT, "fingerprint": self.fingerprint}
         mappings = {name: dict(getattr(self, name)) for name in MAPPINGS}
-        return {**head, **mappings, "edits": [edit.to_dict() for edit in self.edits], "end": True}
+        content = {**head, **mappings, "edits": [edit.to_dict() for edit in self.edits]}
+        text = json.dumps(content, skipkeys=True, default=str)
+        return content | {"sha256": hashlib.sha256(text.encode()).hexdigest(), "end": True}
 
     def to_yaml(self) -> str:
         """The file's text: the same plan is always the same bytes."""
@@ -205,7 +212,7 @@ class Plan:
         if data["simprune_plan"] not in (FORMAT, UNENDED) or isinstance(data["simprune_plan"], bool):
             known = f"this simprune reads {FORMAT}"
             raise ValueError(f"plan: format {shown(data['simprune_plan'])} is not known; {known}")
-        _refuse_unknown(data, {"simprune_plan", "fingerprint", *MAPPINGS, "edits", "end"}, "plan")
+        _refuse_unknown(data, {"simprune_plan", "fingerprint", *MAPPINGS, "edits", "sha256", "end"}, "plan")
         if data["simprune_plan"] == FORMAT and data.get("end") is not True:
             raise ValueError("plan: the last line, end: true, is missing, so the file is cut off; copy it again")
         for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
@@ -217,7 +224,8 @@ class Plan:
                 raise ValueError(f"plan: {name} must be a mapping of names; got {shown(value)}")
         if mappings["inputs"]:
             check_description(mappings["inputs"], "plan: inputs")
-        return cls(tuple(_edit(item) for item in data["edits"]), data["fingerprint"], **mappings)
+        plan = cls(tuple(_edit(item) for item in data["edits"]), data["fingerprint"], **mappings)
+        return replace(plan, edited=data.get("sha256") != plan.to_dict()["sha256"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write plan.yaml: whole, or not at all."""

@@ -65,9 +65,14 @@ def records(file: Path, documents: str = "blocks") -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{file}: expected a list of records; got {type(values).__name__}")
         yield from ((f"{file}, record {number}", value) for number, value in enumerate(values, start=1))
     else:
-        for number, line in enumerate(content.splitlines(), start=1):
+        for number, line in enumerate(_lines(content), start=1):
             if line.strip():
                 yield f"{file}, line {number}", _parsed(line, f"{file}, line {number}")
+
+
+def _lines(content: str) -> list[str]:
+    """The lines of a text; other characters at which `splitlines` would cut, such as U+2028, belong to a line."""
+    return content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _plain(content: str, kind: str) -> Iterator[str]:
@@ -75,9 +80,9 @@ def _plain(content: str, kind: str) -> Iterator[str]:
     if kind == "files":
         documents = [content]
     elif kind == "lines":
-        documents = content.splitlines()
+        documents = _lines(content)
     else:
-        lines = [line if line.strip() else "" for line in content.splitlines()]
+        lines = [line if line.strip() else "" for line in _lines(content)]
         documents = "\n".join(lines).split("\n\n")
     for document in documents:
         if document.strip():

@@ -128,3 +128,27 @@ def test_a_failed_write_leaves_the_old_plan(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         Plan((), "other", {}).save(tmp_path / "plan.yaml")
     assert (tmp_path / "plan.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("[1, 4]", "[4]"),
+        ("macs: 0.5", "macs: 0.6"),
+        ("like its input", "as it was"),
+        ("name: greedy", "date: 2020-01-01"),
+    ],
+)
+def test_a_plan_that_was_edited_says_so(change):
+    text = PLAN.to_yaml()
+    assert change[0] in text and not Plan.from_yaml(text).edited
+    assert Plan.from_yaml(text.replace(*change)).edited
+    assert not Plan.from_yaml(Plan.from_yaml(text.replace(*change)).to_yaml()).edited  # as it is written again
+    comments = text.replace("\nedits:", "\n# of mine\n\nedits:").replace("[1, 4]", "[4,\n  1]")
+    assert not Plan.from_yaml(comments).edited  # the same plan in other words
+
+
+def test_a_plan_that_does_not_say_what_was_written_counts_as_edited():
+    data = PLAN.to_dict()
+    del data["sha256"]
+    assert Plan.from_dict(data).edited and Plan.from_dict(data) == PLAN

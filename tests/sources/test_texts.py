@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from simprune.checks import Gate, validate
 from simprune.core.batches import documents_of
+from simprune.core.records import records
 from simprune.sources.transformers import texts
 
 transformers = pytest.importorskip("transformers")
@@ -136,6 +138,18 @@ def test_records_of_json_and_chats(folder):
     assert read(folder, written(folder, "a.json", json.dumps(records)))[0] == expected
     named = written(folder, "b.jsonl", json.dumps({"body": "a b c"}))
     assert read(folder, named, column="body")[0] == ["a b c [END]"]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c", "\x1e"])
+def test_only_line_ends_end_a_line(folder, mark):
+    text = f"a{mark}b"
+    lines = json.dumps({"text": text}, ensure_ascii=False)
+    assert [value for _, value in records(Path(written(folder, "a.jsonl", f"{lines}\r\n{lines}\n")))] == [
+        {"text": text}
+    ] * 2
+    plain = Path(written(folder, "a.txt", f"{text}\nc\n\nd"))
+    assert [value for _, value in records(plain)] == [f"{text}\nc", "d"]
+    assert [value for _, value in records(plain, "lines")] == [text, "c", "d"]
 
 
 def test_parquet_is_read_by_datasets(folder, monkeypatch):
