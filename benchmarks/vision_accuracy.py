@@ -179,24 +179,14 @@ def torch_pruning(setting: Setting, share: float, repair: Repair) -> tuple[nn.Mo
 
 
 def _best_criterion(setting: Setting, share: float) -> Plan:
-    """The selection by the criterion that is best on calibration images after BatchNorm has been re-estimated."""
-    from benchmarks._torch_pruning import CRITERIA, select
+    """torch-pruning's selection, its criterion chosen on calibration images."""
+    from benchmarks._torch_pruning import best
 
-    some = list(setting.calibration)[: -(-JUDGED // setting.calibration.batch_size)]
-    wanted = classes(answer(setting.model, some))
     structures, _ = structure("channels").find(setting.network)
     groups = [group for group in structures if isinstance(group, UnitGroup)]
-    best, most = None, -1.0
-    for criterion in CRITERIA:
-        plan = select(setting.network, groups, criterion, share, setting.calibration, setting.fixed)
-        small = sp.apply(plan, setting.model)
-        got = classes(answer(sp.reestimate_batchnorm(small, some), some))
-        reached = float((got == wanted).double().mean())
-        print(f"torch-pruning, {criterion}: agreement {reached:.1%} on calibration images", flush=True)
-        if reached > most:
-            best, most = replace(plan, planner={"criterion": criterion}), reached
-    assert best is not None
-    return best
+    batches = list(setting.calibration)
+    some = batches[: -(-JUDGED // setting.calibration.batch_size)]
+    return best(setting.network, groups, share, batches, some, setting.fixed)
 
 
 def classes(answers: Answers) -> Tensor:
