@@ -313,10 +313,26 @@ class _Changes:
 
 
 def _correlation(changes: Sequence[Tensor]) -> np.ndarray:
-    """(structures, structures) cosines of the changes, at least 0; 0 where two have different numbers of rows."""
+    """(structures, structures) cosines of the changes, in [0, 1]; 0 where two have different numbers of rows."""
     cosines = torch.eye(len(changes), dtype=torch.float64)
     for length in {len(change) for change in changes}:
         rows = torch.tensor([row for row, change in enumerate(changes) if len(change) == length])
         unit = torch.nn.functional.normalize(torch.stack([changes[row].double() for row in rows.tolist()]), dim=1)
-        cosines[rows[:, None], rows] = (unit @ unit.T).clamp(0, 1)
+        cosines[rows[:, None], rows] = _beyond_chance(unit @ unit.T, length).clamp(0, 1)
     return cosines.fill_diagonal_(1).numpy()
+
+
+def _beyond_chance(cosines: Tensor, rows: int) -> Tensor:
+    """Cosines of several vectors with this many rows, each drawn towards their mean as far as chance may explain it.
+
+    Changes that have nothing to do with each other have cosines of about +-1 / sqrt(rows). As negative ones count as 0,
+    the damage of fifty structures would come out as several times the sum of their damages. By empirical Bayes: the
+    cosines vary by more than chance lets them, and this share of its distance from the mean is left of a cosine.
+    """
+    apart = ~torch.eye(len(cosines), dtype=torch.bool)
+    if len(cosines) < 3:  # one pair has nothing that it could be compared with
+        return cosines
+    mean = cosines[apart].mean()
+    chance = (1 - cosines.square()).square() / rows
+    real = ((cosines - mean).square() - chance)[apart].mean().clamp(min=0)
+    return mean + (cosines - mean) * real / (real + chance).clamp(min=1e-300)

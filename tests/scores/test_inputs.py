@@ -71,13 +71,18 @@ def test_rows_and_matrices_refit_alike(count):
     torch.testing.assert_close(rows.mean, matrices.mean)
     torch.testing.assert_close(rows.blocks(units), matrices.blocks(units))
     weights, numbers = torch.randn(3, 12, dtype=torch.float64), torch.arange(12) * 5 % 12
+    few, many = torch.randn(2, 12, dtype=torch.float64), torch.randn(9, 12, dtype=torch.float64)
     damping = RIDGE * matrices.covariance.diagonal().mean() + 1e-12
     for inputs in (rows.sequence(numbers), matrices.sequence(numbers)):
         for stay, refitted in zip((7, 2, 11), inputs.refits(weights, (7, 2, 11), RIDGE), strict=True):
             first, others = numbers[:stay], numbers[stay:]
             own = matrices.covariance[first][:, first] + damping * torch.eye(stay, dtype=torch.float64)
             wanted = matrices.covariance[first][:, others] @ weights[:, stay:].T
-            torch.testing.assert_close(refitted, torch.linalg.solve(own, wanted).T, rtol=1e-6, atol=1e-6)
+            change = torch.linalg.solve(own, wanted)
+            torch.testing.assert_close(refitted, weights[:, :stay] + change.T, rtol=1e-6, atol=1e-6)
+            for held in (few, many):
+                given = inputs.replacing(weights, stay, held)(RIDGE)
+                torch.testing.assert_close(given, held[:, :stay] @ change, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 3, 11, 40])

@@ -86,6 +86,24 @@ def test_changes_interact_as_far_as_they_point_the_same_way(line):
     np.testing.assert_allclose(values, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [256, 1024])
+def test_changes_that_have_nothing_to_do_with_each_other_add_up(rows):
+    """Chance makes every second cosine positive, and of fifty structures their sum would be several times too large."""
+    model, x = nn.Linear(4, 1).double(), normal(rows, 4)
+    losses = {("block", str(number), 0): [OutputLoss("", fixed(normal(rows, 1)))] for number in range(50)}
+    _, found = output_changes(model, [x], losses)
+    lengths = found.values.sum() / 50  # the damage of all of them, as a multiple of the sum of their damages
+    assert 1 <= lengths < 1.3
+
+
+def test_changes_that_agree_in_part_interact_in_part():
+    model, x, shared = nn.Linear(4, 1).double(), normal(512, 4), normal(512, 1)
+    losses = {("block", str(number), 0): [OutputLoss("", fixed(shared + normal(512, 1)))] for number in range(8)}
+    _, found = output_changes(model, [x], losses)
+    apart = found.values[~np.eye(8, dtype=bool)]
+    assert apart.mean() == pytest.approx(0.5, abs=0.1)
+
+
 def test_errors_that_agree_at_all_positions_change_more_than_errors_that_do_not():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()

@@ -10,7 +10,7 @@ per sample and position. There are two representations with the same methods:
   the calibration set rarely has as many rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 
 import torch
@@ -68,23 +68,44 @@ class Matrices:
         return Matrices(self.covariance[numbers][:, numbers], self.mean[numbers])
 
     def refits(self, matrix: Tensor, counts: Sequence[int], ridge: float) -> Iterator[Tensor]:
-        """Least-squares weights with which the first inputs reproduce what a matrix gives for all others.
+        """Least-squares weights with which the first inputs reproduce what a matrix gives for all inputs.
 
-        One factor serves all counts, because the factor for fewer inputs is a corner of that for more.
+        One factor L of the covariance with the ridge serves all counts, because the factor for fewer inputs is a corner
+        L_c of it: L_c L_c^T w = (L L^T W^T)_c = L_c (L^T W^T)_c, of which one triangular solve per count is left.
 
         Args:
             matrix: (outputs, inputs).
             counts: numbers of inputs that are first, each for itself.
-            ridge: of the weights, relative to the mean variance of the inputs.
+            ridge: on the change of the weights, relative to the mean variance of the inputs.
 
         Yields:
             (outputs, first inputs) for every count.
         """
-        most = max(counts)
-        root = self._root(self.covariance[:most, :most].clone(), ridge)
+        root = self._root(self.covariance.clone(), ridge)
+        halves = root.T @ matrix.T
         for count in counts:
-            wanted = self.covariance[:count, count:] @ matrix[:, count:].T
-            yield torch.cholesky_solve(wanted, root[:count, :count]).T
+            yield torch.linalg.solve_triangular(root[:count, :count].T, halves[:count], upper=True).T
+
+    def replacing(self, matrix: Tensor, count: int, rows: Tensor) -> Callable[[float], Tensor]:
+        """What the first inputs give in place of the others, least squares with a ridge.
+
+        Args:
+            matrix: (outputs, inputs).
+            count: number of inputs that are first.
+            rows: (rows, inputs) on which it is computed, about the inputs' mean.
+
+        Returns:
+            A function of the ridge, relative to the mean variance of the inputs, that returns (rows, outputs).
+        """
+        wanted, first = self.covariance[:count, count:] @ matrix[:, count:].T, rows[:, :count]
+
+        def at(ridge: float) -> Tensor:
+            root = self._root(self.covariance[:count, :count].clone(), ridge)
+            if len(rows) < len(matrix):
+                return torch.cholesky_solve(first.T, root).T @ wanted
+            return first @ torch.cholesky_solve(wanted, root)
+
+        return at
 
 
 class Rows:
@@ -116,5 +137,14 @@ class Rows:
 
     def refits(self, matrix: Tensor, counts: Sequence[int], ridge: float) -> Iterator[Tensor]:
         for count in counts:
-            rows, others = self.rows[:, :count], self.rows[:, count:]
-            yield torch.cholesky_solve(others @ matrix[:, count:].T, self._root(rows, ridge)).T @ rows
+            change = self._change(matrix, count)(ridge)
+            yield matrix[:, :count] + change.T @ self.rows[:, :count]
+
+    def replacing(self, matrix: Tensor, count: int, rows: Tensor) -> Callable[[float], Tensor]:
+        change, kernel = self._change(matrix, count), rows[:, :count] @ self.rows[:, :count].T
+        return lambda ridge: kernel @ change(ridge)
+
+    def _change(self, matrix: Tensor, count: int) -> Callable[[float], Tensor]:
+        """Ridge -> (rows, outputs) coefficients of the rows, whose sum is the change of the first weights."""
+        wanted, first = self.rows[:, count:] @ matrix[:, count:].T, self.rows[:, :count]
+        return lambda ridge: torch.cholesky_solve(wanted, self._root(first, ridge))

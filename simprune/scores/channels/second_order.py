@@ -24,7 +24,7 @@ from simprune.core.registry import register
 from simprune.core.spaced import enough, spaced
 from simprune.core.structures import Slice, UnitGroup
 from simprune.scores.channels._elimination import Elimination
-from simprune.scores.channels._inputs import Gathered, Matrices, Rows
+from simprune.scores.channels._inputs import Gathered
 from simprune.scores.channels._score import ChannelScore, levels, reading_weights
 from simprune.scores.output_changes import OutputLoss, Weights
 from simprune.trace.layers import (
@@ -233,7 +233,11 @@ class _Surgeon:
         back, self.inputs = sequence.argsort(), self.inputs.sequence(sequence)
         ridge = self._best_ridge(sequence, len(sequence) - (len(order) + 1) // 2 * k)
         weight, mean = matrix_of(self.layer).double().cpu()[:, sequence], self.inputs.mean[back]
-        for lost in _lost(self.inputs, weight, [len(sequence) - count * k for count in counts], ridge):
+        sizes = [len(sequence) - count * k for count in counts]
+        refits = self.inputs.refits(weight, sizes, ridge) if ridge < float("inf") and max(sizes) > 0 else None
+        for size in sizes:
+            lost = weight.clone()
+            lost[:, :size] -= weight[:, :size] if refits is None else next(refits)
             weights = Weights.of(lost[:, back], mean, self.layer.get_parameter("weight"))
             yield OutputLoss(self.name, weights=weights, fitted=True)
 
@@ -242,26 +246,12 @@ class _Surgeon:
         if self.held is None:
             return RIDGE
         held, seen = self.held[:, sequence], self.weight[:, sequence]
-        best, least = float("inf"), float("inf")
-        for ridge in (float("inf"), *RIDGES):
-            error = float((held @ next(_lost(self.inputs, seen, [size], ridge)).T).square().sum())
+        wanted = held[:, size:] @ seen[:, size:].T
+        replacing = self.inputs.replacing(seen, size, held)
+        best, least = float("inf"), float(wanted.square().sum())
+        for ridge in RIDGES if size else ():
+            error = float((wanted - replacing(ridge)).square().sum())
             if error >= least:
                 break
             best, least = ridge, error
         return best
-
-
-def _lost(inputs: Matrices | Rows, weight: Tensor, sizes: Sequence[int], ridge: float) -> Iterator[Tensor]:
-    """(outputs, inputs) weights of what is lost when the first inputs alone stay, their weights refitted.
-
-    Args:
-        inputs: of the layer, in the order of the weights.
-        weight: (outputs, inputs).
-        sizes: numbers of inputs that stay, each for itself.
-        ridge: of the refit; infinite for none.
-    """
-    refits = inputs.refits(weight, sizes, ridge) if ridge < float("inf") and max(sizes) > 0 else None
-    for size in sizes:
-        lost = weight.clone()
-        lost[:, :size] = 0 if refits is None else -next(refits)
-        yield lost
