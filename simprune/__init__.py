@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from simprune.formats import Export, export
     from simprune.repair.batchnorm import reestimate_batchnorm
     from simprune.repair.training import finetune
+    from simprune.studies import study
     from simprune.tune.frontier import Frontier
 
 __version__ = _version("simprune")
@@ -41,6 +42,7 @@ __all__ = [
     "reestimate_batchnorm",
     "reopens",
     "save",
+    "study",
     "validate",
 ]
 
@@ -55,6 +57,7 @@ HOMES = {
     "formats": ("Export", "export"),
     "repair.batchnorm": ("reestimate_batchnorm",),
     "repair.training": ("finetune",),
+    "studies": ("study",),
     "tune.frontier": ("Frontier",),
 }
 

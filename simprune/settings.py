@@ -96,17 +96,27 @@ class Finetune(Options):
     clip: float | None = option(None, "largest norm of the gradient of all parameters; null: any", above=0)
     accumulate: int = option(1, "batches of a step, which is then as one with a larger batch", least=1)
     ema: float = option(0.0, "share of averaged weights that stays at every step; 0: no average", least=0, below=1)
-    batchnorm: Literal["train", "frozen"] = option(
-        "train", "whether statistics of BatchNorm are those of batches, or stay as they are, as for small batches"
+    batchnorm: Literal["auto", "train", "frozen"] = option(
+        "auto", "train: BatchNorm normalises by its batch; frozen: by its statistics, which stay; auto: frozen where "
+        "batches have fewer than 8 inputs",
+    )  # fmt: skip
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "of forward and backward passes, by accelerate; weights stay as they are"
     )
     outputs: Literal["auto", "scores", "values"] = option(
         "auto", "what the main output is: class scores, or values such as embeddings; auto: as labels and names say"
     )
     distill: float = option(0.5, "share of the loss that follows the original; 0: labels alone", least=0, most=1)
     features: float = option(
-        0.0, "weight of 1 - CKA between what blocks of the model and of the original give; 0: none", least=0
+        0.0, "weight of the distance between what blocks of the model and of the original give; 0: none", least=0
     )
+    feature_measure: Choice = option("cka", "of that distance; a measure that has gradients", kind="measure")
     temperature: float = option(2.0, "by which the original's answers are softened", above=0)
+    select: Literal["auto", "teacher", "loss"] = option(
+        "auto", "what decides on held-out inputs which epoch stays: teacher, the distance from the original's answers, "
+        "or loss; auto: teacher where the loss follows the original",
+    )  # fmt: skip
+    until_passed: bool = option(False, "whether training ends as soon as all gates pass on held-out inputs")
     patience: int | None = option(
         None, "epochs that may be no better on held-out inputs before training ends; null: any number", least=0
     )
@@ -297,6 +307,23 @@ class Recipe(Settings):
         None, "what an optimising sweeper gets: accuracy, agreement, macs, params, bytes or latency_ms",
         commands=("plan", "compress"),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study(Options):
+    """What every study takes, beside its own options."""
+
+    quick: bool = option(False, "whether the study is small enough for minutes on two cores")
+    data: str | None = option(
+        None, "images: a .npz file, or a folder with one; null: scikit-learn's handwritten digits"
+    )
+    size: int | None = option(None, "pixels of a side, to which images are brought; null: as they are", least=8)
+    models: Sequence[Any] = option(
+        (), "your own trained networks for these images, as package.module:function; none: small ones are trained",
+        example="[mine:resnet]",
+    )  # fmt: skip
+    folder: str = option("outputs/study", "where networks, finished steps and results are stored; a run goes on there")
+    seed: int = option(0, "of everything random", least=0)
 
 
 PYTHON_ONLY = ("budgets", "kind", "gates", "correction")  # in a recipe these are budget: [...] and check

@@ -12,6 +12,7 @@ Each check raises AssertionError with a sentence that says which promise is brok
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.plan import Edit, Plan
-from simprune.core.registry import Choice, Part, bound, read
+from simprune.core.registry import Choice, Part, bound, check_options, read
 from simprune.core.structures import UnitGroup
 from simprune.edit.apply import apply
 from simprune.measures import Measure
@@ -267,6 +268,22 @@ def check_format(part: Part, options: dict[str, Any]) -> None:
         assert torch.allclose(actual, expected, atol=1e-4), f"{who}: its files give other outputs than the model"
 
 
+def check_study(part: Part, options: dict[str, Any]) -> None:
+    """A study says its question, protocol and cost; its options and those of its quick version can be run."""
+    who = f"study {part.name}"
+    prose = part.make.__doc__ or ""
+    assert part.summary.endswith("?"), f"{who}: the first paragraph of the docstring is no question"
+    for word in ("Protocol:", "Cost:"):
+        assert word in prose, f"{who}: the docstring has no paragraph that begins with {word}"
+    for name in part.options:
+        said = re.search(rf"^ +{name}[:,]|, {name}[:,]", prose, re.M)
+        assert said, f"{who}: the docstring does not say what {name} is"
+    quick = part.facts.get("quick")
+    assert quick, f"{who} has no quick version; register it with quick={{...}}"
+    check_options(part, {**part.options, **options})
+    check_options(part, {**part.options, **quick})
+
+
 CHECKS: dict[str, Callable[[Part, dict[str, Any]], None]] = {
     "measure": check_measure,
     "functional": check_functional,
@@ -280,6 +297,7 @@ CHECKS: dict[str, Callable[[Part, dict[str, Any]], None]] = {
     "corruption": check_corruption,
     "check": check_set,
     "format": check_format,
+    "study": check_study,
 }
 
 

@@ -9,8 +9,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from simprune.cli.folders import PACKAGE, recipes
 from simprune.cli.help import DETAILS, LISTED
+from simprune.core.options import listed
 from simprune.core.registry import FOLDERS
-from simprune.settings import Recipe, group, recipe_table
+from simprune.settings import Recipe, Study, group, recipe_table
 
 SCRIPT = """\
 _simprune() {
@@ -28,7 +29,7 @@ def complete(request: str) -> str:
     """The output of `simprune --shell-completion REQUEST`: the script to install, or words for a line typed so far.
 
     >>> complete("query=simprune comp")
-    'analyze plan compress validate export list'
+    'analyze plan compress validate export study list'
     """
     what, _, value = request.partition("=")
     if what == "install" and value == "bash":
@@ -51,6 +52,10 @@ def _words(before: list[str], word: str) -> Iterable[str]:
     if command not in DETAILS:
         return ()
     key, equals, _ = word.partition("=")
+    if command == "study":
+        if not equals:
+            return ["recipe=", *(f"{option.name}=" for option in listed(Study))]
+        return [f"{key}={value}" for value in {"recipe": _parts("study"), "quick": ("true", "false")}.get(key, ())]
     if not equals:
         keys = ["recipe="]
         for option in recipe_table(command):

@@ -2,14 +2,15 @@
 
 import textwrap
 
-from simprune.core.options import default_of, describe
-from simprune.settings import group, recipe_table
+from simprune.core.options import default_of, describe, listed
+from simprune.settings import Study, group, recipe_table
 
 # The lists of `simprune list`, with the kinds of their parts.
 LISTED = {
     "measures": "measure", "functional": "functional", "recipes": "", "models": "model", "data": "data",
     "structures": "structure", "scores": "score", "block_scores": "block_score", "planners": "planner",
     "repairs": "repair", "checks": "check", "corruptions": "corruption", "formats": "format",
+    "studies": "study",
 }  # fmt: skip
 HELP = """\
 usage: simprune COMMAND recipe=NAME|FILE.yaml [group=option] [key=value] [-m]
@@ -22,6 +23,7 @@ commands:
   compress  the whole path: plan, edit, repair, fine-tune, check; leaves a bundle and a report
   validate  check a bundle against the original again
   export    write a bundle's model for use without simprune: a Hugging Face folder, ONNX, torch.export
+  study     experiments: which measure to trust, what similarity says about pruning
   list      measures, scores, planners, recipes and all other parts there are
 
 examples:
@@ -92,6 +94,14 @@ and nothing is written. `simprune compress ... format=onnx` does the same at the
 validate.
   simprune export bundle=outputs/compress/digits/.../bundle format=onnx format.opset=18 to=digits-onnx
   simprune export bundle=my-bundle format={name:transformers,max_shard_size:1GB} to=smaller""",
+    "study": """\
+usage: simprune study recipe=NAME|FILE.yaml [quick=true] [data=FILE.npz|FOLDER] [key=value]
+
+Runs one study (simprune list studies) on networks that it trains itself, or on yours. Writes findings.json, page.html,
+page.md and figures into FOLDER/NAME, or FOLDER/NAME-quick. An interrupted run goes on with the same command. Every study
+has options of its own (simprune list studies). FILE.yaml holds study: NAME and options.
+  simprune study recipe=grounding quick=true
+  simprune study recipe=calibration data=images.npz models=[mine:resnet] seed=1""",
     "list": f"""\
 usage: simprune list [{"|".join(LISTED)}]""",
 }
@@ -103,7 +113,7 @@ def details(command: str) -> str:
     if command == "list":
         return lines[0]
     lines.append("\noptions, key=value (the page Options of the documentation has those of the groups):")
-    for option in recipe_table(command):
+    for option in listed(Study) if command == "study" else recipe_table(command):
         default = default_of(option)
         if group(option):
             default = "{...}"

@@ -40,7 +40,8 @@ def _list(name: str) -> Table:
             return table(titles[kind], [*columns, "invariant to", "source"], rows)
         rows = [[*_measure(part), FORMS[getattr(part.make, "form", "classes")]] for part in parts(kind).values()]
         return table(titles[kind], [*columns, "outputs that it fits"], rows)
-    keys = [option.name for option in recipe_table() if option.metadata["kind"] == kind] or ["inputs of a gate"]
+    chosen = {"corruption": "inputs of a gate", "study": "simprune study recipe=NAME"}
+    keys = [option.name for option in recipe_table() if option.metadata["kind"] == kind] or [chosen[kind]]
     rows = [
         [part.name, part.summary, ", ".join([*part.options, *(["..."] if part.open else [])])]
         for part in parts(kind).values()

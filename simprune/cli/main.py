@@ -44,6 +44,10 @@ def _dispatch(args: list[str]) -> int:
 
         show(rest)
         return 0
+    if command == "study":
+        from simprune.cli.study import run as run_study
+
+        return run_study(rest)
     from simprune.cli.run import run
 
     return run(command, rest)

@@ -38,6 +38,7 @@ FOLDERS = {
     "corruption": ("simprune.checks",),
     "check": ("simprune.checks",),
     "format": ("simprune.formats",),
+    "study": ("simprune.studies",),
 }
 WORDS = {"functional": "functional measure", "block_score": "block score", "check": "check set", "data": "data source"}
 T = TypeVar("T")

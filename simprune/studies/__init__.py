@@ -1,0 +1,57 @@
+"""Studies: which measure to trust, and what similarity says about pruning, as experiments that anybody can run.
+
+A study is one file here: a function, registered as "study", whose docstring states the question, the protocol and the
+cost, and which gets a `Run` and returns `Findings`. It uses the public functions of simprune alone.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from simprune.core import registry
+from simprune.core.alone import one_at_a_time
+from simprune.core.options import takes_options
+from simprune.settings import Study
+from simprune.studies.findings import Figure, Findings, Table
+from simprune.studies.frame import Run
+from simprune.studies.writing import command, written
+
+__all__ = ["Figure", "Findings", "Run", "Table", "study"]
+
+
+@one_at_a_time
+@takes_options(Study)
+def study(name: str, **options: Any) -> Findings:
+    """Run a study, and write its findings, pages and figures.
+
+    Steps that are finished are stored, so that the same call goes on after an interruption.
+
+    Args:
+        name: of the study (`simprune list studies`).
+        options: of this study alone; they differ from study to study.
+        {options}
+
+    Returns:
+        The findings: conclusions, tables, figures, controls, limits, and in `about` where they were written.
+
+    Raises:
+        KeyError: for an unknown study.
+        ValueError: for an unknown or wrong option, and for images that cannot be read.
+        FileNotFoundError: for images that are not there.
+    """
+    part = registry.find("study", name)
+    common = {key: options.pop(key) for key in [*options] if key in Study.__dataclass_fields__}
+    for key in ("data", "folder"):
+        if isinstance(common.get(key), os.PathLike):
+            common[key] = os.fspath(common[key])
+    shared = Study(**common)
+    own = (dict(part.facts.get("quick", {})) if shared.quick else {}) | options
+    registry.check_options(part, own)
+    own = part.options | own
+    parent = Path(shared.folder)
+    folder = parent / (f"{name}-quick" if shared.quick else name)
+    run = Run(folder, parent / "networks", shared.quick, shared.data, shared.size, shared.models, shared.seed)
+    settings = dict(run.described) | own  # reads the images, whose errors come before any work, as those of models
+    _ = run.own
+    findings = part.make(run, **own)
+    return written(findings, folder, part, command(name, common, options), settings)

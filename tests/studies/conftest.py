@@ -1,0 +1,30 @@
+"""Small images for studies, in a file as users have them, and networks that are trained once for all tests."""
+
+import numpy as np
+import pytest
+
+import simprune as sp
+from simprune.studies.images import read_images
+
+
+@pytest.fixture(scope="session")
+def images_file(tmp_path_factory):
+    """A few digits of four classes."""
+    images = read_images().only(range(4))
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    arrays = {"train_images": images.train, "train_labels": images.train_labels}
+    arrays |= {"test_images": images.test[:120], "test_labels": images.test_labels[:120]}
+    np.savez(path, **{name: tensor.numpy() for name, tensor in arrays.items()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_study(tmp_path_factory, images_file):
+    """Runs a study on the small images; all of them share one folder, and so their networks."""
+    folder = tmp_path_factory.mktemp("studies")
+
+    def run(name, **options):
+        return sp.study(name, **({"folder": folder, "data": images_file, "quick": True} | options))
+
+    run.folder = folder
+    return run
