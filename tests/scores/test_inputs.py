@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simprune.scores.channels import _elimination
+from simprune.scores.channels import _elimination, _inputs
 from simprune.scores.channels._elimination import Elimination
 from simprune.scores.channels._inputs import FEW, Gathered, Matrices, Rows
 
@@ -48,6 +48,34 @@ def test_every_cost_is_that_of_a_refit_from_the_start(count, k, pending, monkeyp
         for unit, expected in zip(order, costs, strict=True):
             torch.testing.assert_close(elimination.costs(), expected, rtol=1e-5, atol=1e-7)
             elimination.remove(unit)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_many_inputs_are_removed_in_the_same_order_in_single_precision(k, monkeypatch):
+    torch.manual_seed(0)
+    rows, weights = torch.randn(99, 5) @ torch.randn(5, 48), torch.randn(3, 48, dtype=torch.float64)
+    rows = (rows + 0.03 * torch.randn(99, 48)).double() + 3
+    orders, costs = [], []
+    for wide in (49, 48):
+        monkeypatch.setattr(_inputs, "WIDE", wide)
+        elimination = Elimination(both(rows)[0].inverse(torch.arange(48), RIDGE), weights, 48 // k)
+        orders.append([])
+        for _ in range(48 // k - 1):
+            costs.append(elimination.costs().clone())
+            orders[-1].append(int(costs[-1].argmin()))
+            elimination.remove(orders[-1][-1])
+    assert orders[0] == orders[1]
+    torch.testing.assert_close(costs[: len(orders[0])], costs[len(orders[0]) :], rtol=1e-2, atol=0)
+
+
+def test_what_single_precision_cannot_invert_is_inverted_in_double(monkeypatch):
+    monkeypatch.setattr(_inputs, "WIDE", 48)
+    torch.manual_seed(0)
+    inputs = both(torch.randn(9, 48, dtype=torch.float64))[0]
+    inverse = inputs.inverse(torch.arange(48), 1e-9).rows(slice(None))
+    damping = 1e-9 * inputs.covariance.diagonal().mean() + 1e-12
+    expected = torch.linalg.inv(inputs.covariance + damping * torch.eye(48, dtype=torch.float64))
+    torch.testing.assert_close(inverse, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_units_may_be_some_of_the_inputs_in_any_order():

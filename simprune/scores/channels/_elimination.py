@@ -89,12 +89,12 @@ class Elimination:
     """
 
     def __init__(self, inverse: Inverse, weights: Tensor, units: int) -> None:
-        self._inverse, self._weights = inverse, weights.T.contiguous()  # (inputs, outputs)
-        self._k = len(self._weights) // units
+        self._k = weights.shape[1] // units
+        self._inverse, self._blocks = inverse, inverse.blocks(self._k)  # the inverse says in which precision all is
+        self._weights = weights.T.to(self._blocks).contiguous()  # (inputs, outputs)
         self._units = torch.arange(units)  # the numbers of those that remained at the last update
         self._places = list(range(units))  # of every unit among these
-        self._costs = torch.full((units,), float("inf"), dtype=weights.dtype)
-        self._blocks = inverse.blocks(self._k)
+        self._costs = torch.full((units,), float("inf"), dtype=torch.float64)
         parts = self._weights.view(units, self._k, -1)
         self._squares = parts @ parts.mT  # (units, k, k)
         self._begin()
@@ -126,7 +126,7 @@ class Elimination:
         costs = costs.masked_fill_(self._gone, float("inf"))
         if not self._ready:
             self._make_ready(costs)
-        self._costs[self._units] = costs
+        self._costs[self._units] = costs.double()
         return self._costs
 
     def remove(self, unit: int) -> None:

@@ -16,7 +16,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from simprune.core.moments import Collected
+from simprune.core.moments import WIDE, Collected
 from simprune.scores.channels._elimination import Dense, Factored
 from simprune.trace.layers import stacked
 
@@ -58,8 +58,18 @@ class Matrices:
         return self.covariance[columns[:, :, None], columns[:, None, :]]
 
     def inverse(self, columns: Tensor, ridge: float) -> Dense:
-        """The entries of the inverse covariance for some inputs, by their numbers."""
-        inverse = torch.cholesky_inverse(self._root(self.covariance.clone(), ridge))
+        """The entries of the inverse covariance for some inputs, by their numbers.
+
+        Of many inputs in single precision where that suffices for a factor: the elimination takes half the time then,
+        and its order is the same, because the ridge is far above the rounding.
+        """
+        root = self._root(self.covariance.clone(), ridge) if len(self.covariance) < WIDE else None
+        if root is None:
+            ridged = self.covariance.float()
+            ridged.diagonal().add_(ridge * ridged.diagonal().mean())
+            root, failed = torch.linalg.cholesky_ex(ridged)
+            root = self._root(self.covariance.clone(), ridge) if failed else root
+        inverse = torch.cholesky_inverse(root)
         whole = torch.equal(columns, torch.arange(len(inverse)))
         return Dense(inverse if whole else inverse[columns][:, columns])
 
