@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from simprune.core import processes
 from simprune.core.plain import settings
 from simprune.core.reading import read_text
 from simprune.core.store import write_whole
@@ -26,7 +27,7 @@ class Checkpoint:
     """A folder with one file of tensors per finished stage, and the settings that the work was started with.
 
     The folder holds data only, no pickle. Every file is written whole, so at any moment the folder is that of some
-    finished stages.
+    finished stages. Of several processes the first alone reads and writes; all know what it has read.
 
     Args:
         folder: created when the first stage is saved.
@@ -50,6 +51,10 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         self.context = json.loads(json.dumps(self.context, sort_keys=True, default=str))
+        processes.once(self._refuse_others)
+
+    def _refuse_others(self) -> None:
+        """Raise ValueError where the folder's stages were computed with another context."""
         if self.started:
             path = self.folder / SETTINGS
             try:
@@ -67,6 +72,9 @@ class Checkpoint:
 
     def load(self, stage: str) -> dict[str, Tensor] | None:
         """Tensors of a stage, by name; None when the stage was not saved; ValueError when its file has changed."""
+        return processes.once(lambda: self._load(stage))
+
+    def _load(self, stage: str) -> dict[str, Tensor] | None:
         path = self.folder / f"{stage}.safetensors"
         if not self.started or not path.is_file():
             return None
@@ -83,6 +91,8 @@ class Checkpoint:
 
     def save(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a stage, and replace what was saved of it before."""
+        if not processes.first():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.started:
             write_whole(self.folder / SETTINGS, json.dumps(self.context, indent=1))
@@ -97,11 +107,13 @@ class Checkpoint:
 
     def save_now_and_then(self, stage: str, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """Save a stage that is still running, if the last saving is at least `seconds` ago."""
-        if time.monotonic() - self.saved >= self.seconds:
+        if processes.first() and time.monotonic() - self.saved >= self.seconds:
             self.save(stage, tensors())
 
     def clear(self) -> None:
         """Remove the folder, when the work is done."""
+        if not processes.first():
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -118,6 +130,13 @@ def refuse_other_settings(folder: Path, stored: Mapping[str, Any], current: Mapp
     for key in sorted(known.keys() | wanted.keys(), key=lambda key: (key.startswith("original"), key)):
         if known.get(key) != wanted.get(key):
             raise ValueError(
-                f"{folder} was made with other settings ({key}: {known.get(key)} there, {wanted.get(key)} now); "
+                f"{folder} was made with other settings ({_cut(key)}: {_cut(known.get(key))} there, "
+                f"{_cut(wanted.get(key))} now); "
                 "go on with the same ones, or start in a new folder"
             )
+
+
+def _cut(value: str | None) -> str:
+    """A setting as it is shown, the start of it where it is long."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

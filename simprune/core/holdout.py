@@ -54,12 +54,17 @@ class Counting:
     """
 
     def __init__(self) -> None:
-        self._first = self._inputs = 0
+        self.first = self.inputs = 0  # the number of inputs in all batches before the one that runs, and in that one
 
     def begin(self, inputs: int) -> None:
         """A batch of so many inputs runs next."""
-        self._first, self._inputs = self._first + self._inputs, inputs
+        self.first, self.inputs = self.first + self.inputs, inputs
+
+    @property
+    def any_held(self) -> bool:
+        """Whether an input of a batch before the one that runs is held out."""
+        return bool(held_out(0, min(self.first, SHARE)).any())
 
     def held_out(self, rows: int | None = None, share: int = SHARE) -> Tensor:
         """Which rows of the batch that runs are held out (see `held_out`)."""
-        return held_out(self._first, self._inputs, rows, share)
+        return held_out(self.first, self.inputs, rows, share)

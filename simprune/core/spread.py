@@ -28,11 +28,17 @@ class Spread:
         """Add (n, width) rows."""
         for chunk in rows.split(max(1, CHUNK // max(rows.shape[1], 1))):
             chunk = chunk.double()
-            mean, count = chunk.mean(0), self.count + len(chunk)
-            squares = float((chunk - mean).square().sum())
-            shift = mean - self.mean.to(mean)
-            self.squares += squares + float(shift.square().sum()) * self.count * len(chunk) / count
-            self.mean, self.count = self.mean.to(mean) + shift * (len(chunk) / count), count
+            mean = chunk.mean(0)
+            self.merge(Spread(len(chunk), mean, float((chunk - mean).square().sum())))
+        return self
+
+    def merge(self, other: "Spread") -> "Spread":
+        """Add the rows of another one."""
+        count = self.count + other.count
+        if other.count:
+            shift = other.mean - self.mean.to(other.mean)
+            self.squares += other.squares + float(shift.square().sum()) * self.count * other.count / count
+            self.mean, self.count = self.mean.to(other.mean) + shift * (other.count / count), count
         return self
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simprune.core import registry
+from simprune.core import processes, registry
 from simprune.core.batches import first_tensor
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import describe
@@ -97,7 +97,7 @@ def estimate(
     weighed = damage and score_part.facts.get("output_losses", False)
     experts = [group for group in groups if group.kind == EXPERTS]
     readable = [group for group in groups if group.kind != EXPERTS]
-    moments, block_losses = ReaderMoments(readable, apart=True), BlockLosses(names if weighed else [])
+    moments, block_losses = ReaderMoments(readable, apart=True, shared=True), BlockLosses(names if weighed else [])
     readings = [reading for reading in (moments, block_losses) if reading.sites]
     context, block_scores = None, dict[str, float]()
     if blocks:
@@ -108,7 +108,8 @@ def estimate(
     elif readings:
         read(network.model, calibration, readings, network.axes)
     # Matrices of a group or block are as large as a layer, so they are reduced, and forgotten, as soon as possible.
-    alike = {name: nearest(values.mean(0).abs()) for name, values in moments.correlations()}
+    own = {name: nearest(values.mean(0).abs()) for name, values in moments.correlations()}
+    alike = {name: most for some in processes.gather(own) for name, most in some.items()}
     losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
     with step("score channels and heads"):
         scores = dict(registry.bound("score", score, seed=seed)(network, calibration, readable)) if readable else {}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
@@ -86,11 +87,15 @@ class BlockLosses(Reading):
 
     A block adds something to its input. The part of that which is a linear map of the input, position by position, is
     not lost, because the layers after the block can compute it when they are refitted. The rest is lost. Losses follow
-    from the moments of a block's input and of its output minus input; memory O(width^2) per block.
+    from the moments of a block's input and of its output minus input; memory O(width^2) per block. Of several processes
+    each looks after some of the blocks.
     """
 
     def __init__(self, blocks: Sequence[str]) -> None:
         self.blocks = blocks
+        owners = {name: number % processes.count() for number, name in enumerate(blocks)}
+        mail = processes.Mail(self._add, owners.__getitem__)
+        self.mail, self._send = mail, mail.send
         self._moments: dict[str, _Moments] = {}
         self._entered: dict[str, Tensor] = {}
         self._axes: dict[str, int | None] = {}
@@ -104,14 +109,18 @@ class BlockLosses(Reading):
             self._entered[site.module] = _tokens(site, value).clone()  # the block may work in place
             return
         entered = self._entered.pop(site.module)
-        moments = _Moments.of(entered, _tokens(site, value) - entered)
-        self._axes[site.module] = site.axis
-        known = self._moments.get(site.module)
-        self._moments[site.module] = moments if known is None else known.merge(moments)
+        self._send(site.module, _Moments.of(entered, _tokens(site, value) - entered), site.axis)
+
+    def _add(self, block: str, moments: "_Moments", axis: int | None) -> None:
+        self._axes[block] = axis
+        known = self._moments.get(block)
+        self._moments[block] = moments if known is None else known.merge(moments)
 
     def losses(self) -> dict[str, OutputLoss]:
         """The loss at the output of every block, by the block's name; the moments are forgotten on the way."""
-        return {name: _loss(name, self._moments.pop(name), self._axes[name]) for name in [*self._moments]}
+        own = {name: _loss(name, self._moments.pop(name), self._axes[name]) for name in [*self._moments]}
+        known = {name: loss for losses in processes.gather(own) for name, loss in losses.items()}
+        return {name: known[name] for name in self.blocks if name in known}
 
 
 @dataclass(frozen=True)
@@ -151,14 +160,21 @@ def _loss(name: str, moments: _Moments, axis: int | None) -> OutputLoss:
     ridged = inputs + damping * torch.eye(width, dtype=inputs.dtype, device=inputs.device)
     weight = torch.linalg.solve(ridged, cross).T
     constant = (mean[width:] - weight @ mean[:width]).float()
-    weight = weight.float()  # one of every block is held
+    return OutputLoss(name, _Unexplained(weight.float(), constant, axis))  # one of every block is held
 
-    def error(value: Tensor, output: Tensor) -> Tensor:
-        x = _columns(value, axis)
-        lost = _columns(output, axis) - x - weight.to(x) @ x - constant.to(x)[:, None]
-        return like(lost.mT, output, axis)
 
-    return OutputLoss(name, error)
+@dataclass(frozen=True)
+class _Unexplained:
+    """What a block adds to its input x and a linear map of x does not: output - x - weight x - constant."""
+
+    weight: Tensor
+    constant: Tensor
+    axis: int | None
+
+    def __call__(self, value: Tensor, output: Tensor) -> Tensor:
+        x = _columns(value, self.axis)
+        lost = _columns(output, self.axis) - x - self.weight.to(x) @ x - self.constant.to(x)[:, None]
+        return like(lost.mT, output, self.axis)
 
 
 def _columns(value: Tensor, axis: int | None) -> Tensor:
@@ -209,7 +225,7 @@ def output_changes(
     if not watched:
         return {}, Interactions({}, np.zeros((0, 0)))
     changes = {key: _Changes(any(part.fitted for part in parts)) for key, parts in losses.items() if parts}
-    counting = Counting()
+    counting, mail = Counting(), processes.Mail(lambda key, *content: changes[key].add(*content))
 
     def begin(batch: Any) -> None:
         counting.begin(rows_of(inputs_of(batch)))
@@ -223,21 +239,19 @@ def output_changes(
         along = 0 if axes is None else axes.batch(parts[0][1].module, "output")
         value, output, gradient = (tensor.movedim(along, 0) for tensor in (value, output, gradient))
         held = counting.held_out(len(value))
+        some_held = bool(held.any()) or (counting.any_held and len(value) >= counting.inputs)
         together: dict[tuple[bool, ...], list[tuple[Key, OutputLoss]]] = {}  # parts by the rows that they look at
         for key, part in parts:
-            together.setdefault(tuple(changes[key].rows(held).tolist()), []).append((key, part))
+            looked = held if changes[key].fitted and some_held else torch.ones_like(held)
+            together.setdefault(tuple(looked.tolist()), []).append((key, part))
         for chosen, some in together.items():
             rows = torch.tensor(chosen)
             at = slice(None) if rows.all() else rows.to(value.device)
             for (key, _), change in zip(some, _changes(layer, some, value[at], output[at], gradient[at]), strict=True):
-                changes[key].add(change.cpu(), len(value), held[rows])
-
-    def close() -> None:
-        for seen in changes.values():
-            seen.close()
+                mail.send(key, counting.first, change.cpu(), len(value), held[rows])
 
     watches = {name: partial(see, parts) for name, parts in watched.items()}
-    variance, count = backpropagate(model, calibration, watches, seed, close, begin, weights)
+    variance, count = backpropagate(model, calibration, watches, seed, mail.deliver, begin, weights)
     damage = {key: seen.squares() / (count * max(variance, 1e-300)) for key, seen in changes.items()}
     numbers: dict[tuple[str, str], list[int]] = {}
     for kind, name, units in changes:
@@ -272,44 +286,35 @@ class _Changes:
 
     Args:
         fitted: whether only inputs that are held out say what the damage is.
-        parts: (changes, number of inputs, which of the changes are by inputs that are held out).
-        first: the number of parts before the current batch.
+        parts: (number of the batch's first input, changes, number of inputs, which of the changes are by inputs that
+            are held out).
     """
 
     fitted: bool
-    parts: list[tuple[Tensor, int, Tensor]] = field(default_factory=list)
-    first: int = 0
+    parts: list[tuple[int, Tensor, int, Tensor]] = field(default_factory=list)
 
-    def rows(self, held: Tensor) -> Tensor:
-        """Which rows of a batch to look at: those that are held out, or all as long as none was, should none follow."""
-        if not self.fitted or not (held.any() or any(bool(seen.any()) for _, _, seen in self.parts)):
-            return torch.ones_like(held)
-        return held
-
-    def add(self, change: Tensor, inputs: int, held: Tensor) -> None:
-        """Add the change by one module in the current batch."""
-        for index in range(self.first, len(self.parts)):
-            if len(self.parts[index][0]) == len(change):
-                self.parts[index] = (self.parts[index][0] + change, inputs, held)
+    def add(self, first: int, change: Tensor, inputs: int, held: Tensor) -> None:
+        """Add the change by one module in a batch, from its first input's number on."""
+        for index, (begun, known, *_) in enumerate(reversed(self.parts), 1):
+            if begun != first:
+                break
+            if len(known) == len(change):
+                self.parts[-index] = (first, known + change, inputs, held)
                 return
         # Another number of rows, such as windows of images in place of images: they count as independent.
-        self.parts.append((change, inputs, held))
-
-    def close(self) -> None:
-        """End the current batch."""
-        self.first = len(self.parts)
+        self.parts.append((first, change, inputs, held))
 
     def judged(self) -> Tensor:
         """Changes for the inputs that are held out, or where there are none for all."""
-        judged = [change[held] for change, _, held in self.parts if held.any()]
-        return torch.cat(judged or [change for change, _, _ in self.parts] or [torch.zeros(1)])
+        judged = [change[held] for _, change, _, held in self.parts if held.any()]
+        return torch.cat(judged or [change for _, change, _, _ in self.parts] or [torch.zeros(1)])
 
     def squares(self) -> float:
         """Sum of squares over all inputs, if need be as those that are held out tell."""
         if not self.fitted:
-            return sum(float(change.square().sum()) for change, _, _ in self.parts)
+            return sum(float(change.square().sum()) for _, change, _, _ in self.parts)
         judged = self.judged()
-        return float(judged.square().sum()) * sum(inputs for _, inputs, _ in self.parts) / len(judged)
+        return float(judged.square().sum()) * sum(inputs for *_, inputs, _ in self.parts) / len(judged)
 
 
 def _correlation(changes: Sequence[Tensor]) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import call_all, labels_of, main_name, output_mask_of
 from simprune.core.spilled import Collecting, Stored, chunks
 from simprune.core.spread import Spread
@@ -43,6 +45,8 @@ class Answers:
 def answer(model: nn.Module, test: Iterable, weights: Mapping[str, float] | None = None) -> Answers:
     """Outputs and labels of a model on a whole test set, in evaluation mode.
 
+    Several processes share out the batches; all of them know all outputs.
+
     Args:
         model: the network.
         test: batches, perhaps with labels.
@@ -59,22 +63,24 @@ def answer(model: nn.Module, test: Iterable, weights: Mapping[str, float] | None
     labels: list[Tensor] = []
     rows: dict[str, Rows] = {}
     batches, classes, labelled = 0, True, True
+
+    def add(_: str, answers: Mapping[str, tuple[Tensor, Tensor]], label: Tensor | None, of_classes: bool) -> None:
+        nonlocal batches, classes
+        for name, (entries, lengths) in answers.items():
+            collecting.setdefault(name, Collecting()).add(entries)
+            counts.setdefault(name, []).append(lengths)
+        labels.extend([] if label is None else [label])
+        classes = classes and of_classes
+        batches += 1
+
+    mail = processes.Mail(add)
     with evaluation(model):
-        for batch in test:
-            rows = rows or rows_of_outputs(model, batch)
-            outputs, mask = call_all(model, batch), output_mask_of(batch)
-            for name, entries in as_rows(outputs, rows, mask).items():
-                number, tokens = len(outputs[name]), counted(outputs[name], mask)
-                lengths = torch.full((number,), len(entries) // max(number, 1))
-                lengths = lengths if tokens is None else tokens.view(number, -1).sum(1).cpu()
-                collecting.setdefault(name, Collecting()).add(entries.cpu())
-                counts.setdefault(name, []).append(lengths)
-            main = main_name(outputs)
-            label = _labels(labels_of(batch), outputs[main], rows[main])
-            labels += [] if label is None else [label.cpu()]
-            classes = classes and (label is not None or outputs[main].ndim == 2)
-            labelled = labelled and labels_of(batch) is not None
-            batches += 1
+        for some in processes.rounds(test):
+            rows = rows or rows_of_outputs(model, some[0])
+            labelled = labelled and all(labels_of(batch) is not None for batch in some)
+            for batch in some[processes.rank() :][:1]:
+                mail.send("batch", *_answer(model, batch, rows))
+            mail.deliver()
     if not batches:
         raise ValueError("test has no batches; give at least one")
     return Answers(
@@ -85,6 +91,21 @@ def answer(model: nn.Module, test: Iterable, weights: Mapping[str, float] | None
         labelled,
         dict(weights or {}),
     )
+
+
+def _answer(
+    model: nn.Module, batch: Any, rows: Mapping[str, Rows]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None, bool]:
+    """Of one batch: the rows of every output with how many every input has, labels, and whether it has class scores."""
+    outputs, mask, answers = call_all(model, batch), output_mask_of(batch), {}
+    for name, entries in as_rows(outputs, rows, mask).items():
+        number, tokens = len(outputs[name]), counted(outputs[name], mask)
+        lengths = torch.full((number,), len(entries) // max(number, 1))
+        lengths = lengths if tokens is None else tokens.view(number, -1).sum(1).cpu()
+        answers[name] = entries.cpu(), lengths
+    main = main_name(outputs)
+    label = _labels(labels_of(batch), outputs[main], rows[main])
+    return answers, None if label is None else label.cpu(), label is not None or outputs[main].ndim == 2
 
 
 def _labels(labels: Tensor | None, output: Tensor, rows: Rows) -> Tensor | None:

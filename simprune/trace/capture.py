@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_at, move
 from simprune.core.example import example_of
 from simprune.core.rows import Rows
@@ -24,7 +25,12 @@ See = Callable[[Site, Tensor], Any]  # (site, one batch's activation there)
 
 
 class Reading(Protocol):
-    """Something that reads activations at sites while batches run, such as moments that are summed up."""
+    """Something that reads activations at sites while batches run, such as moments that are summed up.
+
+    `mail`: by which what it reads comes to the process that looks after it; None where every process reads all batches.
+    """
+
+    mail: processes.Mail | None = None
 
     @property
     def sites(self) -> Sequence[Site]:
@@ -37,12 +43,13 @@ class Reading(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Reading:
     """A function as a reading."""
 
     sites: Sequence[Site]
     see: See
+    mail: processes.Mail | None = None
 
 
 @contextmanager
@@ -84,6 +91,8 @@ def reading(
 def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading], axes: Axes | None = None) -> None:
     """Walk the batches once, in evaluation mode, and show every activation to the readings.
 
+    Several processes share out the batches where all readings have mail.
+
     Args:
         model: the network.
         batches: the inputs.
@@ -95,11 +104,16 @@ def read(model: nn.Module, batches: Iterable, readings: Iterable[Reading], axes:
         ValueError: for batches that can be walked only once, and where a site has no tensor.
     """
     readings = list(readings)
-    for batch in checked(batches, "calibration"):
+    mails = [reading.mail for reading in readings if reading.mail is not None]
+    shared = len(mails) == len(readings)
+    for some in processes.rounds(checked(batches, "calibration")):
         if axes is None:
-            axes = axes_of(model, move(example_of(batch), device_of(model)))
-        with evaluation(model), reading(model, readings, axes, partial(mask_at, batch)):
-            call(model, batch)
+            axes = axes_of(model, move(example_of(some[0]), device_of(model)))
+        for batch in some[processes.rank() :][:1] if shared else some:
+            with evaluation(model), reading(model, readings, axes, partial(mask_at, batch)):
+                call(model, batch)
+        for mail in mails:
+            mail.deliver()
 
 
 def run(model: nn.Module, batches: Iterable, sites: Iterable[Site], see: See, axes: Axes | None = None) -> None:

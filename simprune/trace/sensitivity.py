@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import call_all, device_of, first_tensor, inputs_of, move, output_mask_of, tensors_in
-from simprune.core.example import example_of
+from simprune.core.example import example_of, rows_of
 from simprune.core.peekable import Peekable
 from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
@@ -36,6 +38,9 @@ def backpropagate(
 ) -> tuple[float, int]:
     """Propagate random directions of the output back through watched modules: one forward and one backward pass.
 
+    Several processes share out the batches, in rounds of as many batches as there are processes. With one process a
+    round is a batch.
+
     Parameters, their gradients and `requires_grad`, and the training mode are afterwards as before.
 
     Args:
@@ -44,8 +49,8 @@ def backpropagate(
         watches: module -> a function of (module, its input, its output), called in the forward pass. It sees the
             gradient if it registers a hook on the output.
         seed: of the directions.
-        close: called after the backward pass of every batch.
-        begin: called with every batch before its forward pass.
+        close: called after every round.
+        begin: called with every batch, before the batch or a later one of its round runs.
         weights: of outputs, by name; those that it does not name have the weight 1.
 
     Returns:
@@ -55,35 +60,46 @@ def backpropagate(
     Raises:
         ValueError: when there are no batches, or no output depends on the inputs or varies with them.
     """
-    batches = Peekable(calibration, "calibration")
-    generators = _Generators(seed)
+    batches = Peekable.of(calibration, "calibration")
     rows = rows_of_outputs(model, batches.first)
     scales = _scales(model, batches, rows, weights) if len(rows) > 1 else {}
     spreads: dict[str, Spread] = {}
+    mail = processes.Mail(partial(_merge, spreads))
     # Autograd computes only what leads to a target. All outputs get gradients on the way to the inputs, or else to a
     # parameter of every module, whose own gradients cost as much again.
     at_inputs = _all_follow(model, batches.first, watches)
     parameters = [] if at_inputs else [next(model.get_submodule(name).parameters()) for name in watches]
     watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
+
+    def run(batch: Any, number: int) -> None:
+        """Run one batch, of which the first input has this number."""
+        leading, leaves = _from_leaves(batch, device_of(model)) if at_inputs else (batch, parameters)
+        mask = output_mask_of(batch)
+        with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
+            outputs = call_all(model, leading)
+        moving = {name: value for name, value in outputs.items() if name in (scales or outputs)}
+        directions = _directions(moving, rows, mask, _Signs(seed, number, rows_of(inputs_of(batch))))
+        changing = [name for name, value in moving.items() if value.requires_grad]
+        if not changing:
+            raise ValueError("no output of the network depends on its parameters, or none is of floating point")
+        torch.autograd.grad(
+            [outputs[name] for name in changing],
+            leaves,
+            [directions[name] * scales.get(name, 1.0) for name in changing],
+            allow_unused=True,
+        )
+        mail.send(*_spreads(outputs, rows, mask))
+
+    number = 0
     with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *parameters):
-        for batch in batches:
-            begin(batch)
-            leading, leaves = _from_leaves(batch, device_of(model)) if at_inputs else (batch, parameters)
-            with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
-                outputs = call_all(model, leading)
-            moving = {name: value for name, value in outputs.items() if name in (scales or outputs)}
-            directions = _directions(moving, rows, output_mask_of(batch), generators)
-            changing = [name for name, value in moving.items() if value.requires_grad]
-            if not changing:
-                raise ValueError("no output of the network depends on its parameters, or none is of floating point")
-            torch.autograd.grad(
-                [outputs[name] for name in changing],
-                leaves,
-                [directions[name] * scales.get(name, 1.0) for name in changing],
-                allow_unused=True,
-            )
+        for some in processes.rounds(batches):
+            for index, batch in enumerate(some):
+                begin(batch)
+                if index == processes.rank():
+                    run(batch, number)
+                number += rows_of(inputs_of(batch))
             close()
-            add_rows(spreads, outputs, rows, output_mask_of(batch))
+            mail.deliver()
     counting = next(spread for name, spread in spreads.items() if name in scales or not scales)
     if not counting.varies:
         raise ValueError(constant(batches, counting.count))
@@ -147,9 +163,12 @@ def _scales(
 ) -> dict[str, float]:
     """What every output is multiplied with, by name, so that together they have the variance 1 per row of the first."""
     spreads: dict[str, Spread] = {}
+    mail = processes.Mail(partial(_merge, spreads))
     with eval_mode(model), torch.no_grad():
-        for batch in batches:
-            add_rows(spreads, call_all(model, batch), rows, output_mask_of(batch))
+        for some in processes.rounds(batches):
+            for batch in some[processes.rank() :][:1]:
+                mail.send(*_spreads(call_all(model, batch), rows, output_mask_of(batch)))
+            mail.deliver()
     shares = shares_of(spreads, weights)
     if not shares:
         raise ValueError(constant(batches, next(iter(spreads.values())).count))
@@ -157,22 +176,55 @@ def _scales(
     return {name: (count * share) ** 0.5 for name, share in shares.items()}
 
 
-class _Generators:
-    """A generator of signs for every output, so that an input gets the same signs in batches of any size."""
+def _spreads(
+    outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None
+) -> tuple[str, dict[str, Spread]]:
+    """What `_merge` takes: the variance of one batch's outputs, by name."""
+    spreads: dict[str, Spread] = {}
+    add_rows(spreads, outputs, rows, mask)
+    return "outputs", spreads
 
-    def __init__(self, seed: int) -> None:
-        self._seed, self._generators = seed, dict[str, torch.Generator]()
 
-    def of(self, output: str) -> torch.Generator:
-        """The generator of an output; outputs are numbered as they are first asked for."""
-        number = len(self._generators)
-        if output not in self._generators:
-            self._generators[output] = torch.Generator().manual_seed(self._seed + number)
-        return self._generators[output]
+def _merge(spreads: dict[str, Spread], _: str, others: Mapping[str, Spread]) -> None:
+    for name, other in others.items():
+        spreads.setdefault(name, Spread()).merge(other)
+
+
+class _Signs:
+    """Random signs for the inputs of one batch: an input's follow from its number, whatever batch it is in.
+
+    Args:
+        seed: of all signs.
+        first: the number of the first input.
+        inputs: how many there are.
+    """
+
+    def __init__(self, seed: int, first: int, inputs: int) -> None:
+        self._seed, self._first, self._inputs = seed % 2**63, first, inputs
+
+    def of(self, output: int, rows: int, width: int, tokens: Tensor | None = None) -> Tensor:
+        """(rows, width) of -1 and 1 for an output.
+
+        Args:
+            output: its number.
+            rows: of all inputs, as many of every input; or of the tokens alone.
+            width: entries of a row.
+            tokens: which positions of every input are tokens, one input after another.
+        """
+        counts = [rows // self._inputs] * self._inputs
+        if tokens is not None and len(tokens) % self._inputs == 0:
+            counts = tokens.view(self._inputs, -1).sum(1).tolist()
+        if sum(counts) != rows:  # they belong to no input
+            counts = [rows]
+        parts = []
+        for number, some in enumerate(counts, self._first):
+            drawn = np.random.default_rng((self._seed, output, number)).integers(0, 2, (some, width), dtype=np.int8)
+            parts.append(torch.from_numpy(drawn))
+        return 2 * torch.cat(parts) - 1
 
 
 def _directions(
-    outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, generators: "_Generators"
+    outputs: Mapping[str, Tensor], rows: Mapping[str, Rows], mask: Tensor | None, signs: _Signs
 ) -> dict[str, Tensor]:
     """Random signs of every output's shape, 0 for padding; outputs side by side get those of one tensor of them all."""
     whole = {name: rows[name].of(torch.empty_like(value, device="meta")).shape for name, value in outputs.items()}
@@ -180,17 +232,15 @@ def _directions(
     counts = {name: whole[name][0] if real is None else int(real.sum()) for name, real in tokens.items()}
     shapes = {name: (counts[name], whole[name][1]) for name in outputs}
     if len(set(counts.values())) == 1:
-        width = sum(shape[1] for shape in shapes.values())
-        signs = torch.randint(2, (*set(counts.values()), width), generator=generators.of(""), dtype=torch.int8)
-        drawn = dict(zip(shapes, signs.split([shape[1] for shape in shapes.values()], 1), strict=True))
+        widths = [shape[1] for shape in shapes.values()]
+        name = next(iter(outputs))
+        drawn = dict(zip(shapes, signs.of(0, counts[name], sum(widths), tokens[name]).split(widths, 1), strict=True))
     else:
-        drawn = {
-            name: torch.randint(2, shape, generator=generators.of(name), dtype=torch.int8)
-            for name, shape in shapes.items()
-        }
+        numbered = enumerate(shapes.items(), 1)
+        drawn = {name: signs.of(number, *shape, tokens[name]) for number, (name, shape) in numbered}
     directions = {}
     for name, value in outputs.items():
-        direction, real = (2 * drawn[name] - 1).to(value), tokens[name]
+        direction, real = drawn[name].to(value), tokens[name]
         if real is not None:
             padded = value.new_zeros(whole[name])
             padded[real] = direction

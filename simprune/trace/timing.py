@@ -12,13 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.cost import Example
 from simprune.core.example import rows_of
 from simprune.trace.context import evaluation
 
 
 def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
-    """Median seconds of one forward pass in evaluation mode, on the model's device, repeated for `seconds`."""
+    """Median seconds of one forward pass in evaluation mode, on the model's device, repeated for `seconds`.
+
+    Of several processes the first measures, and all know what it has measured.
+    """
+    return processes.once(lambda: _latency(model, example, seconds))
+
+
+def _latency(model: nn.Module, example: Example, seconds: float) -> float:
     from torch.utils import benchmark  # which imports setuptools, and takes half a second
 
     args, kwargs = example

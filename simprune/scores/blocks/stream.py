@@ -8,6 +8,7 @@ are computed position by position, batch by batch, for block influence and windo
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_at
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.progress import progress
@@ -92,6 +94,7 @@ def observe(
     """Read the stream around blocks in one forward pass over the batches.
 
     Memory: inputs x width per point for the pooled rows, and one batch of at most `POSITIONS` positions per point.
+    Several processes share out the batches; all of them know all rows.
 
     Args:
         network: the original.
@@ -113,17 +116,21 @@ def observe(
     if done and beside:  # the other readings need a walk of their own, since some batches are not run again
         read(model, calibration, beside, network.axes)
         beside = ()
+    mails = [reader.mail, *(other.mail for other in beside if other.mail is not None)]
     others = reading(model, beside, network.axes, lambda name: reader.mask(name))
     with evaluation(model), uncached(model), hooks(reader.before, reader.after), others:
-        for number, batch in enumerate(progress(checked(calibration, "calibration"), "read blocks"), 1):
-            labels.append(labels_of(batch))
-            if number <= done:
-                continue
-            reader.mask = partial(mask_at, batch)
-            call(model, batch)
-            reader.close_batch()
+        batches = progress(checked(calibration, "calibration"), "read blocks")
+        labels += [labels_of(batch) for batch in islice(batches, done)]
+        for some in processes.rounds(batches):
+            labels += [labels_of(batch) for batch in some]
+            for batch in some[processes.rank() :][:1]:
+                reader.mask = partial(mask_at, batch)
+                call(model, batch)
+                reader.close_batch()
+            for mail in mails:
+                mail.deliver()
             if checkpoint is not None:
-                checkpoint.save_now_and_then("stream", lambda done=number: reader.state(done))
+                checkpoint.save_now_and_then("stream", partial(reader.state, len(labels)))
     if not labels:
         raise ValueError("calibration has no batches; give at least one")
     if checkpoint is not None and done < len(labels):
@@ -147,6 +154,8 @@ class _Reader:
     def __init__(self, network: Network, chains: dict[int, list[Block]], points: dict[int, tuple[str, ...]]) -> None:
         self.model, self.points, self.axes = network.model, points, network.axes
         self.pooled = {point: Rows() for names in points.values() for point in names}
+        self.mail = processes.Mail(lambda _, *content: self._add(*content))
+        self.rows: dict[str, Tensor] = {}  # of the batch that is running
         self.mask: Callable[[str], Tensor | None] = lambda _: None  # of the batch that is running, by module
         self.unit: dict[str, Tensor] = {}
         self.stream: Tensor | None = None
@@ -190,19 +199,27 @@ class _Reader:
         return see
 
     def _read(self, point: Site, value: Tensor) -> None:
-        self.pooled[point.module].add(point.rows(value).float())
+        self.rows[point.module] = point.rows(value).float().to("cpu", copy=True)  # later layers may work in place
         self.unit[point.module] = F.normalize(_some_positions(point, value), dim=1)
 
     def close_batch(self) -> None:
-        """Add this batch's cosines and angles between all points of every chain, and forget its activations."""
+        """Add this batch's rows, and cosines and angles between all points of every chain; forget its activations."""
+        sums = {}
         for number, names in self.points.items():
             unit = torch.stack([self.unit[name] for name in names], 1)  # (positions, points, width)
             cosine = (unit @ unit.mT).clamp(-1, 1)
             angle = torch.arccos(cosine) / torch.pi
             angle.diagonal(dim1=1, dim2=2).zero_()
-            self.sums[number] = self.sums.get(number, 0) + torch.stack([cosine.sum(0), angle.sum(0)])
-            self.count[number] += len(unit)
-        self.unit.clear()
+            sums[number] = torch.stack([cosine.sum(0), angle.sum(0)]), len(unit)
+        self.mail.send("batch", self.rows, sums)
+        self.unit, self.rows = {}, {}
+
+    def _add(self, rows: dict[str, Tensor], sums: dict[int, tuple[Tensor, int]]) -> None:
+        for point, values in rows.items():
+            self.pooled[point].add(values)
+        for number, (both, count) in sums.items():
+            self.sums[number] = self.sums.get(number, 0) + both
+            self.count[number] += count
 
     def state(self, done: int) -> dict[str, Tensor]:
         """The tensors from which `resume` goes on after `done` batches."""

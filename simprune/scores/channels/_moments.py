@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from simprune.core import processes
 from simprune.core.moments import WIDE, Collected, Moments
 from simprune.core.spaced import enough
 from simprune.core.structures import UnitGroup
@@ -22,10 +23,15 @@ class ReaderMoments(Reading):
         layout: "positions" for one row per position, "pool" for the mean over positions.
         apart: whether the entries of a unit, of which a flattened map has several, count as samples of one number.
             Memory is O(readers x units^2) then, else O(readers x (units x entries)^2).
+        shared: whether each of several processes looks after some of the groups, and knows the moments of these alone.
     """
 
-    def __init__(self, groups: Sequence[UnitGroup], layout: Layout = "positions", apart: bool = False) -> None:
+    def __init__(
+        self, groups: Sequence[UnitGroup], layout: Layout = "positions", apart: bool = False, shared: bool = False
+    ) -> None:
         self.groups, self.apart = groups, apart
+        self.owners = {group.name: number % processes.count() for number, group in enumerate(groups)}
+        self.mail = processes.Mail(self._add, lambda key: self.owners[key[0]]) if shared else None
         self.layout: Layout = layout
         self._readers: dict[str, list[tuple[str, Tensor]]] = {}
         for group in groups:
@@ -45,8 +51,15 @@ class ReaderMoments(Reading):
             units = units.to(rows.device)
             columns = rows[:, units].movedim(1, -1).flatten(0, 1) if self.apart else rows[:, units.flatten()]
             require_finite(columns.sum(0, dtype=torch.float32), f"the input of {site.module}")
-            collected = self._collected.setdefault((group, site.module, 0 if self.apart else number), Collected())
-            collected.add(columns if columns.shape[1] >= WIDE else columns.double())
+            key = group, site.module, 0 if self.apart else number
+            if self.mail is None:
+                self._add(key, columns)
+            else:
+                self.mail.send(key, columns)
+
+    def _add(self, key: tuple[str, str, int], columns: Tensor) -> None:
+        collected = self._collected.setdefault(key, Collected())
+        collected.add(columns if columns.shape[1] >= WIDE else columns.double())
 
     def of(self, group: UnitGroup) -> list[Moments]:
         """Moments of one group, unit after unit, one entry per reader; ValueError when no batch was read."""
@@ -57,9 +70,12 @@ class ReaderMoments(Reading):
     def correlations(self) -> Iterator[tuple[str, Tensor]]:
         """The name of every group with the (readers, C, C) correlations of its C units, one group at a time.
 
-        What was read of a group is forgotten on the way, because it is large. ValueError when no batch was read.
+        What was read of a group is forgotten on the way, because it is large. ValueError when no batch was read. Of
+        several processes that share the groups, each gives those that it looks after.
         """
         for group in self.groups:
+            if self.mail is not None and self.owners[group.name] != processes.rank():
+                continue
             correlations = torch.stack([_correlation(moments) for moments in self.of(group)])
             for key in [key for key in self._collected if key[0] == group.name]:
                 del self._collected[key]

@@ -9,13 +9,15 @@ whatever is removed, so that the fit's own error says nothing. Therefore `simpru
 damage at several levels of the removal, on inputs that are held out of everything that is fitted here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import inputs_of, mask_at
 from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
@@ -70,9 +72,13 @@ def second_order(
         group: [part for part in reading_weights(group) if can_be_fitted(model.get_submodule(part.module))]
         for group in groups
     }
-    counting = Counting()
-    names = dict.fromkeys(part.module for parts in weights.values() for part in parts)
-    readers = {name: _Reader(model.get_submodule(name), counting, network.axes.batch(name, "input")) for name in names}
+    counting, owner = Counting(), _owners(weights)
+    sums = {part.module: _Sums(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
+    mail = processes.Mail(lambda key, what, *content: getattr(sums[key], what)(*content), owner.__getitem__)
+    readers = {
+        name: _Reader(each.layer, counting, partial(mail.send, name), network.axes.batch(name, "input"))
+        for name, each in sums.items()
+    }
 
     def begin(batch: Any) -> None:
         counting.begin(rows_of(inputs_of(batch)))
@@ -82,63 +88,96 @@ def second_order(
     watches = {name: reader.watch for name, reader in readers.items()}
     if not watches:  # as where grouped convolutions alone read the groups
         return {}
-    variance, _ = backpropagate(model, calibration, watches, seed, begin=begin, weights=network.weights)
+    variance, _ = backpropagate(model, calibration, watches, seed, mail.deliver, begin, network.weights)
     del watches
     scores: dict[str, ChannelScore] = {}
     last = {part.module: group.name for group, parts in weights.items() for part in parts}
     for group, parts in weights.items():
-        if parts:
-            surgeons = [_Surgeon(part, readers[part.module], variance) for part in parts]
+        if parts and owner[parts[0].module] == processes.rank():
+            surgeons = [_Surgeon(part, sums[part.module], variance) for part in parts]
             scores[group.name] = _eliminate(group.size, surgeons)
         for part in parts:
             if last[part.module] == group.name:  # what was read is as large as a layer, or larger
-                readers.pop(part.module, None)
-    return scores
+                sums.pop(part.module, None)
+    known = {name: score for some in processes.gather(scores) for name, score in some.items()}
+    return {group.name: known[group.name] for group in weights if group.name in known}
+
+
+def _owners(weights: Mapping[UnitGroup, Sequence[Slice]]) -> dict[str, int]:
+    """The number of the process that looks after a layer; layers that read one group have the same."""
+    owner: dict[str, int] = {}
+    number = 0
+    for parts in weights.values():
+        names = {part.module for part in parts}
+        known = {owner[name] for name in names if name in owner}
+        chosen = min(known, default=number % processes.count())
+        number += not known
+        owner |= dict.fromkeys([*names, *(other for other, its in owner.items() if its in known)], chosen)
+    return owner
 
 
 @dataclass
-class _Reader:
+class _Sums:
     """Sums over the calibration set for one layer: its inputs, and the gradients at its output.
 
     Args:
         layer: the layer.
-        counting: of the calibration inputs.
-        axis: along which the inputs of a batch lie in what the layer gets.
         inputs: those that are not held out.
         held: some rows of those that are.
         gradients: products of gradients at the outputs; where the layer has more outputs than inputs, such as the head
             of a language model, of these gradients times the weight, (inputs, inputs).
         samples: number of inputs.
+    """
+
+    layer: nn.Module
+    inputs: Gathered = field(default_factory=Gathered)
+    held: list[Tensor] = field(default_factory=list)
+    gradients: Tensor | None = None
+    samples: int = 0
+
+    def add_inputs(self, patches: Tensor) -> None:
+        """Add (samples, inputs, positions) that are not held out."""
+        self.inputs.add(patches)
+
+    def add_held(self, rows: Tensor) -> None:
+        """Add (n, inputs) rows that are."""
+        self.held.append(rows)
+
+    def add_gradients(self, product: Tensor, share: float, samples: int) -> None:
+        """Add the products of gradients of so many inputs, seen at one in `share` positions."""
+        product = product.double() * share
+        self.gradients = product if self.gradients is None else self.gradients + product
+        self.samples += samples
+
+
+@dataclass
+class _Reader:
+    """Reads what a layer gets in a batch, and the gradients at its output.
+
+    Args:
+        layer: the layer.
+        counting: of the calibration inputs.
+        send: takes the name of a method of `_Sums`, and what it takes.
+        axis: along which the inputs of a batch lie in what the layer gets.
         mask: of the batch that is running, true for tokens and false for padding.
     """
 
     layer: nn.Module
     counting: Counting
+    send: Callable[..., None]
     axis: int = 0
-    inputs: Gathered = field(default_factory=Gathered)
-    held: list[Tensor] = field(default_factory=list)
-    gradients: Tensor | None = None
-    samples: int = 0
     mask: Tensor | None = None
-
-    @property
-    def at_inputs(self) -> bool:
-        """Whether `gradients` are taken times the weight."""
-        outputs, inputs = matrix_of(self.layer).shape
-        return outputs > inputs
 
     def watch(self, layer: nn.Module, value: Tensor, output: Tensor) -> None:
         x, y = value.movedim(self.axis, 0), output.detach().movedim(self.axis, 0)
         held = self.counting.held_out(len(x)).to(x.device)
         if not held.all():
-            self.inputs.add(
-                self._patches(x, y, ~held if held.any() else slice(None), enough(matrix_of(self.layer).shape[1]))
-            )
+            most = enough(matrix_of(self.layer).shape[1])
+            self.send("add_inputs", self._patches(x, y, ~held if held.any() else slice(None), most))
         if held.any():
             rows = stacked(self._patches(x, y, held, HELD_ROWS)).T
-            self.held.append(rows[:: max(1, len(rows) // (HELD_ROWS * int(held.sum())))])
-        self.samples += len(output)
-        output.register_hook(self._add)
+            self.send("add_held", rows[:: max(1, len(rows) // (HELD_ROWS * int(held.sum())))])
+        output.register_hook(partial(self._add, len(output)))
 
     def _patches(self, value: Tensor, output: Tensor, part: Tensor | slice, most: int) -> Tensor:
         """Patches of a part of a batch, without padding; of a large map at `most` positions."""
@@ -148,7 +187,7 @@ class _Reader:
             return patches(self.layer, value[part][tokens], output[part][tokens])
         return some_patches(self.layer, value[part], output[part], most)
 
-    def _add(self, gradient: Tensor) -> None:
+    def _add(self, samples: int, gradient: Tensor) -> None:
         gradient, share = positions(self.layer, gradient), 1.0
         at = (
             spaced(gradient.shape[2], max(GRADIENTS, len(matrix_of(self.layer))))
@@ -158,10 +197,15 @@ class _Reader:
         if at is not None:
             gradient, share = gradient[..., at.to(gradient.device)], gradient.shape[2] / len(at)
         columns = stacked(in_full(gradient))
-        if self.at_inputs:
+        if at_inputs(self.layer):
             columns = in_full(matrix_of(self.layer)).T @ columns
-        product = gram(columns).double() * share
-        self.gradients = product if self.gradients is None else self.gradients + product
+        self.send("add_gradients", gram(columns), share, samples)
+
+
+def at_inputs(layer: nn.Module) -> bool:
+    """Whether products of gradients are taken times the weight: where there are more outputs than inputs."""
+    outputs, inputs = matrix_of(layer).shape
+    return outputs > inputs
 
 
 def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
@@ -189,7 +233,7 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
 class _Surgeon:
     """One reader of a group: its weights, and what is lost without some of its inputs."""
 
-    def __init__(self, part: Slice, reader: _Reader, variance: float) -> None:
+    def __init__(self, part: Slice, reader: _Sums, variance: float) -> None:
         self.name, self.layer = part.module, reader.layer
         kernel = taps(self.layer)
         self.columns = (torch.tensor(part.indices)[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
@@ -203,7 +247,7 @@ class _Surgeon:
         values, vectors = torch.linalg.eigh(metric)
         seen = values > RANK * values[-1].clamp(min=0)
         root = (vectors[:, seen] * values[seen].sqrt()).T
-        self.weight = root if reader.at_inputs else root @ weight
+        self.weight = root if at_inputs(self.layer) else root @ weight
         self.held = torch.cat(reader.held).double().cpu() - self.inputs.mean if reader.held else None
 
     def alone(self) -> Tensor:
