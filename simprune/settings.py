@@ -114,7 +114,7 @@ class Finetune(Options):
     temperature: float = option(2.0, "by which the original's answers are softened", above=0)
     select: Literal["auto", "teacher", "loss"] = option(
         "auto", "what decides on held-out inputs which epoch stays: teacher, the distance from the original's answers, "
-        "or loss; auto: teacher where the loss follows the original",
+        "or loss; auto: loss where labels are learned, else teacher",
     )  # fmt: skip
     until_passed: bool = option(False, "whether training ends as soon as all gates pass on held-out inputs")
     patience: int | None = option(
@@ -176,13 +176,15 @@ class Check(Chosen):
     WHERE: ClassVar[str] = "check"
     name: str | None = None
     gates: Sequence[Mapping[str, Any]] | None = option(
-        None, "gates in place of a check set's", example="[{measure: disagreement, limit: 0.05}]"
+        None, "gates in place of a check set; a set that is named on the command line replaces them", example="[{measure: disagreement, limit: 0.05}]"
     )
     correction: Literal["holm", "none"] = _correction()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gates and self.options:
+            raise ValueError(f"check: {next(iter(self.options))} is an option of a check set; leave it out, or gates")
         if self.gates is not None and not self.gates:
             raise ValueError("check.gates is empty; give at least one gate, or a check set, such as check=default")
 

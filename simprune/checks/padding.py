@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from simprune.core.batches import documents_of, labels_of, output_mask_of, token_ids_of
+from simprune.core.tokens import speaks
 from simprune.functional.tokens import IGNORE, TokenTargets
 
 
@@ -46,12 +47,3 @@ def targets_of(batch: Any, model: nn.Module, outputs: Tensor) -> TokenTargets | 
         labels = labels if mask is None else labels.masked_fill(~mask.cpu(), IGNORE)
     documents = documents_of(batch)
     return TokenTargets(labels, mask, documents if documents is not None and documents.shape == shape else None)
-
-
-def speaks(model: nn.Module, width: int) -> bool:
-    """Whether outputs of a width are scores of the tokens that a model takes.
-
-    >>> speaks(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)), 9)
-    True
-    """
-    return any(isinstance(module, nn.Embedding) and module.num_embeddings == width for module in model.modules())

@@ -8,8 +8,11 @@ TIE = 2.0**-40  # cosines closer than about 1e-12 are equal: rounding must not d
 
 
 def unit_scaled_(X: Tensor) -> Tensor:
-    """X divided in place by its largest magnitude, so that squares neither overflow nor vanish."""
-    low, high = X.aminmax()  # several times faster than the infinity norm
+    """X divided in place by its largest magnitude, so that squares neither overflow nor vanish.
+
+    For gradients the magnitude is a constant: what is computed from the result must not depend on its scale.
+    """
+    low, high = X.detach().aminmax()  # several times faster than the infinity norm
     largest = torch.maximum(-low, high)
     return X.div_(torch.where(largest > 0, largest, 1.0))
 

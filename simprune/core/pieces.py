@@ -31,6 +31,28 @@ def pieces(batch: Any, size: int) -> Iterator[Any]:
         yield rows_at(batch, number == piece)
 
 
+def dealt(batch: Any, rank: int, size: int) -> tuple[Any, bool]:
+    """The inputs of a batch that fall to one of several processes, and whether there are any.
+
+    Every process gets one input at least, so that all of them run the model; one that does not count where there are
+    fewer inputs than processes. A batch that does not divide falls to the first process.
+
+    Args:
+        batch: with its labels, if it has any; the same for all processes.
+        rank: the number of the process, from 0.
+        size: the number of processes.
+
+    >>> dealt(torch.arange(5), 1, 2), dealt(torch.arange(1), 1, 2)
+    ((tensor([1, 3]), True), (tensor([0]), False))
+    """
+    rows = _rows(batch)
+    if size == 1 or rows is None:
+        return batch, rank == 0
+    if rows <= rank:
+        return rows_at(batch, torch.arange(rows) == 0), False
+    return rows_at(batch, torch.arange(rows) % size == rank), True
+
+
 def _rows(batch: Any) -> int | None:
     """How many inputs a batch has; None where it cannot be divided."""
     args, kwargs = inputs_of(batch)

@@ -149,6 +149,37 @@ class Measure(Registered):
         """The value for X (N, D) and Y (N, D'): `compare(prepare(X), prepare(Y))`."""
         return self.compare(*self.prepare_all({"X": X, "Y": Y}, labels, **extra))
 
+    def with_gradients(self, X: Tensor, Y: Tensor) -> Tensor:
+        """The value for X (N, D) and Y (N, D') as a 0-d tensor through which gradients flow back to both.
+
+        Args:
+            X: rows, which are not checked.
+            Y: rows of the same inputs.
+
+        Raises:
+            ValueError: for a measure that has no gradient, or needs more than rows.
+
+        >>> import simprune
+        >>> X = torch.eye(4).requires_grad_()
+        >>> simprune.measures.get("cka").with_gradients(X, torch.eye(4)[:, :2]).requires_grad
+        True
+        """
+        needs = "labels" if self.needs_labels else ", ".join(self.extras)
+        if needs:
+            raise ValueError(f"{self.id}: expected a measure of rows alone; this one needs {needs}")
+        if min(len(X), len(Y)) < self.minimum_rows:
+            raise ValueError(f"{self.id} needs at least {self.minimum_rows} inputs; got {len(X)}")
+        X, Y = (rows.float() if self.keeps_float32 else rows.double() for rows in (X, Y))
+        try:
+            value = self._compare(self._prepare(X), self._prepare(Y))
+        except (RuntimeError, NotImplementedError) as error:
+            if not X.requires_grad and not Y.requires_grad:
+                raise
+            raise ValueError(f"{self.id} has no gradient ({str(error).partition('.')[0]})") from None
+        if not isinstance(value, Tensor) or ((X.requires_grad or Y.requires_grad) and not value.requires_grad):
+            raise ValueError(f"{self.id} has no gradient; choose another measure, such as cka")
+        return value
+
     def describe(self, X: Any, labels: Any = None, **extra: Any) -> float:
         """The statistic of one representation, for measures that have one (see `Statistic`)."""
         raise ValueError(f"{self.id} does not describe one representation; it compares two: call it with X, Y")

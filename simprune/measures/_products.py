@@ -84,6 +84,8 @@ class InnerProduct(Measure):
         total = buffer.new_zeros(len(firsts), len(seconds))
         for start in range(0, height, step):
             stop = min(height, start + step)
+            if torch.is_grad_enabled() and any(item.size.requires_grad for item in (*firsts, *seconds)):
+                buffer = torch.empty_like(buffer)  # gradients need every tile until the end
             tile = buffer[:, : (stop - start) * width]
             for k, item in enumerate(firsts):
                 tile[k] = self._rows(item, start, stop).flatten()

@@ -7,6 +7,7 @@ from torch import nn
 
 from simprune.core.registry import register
 from simprune.repair._task import Task
+from simprune.repair.by_output import divergence_by_ridge
 from simprune.repair.halves import find_halves
 from simprune.repair.mirror import with_mirrored
 from simprune.repair.refit import VALUES, Refit, Repair
@@ -37,7 +38,8 @@ def least_squares(task: Task, *, ridge: Ridge = "auto", mirror: int | None = Non
         task: what is repaired.
         ridge: on the change of the weights, relative to the mean variance of the inputs; "auto" takes for every layer
             the one with which a quarter of the inputs, held out, is predicted best, and leaves a layer as it is where
-            none predicts them better than its present weights.
+            none predicts them better than its present weights. For layers that add to the stream of a language model
+            it takes the one with which the answers to that quarter diverge least; that costs about three more repairs.
         mirror: dimension of the inputs along which they are mirrored, which gives twice as many, such as 3 for images
             (N, C, H, W); takes twice the time.
     """
@@ -103,7 +105,21 @@ def refit(
     segments = [segment for segment in segments if all(map(together, segment.names))]
     repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, segments, values, repeats)
     repair = replace(repair, filters=pruned.filters, notes=task.notes, axes=network.axes, halves=halves)
+    tried = divergence_by_ridge(repair, layers, network, task.batches) if ridge == "auto" else {}
+    if tried:
+        best = min(tried, key=tried.__getitem__)
+        if best is None:
+            task.notes.append(
+                "nothing was refitted, because no refit brought the answers to inputs held out of it nearer: "
+                + ", ".join(f"{nats:.3g} nats per token with {_with(ridge)}" for ridge, nats in tried.items())
+            )
+            return []
+        repair = replace(repair, stream=best)
     return repair.run(layers, task.batches, "reconstruct")
+
+
+def _with(ridge: float | None) -> str:
+    return "no repair" if ridge is None else f"a ridge of {ridge:g}"
 
 
 def _segments(network: Network, order: Sequence[str], shortcuts: Mapping[str, Shortcut]) -> list[Segment]:

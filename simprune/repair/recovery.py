@@ -12,7 +12,7 @@ from simprune.edit.apply import apply
 from simprune.edit.effects import effects_of
 from simprune.repair.reconstruct import Rules, reconstruct
 from simprune.repair.stand_ins import fit_stand_ins
-from simprune.repair.training import finetune, undone
+from simprune.repair.training import finetune, notes_of
 from simprune.trace.network import Network
 
 Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model at its end)
@@ -62,6 +62,6 @@ class Recovery:
         epochs: list[dict[str, Any]] = []
         if self.settings is not None and self.train is not None:
             epochs = finetune(small, self.train, **{"teacher": network.model, "seed": self.seed, **self.settings})
-            notes += [note for note in [undone(epochs)] if note]
+            notes += notes_of(epochs)
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs, tuple(notes))

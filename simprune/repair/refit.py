@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.batches import copied, device_of, first_tensor, inputs_of, mask_at, move
 from simprune.core.cost import Example
 from simprune.core.example import rows_of
@@ -79,6 +80,7 @@ class Repair:
         notes: to which a line is added for every segment that is not fitted, with the reason.
         axes: of the original.
         halves: of blocks, whose last layers are fitted to the stream.
+        stream: the ridge of these layers; None for that of all others.
     """
 
     small: nn.Module
@@ -94,9 +96,12 @@ class Repair:
     notes: list[str] = field(default_factory=list)
     axes: Axes = field(default_factory=lambda: Axes({}, {}))
     halves: Halves = field(default_factory=Halves)
+    stream: Ridge | None = None
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
+
+        Several processes share out the batches, unless segments or layers that run more than once are fitted.
 
         Args:
             layers: names, in order of execution; those that run more than once where they run last.
@@ -110,6 +115,10 @@ class Repair:
         for batch in batches:
             known.append(Batch(first, rows_of(inputs_of(batch)), partial(mask_at, batch)))
             first += known[-1].inputs
+        if self._shared(len(batches)):
+            turn = slice(processes.rank(), None, processes.count())
+            known, batches = known[turn], batches[turn]
+            self = replace(self, shared=True)
         calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (self.model, self.small)]
         refits: list[Refit] = []
         with uncached(self.model), uncached(self.small), torch.no_grad():  # blocks run more than once
@@ -240,7 +249,8 @@ class Repair:
                 require_finite(y, f"the output of {name}")
                 yield x, y
 
-        solved = fit(layer, pairs(), self.ridge, not through_origin, held)
+        ridge = self.ridge if self.stream is None or name not in self.halves.layers else self.stream
+        solved = fit(layer, pairs(), ridge, not through_origin, held)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)

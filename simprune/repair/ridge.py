@@ -6,11 +6,13 @@ stays near a function that works on all inputs. How strongly it pulls is decided
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from simprune.core import processes
 from simprune.core.holdout import SHARE, Counting
 from simprune.core.moments import Moments, gram
 from simprune.trace.layers import matrix_of, patches, positions, stacked
@@ -42,6 +44,7 @@ def fit(
     ridge: Ridge,
     intercept: bool = True,
     held: Iterable[Tensor] | None = None,
+    shared: bool = False,
 ) -> Fit:
     """Least squares of target outputs on a layer's inputs, with a ridge on the change of the layer's weights.
 
@@ -57,6 +60,8 @@ def fit(
         intercept: False for a fit through the origin, of a layer without bias.
         held: per pair, (N,) true for the rows of the input that are held out; by default a row is an input, and they
             are numbered as they come.
+        shared: whether the pairs are those of this process, of several that take batches in turn; all processes get
+            the fit to the pairs of all.
 
     Returns:
         The weights and the errors on all inputs.
@@ -68,21 +73,22 @@ def fit(
     """
     weight, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
     present = weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().double()
-    fitting, judging = _Sums(intercept), _Sums(intercept)
+    sums = [_Sums(intercept, matrix_of(layer)) for _ in range(2)]  # of inputs that are not held out, and that are
     counting, masks = Counting(), None if held is None else iter(held)
-    for x, targets in pairs:
+    for number, (x, targets) in enumerate(pairs):
         counting.begin(len(x))
         out = counting.held_out() if masks is None else next(masks)
         if ridge != "auto" or len(x) != len(targets):
             out = torch.zeros_like(out)
-        for sums, part in ((fitting, ~out), (judging, out)):
+        for some, part in zip(sums, (~out, out), strict=True):
             if part.any():
                 rows = slice(None) if part.all() else part.to(x.device)
-                sums.add(patches(layer, x[rows], targets), positions(layer, targets[rows]))
-    whole, chosen = fitting.merged(judging), UNJUDGED if ridge == "auto" else ridge
-    if ridge == "auto" and fitting.problem is not None and judging.problem is not None:
+                some.add(number, patches(layer, x[rows], targets), positions(layer, targets[rows]))
+    fitting, judging = (some.problem(shared) for some in sums)
+    whole, chosen = _merged(fitting, judging), UNJUDGED if ridge == "auto" else ridge
+    if ridge == "auto" and fitting is not None and judging is not None:
         # Where rows are few, a quarter of them says little: every quarter is held out in turn.
-        folds = whole.folds() if isinstance(whole, FewRows) else [(fitting.problem, judging.problem)]
+        folds = whole.folds() if isinstance(whole, FewRows) else [(fitting, judging)]
         chosen = _best_ridge(folds, present)
     solved = present if chosen is None else whole.solve(chosen, present)
     spread = whole.total.clamp(min=1e-30)
@@ -118,32 +124,73 @@ def _best_ridge(folds: "Sequence[tuple[Problem, Problem]]", present: Weights) ->
 
 
 class _Sums:
-    """The problem over the batches added so far: as rows while there are fewer than inputs, then as products."""
+    """The problem over the batches added so far: as rows while there are fewer than inputs, then as products.
 
-    def __init__(self, intercept: bool) -> None:
-        self.intercept = intercept
-        self.problem: Problem | None = None
+    The products of every batch are computed for themselves, so that they are the same in whichever process it runs.
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
+    Args:
+        intercept: False for a fit through the origin.
+        weight: (outputs, width) of the layer.
+    """
+
+    def __init__(self, intercept: bool, weight: Tensor) -> None:
+        self.intercept, self.weight, self.count = intercept, weight, 0
+        self.parts: list[tuple[int, FewRows]] = []  # the number of a batch of this process, and its rows
+        self.products: Products | None = None
+
+    def add(self, number: int, inputs: Tensor, targets: Tensor) -> None:
         """Add inputs (N, width, positions) and targets (N, outputs, positions)."""
         rows = FewRows(_in_full(stacked(inputs).T), _in_full(stacked(targets).T), self.intercept)
-        known = self.problem
-        if isinstance(known, FewRows):
-            rows = known.merge(rows)
-        few = not isinstance(known, Products) and len(rows.inputs) < rows.inputs.shape[1]
-        self.problem = rows if few else rows.products()
-        if isinstance(known, Products) and isinstance(self.problem, Products):
-            self.problem = known.merge(self.problem)
+        self.parts.append((number, rows))
+        self.count += len(rows.inputs)
+        if self.count >= self.weight.shape[1]:
+            self._sum_up()
 
-    def merged(self, other: "_Sums") -> "Problem":
-        """The problem over the batches of both."""
-        known = [sums.problem for sums in (self, other) if sums.problem is not None]
-        if len(known) == 1:
-            return known[0]
-        first, second = known
-        if isinstance(first, FewRows) and isinstance(second, FewRows):
-            return first.merge(second)
-        return first.products().merge(second.products())
+    def _sum_up(self) -> None:
+        for _, rows in self.parts:
+            self.products = rows.products() if self.products is None else self.products.merge(rows.products())
+        self.parts = []
+
+    def problem(self, shared: bool) -> "Problem | None":
+        """Of this process's batches, or of all; None without rows."""
+        shared = shared and processes.count() > 1
+        count = sum(processes.gather(self.count)) if shared else self.count
+        if count >= self.weight.shape[1]:
+            self._sum_up()
+            return self._added_up(count) if shared else self.products
+        parts = [self.parts]
+        if shared:
+            parts = processes.gather(parts[0])
+        turns = sorted((number, rank, rows) for rank, some in enumerate(parts) for number, rows in some)
+        if not turns:
+            return None
+        rows = [rows for *_, rows in turns]
+        inputs, targets = torch.cat([part.inputs for part in rows]), torch.cat([part.targets for part in rows])
+        return FewRows(inputs, targets, self.intercept)
+
+    def _added_up(self, count: int) -> "Products":
+        """The products of all processes."""
+        outputs, width = self.weight.shape
+        own = self.products or Products.empty(width, outputs, self.weight.device)
+        mean, target = own.mean * (own.count / count), own.target * (own.count / count)
+        processes.add_up([mean, target])
+        shift, step = own.mean - mean, own.target - target
+        gram = own.gram + torch.outer(shift, shift) * own.count
+        cross = own.cross + torch.outer(shift, step) * own.count
+        total = own.total + step.square().sum() * own.count
+        processes.add_up([gram, cross, total])
+        return Products(count, mean, target, gram, cross, total)
+
+
+def _merged(first: "Problem | None", second: "Problem | None") -> "Problem":
+    """The problem over the rows of both, of which one has rows at least."""
+    if first is None or second is None:
+        problem = second if first is None else first
+        assert problem is not None
+        return problem
+    if isinstance(first, FewRows) and isinstance(second, FewRows):
+        return first.merge(second)
+    return first.products().merge(second.products())
 
 
 def _in_full(rows: Tensor) -> Tensor:
@@ -177,6 +224,12 @@ class Products:
         scatter, mean = moments.scatter, moments.mean
         total = scatter[width:, width:].diagonal().sum()
         return cls(moments.count, mean[:width], mean[width:], scatter[:width, :width], scatter[:width, width:], total)
+
+    @classmethod
+    def empty(cls, width: int, outputs: int, device: torch.device) -> "Products":
+        """The problem without rows."""
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(0, zeros(width), zeros(outputs), zeros(width, width), zeros(width, outputs), zeros(()))
 
     def products(self) -> "Products":
         return self

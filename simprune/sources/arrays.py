@@ -33,6 +33,7 @@ def arrays(
     calibration: str = "calibration",
     train: str | None = None,
     test: str | None = "test",
+    validation: str | None = None,
     seed: int = 0,
 ) -> Data:
     """An .npz file with calibration_images, calibration_labels, test_images, and so on.
@@ -43,7 +44,7 @@ def arrays(
         path: of the file.
         batch_size: images of a batch.
         mean, std: one number per channel, by which images are normalised after their conversion.
-        calibration, train, test: the name of the split in the file; None leaves the split out.
+        calibration, train, test, validation: the name of the split in the file; None leaves the split out.
         seed: of the order of training batches.
 
     Returns:
@@ -78,7 +79,8 @@ def arrays(
         return Batches(*tensors, batch_size=batch_size, shuffle=shuffle)
 
     with archive:
-        return Data(batches(calibration), batches(train, shuffle=seed), batches(test))  # pyright: ignore[reportArgumentType]
+        splits = batches(calibration), batches(train, shuffle=seed), batches(test), batches(validation)
+        return Data(*splits)  # pyright: ignore[reportArgumentType]
 
 
 def _opened(file: Path) -> np.lib.npyio.NpzFile:

@@ -19,6 +19,7 @@ class Data:
         calibration: to estimate redundancy and to repair.
         train: to fine-tune; None without training data.
         test: to check; None without test data.
+        validation: to choose an epoch of fine-tuning by; None: some of `train` are held out.
 
     Raises:
         ValueError: for an iterator or a bare tensor.
@@ -30,6 +31,7 @@ class Data:
     calibration: Iterable
     train: Iterable | None = None
     test: Iterable | None = None
+    validation: Iterable | None = None
 
     def __post_init__(self):
         for name, batches in vars(self).items():

@@ -6,8 +6,8 @@ from torch import nn
 
 from simprune.api import compress
 from simprune.checks import default_gates, validate
-from simprune.checks.tokens import is_causal
 from simprune.core.batches import TextBatch
+from simprune.core.tokens import is_causal
 
 WORDS = 11
 

@@ -7,8 +7,11 @@ from torch import nn
 
 import simprune as sp
 from simprune.repair.batchnorm import reestimate_batchnorm
-from simprune.repair.selection import Held
-from simprune.repair.training import finetune, undone
+from simprune.repair.training import finetune, notes_of
+from simprune.repair.training.held import Held
+from simprune.repair.training.judge import Judge
+from simprune.repair.training.objective import Objective
+from simprune.settings import Finetune
 from simprune.sources import Batches
 from tests.networks import build
 
@@ -126,23 +129,30 @@ def learned(width=6, inputs=400):
     return teacher, student, Batches(x, teacher(x).argmax(1), batch_size=64, shuffle=0)
 
 
+def judged(held, teacher):
+    """What a student is worth on held-out inputs."""
+    first = next(iter(held.batches))
+    return lambda student: Judge(held, Objective.of(student, teacher, first, Finetune())).figures(student)["held_out"]
+
+
 @pytest.mark.parametrize("lr", [1e-4, 0.01, 0.3, 30.0])
 @pytest.mark.parametrize("labels", [True, False])
 def test_training_never_loses_on_inputs_that_it_has_not_seen(lr, labels):
     teacher, student, batches = learned()
     train = batches if labels else [x for x, _ in batches]
     before, held = copy.deepcopy(student.state_dict()), Held(train)
-    start = held.value(student, teacher)
+    worth = judged(held, teacher)
+    start = worth(student)
     history = finetune(student, train, teacher=teacher, epochs=3, lr=lr)
-    value = held.value(student, teacher)
+    value = worth(student)
     kept = [row for row in history if row["kept"]]
     assert history[0]["before"] == pytest.approx(start)  # not equal, since the batches come in another order
     least = min([start, *(row["held_out"] for row in history if row["held_out"] == row["held_out"])])
     assert value == pytest.approx(least) and value == pytest.approx(kept[0]["held_out"] if kept else start)
     if not kept:
         assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-        assert "did not help and was undone" in undone(history)
-    assert (undone(history) is None) == history[-1]["kept"]
+        assert "did not help and was undone" in notes_of(history)[0]
+    assert (not notes_of(history)) == history[-1]["kept"]
 
 
 def test_a_student_that_is_far_from_its_teacher_is_trained():
@@ -157,16 +167,18 @@ def test_what_is_held_out_is_never_trained_on_in_whatever_order_it_comes():
     finetune(spy, batches, teacher=teacher, epochs=3, lr=0.01)
     trained_on = {tuple(row.tolist()) for row in spy.seen}
     apart = {tuple(row.tolist()) for x, _ in held.batches for row in x}
-    assert held.apart and not trained_on & apart
+    assert held.source == "held out" and not trained_on & apart
     assert len(trained_on) + len(apart) == 400 and len(spy.seen) == 3 * len(trained_on)
 
 
 def test_few_inputs_are_all_trained_on_and_judged():
     teacher, student, batches = learned(inputs=20)
     held = Held(batches)
-    start = held.value(student, teacher)
-    finetune(student, batches, teacher=teacher, epochs=2, lr=30.0)
-    assert not held.apart and held.value(student, teacher) <= start * (1 + 1e-6)
+    worth = judged(held, teacher)
+    start = worth(student)
+    history = finetune(student, batches, teacher=teacher, epochs=2, lr=30.0)
+    assert held.source == "train" and worth(student) <= start * (1 + 1e-6)
+    assert any("fewer than 16" in note for note in notes_of(history))
 
 
 def test_a_note_says_that_training_was_undone():

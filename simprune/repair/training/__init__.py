@@ -1,10 +1,12 @@
 """Fine-tuning in place, with the original as teacher.
 
-Read `loop` first, which is the whole training from top to bottom. `objective` and `features`: what is learned.
-`optimizer`: steps, weight decay, averaged weights, BatchNorm. `randomness`: what makes a training repeatable. `state`:
-what an interrupted training goes on from. `log`: its lines. `adapters`: training of low rank.
+Read `loop` first, which is the whole training from top to bottom. `objective` and `features`: what is learned. `held`
+and `judge`: on which inputs epochs are judged, and how. `optimizer`: steps, weight decay, averaged weights, BatchNorm.
+`processes`: several processes and mixed precision, by accelerate. `randomness`: what makes a training repeatable.
+`state`: what an interrupted training goes on from. `log`: its lines. `adapters`: training of low rank.
 """
 
-from simprune.repair.training.loop import finetune, undone
+from simprune.repair.training.judge import notes_of
+from simprune.repair.training.loop import finetune
 
-__all__ = ["finetune", "undone"]
+__all__ = ["finetune", "notes_of"]

@@ -1,6 +1,6 @@
 """A loss between intermediate features: the blocks that small and teacher both have are to give similar outputs.
 
-Widths may differ, so features are compared by linear CKA (`simprune.measures`, "cka"), here with gradients.
+Widths may differ, so features are compared by a measure of similarity (`simprune.measures`) that has gradients.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simprune.core import registry
 from simprune.core.batches import first_tensor, output_mask_of
+from simprune.core.registry import Choice
 from simprune.edit.compact import restored
 from simprune.trace.bypass import Bypass
 from simprune.trace.hooks import hooks
@@ -25,12 +27,20 @@ class Features:
     Args:
         small: the smaller model.
         teacher: the original.
+        measure: by which outputs are compared, a name or a mapping with `name` and options.
 
     Raises:
-        ValueError: where no block is in both.
+        ValueError: where no block is in both, and for a measure without gradients.
+        KeyError: for an unknown measure.
     """
 
-    def __init__(self, small: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, small: nn.Module, teacher: nn.Module, measure: Choice = "cka") -> None:
+        self.measure = registry.bound("measure", measure)()
+        rows = torch.eye(8, 4).requires_grad_()
+        try:
+            self.measure.with_gradients(rows, torch.eye(8, 3)).backward()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"finetune.feature_measure: expected a measure with gradients; {error}") from None
         with restored(small):
             own = _blocks(small)
         theirs = _blocks(teacher)
@@ -64,14 +74,18 @@ class Features:
             yield
 
     def loss(self, batch: Any) -> Tensor:
-        """1 - CKA, mean over the blocks, of what both models gave for the batch last."""
+        """How far apart what both models gave for the batch last is: mean over the blocks; 0 for equal features."""
         mask = output_mask_of(batch)
         apart: list[Tensor] = []
         for name in self.names:
             own, theirs = self.outputs.pop(("small", name)), self.outputs.pop(("teacher", name))
-            apart.append(1 - cka(_rows(own, mask), _rows(theirs.to(own.device), mask)))
+            own, theirs = _rows(own, mask), _rows(theirs.to(own.device), mask)
+            with torch.autocast(own.device.type, enabled=False):
+                value = self.measure.with_gradients(own, theirs)
+            if bool(value.isfinite()):  # features that are the same for all inputs have no similarity
+                apart.append((1 - value if self.measure.larger_is_more_similar else value).float())
         self.outputs.clear()
-        return torch.stack(apart).mean()
+        return torch.stack(apart).mean() if apart else own.sum() * 0.0
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -91,21 +105,3 @@ def _rows(value: Tensor, mask: Tensor | None) -> Tensor:
         real = mask is not None and mask.shape == value.shape[:2]
         return value[mask.to(value.device)] if mask is not None and real else value.flatten(0, 1)
     return value.flatten(1)
-
-
-def cka(X: Tensor, Y: Tensor) -> Tensor:
-    """Linear CKA of rows (N, D) and (N, D'), with gradients; 1 where one of them is the same for all inputs.
-
-    >>> X = torch.eye(4)[:, :2]
-    >>> round(float(cka(X, X[:, :1])), 4)
-    0.7454
-    """
-    X, Y = (rows.float() - rows.float().mean(0) for rows in (X, Y))
-    if len(X) < X.shape[1] + Y.shape[1]:
-        K, L = X @ X.T, Y @ Y.T
-        inner, sizes = (K * L).sum(), (torch.linalg.vector_norm(K), torch.linalg.vector_norm(L))
-    else:
-        inner = (X.T @ Y).square().sum()
-        sizes = torch.linalg.vector_norm(X.T @ X), torch.linalg.vector_norm(Y.T @ Y)
-    size = sizes[0] * sizes[1]
-    return inner / size if size > 0 else inner + 1

@@ -2,33 +2,35 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simprune.core.alone import one_at_a_time
-from simprune.core.batches import checked
+from simprune.core.batches import checked, device_of
 from simprune.core.options import takes_options
-from simprune.core.progress import progress
+from simprune.core.progress import progress, say
 from simprune.core.weights import digest
-from simprune.repair.selection import Held
 from simprune.repair.training import log as logs
 from simprune.repair.training.adapters import adapted
+from simprune.repair.training.held import Held
+from simprune.repair.training.judge import Judge, drifting
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.optimizer import (
     Average,
+    batchnorm_of,
     optimizer_of,
     restore,
     share_of_rate,
     tensors_of,
     train_mode,
 )
+from simprune.repair.training.processes import Processes
 from simprune.repair.training.randomness import begin_epoch, own_randomness, set_random_states
 from simprune.repair.training.state import Place, State
 from simprune.settings import Finetune
@@ -42,6 +44,7 @@ def finetune(
     teacher: nn.Module | None = None,
     *,
     validation: Iterable | None = None,
+    passes: Callable[[nn.Module, Iterable], bool] | None = None,
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
     **options: Any,
@@ -52,37 +55,44 @@ def finetune(
     numbers are classes of inputs, tokens or pixels: cross-entropy, and KL from the teacher's softened answers. Labels
     of floating point are values: squared errors. Without labels the teacher alone is followed; without a teacher the
     labels alone. Labels belong to the main output; other outputs, and embeddings, follow the teacher by the squared
-    change as a share of its variance v, as log(1 + v). Labels of a language model are its tokens, and are shifted.
+    change as a share of its variance v, as log(1 + v). Labels of a language model are its tokens, and are shifted;
+    where it has neither labels nor a teacher, its own tokens are its labels.
 
-    With a teacher, about one training input in eight is held out unless there is a validation split, and the weights
-    whose answers to these inputs are nearest to the teacher's are kept: of an epoch, or from before the training where
-    it did not help. Without a teacher the loss on these inputs decides, where there is a validation split or
-    `patience`; otherwise all inputs are trained on and the last epoch counts. Nothing is selected on test data. The
-    training mode comes back as it was.
+    Epochs are judged on inputs that are not trained on: a validation split, or about one training input in eight, 512
+    at most. The weights that are best on them stay: of an epoch, or from before the training where it did not help.
+    Nothing is selected on test data. Where fewer than 16 inputs could be held out, all are trained on and judged on.
+    The training mode comes back as it was.
 
     A training with a folder goes on where it was interrupted, when it is called with the same arguments again, and
     ends with the weights of a training that was not. Data come in the same order then if they are a list, or a
     `Batches` or DataLoader of torch.
 
+    Started by torchrun, all processes train the same model: every batch is shared out, and gradients are summed.
+
     Args:
         small: the model.
-        train: batches with labels, (inputs, labels) or a dict; without labels where there is a teacher.
+        train: batches with labels, (inputs, labels) or a dict; without labels where there is a teacher, and of a
+            language model.
         teacher: the original.
         validation: batches on which epochs are judged; None: held out from `train`.
+        passes: for `until_passed`: called with the model and the held-out batches after every epoch; training ends, and
+            this epoch stays, when it returns true, as `lambda model, held: sp.validate(teacher, model, held).passed`.
         folder: for the state of the training, a log in JSON lines, training.jsonl, and figures for TensorBoard.
         seed: of what is random in the model, such as dropout, and of the order of data.
         {options}
 
     Returns:
-        The number and the mean loss of every epoch. Where epochs are judged also `held_out`, the squared distance from
-        the teacher's answers to held-out inputs as a share of their squares, or the loss on them, `before`, the same
-        before the training, and `kept`, whether the model has the weights of this epoch. Where no epoch is kept, the
-        model is as it was.
+        A row for every epoch: its number `epoch`; the mean `loss` of its steps; `held_out`, the squared distance from
+        the teacher's answers to held-out inputs as a share of their squares, or the loss on them, as `by` says;
+        `before`, the same before the training; `judged_on`, where these inputs are from; their `accuracy` and
+        `agreement`, where there are classes; `kept`, whether the model has the weights of this epoch; `drift`, where
+        accuracy rose while agreement fell. Where no epoch is kept, the model is as it was.
 
     Raises:
         ValueError: for a wrong option, no batches, labels that do not fit, when there is nothing to learn from, and
             for a folder of a training with other arguments.
-        ImportError: for `lora` or `tensorboard` where peft or tensorboard is not installed.
+        ImportError: for `lora`, `tensorboard`, `precision` or several processes where peft, tensorboard or accelerate
+            is not installed.
 
     >>> batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
     >>> [epoch["epoch"] for epoch in finetune(nn.Linear(4, 3), batches, epochs=2)]
@@ -93,20 +103,22 @@ def finetune(
     validation = None if validation is None else checked(validation, "validation")
     folder = None if folder is None else Path(folder)
     logs.check(folder, how.tensorboard)
+    if how.until_passed and passes is None:
+        raise ValueError("finetune.until_passed: expected what decides whether a model passes; got none; give passes=")
     if not how.epochs:
         return []
-    with own_randomness(), _modes(small):
+    with own_randomness(), _modes(small), Processes.of(how, device_of(small)) as processes:
         begin_epoch(train, seed, 0)
         first = next(iter(train), None)
         if first is None:
             raise ValueError("train has no batches; give at least one")
         objective = Objective.of(small, teacher, first, how)
-        judged = teacher is not None or validation is not None or how.patience is not None
         begin_epoch(train, seed, 0)
-        held = Held(train, validation) if judged else None
-        count = sum(1 for _ in train) if held is None else held.count
-        steps = math.ceil(count / how.accumulate) * how.epochs
-        context = {"options": asdict(how), "seed": seed, "batches": count}
+        held = Held(train, validation)
+        judge = Judge(held, objective, processes)
+        batchnorm = batchnorm_of(first, how, processes.size)
+        steps = math.ceil(held.count / how.accumulate) * how.epochs
+        context = {"options": asdict(how), "seed": seed, "batches": held.count, "processes": processes.size}
         if folder is not None:
             context |= {"model": digest(small), "teacher": None if teacher is None else digest(teacher)}
         state = State(None if folder is None else folder / "state", context)
@@ -118,63 +130,84 @@ def finetune(
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
             place, best, states = state.load(small, optimizer, average) or (Place(), {}, {})
-            log = logs.Log(folder, place.steps, how.tensorboard)
-            if held is not None and place.before is None:
-                place.before = place.best = _value(held, small, teacher, objective)
-                best = tensors_of(small)
+            processes.wait()  # until all have read what the first of them writes from now on
+            log = logs.Log(folder if processes.first else None, place.steps, how.tensorboard)
+            step, stepper = processes.prepare(_Step(small, objective), optimizer)
+            processes.scale = place.scale
+            if not place.before:
+                place.before = judge.figures(small)
+                place.best, best = place.before["held_out"], tensors_of(small)
+                state.save(place, small, optimizer, average, best, always=True, here=processes.first)
 
             epochs = range(place.epoch, 0 if place.finished else how.epochs + 1)
             for epoch in progress(epochs, "fine-tune"):
                 begin_epoch(train, seed, epoch)
-                train_mode(small, how.batchnorm)
+                train_mode(small, batchnorm)
                 done = place.step
-                walk = train if held is None else held.training(train)
-                for number, batches in enumerate(_groups(walk, how.accumulate), 1):
+                for number, batches in enumerate(_groups(held.training(train), how.accumulate), 1):
                     if number <= done:
                         if number == done:
                             set_random_states(states)
                         continue
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * share_of_rate(place.steps, steps, how.warmup)
-                    optimizer.zero_grad()
-                    loss = _backward(objective, small, batches)
+                    stepper.zero_grad()
+                    loss = _backward(step, objective, batches, processes)
                     if how.clip is not None:
-                        torch.nn.utils.clip_grad_norm_(parameters, how.clip)
-                    optimizer.step()
+                        processes.clip(parameters, how.clip)
+                    stepper.step()
                     if average is not None:
                         average.update(small, place.steps)
                     place.step, place.steps, place.total = number, place.steps + 1, place.total + loss
+                    place.scale = processes.scale
                     log.write(place.steps, {"loss": loss, "rate": optimizer.param_groups[0]["lr"]})
-                    state.save(place, small, optimizer, average, best, always=False)
+                    state.save(place, small, optimizer, average, best, always=False, here=processes.first)
                 if not place.step:
                     raise ValueError("train has no batches; give at least one")
 
-                row: dict[str, Any] = {"epoch": epoch, "loss": place.total / place.step}
-                if held is not None:
-                    with nullcontext() if average is None else average.used_in(small):
-                        value = _value(held, small, teacher, objective)
-                        better = place.best is None or value < place.best
-                        place.stale = 0 if better else place.stale + 1
-                        if better:
-                            place.best, best = value, tensors_of(small)
-                    row |= {"held_out": value, "before": place.before, "kept": False}
+                with nullcontext() if average is None else average.used_in(small):
+                    figures = judge.figures(small)
+                    passed = how.until_passed and passes is not None and passes(small, held.batches)
+                    better = passed or place.best is None or figures["held_out"] < place.best
+                    place.stale = 0 if better else place.stale + 1
+                    if better:
+                        place.best, best = figures["held_out"], tensors_of(small)
+                row: dict[str, Any] = {"epoch": epoch, "loss": place.total / place.step, **figures}
+                row |= {"before": place.before["held_out"], "by": judge.by, "judged_on": held.source, "kept": False}
+                row |= {"passed": True} if passed else {}
+                row |= {"never_met": True} if held.keys and not held.met else {}
+                drift = drifting(place.before, figures)
+                if drift is not None:
+                    row["drift"] = drift
+                    say(f"fine-tune: after epoch {epoch}, {drift}")
                 place.history.append(row)
                 log.write(place.steps, row)
-                place.finished = epoch == how.epochs or (how.patience is not None and place.stale > how.patience)
+                tired = how.patience is not None and place.stale > how.patience
+                place.finished = epoch == how.epochs or tired or passed
                 place.epoch, place.step, place.total = epoch + 1, 0, 0.0
-                state.save(place, small, optimizer, average, best, always=True)
+                state.save(place, small, optimizer, average, best, always=True, here=processes.first)
                 if place.finished:
                     break
 
-            if held is not None:
-                restore(small, best)
-                helped = place.best is not None and place.before is not None and place.best < place.before
-                for row in place.history:
-                    row["kept"] = helped and row["held_out"] == place.best
-            elif average is not None:
-                restore(small, average.values)
+            restore(small, best)
+            last = place.history[-1]
+            passed = bool(last.get("passed"))
+            best_rows = [row for row in place.history if row["held_out"] == place.best and place.best < row["before"]]
+            for row in place.history:
+                row["kept"] = row is last if passed else best_rows[:1] == [row]
             log.close()
     return place.history
+
+
+class _Step(nn.Module):
+    """The loss of a part of a step as a module, which several processes wrap as a whole."""
+
+    def __init__(self, small: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.small, self.objective = small, objective
+
+    def forward(self, batch: Any, totals: dict[str, float]) -> Tensor:
+        return self.objective.loss(self.small, batch, totals)
 
 
 def _groups(batches: Iterable, size: int) -> Iterator[list[Any]]:
@@ -184,21 +217,18 @@ def _groups(batches: Iterable, size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _backward(objective: Objective, small: nn.Module, batches: Sequence[Any]) -> float:
-    """The gradient of the loss over all batches of a step, and the loss."""
+def _backward(step: Callable[..., Tensor], objective: Objective, batches: Sequence[Any], processes: Processes) -> float:
+    """The gradient of the loss over all batches of a step and all processes, and the loss."""
     weights = [objective.weights(batch) for batch in batches]
     totals = {name: sum(own[name] for own in weights) for name in weights[0]}
     whole = 0.0
-    for batch in batches:
-        loss = objective.loss(small, batch, totals)
-        loss.backward()
+    for number, batch in enumerate(batches, 1):
+        part, counts = processes.part(batch)
+        with processes.joining(last=number == len(batches)):
+            loss = step(part, totals) * float(counts)
+            processes.backward(loss)
         whole += loss.item()
-    return whole
-
-
-def _value(held: Held, small: nn.Module, teacher: nn.Module | None, objective: Objective) -> float:
-    """What a model is worth on held-out inputs, the less the better: distance from the teacher, or the loss."""
-    return held.loss(small, objective) if teacher is None else held.value(small, teacher)
+    return processes.summed({"loss": whole})["loss"]
 
 
 def _watched(objective: Objective) -> Any:
@@ -214,17 +244,3 @@ def _modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def undone(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to say of training that did not help, or of which not all epochs were kept; None for any other."""
-    if not history or "kept" not in history[0] or history[-1]["kept"]:
-        return None
-    kept = next((row for row in history if row["kept"]), None)
-    before, least = history[0]["before"], min(row["held_out"] for row in history)
-    if kept is None:
-        return (
-            f"training did not help and was undone: answers to held-out training inputs were {before:.3g} from the "
-            f"original's before it, and {least:.3g} or more after its epochs (squared distance, share of the squares)"
-        )
-    return f"epoch {kept['epoch']} of {len(history)} was kept, after which held-out training inputs fared worse"

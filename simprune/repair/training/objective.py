@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from simprune.core.batches import call_all, inputs_of, labels_of, main_name, output_mask_of, token_ids_of
 from simprune.core.example import rows_of
+from simprune.core.tokens import is_causal, speaks
 from simprune.repair.training.features import Features
 from simprune.settings import Finetune
 from simprune.trace.context import eval_mode
 
 IGNORE = -100  # the label of a token or pixel that does not count
+NOTHING = "finetune: batches have no labels and there is no teacher; give one of them"
 VALUES = ("hidden_state", "embed", "pooler")  # in the names of outputs that are no scores
 
 
@@ -36,6 +38,7 @@ class Objective:
     scores: bool
     per_token: bool
     features: Features | None = None
+    own_tokens: bool = False  # the tokens that a language model takes are its labels
 
     @classmethod
     def of(cls, small: nn.Module, teacher: nn.Module | None, batch: Any, how: Finetune) -> "Objective":
@@ -44,33 +47,39 @@ class Objective:
         Raises:
             ValueError: where labels do not fit the outputs, and where there is nothing to learn from.
         """
-        if labels_of(batch) is None and teacher is None:
-            raise ValueError("finetune: batches have no labels and there is no teacher; give one of them")
         if how.features and teacher is None:
             raise ValueError("finetune.features: expected a teacher, whose features are followed; got none")
         with eval_mode(small), torch.no_grad():
             outputs = call_all(small, batch)
-        name = main_name(outputs)
-        main = outputs[name]
-        labels = labels_of(batch)
+            main = outputs[main_name(outputs)]
+            own_tokens = labels_of(batch) is None and teacher is None and _is_language_model(small, batch, main)
+        labels, ids, mask = labels_of(batch), token_ids_of(batch), output_mask_of(batch)
+        if labels is None and teacher is None and not own_tokens:
+            raise ValueError(NOTHING)
         if how.outputs != "auto":
             scores = how.outputs == "scores"
         elif labels is not None:
             scores = not labels.is_floating_point()
         else:
             wide = main.shape[1 if main.ndim > 3 else -1] > 1
-            scores = main.ndim in (2, 3) and wide and not any(word in name for word in VALUES)
-        ids, mask = token_ids_of(batch), output_mask_of(batch)
+            named = any(word in main_name(outputs) for word in VALUES)
+            scores = own_tokens or (main.ndim in (2, 3) and wide and not named)
         shapes = [tensor.shape for tensor in (ids, mask) if tensor is not None]
-        features = Features(small, teacher) if how.features and teacher is not None else None
-        objective = cls(how, teacher, scores, main.ndim == 3 and main.shape[:2] in shapes, features)
-        if labels is not None:
+        per_token = main.ndim == 3 and main.shape[:2] in shapes
+        features = Features(small, teacher, how.feature_measure) if how.features and teacher is not None else None
+        objective = cls(how, teacher, scores, per_token, features, own_tokens)
+        if objective.labels(batch) is not None:
             objective._targets(batch, main)
         return objective
 
+    def labels(self, batch: Any) -> Tensor | None:
+        """The labels of a batch; those of a language model that has no others are the tokens that it takes."""
+        labels = labels_of(batch)
+        return token_ids_of(batch) if labels is None and self.own_tokens else labels
+
     def weights(self, batch: Any) -> dict[str, float]:
         """How much of a batch counts: its labels, and the inputs or tokens at which the teacher is followed."""
-        rows, labels = rows_of(inputs_of(batch)), labels_of(batch)
+        rows, labels = rows_of(inputs_of(batch)), self.labels(batch)
         mask, ids = output_mask_of(batch), token_ids_of(batch)
         inputs = rows
         if self.per_token:
@@ -90,43 +99,73 @@ class Objective:
             batch: with labels, or without where there is a teacher.
             totals: sums of `weights` over the batches of the step; None where it is the only one.
         """
+        return self.between(batch, call_all(small, batch), self.wanted(batch), totals)
+
+    def wanted(self, batch: Any) -> dict[str, Tensor]:
+        """What the teacher answers to a batch; nothing where it does not count."""
+        labelled = self.labels(batch) is not None
+        if self.teacher is None or (labelled and not self.how.distill and self.features is None):
+            return {}
+        with eval_mode(self.teacher), torch.no_grad():
+            return call_all(self.teacher, batch)
+
+    def between(
+        self,
+        batch: Any,
+        outputs: Mapping[str, Tensor],
+        wanted: Mapping[str, Tensor],
+        totals: Mapping[str, float] | None = None,
+    ) -> Tensor:
+        """The loss of outputs of the model, where the teacher gives the wanted ones; see `loss`."""
         own = self.weights(batch)
         totals = own if totals is None else totals
         share = {name: own[name] / totals[name] if totals[name] else 0.0 for name in own}
-        labels, teacher, distill = labels_of(batch), self.teacher, self.how.distill
-        if labels is None and teacher is None:
-            raise ValueError("finetune: batches have no labels and there is no teacher; give one of them")
-        outputs = call_all(small, batch)
+        labels, distill = self.labels(batch), self.how.distill if wanted else 0.0
+        if labels is None and not wanted:
+            raise ValueError(NOTHING)
         main = main_name(outputs)
         loss = outputs[main].sum() * 0.0
-        if labels is not None and (teacher is None or distill < 1):
-            part = 1 - distill if teacher is not None else 1
-            loss = loss + part * share["labels"] * self._from_labels(batch, outputs[main])
-        if teacher is not None and (labels is None or distill > 0 or self.features is not None):
-            with eval_mode(teacher), torch.no_grad():
-                wanted = {name: value.to(outputs[main].device) for name, value in call_all(teacher, batch).items()}
+        if labels is not None and distill < 1:
+            loss = loss + (1 - distill) * share["labels"] * self._from_labels(batch, outputs[main])
+        if wanted and (labels is None or distill > 0):
+            wanted = {name: value.to(outputs[main].device) for name, value in wanted.items()}
             mask = output_mask_of(batch)
-            if labels is None or distill > 0:
-                others = {name: value for name, value in wanted.items() if name != main}
-                distance = share["inputs"] * self._from_teacher(outputs[main], wanted[main], mask, labels is not None)
-                distance = distance + share["rows"] * _changes(outputs, others, mask)
-                loss = loss + (distill if labels is not None else 1) * distance
-            if self.features is not None:
-                loss = loss + self.how.features * share["rows"] * self.features.loss(batch)
+            others = {name: value for name, value in wanted.items() if name != main}
+            distance = share["inputs"] * self._from_teacher(outputs[main], wanted[main], mask, labels is not None)
+            distance = distance + share["rows"] * _changes(outputs, others, mask)
+            loss = loss + (distill if labels is not None else 1) * distance
+        if wanted and self.features is not None:
+            loss = loss + self.how.features * share["rows"] * self.features.loss(batch)
         return loss
+
+    def right(self, batch: Any, outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+        """How many answers are the labels (`accurate` of `labelled`) or the teacher's (`agreeing` of `compared`)."""
+        counts: dict[str, float] = {}
+        if not self.scores:
+            return counts
+        main = outputs[main_name(outputs)]
+        if self.labels(batch) is not None:
+            answers, labels = self._targets(batch, main)
+            hits, counting = answers.argmax(1) == labels, labels != IGNORE
+            counts |= {"accurate": float((hits & counting).sum()), "labelled": float(counting.sum())}
+        if wanted:
+            answers, theirs = self._of_scores(main, wanted[main_name(outputs)].to(main.device), output_mask_of(batch))
+            same = answers.argmax(1 if answers.ndim > 3 else -1) == theirs.argmax(1 if theirs.ndim > 3 else -1)
+            counts |= {"agreeing": float(same.sum()), "compared": float(same.numel())}
+        return counts
 
     def _from_labels(self, batch: Any, main: Tensor) -> Tensor:
         """Cross-entropy, or the mean squared error; 0 for a batch in which no label counts."""
         answers, labels = self._targets(batch, main)
         if not self.scores:
-            return F.mse_loss(answers, labels)
+            return F.mse_loss(answers.float(), labels.float())
         if not bool((labels != IGNORE).any()):
             return main.sum() * 0.0
-        return F.cross_entropy(answers, labels, ignore_index=IGNORE)
+        return F.cross_entropy(answers.float(), labels, ignore_index=IGNORE)
 
     def _targets(self, batch: Any, main: Tensor) -> tuple[Tensor, Tensor]:
         """Answers and labels of one form: (N, C) and (N,) or pixels behind it, or two tensors of values."""
-        labels = labels_of(batch)
+        labels = self.labels(batch)
         assert labels is not None
         labels = labels.to(main.device)
         if not self.scores:
@@ -163,14 +202,17 @@ class Objective:
         return answers, labels.long()
 
     def _from_teacher(self, main: Tensor, wanted: Tensor, mask: Tensor | None, labelled: bool) -> Tensor:
-        (answer, target), classes = _real((main, wanted), mask), 1 if main.ndim > 3 else -1
         if not self.scores:
-            return F.mse_loss(answer, target) if labelled else _changes({"": main}, {"": wanted}, mask)
-        if main.shape[1:] in ((), (1,)):
-            answer, target = (two_scores(value.reshape(-1, 1)) for value in (answer, target))
-        heat = self.how.temperature
-        answer, target = (F.log_softmax(value / heat, classes) for value in (answer, target))
+            answer, target = _real((main, wanted), mask)
+            return F.mse_loss(answer.float(), target.float()) if labelled else _changes({"": main}, {"": wanted}, mask)
+        heat, classes = self.how.temperature, 1 if main.ndim > 3 else -1
+        answer, target = (F.log_softmax(value.float() / heat, classes) for value in self._of_scores(main, wanted, mask))
         return F.kl_div(answer, target, reduction="none", log_target=True).sum(classes).mean() * heat**2
+
+    def _of_scores(self, main: Tensor, wanted: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Scores of both models without those at padding; of one score two, of no and yes."""
+        values = _real((main, wanted), mask)
+        return [two_scores(value.reshape(-1, 1)) for value in values] if main.shape[1:] in ((), (1,)) else values
 
 
 def two_scores(logit: Tensor) -> Tensor:
@@ -180,6 +222,17 @@ def two_scores(logit: Tensor) -> Tensor:
     tensor([[0., 3.]])
     """
     return torch.cat([torch.zeros_like(logit), logit], 1)
+
+
+def _is_language_model(model: nn.Module, batch: Any, main: Tensor) -> bool:
+    ids = token_ids_of(batch)
+    return (
+        ids is not None
+        and main.ndim == 3
+        and ids.shape == main.shape[:2]
+        and speaks(model, main.shape[2])
+        and is_causal(model, batch)
+    )
 
 
 def _unfit(expected: str, labels: Tensor, main: Tensor) -> ValueError:
@@ -216,7 +269,7 @@ def _changes(outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor], mask: 
     """Squared change of outputs as a share of the variance of the wanted ones in this batch, mean over these."""
     changes: list[Tensor] = []
     for name in wanted:
-        value, target = _real((outputs[name], wanted[name]), mask)
+        value, target = (part.float() for part in _real((outputs[name], wanted[name]), mask))
         variance = (target - target.mean(0)).square().sum() if len(target) > 1 else target.square().sum()
         if variance > 0:
             changes.append(torch.log1p((value - target).square().sum() / variance))  # steps stay bounded

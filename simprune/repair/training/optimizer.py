@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from simprune.core.batches import inputs_of
+from simprune.core.example import rows_of
 from simprune.settings import Finetune
 
 RATES = {"sgd": 0.01, "adamw": 3e-4}  # learning rates where none is chosen
+SMALL = 8  # inputs of a batch below which the statistics of a batch are too noisy to learn from
 WARM = 10  # steps after which averaged weights are mostly those of the training, not those before it
 
 
@@ -110,6 +113,22 @@ def restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in _tensors(model).items():
             value.copy_(tensors[name])
+
+
+def batchnorm_of(batch: Any, how: Finetune, processes: int) -> str:
+    """How BatchNorm is trained, "train" or "frozen", where batches are like this one.
+
+    Args:
+        batch: the first one.
+        how: the settings.
+        processes: by which every batch is shared out.
+
+    >>> batchnorm_of(torch.zeros(32, 3), Finetune(), 1), batchnorm_of(torch.zeros(31, 3), Finetune(), 4)
+    ('train', 'frozen')
+    """
+    if how.batchnorm != "auto":
+        return how.batchnorm
+    return "frozen" if rows_of(inputs_of(batch)) < SMALL * processes else "train"
 
 
 def train_mode(model: nn.Module, batchnorm: str) -> None:

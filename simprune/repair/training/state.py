@@ -22,17 +22,19 @@ class Place:
     """How far a training is, and what it has seen; whatever JSON can hold, which keeps every digit.
 
     `step`: steps that are done of the epoch. `steps`: of all epochs. `total`: sum of the losses of the epoch.
-    `best`: of the values before the training and after its epochs. `stale`: epochs since that one.
+    `before`: what the model was judged by before the training. `best`: of the values then and after the epochs.
+    `stale`: epochs since that one. `scale`: of losses in half precision.
     """
 
     epoch: int = 1
     step: int = 0
     steps: int = 0
     total: float = 0.0
-    before: float | None = None
+    before: dict[str, float] = field(default_factory=dict)
     best: float | None = None
     stale: int = 0
     finished: bool = False
+    scale: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -58,9 +60,10 @@ class State:
         average: Average | None,
         best: Mapping[str, Tensor],
         always: bool,
+        here: bool = True,
     ) -> None:
-        """Store everything; unless `always`, only if the last time is long ago."""
-        if self.checkpoint is None:
+        """Store everything; unless `always`, only if the last time is long ago; only in the process that is `here`."""
+        if self.checkpoint is None or not here:
             return
 
         def tensors() -> dict[str, Tensor]:

@@ -1,0 +1,138 @@
+"""Where a training runs: in one process on the model's device, or by accelerate in several, or in mixed precision.
+
+Every process walks over all batches and takes its share of the inputs of every batch, so that the steps are those of
+one process. Gradients, and what epochs are judged by, are summed over all processes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simprune.core.pieces import dealt
+from simprune.core.processes import add_up, count
+from simprune.settings import Finetune
+
+
+class Processes:
+    """The process of this training, or one of several.
+
+    Args:
+        accelerator: of accelerate; None for one process in single precision, which does without.
+    """
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self.accelerator = accelerator
+        self.size = 1 if accelerator is None else int(accelerator.num_processes)
+        self.rank = 0 if accelerator is None else int(accelerator.process_index)
+        self._step: Any = None
+
+    @classmethod
+    @contextmanager
+    def of(cls, how: Finetune, device: torch.device) -> Iterator["Processes"]:
+        """The processes of a training, which are those of the group of `torch.distributed`.
+
+        Args:
+            how: the settings.
+            device: of the model.
+
+        Raises:
+            ImportError: where accelerate is needed and not installed.
+            ValueError: for fp16 on a CPU, and for processes of torchrun that do not work together.
+        """
+        wanted = count()
+        if how.precision == "fp16" and device.type == "cpu":
+            raise ValueError("finetune.precision: fp16 needs a GPU; got a model on the CPU; choose bf16 or fp32")
+        if wanted == 1 and how.precision == "fp32":
+            yield cls()
+            return
+        try:
+            from accelerate import Accelerator, DistributedDataParallelKwargs
+            from accelerate.state import AcceleratorState, GradientState
+        except ImportError:
+            what = "several processes" if wanted > 1 else f"precision {how.precision}"
+            raise ImportError(f"finetune: {what} needs the package accelerate; pip install simprune[train]") from None
+        foreign = bool(AcceleratorState._shared_state)  # of a program that uses accelerate itself
+        accelerator = Accelerator(
+            mixed_precision="no" if how.precision == "fp32" else how.precision,
+            cpu=device.type == "cpu",
+            device_placement=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        try:
+            if accelerator.num_processes != wanted:
+                raise ValueError(
+                    f"finetune: torchrun has started {accelerator.num_processes} processes, of which {wanted} work "
+                    "together; call torch.distributed.init_process_group in all of them first"
+                )
+            yield cls(accelerator)
+        finally:
+            if not foreign:  # its settings are those of the whole program; the next training may have others
+                AcceleratorState._reset_state(reset_partial_state=True)
+                GradientState._reset_state()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def prepare(
+        self, step: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[Callable[..., Tensor], torch.optim.Optimizer]:
+        """The step and the optimizer as they run here.
+
+        Args:
+            step: a module that holds the model, and returns the loss of a part of a step.
+            optimizer: of its parameters.
+        """
+        self._step = step
+        if self.accelerator is None:
+            return step, optimizer
+        self._step, prepared = self.accelerator.prepare(step, optimizer)
+        return self._step, prepared
+
+    def part(self, batch: Any) -> tuple[Any, bool]:
+        """The inputs of a batch that are this process's, and whether they count (see `simprune.core.pieces.dealt`)."""
+        return dealt(batch, self.rank, self.size)
+
+    def joining(self, last: bool) -> AbstractContextManager:
+        """Around the backward passes of a step: gradients are summed over the processes in the last one alone."""
+        return nullcontext() if last or self.size == 1 else self.accelerator.no_sync(self._step)
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of a loss, of which every process has a part."""
+        if self.accelerator is None:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss * self.size)  # gradients of several processes are averaged
+
+    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
+        """Shorten the gradient of all parameters to a norm."""
+        clip = nn.utils.clip_grad_norm_ if self.accelerator is None else self.accelerator.clip_grad_norm_
+        clip(parameters, norm)
+
+    def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes, by name; every process has the same names."""
+        if self.size == 1:
+            return dict(sums)
+        values = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)
+        add_up([values])
+        return dict(zip(sorted(sums), values.tolist(), strict=True))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """By what losses in fp16 are multiplied, with which an interrupted training goes on."""
+        scaler = None if self.accelerator is None else self.accelerator.scaler
+        return {} if scaler is None else scaler.state_dict()
+
+    @scale.setter
+    def scale(self, values: Mapping[str, Any]) -> None:
+        if values:
+            self.accelerator.scaler.load_state_dict(values)
