@@ -31,3 +31,12 @@ def settings(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list | tuple):
         return [(prefix, ", ".join(str(item) for item in value) or DASH)]
     return [(prefix, DASH if value is None or value == {} else str(value))]
+
+
+def short(value: float) -> float:
+    """A number with four significant digits: an expectation is worth no more, and files agree to the last digit.
+
+    >>> short(0.0123456)
+    0.01235
+    """
+    return float(f"{value:.4g}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simprune.core.plain import short
 from simprune.core.plan import Edit
 from simprune.core.redundancy import ChannelRedundancy, Interactions, Redundancy
 from simprune.core.structures import Slice, UnitGroup
@@ -45,7 +46,7 @@ class Alike:
                 continue
             gone = [unit for turn in units for unit in self.turns[turn][number]]
             why = f"{member.why(gone)}; {len(gone)} of {member.group.size} go, {reason}"
-            damage = float(f"{sum(member.damage[unit] for unit in gone):.4g}")
+            damage = short(sum(member.damage[unit] for unit in gone))
             group = member.group
             edits.append(Edit(group.kind, member.name, group.expand(gone), group.width, why, damage=damage))
         return edits

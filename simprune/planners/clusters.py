@@ -2,10 +2,9 @@
 
 from itertools import pairwise
 
-import numpy as np
-
 from simprune.core.redundancy import ChannelRedundancy, Redundancy
 from simprune.core.registry import register
+from simprune.core.ties import ALIKE, first_least
 from simprune.planners.search import Search, ranked
 from simprune.planners.space import Selection, Space, Step
 from simprune.planners.surplus import walk
@@ -64,7 +63,7 @@ def _runs(redundancy: Redundancy) -> dict[str, float]:
         runs, least = [[position] for position in range(len(rows))], 1.0
         while len(runs) > 1:
             similar = [min(values[rows[left[0]], rows[point]] for point in right) for left, right in pairwise(runs)]
-            first = int(np.argmax(similar))
+            first = first_least([-value for value in similar], ALIKE)
             least = min(least, similar[first])
             strength[blocks[runs[first + 1][0] - 1]] = float(least)
             runs[first : first + 2] = [runs[first] + runs[first + 1]]

@@ -9,10 +9,12 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from simprune.core.ties import OUTPUT, first_least, levelled
 from simprune.planners.constraints import Constraints
 from simprune.planners.space import Floats, Selection, Space, Step
 
 TINY = 1e-12  # share of the cost: a saving is taken to be at least this, so that damage per saving stays finite
+RATE = 100 * OUTPUT  # damage per share of the cost that counts as none: a step saves about a hundredth of the cost
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def best(search: Search, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) ->
     costs = search.space.costs(levels, blocks)
     met = search.met(costs)
     if met.any():
-        row = int(np.where(met, search.space.damage(levels, blocks), np.inf).argmin())
+        row = first_least(np.where(met, search.space.damage(levels, blocks), np.inf), OUTPUT)
     else:
         row = int(search.scalar(costs).argmin())
     return Selection(levels[row], blocks[row])
@@ -123,8 +125,9 @@ def greedy_selections(search: Search) -> tuple[NDArray[np.intp], NDArray[np.bool
 
 
 def ranked(queue: Sequence[tuple[float, Step]]) -> list[Step]:
-    """The steps of (rank, step) pairs, lowest rank first; steps of equal rank keep their order."""
-    return [step for _, step in sorted(queue, key=lambda pair: pair[0])]
+    """The steps of (rank, step) pairs, lowest rank first; steps of equal rank (`core.ties`) keep their order."""
+    ranks = levelled([rank for rank, _ in queue], RATE)
+    return [queue[index][1] for index in ranks.argsort(kind="stable")]
 
 
 def _block_queue(search: Search) -> NDArray[np.bool_]:
@@ -141,7 +144,7 @@ def _block_queue(search: Search) -> NDArray[np.bool_]:
         candidates = np.repeat(queue[-1][None], len(remaining), 0)
         candidates[np.arange(len(remaining)), remaining] = True
         damage = space.damage(np.zeros((len(remaining), len(space.menus)), np.intp), candidates)
-        row = int(((damage - lost) / saved[remaining]).argmin())
+        row = first_least((damage - lost) / saved[remaining], RATE)
         queue.append(candidates[row])
         lost = float(damage[row])
     return np.array(queue)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simprune.core.structures import UnitGroup
-from simprune.planners.search import TINY, Search, best, best_along
+from simprune.core.ties import OUTPUT, first_least, levelled
+from simprune.planners.search import RATE, TINY, Search, best, best_along
 from simprune.planners.space import Floats, Menu, Selection, Space, Step
 
 TRIED = 8  # selections of least damage that give back their surplus, before the best of them is taken
@@ -33,7 +34,8 @@ def best_without_surplus(search: Search, levels: NDArray[np.intp], blocks: NDArr
         blocks: (N, blocks), whether a block is removed.
     """
     damage = np.where(search.met(search.space.costs(levels, blocks)), search.space.damage(levels, blocks), np.inf)
-    rows = [best(search, levels, blocks), *(Selection(levels[row], blocks[row]) for row in damage.argsort()[:TRIED])]
+    order = levelled(damage, OUTPUT).argsort(kind="stable")[:TRIED]
+    rows = [best(search, levels, blocks), *(Selection(levels[row], blocks[row]) for row in order)]
     lighter = [giving_back(search, row) for row in rows]
     return best(search, np.stack([row.levels for row in lighter]), np.stack([row.blocks for row in lighter]))
 
@@ -124,7 +126,7 @@ def giving_back(search: Search, selection: Selection, steps: Sequence[Step] | No
         else:
             taken = ((items[row], state.levels[items[row]] if items[row] < groups else 0) for row in fits)
             rank = np.array([turns.get(step, -1) for step in taken], float)
-        row = int(fits[rank.argmax()])
+        row = int(fits[first_least(-rank, RATE) if turns is None else rank.argmax()])
         state = _several(search, state, items[row], costs[row]) or Selection(levels[row], blocks[row])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from simprune.core.batches import checked, inputs_of, rows_at
 from simprune.core.example import rows_of
 from simprune.core.holdout import held_out
+from simprune.core.plain import short
 from simprune.core.plan import Method, Plan
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
@@ -73,7 +74,7 @@ def try_plans(redundancy: Redundancy, make: Make, errors: Callable[[Plan], Tenso
     chosen = min(candidates, key=lambda plan: plan.expected["damage"])
     rows: list[dict[str, Any]] = []
     for plan, error in zip(plans, measured, strict=True):
-        mean = float(f"{float(error.mean()):.4g}")
+        mean = short(float(error.mean()))
         rows.append({"blocks": len(plan.blocks), "expected": plan.expected["damage"], "measured": mean})
         if plan is chosen:
             rows[-1]["chosen"] = True

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from simprune.core.plain import short
 from simprune.core.plan import Edit, Method, Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.registry import bound
@@ -123,7 +124,7 @@ class _Request:
                 budget=limits.to_dict(),
                 planner=described,
                 original=whole.to_dict(),
-                expected={**space.exact(selection).to_dict(), "damage": _short(damage)},
+                expected={**space.exact(selection).to_dict(), "damage": short(damage)},
             )
 
         def choose(search: Search) -> tuple[Space, Selection]:
@@ -157,7 +158,7 @@ class _Request:
 def _figures(measured: Mapping[str, float]) -> dict[str, float]:
     """Measured costs in the units of plan files: bytes per input, and milliseconds."""
     figures: dict[str, float] = {"memory": int(measured["memory"])} if "memory" in measured else {}
-    return figures | ({"latency_ms": _short(1e3 * measured["latency"])} if "latency" in measured else {})
+    return figures | ({"latency_ms": short(1e3 * measured["latency"])} if "latency" in measured else {})
 
 
 def _limits(budget: Mapping[str, Amount | None], threshold: Any) -> Budget:
@@ -180,18 +181,13 @@ def _edits(space: Space, selection: Selection, alike: Mapping[str, Alike]) -> tu
     for entry in blocks:
         reason = f"{entry.why(space.redundancy.measure)}; {entry.share:.1%} of the macs"
         stand_in: Any = entry.block.replace
-        edits.append(Edit("block", entry.name, reason=reason, replace=stand_in, damage=_short(entry.damage)))
+        edits.append(Edit("block", entry.name, reason=reason, replace=stand_in, damage=short(entry.damage)))
     for menu, level in groups:
         group, gone = menu.entry.group, menu.gone(level)
         if group.name in alike:
             edits += alike[group.name].edits(gone, EQUALLY, [entry.name for entry in blocks])
             continue
         reason = f"{menu.entry.why(gone)}; {len(gone)} of {group.size} go"
-        damage = _short(menu.damage[level])
+        damage = short(menu.damage[level])
         edits.append(Edit(group.kind, menu.entry.name, group.expand(gone), group.width, reason, damage=damage))
     return tuple(edits)
-
-
-def _short(value: float) -> float:
-    """Four significant digits: an expectation is worth no more, and files agree to the last digit."""
-    return float(f"{value:.4g}")

@@ -15,6 +15,7 @@ import numpy as np
 from simprune.core.plan import Method
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy, TrialRemoval
+from simprune.core.ties import OUTPUT
 from simprune.planners.constraints import Constraints
 from simprune.planners.search import everything
 from simprune.planners.space import Space
@@ -22,7 +23,7 @@ from simprune.trace.network import Network
 from simprune.tune.finalists import HoldoutTrial
 from simprune.tune.plan import plan
 
-TINY = 1e-12  # damages below this are rounding, and have no meaningful ratio
+DIGITS = 2  # of the logarithm of a ratio: trials say no more, and what rounding changes in them changes no plan
 PARTS = 3  # the structures of a kind are split into this many parts by depth, and every part is tried by itself
 
 
@@ -66,11 +67,11 @@ def calibrate(
             tried = _trials(redundancy, kind, [names[index] for index in part], shares, holdout)
             trials += tried
             ratios = [
-                log(trial.measured / trial.expected) for trial in tried if min(trial.measured, trial.expected) > TINY
+                log(trial.measured / trial.expected) for trial in tried if min(trial.measured, trial.expected) > OUTPUT
             ]
             if ratios:
                 depths.append(float(part.mean()))
-                logs.append(sum(ratios) / len(ratios))
+                logs.append(round(sum(ratios) / len(ratios), DIGITS))
         if depths:
             scale = np.exp(np.interp(np.arange(len(names)), depths, logs))
             factors |= {(kind, name): float(factor) for name, factor in zip(names, scale, strict=True)}

@@ -477,6 +477,7 @@ def test_of_a_bundles_recipe_only_what_rebuilds_and_checks_the_model_is_read(tmp
         (b"\x00", "not valid YAML"),
         (bomb().encode(), "aliases"),
         (b"a: " + b"[" * 5000, "levels"),
+        (b"defaults:\n", "defaults: expected a list"),
     ],
 )
 def test_a_damaged_recipe_file_is_one_line(recipe, text, expected):

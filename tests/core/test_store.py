@@ -78,6 +78,9 @@ def test_other_settings_are_refused_and_named(tmp_path):
     Checkpoint(tmp_path, {"seed": 1, "model": {"depth": 2}}).save("a", {"x": torch.ones(1)})
     with pytest.raises(ValueError, match=r"made with other settings \(model.depth: 2 there, 3 now\)"):
         Checkpoint(tmp_path, {"seed": 1, "model": {"depth": 3}})
+    with pytest.raises(ValueError, match="other settings") as caught:
+        Checkpoint(tmp_path, {"seed": "x" * 5000, "model": {"depth": 2}})
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

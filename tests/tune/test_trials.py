@@ -44,7 +44,7 @@ def test_damages_scale_by_what_trials_at_their_depth_measured(case):
         centres = [(names.index(trial.first) + names.index(trial.last)) / 2 for trial in trials]
         logs = [math.log(trial.measured / trial.expected) for trial in trials]
         for place, name in enumerate(names):
-            assert math.log(factors[kind, name]) == pytest.approx(np.interp(place, centres, logs))
+            assert math.log(factors[kind, name]) == pytest.approx(np.interp(place, centres, logs), abs=0.006)  # rounded
     for old, new in zip(found.entries, scaled.entries, strict=True):
         assert (new.redundancy, new.name) == (old.redundancy, old.name)
 

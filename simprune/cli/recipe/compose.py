@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from simprune.cli.folders import builtin, recipes
 from simprune.cli.recipe.bundled import READ, recipe_of
-from simprune.cli.recipe.choices import GROUPS, KEYS, rewritten, settled, shadowing, store_groups
+from simprune.cli.recipe.choices import BOTH, GROUPS, KEYS, rewritten, settled, shadowing, store_groups
 from simprune.cli.recipe.schema import RecipeSchema, typed
 from simprune.core.names import did_you_mean, importable
+from simprune.core.options import shown
 from simprune.core.reading import read_text, read_yaml
 
 VERSION_BASE = "1.3"
@@ -34,7 +35,12 @@ def locate(recipe: str) -> tuple[Path, str]:
             near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.yaml")], n=1)
             hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
             raise ValueError(f"no recipe file {recipe}{hint}")
-        read_yaml(read_text(path), recipe)  # Hydra reads it again, and says less about what is wrong
+        content = read_yaml(read_text(path), recipe)  # Hydra reads it again, and says less about what is wrong
+        if isinstance(content, dict) and not isinstance(content.get("defaults", []), list):
+            raise ValueError(f"{recipe}: defaults: expected a list in [...]; got {shown(content['defaults'])}")
+        check = content.get("check") if isinstance(content, dict) else None
+        if isinstance(check, dict) and check.get("name") is not None and check.get("gates") is not None:
+            raise ValueError(f"{recipe}: {BOTH}")
         return path.resolve().parent, path.stem
     if recipe not in recipes():
         own = f"; for your own file say recipe={recipe}.yaml" if Path(f"{recipe}.yaml").is_file() else ""

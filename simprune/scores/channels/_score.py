@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from simprune.core.structures import Slice, UnitGroup
+from simprune.core.ties import levelled
 from simprune.scores.output_changes import OutputLoss
 
 
@@ -80,7 +81,9 @@ def by_damage(damage: Tensor, order: Sequence[int] | None = None) -> ChannelScor
     """
     damage = damage.clamp(min=0)
     redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
-    return ChannelScore.of(damage.argsort(stable=True).tolist() if order is None else order, redundancy, damage)
+    if order is None:
+        order = levelled(damage.tolist()).argsort(kind="stable").tolist()
+    return ChannelScore.of(order, redundancy, damage)
 
 
 def by_shares(parts: Sequence[Tensor]) -> ChannelScore:

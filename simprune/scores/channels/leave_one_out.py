@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
+from simprune.core.ties import ALIKE, first_least
 from simprune.scores.channels._moments import ReaderMoments
 from simprune.scores.channels._score import ChannelScore, by_damage
 from simprune.trace.capture import read
@@ -66,7 +67,7 @@ def _eliminate(squares: Tensor) -> ChannelScore:
         norm = (inner[:, None] - 2 * among + own).clamp(min=0)
         left = (crossed[:, None] - rows).clamp(min=0) / (total[:, None] * norm).sqrt().clamp(min=1e-300)
         left = torch.where(total[:, None] > 0, left, 1.0).mean(0).clamp(0, 1)
-        channel = int(left.masked_fill(~remaining, -1).argmax())
+        channel = first_least((-left.masked_fill(~remaining, -1)).tolist(), ALIKE)
         if len(order) == size - 1:
             # without the last channel CKA is 0, but 1 at readers whose inputs are constant, where nothing can be lost
             left = (~(total > 0)).double().mean().expand(size)
