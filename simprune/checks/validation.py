@@ -15,6 +15,7 @@ from simprune.checks.padding import targets_of, without_padding
 from simprune.checks.sets import Gates, fitting, gates_of, labelled
 from simprune.checks.tokens import gates_of_tokens, lends_labels
 from simprune.checks.verdict import Gate, Verdict
+from simprune.core import processes
 from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
 from simprune.core.example import ROWS
 from simprune.core.names import did_you_mean
@@ -42,7 +43,8 @@ def validate(
 ) -> Verdict:
     """Verdict on whether `small` may replace `model`, from both models' outputs on the batches of `test`.
 
-    Outputs are not stored, except for measures that need those of all batches at once.
+    Outputs are not stored, except for measures that need those of all batches at once. Several processes share out the
+    batches; a verdict that is watched is computed by every process whole.
 
     Args:
         model: the original.
@@ -110,29 +112,43 @@ def _run(
     tally: _Tally | None = None
     limits: corruptions.Limits = (0.0, 1.0)
     size = number = 0
+    chosen: Gates | None = None
+
+    def run(tally: _Tally, whole: Any, number: int) -> None:
+        """Run both models on one batch."""
+        for batch in [whole] if len(tally.inputs) > 1 else pieces(whole, size):  # corruptions go batch by batch
+            labels, mask = labels_of(batch), output_mask_of(batch)
+            for inputs in tally.inputs:
+                a, b = (
+                    call_all(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
+                    for network in (model, small)
+                )
+                a, b = ({name: without_padding(value, mask) for name, value in some.items()} for some in (a, b))
+                tally.update(a, b, labels, inputs, lambda output, batch=batch: targets_of(batch, model, output))
+                if watch is not None and inputs == corruptions.CLEAN:
+                    main = main_name(a)
+                    watch(batch, a[main], b[main], labels)
+
     with evaluation(model, small):
-        for whole in batches:
+        for some in processes.rounds(batches):
             if tally is None:
-                few = next(pieces(whole, ROWS))
+                few = next(pieces(some[0], ROWS))
                 outputs, labels = call_all(model, few), labels_of(few)
                 chosen = _fitting(model, few, outputs) if gates is None else gates
                 tally = _Tally(gates, labels is not None, correction, chosen)
                 if len(tally.inputs) > 1:
-                    limits = corruptions.limits_of(whole)
+                    limits = corruptions.limits_of(some[0])
                 size = max(1, OUTPUTS * len(next(iter(outputs.values()))) // sum(map(_bytes, outputs.values())))
-            for batch in [whole] if len(tally.inputs) > 1 else pieces(whole, size):  # corruptions go batch by batch
-                labels, mask = labels_of(batch), output_mask_of(batch)
-                for inputs in tally.inputs:
-                    a, b = (
-                        call_all(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
-                        for network in (model, small)
-                    )
-                    a, b = ({name: without_padding(value, mask) for name, value in some.items()} for some in (a, b))
-                    tally.update(a, b, labels, inputs, lambda output, batch=batch: targets_of(batch, model, output))
-                    if watch is not None and inputs == corruptions.CLEAN:
-                        main = main_name(a)
-                        watch(batch, a[main], b[main], labels)
-            number += 1
+            mail = processes.Mail(lambda _, other, tally=tally: tally.merge(other))
+            for index, whole in enumerate(some):
+                if watch is not None or processes.count() == 1:
+                    run(tally, whole, number + index)
+                elif index == processes.rank():
+                    own = _Tally(gates, tally.labelled, correction, chosen)
+                    run(own, whole, number + index)
+                    mail.send("batch", own)
+            mail.deliver()
+            number += len(some)
     if tally is None:
         raise ValueError("the test set is empty; pass at least one batch")
     return tally
@@ -247,6 +263,15 @@ class _Tally:
             else:
                 tokens = targets(a) if measure.form == "tokens" else None
                 stream.update((a, b), own if tokens is None else tokens)
+
+    def merge(self, other: "_Tally") -> None:
+        """Add the batches that another one has seen, of the same gates."""
+        names = dict.fromkeys(other.names)
+        self._same_outputs(names, names)
+        for stream, others in zip(self.streams, other.streams, strict=True):
+            stream.merge(others)
+        self.labels += other.labels
+        self.count, self.batches, self.classes = self.count + other.count, self.batches + other.batches, other.classes
 
     def _same_outputs(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         """ValueError where outputs differ in number or name; the first time, a note on outputs without a gate."""

@@ -315,17 +315,28 @@ class Stream:
     def update(self, outputs: Sequence[Any], labels: Any = None) -> None:
         """Add one batch: every model's outputs, in the order of `group`, and the labels."""
         checked, truth = self.measure._validated(outputs, labels)
-        layout = len(checked), self.measure._alike(tuple(checked[0].shape[1:])), truth is not None
-        if self._layout not in (None, layout):
-            what = "(models, shape of a sample, with labels)"
-            raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._layout}, then {layout}")
-        self._layout = layout
+        self._require_alike((len(checked), self.measure._alike(tuple(checked[0].shape[1:])), truth is not None))
         if self.measure.streams:
             rows = self.measure._rows(checked, truth)
             self._shape = rows.shape[1:]
             self._rows.add(rows.reshape(len(rows), -1))
         else:
             self._batches.append((outputs, labels))
+
+    def merge(self, other: "Stream") -> None:
+        """Add the batches that another stream of the measure has seen."""
+        if other._layout is not None:
+            self._require_alike(other._layout)
+            self._shape = other._shape
+            self._batches += other._batches
+            if len(other._rows):
+                self._rows.add(other._rows.tensor())
+
+    def _require_alike(self, layout: tuple[int, tuple[int, ...], bool]) -> None:
+        if self._layout not in (None, layout):
+            what = "(models, shape of a sample, with labels)"
+            raise ValueError(f"{self.measure.id}: batches must be alike in {what}; got {self._layout}, then {layout}")
+        self._layout = layout
 
     def rows(self) -> Tensor:
         """Rows of all batches so far, as of `per_sample`."""

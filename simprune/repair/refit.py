@@ -1,7 +1,7 @@
 """Refitting layers in order of execution, so that every layer is fitted to inputs from layers that are refitted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,7 @@ class Repair:
         axes: of the original.
         halves: of blocks, whose last layers are fitted to the stream.
         stream: the ridge of these layers; None for that of all others.
+        shared: whether layers are fitted to the batches of all processes, of which this one runs some.
     """
 
     small: nn.Module
@@ -97,6 +98,7 @@ class Repair:
     axes: Axes = field(default_factory=lambda: Axes({}, {}))
     halves: Halves = field(default_factory=Halves)
     stream: Ridge | None = None
+    shared: bool = False
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
@@ -115,10 +117,13 @@ class Repair:
         for batch in batches:
             known.append(Batch(first, rows_of(inputs_of(batch)), partial(mask_at, batch)))
             first += known[-1].inputs
-        if self._shared(len(batches)):
+        if 1 < processes.count() <= len(batches) and not self.together and not self.repeats:
             turn = slice(processes.rank(), None, processes.count())
-            known, batches = known[turn], batches[turn]
-            self = replace(self, shared=True)
+            return replace(self, shared=True)._run(layers, batches[turn], known[turn], title)
+        return self._run(layers, batches, known, title)
+
+    def _run(self, layers: Sequence[str], batches: Sequence[Any], known: Sequence[Batch], title: str) -> list[Refit]:
+        """`run`, on the batches of this process."""
         calls = [[move(inputs_of(batch), device_of(net)) for batch in batches] for net in (self.model, self.small)]
         refits: list[Refit] = []
         with uncached(self.model), uncached(self.small), torch.no_grad():  # blocks run more than once
@@ -250,7 +255,7 @@ class Repair:
                 yield x, y
 
         ridge = self.ridge if self.stream is None or name not in self.halves.layers else self.stream
-        solved = fit(layer, pairs(), ridge, not through_origin, held)
+        solved = fit(layer, pairs(), ridge, not through_origin, held, self.shared)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)
