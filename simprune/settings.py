@@ -176,7 +176,9 @@ class Check(Chosen):
     WHERE: ClassVar[str] = "check"
     name: str | None = None
     gates: Sequence[Mapping[str, Any]] | None = option(
-        None, "gates in place of a check set; a set that is named on the command line replaces them", example="[{measure: disagreement, limit: 0.05}]"
+        None,
+        "gates in place of a check set; a set that is named on the command line replaces them",
+        example="[{measure: disagreement, limit: 0.05}]",
     )
     correction: Literal["holm", "none"] = _correction()
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -6,8 +6,10 @@ from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 LABEL_KEYS = ("labels", "label")
 # Cross attention and its projections of what the encoder gives, by name.
@@ -331,13 +333,31 @@ def checked(batches: Iterable, name: str) -> Iterable:
         name: what errors call them.
 
     Raises:
-        ValueError: for a generator, which would be used up by the first walk, and for what is not iterable.
+        ValueError: for a generator, which would be used up by the first walk, for what is not iterable, and for inputs
+            with their labels that are in no list.
     """
     if isinstance(batches, Tensor | Mapping):
         return [batches]
+    if isinstance(batches, np.ndarray):
+        raise ValueError(f"{name}: expected batches; got an array of numpy; give [torch.as_tensor(array)]")
+    if _one_batch(batches):
+        raise ValueError(f"{name}: expected batches; got one, (inputs, labels); give [(inputs, labels)]")
+    if isinstance(batches, Dataset) and not isinstance(batches, Iterable):
+        raise ValueError(
+            f"{name}: expected batches; got a data set of single inputs, {type(batches).__name__}; give "
+            "torch.utils.data.DataLoader(dataset, batch_size=64)"
+        )
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         raise ValueError(
             f"{name} must be an iterable of batches that can be walked more than once (a list, a DataLoader); "
             f"got {type(batches).__name__}; use list(...)"
         )
     return batches
+
+
+def _one_batch(batches: Any) -> bool:
+    """Whether a tuple holds inputs and their labels, rather than two batches."""
+    if not isinstance(batches, tuple) or len(batches) != 2 or not all(isinstance(part, Tensor) for part in batches):
+        return False
+    inputs, labels = batches
+    return labels.ndim < inputs.ndim and labels.ndim > 0 and len(labels) == len(inputs)

@@ -42,6 +42,15 @@ def users_line(error: BaseException) -> str | None:
     return f"{_described(error)} ({code.co_qualname} in {code.co_filename}, line {line})"
 
 
+def raised_by_a_model(error: BaseException) -> bool:
+    """Whether an error came out of the forward pass of a module.
+
+    >>> raised_by_a_model(ValueError("raised by nobody"))
+    False
+    """
+    return any(_runs_a_model(frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def with_line(error: BaseException) -> str:
     """The type of an error, the first line of its text, and the innermost line of code outside of libraries.
 

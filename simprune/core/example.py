@@ -22,11 +22,15 @@ ROWS = 2  # the smallest batch on which BatchNorm can run in training mode
 
 def example_of(batch: Any) -> Example:
     """Arguments of the model cut to the first two rows of a batch (one row is doubled)."""
-    return _mapped(_cut, *inputs_of(batch))
+    return mapped(_cut, *inputs_of(batch))
 
 
-def _mapped(function: Callable[[Any], Any], args: Sequence, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
-    """Arguments with a function applied to every value."""
+def mapped(function: Callable[[Any], Any], args: Sequence, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
+    """Arguments with a function applied to every value.
+
+    >>> mapped(abs, (-1,), {"scale": -2})
+    ((1,), {'scale': 2})
+    """
     return tuple(map(function, args)), {key: function(value) for key, value in kwargs.items()}
 
 
@@ -44,7 +48,7 @@ def describe(example: Example) -> dict[str, Any]:
     >>> describe(((torch.zeros(2, 3),), {}))
     {'args': [{'shape': [2, 3], 'dtype': 'float32'}], 'kwargs': {}}
     """
-    args, kwargs = _mapped(_describe, *example)
+    args, kwargs = mapped(_describe, *example)
     return {"args": list(args), "kwargs": kwargs}
 
 
@@ -111,7 +115,7 @@ def from_description(description: Mapping[str, Any], device: torch.device | str 
             return torch.randn(*value["shape"], generator=generator).to(device, dtype)
         return torch.ones(*value["shape"], dtype=dtype, device=device)
 
-    return _mapped(make, description["args"], description["kwargs"])
+    return mapped(make, description["args"], description["kwargs"])
 
 
 def rows_of(example: Example) -> int:

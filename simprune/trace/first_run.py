@@ -1,7 +1,8 @@
 """What is wrong with a model, or with its batches, in one line before any work: which argument, and what to do."""
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,17 @@ from torch.nn.parameter import is_lazy
 
 from simprune.core.batches import all_tensors, device_of, inputs_of, move, rows_at, tensors_in
 from simprune.core.blame import with_line
-from simprune.core.example import example_of, rows_of
+from simprune.core.cost import Example
+from simprune.core.example import example_of, mapped, rows_of
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.offload import offloaded
 
+# layers that also run on one input without a batch dimension
+TAKE_ONE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
+LOADER = "give torch.utils.data.DataLoader(dataset, batch_size=64)"
 TOLERANCE = 1e-3  # by which two answers to the same inputs may differ, as a share of the largest entry
 
 
@@ -74,20 +81,69 @@ def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model
     Traceback (most recent call last):
     ValueError: the model does not run on the first calibration batch: RuntimeError: mat1 and mat2 shapes cannot be...
     """
-    what = f"the {model_name} does not run on the first {name} batch"
-    if _single(batch):
+    if _item(batch):
         raise ValueError(
-            f"{name}: expected batches of several inputs; got single inputs with a label each, as of a dataset; give "
-            "torch.utils.data.DataLoader(dataset, batch_size=64)"
+            f"{name}: expected batches of several inputs; got single inputs with a label each, as of a dataset; "
+            f"{LOADER}"
         )
     args, kwargs = move(example_of(batch), device_of(model))
+    which = f"the first {name} batch"
+    result, again = check_answers(model, batch, (args, kwargs), name, which, model_name, first=True)
+    for output, value in all_tensors(result).items():
+        if output in again and not _same(value, again[output]):
+            which = _first_to_differ(model, args, kwargs)
+            raise ValueError(
+                f"the {model_name} answers the same {name} batch differently twice in evaluation mode{which}: nothing "
+                "can be compared; switch off what is random in it, or what counts its calls"
+            )
+
+
+def check_answers(
+    model: nn.Module,
+    batch: Any,
+    example: Example,
+    name: str,
+    which: str,
+    model_name: str = "model",
+    *,
+    first: bool = False,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Raise ValueError unless the model gives outputs that can be compared, one or more entries per input.
+
+    Args:
+        model: as of `check_runs`.
+        batch: from which the example is.
+        example: arguments of the model.
+        name: of the batches.
+        which: the batch in words, such as "the first calibration batch".
+        model_name: of the model, in errors.
+        first: whether it is the first batch, which may turn out to be a single input.
+
+    Returns:
+        What the model returns, and all outputs of a second run.
+    """
+    what = f"the {model_name} does not run on {which}"
+    args, kwargs = example
+    own = next((tensor.ndim for tensor in tensors_in(example)), 0)
+    unbatched: list[nn.Module] = []
+
+    def see(module: nn.Module, taken: tuple, named: dict) -> None:
+        dimensions = len(cast(Tensor, module.weight).shape) - 1  # of one input
+        if any(tensor.ndim == own == dimensions for tensor in islice(tensors_in((taken, named)), 1)):
+            unbatched.append(module)
+
     try:
         with eval_mode(model), torch.no_grad():
-            result = model(*args, **kwargs)
+            with hooks(before=[(module, see) for module in model.modules() if isinstance(module, TAKE_ONE)]):
+                result = model(*args, **kwargs)
             again = all_tensors(model(*args, **kwargs))
             one_for_each = _one_for_each(model, result, args, kwargs)
     except Exception as error:  # the model is the user's and may raise anything
+        if first:
+            _refuse_single(model, batch, name)
         raise ValueError(f"{what}: {with_line(error)}{_advice(model, batch)}") from error
+    if unbatched and first:
+        _refuse_single(model, batch, name)
     if one_for_each:
         raise ValueError(
             f"{name}: the {model_name} returned a list with one item per input, as detectors do after non-maximum "
@@ -98,13 +154,26 @@ def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model
         raise ValueError(f"{what}: it returned no tensor; return logits, a tuple or a dict with them")
     if all(value.ndim == 0 for value in outputs.values()):
         raise ValueError(f"{what}: it returned a number for {rows_of((args, kwargs))} inputs; return one row per input")
-    for output, value in outputs.items():
-        if output in again and not _same(value, again[output]):
-            which = _first_to_differ(model, args, kwargs)
-            raise ValueError(
-                f"the {model_name} answers the same {name} batch differently twice in evaluation mode{which}: nothing "
-                "can be compared; switch off what is random in it, or what counts its calls"
-            )
+    return result, again
+
+
+def _refuse_single(model: nn.Module, batch: Any, name: str) -> None:
+    """Raise ValueError where a batch is one input without a batch dimension: where the model runs on two of it."""
+    args, kwargs = move(inputs_of(batch), device_of(model))
+    first = next(tensors_in((args, kwargs)), None)
+    if first is None:
+        return
+    two = mapped(lambda value: torch.stack([value, value]) if isinstance(value, Tensor) else value, args, kwargs)
+    try:
+        with eval_mode(model), torch.no_grad():
+            outputs = all_tensors(model(*two[0], **two[1]))
+    except Exception:  # it is another fault, which the caller says
+        return
+    if any(value.ndim and len(value) == 2 for value in outputs.values()):
+        raise ValueError(
+            f"{name}: expected batches of several inputs; got a single input, {tuple(first.shape)}, without a "
+            f"dimension that counts inputs; {LOADER}, or for one input x[None]"
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -147,7 +216,7 @@ def _one_for_each(model: nn.Module, result: Any, args: tuple, kwargs: dict) -> b
     return isinstance(again, list) and len(again) == 1
 
 
-def _single(batch: Any) -> bool:
+def _item(batch: Any) -> bool:
     """Whether a batch looks like an item of a dataset: one input and the number of its class."""
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
         return False

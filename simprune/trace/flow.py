@@ -240,7 +240,8 @@ class ChannelFlow(TorchDispatchMode):
 
     def _read(self, labels: Tensor, dim: int) -> Tensor:
         """One number per entry along a dimension; all numbers in an entry are tied."""
-        columns = _thin(labels.movedim(dim, 0), 0).flatten(1)
+        thin = _thin(labels.movedim(dim, 0), 0)
+        columns = thin.reshape(len(thin), -1)  # one column for a vector
         first = columns.amax(1)
         self._tie(first[:, None].expand_as(columns), columns)
         return first

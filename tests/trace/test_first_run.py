@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import simprune as sp
-from simprune.core.peekable import Peekable
+from simprune.core.peekable import WALKS, Peekable
 from simprune.trace.first_run import check_module
+from simprune.trace.later_runs import batches_in_errors
 
 
 def network() -> nn.Sequential:
@@ -99,6 +100,152 @@ def test_batches_that_the_model_cannot_read_are_one_line(function, kind):
     with pytest.raises(ValueError, match=expected.replace("(", r"\(").replace(")", r"\)")) as caught:
         FUNCTIONS[function](network(), [batch])
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def convolutional(channels: int = 3, norm: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = convolutional()
+
+    def forward(self, pixel_values):
+        return self.body(pixel_values)
+
+
+IMAGES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+SINGLE = {
+    "tensors": (convolutional, [*IMAGES]),
+    "one tensor": (convolutional, IMAGES[0]),
+    "without BatchNorm, as many channels as an example has inputs": (
+        lambda: convolutional(2, norm=False), [*IMAGES[:, :2]]
+    ),
+    "one channel": (lambda: convolutional(1), [*IMAGES[:, :1]]),
+    "tuples": (convolutional, [(image,) for image in IMAGES]),
+    "no labels": (convolutional, [(image, None) for image in IMAGES]),
+    "a vector as a label": (convolutional, [(image, torch.eye(3)[0]) for image in IMAGES]),
+    "dicts": (ByName, [{"pixel_values": image} for image in IMAGES]),
+    "dicts with labels": (ByName, [{"pixel_values": image, "labels": 1} for image in IMAGES]),
+    "rows": (network, [*X]),
+    "rows as wide as an example has inputs": (lambda: nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), [*X[:, :2]]),
+    "grey images": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval(), [*IMAGES[:, 0]]),
+}  # fmt: skip
+WALKING = FUNCTIONS | {
+    "reestimate": lambda model, batches: sp.reestimate_batchnorm(model, batches),
+    "plan": lambda model, batches: sp.plan(analysis(), {"macs": 0.9}, model=model, calibration=batches, finalists=2),
+    "reconstruct": lambda model, batches: sp.reconstruct(model, sp.plan(analysis()), model, batches),
+}
+
+
+def analysis() -> sp.Redundancy:
+    return sp.analyze(network(), [X])
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_single_inputs_without_a_batch_dimension_are_recognised(kind):
+    make, batches = SINGLE[kind]
+    for function in (*FUNCTIONS.values(), WALKING["reestimate"]):
+        if function is FUNCTIONS["validate the smaller"]:
+            continue  # its original takes other inputs
+        with pytest.raises(ValueError, match="got a single input, .* without a dimension that counts inputs") as caught:
+            function(make(), batches) if function is not FUNCTIONS["validate"] else sp.validate(make(), make(), batches)
+        assert str(caught.value).startswith(("calibration: ", "test: ")) and "\n" not in str(caught.value)
+
+
+def test_networks_that_take_one_dimension_less_are_no_single_inputs():
+    class Scaled(nn.Module):  # a layer of which is applied to a vector, and images have no channels
+        def __init__(self):
+            super().__init__()
+            self.scale, self.condition = nn.Linear(4, 6), nn.Parameter(torch.ones(4))
+            self.conv, self.head = nn.Conv2d(1, 6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.conv(x[:, None]).mean((2, 3)) * self.scale(self.condition))
+
+    model = Scaled()
+    assert sp.validate(model, model, [IMAGES[:, 0]] * 2).outcome == "inconclusive"
+    assert sp.analyze(Scaled(), [IMAGES[:, 0]]).inputs["args"][0]["shape"] == [2, 6, 6]
+
+
+LATER = {
+    "other width": (X[:, :3], "the .*model does not run on {} batch 2: RuntimeError: mat1 and mat2"),
+    "other type": (X.double(), "the .*model does not run on {} batch 2: .*float64 and its weights of float32"),
+    "one row": (X[0], "{}: batch 2 has inputs of 1 dimension"),
+    "a text": ("rows", "{}: batch 2: a batch must be a tensor"),
+    "numpy": (X.numpy(), "{}: batch 2 holds an array of numpy"),
+    "numpy with labels": ((X.numpy(), Y), "{}: batch 2 holds an array of numpy"),
+    "nothing": (None, "{}: batch 2: a batch must be a tensor"),
+    "empty": (X[:0], "{}: batch 2 has no inputs"),
+}
+
+
+@pytest.mark.parametrize("kind", LATER)
+@pytest.mark.parametrize("function", WALKING)
+def test_a_later_batch_that_the_model_cannot_read_is_named_with_its_number(function, kind):
+    batch, expected = LATER[kind]
+    name = "test" if function.startswith("validate") else "calibration"
+    with pytest.raises(ValueError, match=expected.format(name)) as caught:
+        WALKING[function](network(), [X, batch, X])
+    assert "\n" not in str(caught.value)
+
+
+def test_of_two_models_the_one_that_fails_on_a_later_batch_is_named():
+    class Counting(nn.Linear):
+        def forward(self, x):
+            if len(x) == 5:
+                raise RuntimeError("five are too few")
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match="the smaller model does not run on test batch 2: .*five are too few"):
+        sp.validate(nn.Linear(4, 3), Counting(4, 3), [X, X[:5]])
+
+
+def test_an_error_that_the_model_itself_does_not_raise_is_passed_on():
+    def fail(batch):
+        raise ZeroDivisionError
+
+    walked = Peekable([X, X], "calibration")
+    with pytest.raises(ZeroDivisionError), batches_in_errors({"model": network()}):
+        list(map(fail, walked))
+    assert not WALKS
+
+
+@pytest.mark.parametrize("option", ["train", "test"])
+def test_later_batches_of_training_and_tests_are_named_as_well(option):
+    batches = {"train": [(X, Y), (X, Y)], "test": [(X, Y), (X, Y)]}
+    batches[option][1] = (X[:, :3], Y)
+    with pytest.raises(ValueError, match=f"the model does not run on {option} batch 2"):
+        sp.compress(network(), calibration=[X], finetune=1, **batches)
+
+
+def test_a_batch_of_one_input_that_batchnorm_cannot_train_on_is_named():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(ValueError, match="on train batch 2 in training mode: ValueError: Expected more than 1 value"):
+        sp.compress(model, calibration=[X], train=[(X, Y), (X[:1], Y[:1])], finetune={"epochs": 1, "distill": 0.0})
+
+
+NO_BATCHES = {
+    "an array": (X.numpy(), "got an array of numpy"),
+    "one pair": ((X, Y), r"got one, \(inputs, labels\); give \[\(inputs, labels\)\]"),
+    "a data set": (
+        torch.utils.data.TensorDataset(X, Y),
+        "got a data set of single inputs, TensorDataset; give .*Loader",
+    ),
+    "a generator": ((x for x in [X]), "more than once"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_BATCHES)
+@pytest.mark.parametrize("function", WALKING)
+def test_what_are_no_batches_is_refused_with_what_to_give(function, kind):
+    batches, expected = NO_BATCHES[kind]
+    with pytest.raises(ValueError, match=expected) as caught:
+        WALKING[function](network(), batches)
+    assert str(caught.value).startswith(("test", "calibration")) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -71,7 +71,7 @@ def test_a_frontier_is_one_rotation(calls):
     found = sp.frontier(network(), calibration=[X], budgets=[0.8, 0.5], control=1)
     turn = calls[: len(calls) // timing.ROUNDS]
     assert calls == turn * timing.ROUNDS and len(set(turn)) == len(turn)
-    assert any("whole blocks as well as channels" in note for note in found.data["notes"])
+    assert any("among the same structures" in note for note in found.data["notes"])
     assert found.data["timing"]["turns"] == timing.ROUNDS
 
 

@@ -26,6 +26,9 @@ KEYS = tuple(option.name for option in recipe_table())
 REPLACED = ("budget", "reconstruct")  # keys whose value another one replaces as a whole
 
 
+BOTH = "check: expected a check set or a list of gates; got both; leave out name, or gates"
+
+
 def store_groups() -> None:
     """One option of a group for every part there is, and the recipe `base` with the defaults: no file per part."""
     store = ConfigStore.instance()
@@ -94,7 +97,10 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
 
     Hydra lets the body of the recipe change a group that the command line names, and merges mappings: without this,
     `score=taylor` would be lost where a recipe says `score: magnitude`. Options of every part of a kind, such as a
-    planner's constraints, stay.
+    planner's constraints, stay. A list of gates stands in for a check set that the recipe builds on.
+
+    Raises:
+        ValueError: for a check set and gates that are both typed.
     """
     config = config.copy()
     OmegaConf.set_struct(config, False)
@@ -120,6 +126,11 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
             if group in GROUPS and isinstance(config[group], str):  # the recipe's body has a bare name
                 config[group] = {"name": config[group]}
             OmegaConf.update(config, path, value, force_add=True, merge="." in path)
+    typed = {key for key, _ in values}
+    if {"check", f"{CHOSEN}check.gates"} <= typed and config.check.get("gates") is not None:
+        raise ValueError(BOTH)
+    if isinstance(config.check, DictConfig) and config.check.get("gates") is not None:
+        config.check.pop("name", None)  # of the set that a recipe builds on, in place of which the gates are
     return config
 
 
