@@ -24,6 +24,7 @@ from simprune.trace.network import Network
 
 FIRST, LARGER, SMALLER = 1.0, (10.0, 100.0), (0.1, 0.01)
 LEAST = 512  # tokens that judge; with fewer, the choice would follow the draw
+ROUNDING = 1e-6  # nats per token
 
 
 def divergence_by_ridge(
@@ -49,7 +50,7 @@ def divergence_by_ridge(
     if not repair.halves.layers or not fitting or tokens < LEAST or not _is_language_model(network, batches[0]):
         return {}
     state = _weights(repair, layers)
-    tried: dict[float | None, float] = {None: _divergence(network.model, repair.small, judging)}
+    tried: dict[float | None, float] = {None: _divergence(network.model, repair.small, judging) - ROUNDING}
 
     def better(ridge: float, than: float | None) -> bool:
         replace(repair, stream=ridge, together=()).run(layers, fitting, f"try a ridge of {ridge:g}")

@@ -11,23 +11,26 @@ from itertools import cycle
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core.batches import call, call_all, checked, inputs_of, output_mask_of, rows_at
 from simprune.core.copies import copy_of
+from simprune.core.cost import Example
+from simprune.core.divergence import divergences
 from simprune.core.example import rows_of
 from simprune.core.progress import progress
 from simprune.core.registry import register
 from simprune.core.spread import Spread
 from simprune.edit.effects import Effects
 from simprune.repair.refit import Repair
+from simprune.repair.ridge import Ridge
 from simprune.scores.blocks._context import BlockContext
 from simprune.trace.bypass import Bypass, OutputLayout, install, without
 from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import hooks
 from simprune.trace.outputs import as_rows, rows_of_outputs, shares_of
 from simprune.trace.shortcuts import find_shortcuts
+from simprune.tune.before_gap import fit_writer, runs_of, writers_of
 
 Error = Literal["squares", "divergence"]
 RIDGE = 1e-3
@@ -36,26 +39,33 @@ INERT = 1e-9  # relative squared error of the output; below it nothing is refitt
 
 @register("block_score", "greedy_leave_one_out", source="Minoux 1978, lazy greedy")
 def greedy_leave_one_out(
-    context: BlockContext, *, images: int = 128, repair: bool = True, steps: int | None = None, error: Error = "squares"
+    context: BlockContext,
+    *,
+    images: int = 128,
+    repair: bool = True,
+    steps: int | None = None,
+    error: Error = "squares",
+    measured: int | None = None,
 ) -> dict[str, float]:
     """Redundancy 1 / (1 + e): e is the error of the output without the block and all blocks removed before it.
 
     e, on inputs that nothing was fitted to: squared error over variance of the network's output; with
     `error: divergence`, which suits language models, how far the probabilities of the classes or tokens have moved
-    (Kullback-Leibler, in nats per row). `images`: inputs to fit to, and as many to measure on, by turns.
-    `repair`: a trial refits, in closed form, as many layers behind the block as the block has, and a
-    removal all layers behind it; False refits nothing. `steps`: how many blocks to remove (None: all); the remaining
-    blocks have the error of their last trial.
+    (Kullback-Leibler, in nats per row). `images`: inputs to fit to, and as many to measure on, by turns; `measured`: to
+    measure on fewer. `repair`: a trial refits, in closed form, the layer that writes the stream before the block; in
+    networks without such layers as many layers behind the block as the block has, and a removal all layers behind it.
+    False refits nothing. `steps`: how many blocks to remove (None: all); the remaining blocks have the error of their
+    last trial.
 
     A block is tried again only when the error that its removal added in its last trial could still be the least (lazy
     greedy, Minoux 1978): exact where a block's loss only grows as other blocks are removed. A trial costs a closed-form
     fit of as many layers as the block has, and a forward pass from the block on; a removal costs a fit of all layers
     behind the block. Memory: the stream around every block on 3 x `images` inputs.
     """
-    for name, value in (("images", images), ("steps", steps)):
+    for name, value in (("images", images), ("steps", steps), ("measured", measured)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"greedy_leave_one_out: {name} must be a whole number from 1; got {value!r}")
-    shrinking = _ShrinkingNetwork(context, images, repair, error)
+    shrinking = _ShrinkingNetwork(context, images, images if measured is None else measured, repair, error)
     remaining, errors = shrinking.remaining, dict[str, float]()
     added = dict.fromkeys(remaining, 0.0)  # by block: the error that its removal added in its last trial
     last: dict[str, float] = {}
@@ -83,16 +93,18 @@ class _ShrinkingNetwork:
     `remaining`: blocks by name. `fitted`, `held`: batches to fit to, and to measure on.
     """
 
-    def __init__(self, context: BlockContext, images: int, repair: bool, error: Error) -> None:
+    def __init__(self, context: BlockContext, images: int, measured: int, repair: bool, error: Error) -> None:
         network, batches = context.network, list(checked(context.calibration, "calibration"))
         model = network.model
         self.model, self.small, self.repair, self.error = model, copy_of(model), repair, error
         self.remaining = {block.name: block for block in context.stream.blocks}
         self.layouts: dict[str, OutputLayout] = {name: network.visits[name].layout() for name in self.remaining}
-        self.fitted, self.held = _halves(batches, images)
+        self.fitted, self.held = _halves(batches, images, measured)
         self.order, self.normalisers = network.order, network.normalisers
         self.shared = network.execution.elsewhere  # refitting these would change what other layers compute
         self.shortcuts = find_shortcuts(model, network.block_calls, self.order) if repair else {}
+        self.writers = writers_of(network) if repair else {}
+        self.chains = [[block.name for block in chain.blocks] for chain in context.stream.chains]
         self.rows, spreads = rows_of_outputs(model, batches[0]), {name: Spread() for name in network.outputs}
         with evaluation(model), uncached(model):
             self.wanted = [self._outputs(model, batch) for batch in self.held]
@@ -100,6 +112,7 @@ class _ShrinkingNetwork:
             for name, rows in outputs.items():
                 spreads[name].update(rows)
         self.shares = shares_of(spreads, network.weights)
+        self.counts = {name: sum(len(outputs[name]) for outputs in self.wanted) for name in self.shares}
         count = rows_of(inputs_of(batches[0]))
         pair = rows_at(batches[0], torch.arange(min(2, count)), count)
         self.outputs = _record(model, [pair], self.layouts, "output")
@@ -111,18 +124,22 @@ class _ShrinkingNetwork:
         """Record the inputs that the remaining blocks get in the network as it is now."""
         layouts = {name: self.layouts[name] for name in self.remaining}
         fitted = self.fitted if self.repair else []
-        self.inputs = [_record(self.small, batches, layouts, "input") for batches in (fitted, self.held)]
+        self.calls = [_record(self.small, batches, layouts, "input") for batches in (fitted, self.held)]
+        self.inputs = [
+            {name: [_arguments(call)[_source(layouts[name])] for call in calls] for name, calls in part.items()}
+            for part in self.calls
+        ]
 
     def error_without(self, name: str) -> float:
         """The error of the output without one of the remaining blocks; the network is unchanged afterwards."""
         behind = self._behind(name)[: sum(layer.startswith(f"{name}.") for layer in self.order)]
-        error, before = self._repaired(name, behind)
+        error, before = self._rewritten(name) if self.writers else self._repaired(name, behind)
         self.small.load_state_dict(before, strict=False)
         return error
 
     def remove(self, name: str) -> tuple[list[str], float]:
         """Remove a block for good and refit all layers behind it; returns the removed blocks and the error."""
-        error, _ = self._repaired(name, self._behind(name))
+        error, _ = self._rewritten(name) if self.writers else self._repaired(name, self._behind(name))
         install(self.small, name, Bypass(self.layouts[name], self.remaining[name].replace == "zero"))
         removed = [other for other in self.remaining if other == name or other.startswith(f"{name}.")]
         for other in removed:
@@ -150,6 +167,27 @@ class _ShrinkingNetwork:
             self.small.load_state_dict(before, strict=False)
         return min(plain, refitted), before
 
+    def _rewritten(self, name: str) -> tuple[float, Mapping[str, Tensor]]:
+        """The error without a block, the writer before the gap refitted; and the writer's parameters before."""
+        before, last = self._ends(name)
+        writer = self.writers.get(before)
+        if writer is None or self.remaining[name].replace == "zero":
+            with self._without(name, self.inputs[1]):
+                return self._error(), {}
+        ridge: Ridge = 1.0 if self.error == "divergence" else "auto"  # 1: see `simprune.repair.by_output`
+        state = fit_writer(self.small, before, writer, self.calls[0][before], self.outputs[last], self.fitted, ridge)
+        stream = [output for *_, output in runs_of(self.small, before, writer.layer, self.calls[1][before])]
+        with self._skipping(self.small, name, Replay(self.layouts[name], stream)):
+            return self._error(), state
+
+    def _ends(self, name: str) -> tuple[str, str]:
+        """The block that is left before the gap that a block leaves, if any, and the last one that is gone in it."""
+        chain = next(chain for chain in self.chains if name in chain)
+        at = chain.index(name)
+        before = next((block for block in reversed(chain[:at]) if block in self.remaining), "")
+        last = at + next((n for n, block in enumerate(chain[at + 1 :]) if block in self.remaining), len(chain) - at - 1)
+        return before, chain[last]
+
     def _outputs(self, network: nn.Module, batch: Any) -> dict[str, Tensor]:
         """(rows, width) of all outputs of a network, by name, without padding."""
         return as_rows(call_all(network, batch), self.rows, output_mask_of(batch))
@@ -161,7 +199,7 @@ class _ShrinkingNetwork:
                 outputs = self._outputs(self.small, batch)
                 for name, share in self.shares.items():
                     if self.error == "divergence":
-                        lost += float(_divergences(wanted[name], outputs[name]).mean()) / len(self.held)
+                        lost += float(divergences(wanted[name], outputs[name]).sum()) / self.counts[name]
                     else:
                         lost += share * float((outputs[name].double() - wanted[name].double()).square().sum())
         return lost
@@ -214,25 +252,20 @@ class Replay(Bypass):
         return next(self.recorded).clone()
 
 
-def _divergences(wanted: Tensor, current: Tensor) -> Tensor:
-    """(rows,) Kullback-Leibler divergences of the probabilities that logits stand for."""
-    before, after = (F.log_softmax(logits.float(), -1) for logits in (wanted, current))
-    return (before.exp() * (before - after)).sum(-1)
-
-
 def _record(
-    network: nn.Module, batches: list, layouts: Mapping[str, OutputLayout], side: str
-) -> dict[str, list[Tensor]]:
-    """The inputs or outputs (`side`) of the blocks that have a layout, by name, batch by batch."""
-    recorded: dict[str, list[Tensor]] = {name: [] for name in layouts}
+    network: nn.Module, batches: list, layouts: Mapping[str, OutputLayout], side: Literal["input", "output"]
+) -> dict[str, list[Any]]:
+    """The outputs of the blocks that have a layout, or their calls, by name, batch by batch."""
+    recorded: dict[str, list[Any]] = {name: [] for name in layouts}
 
     def record(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-        sources = layouts[name]
-        if side == "input":
-            value = {**dict(enumerate(args)), **kwargs}[sources[0] if isinstance(sources, tuple) else sources]
-        else:
-            value = output[0] if isinstance(output, tuple | list) else output
-        recorded[name].append(value.clone())
+        if side == "output":
+            recorded[name].append((output[0] if isinstance(output, tuple | list) else output).clone())
+            return
+        source = _source(layouts[name])
+        stream = {source: _arguments((args, kwargs))[source].clone()}  # modules may work in place
+        args = tuple(stream.get(number, value) for number, value in enumerate(args))
+        recorded[name].append((args, {key: stream.get(key, value) for key, value in kwargs.items()}))
 
     watched = [(network.get_submodule(name), partial(record, name)) for name in layouts]
     before, after = (watched, []) if side == "input" else ([], watched)
@@ -242,16 +275,26 @@ def _record(
     return recorded
 
 
-def _halves(batches: list, images: int) -> tuple[list, list]:
-    """The inputs with even and those with odd numbers, at most `images` of each: batch sizes change neither."""
+def _source(layout: OutputLayout) -> int | str | None:
+    """Which argument of a block is the stream."""
+    return layout[0] if isinstance(layout, tuple) else layout
+
+
+def _arguments(call: Example) -> dict[int | str | None, Any]:
+    args, kwargs = call
+    return {**dict(enumerate(args)), **kwargs}
+
+
+def _halves(batches: list, images: int, measured: int) -> tuple[list, list]:
+    """The inputs with even and those with odd numbers, so many of each at most: batch sizes change neither."""
     even: list[Any] = []
     odd: list[Any] = []
     number = 0
     for batch in batches:
         numbers = torch.arange(number, number + rows_of(inputs_of(batch)))
         number += len(numbers)
-        for half, parity in ((even, 0), (odd, 1)):
-            rows = (numbers % 2 == parity) & (numbers < 2 * images)
+        for half, parity, most in ((even, 0, images), (odd, 1, measured)):
+            rows = (numbers % 2 == parity) & (numbers < 2 * most)
             if rows.any():
                 half.append(rows_at(batch, rows))
     if not odd:
