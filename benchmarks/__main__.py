@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 SELF_CONTAINED = ("similarity_speed", "similarity_scaling", "transformer_latency")
-NEED_DATA = ("vision_accuracy", "planner_resnet", "depth_resnet", "analysis_speed")
+NEED_DATA = ("vision_accuracy", "training", "planner_resnet", "depth_resnet", "analysis_speed")
 OTHERS = f"""\
 without names: {", ".join(SELF_CONTAINED)}
 with a folder of images and weights, which `python -m benchmarks.prepare_data --help` explains:
