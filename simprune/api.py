@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from simprune.arguments import SMALLEST, Arguments, check_budget, check_gates, check_model, measure_of
+from simprune.arguments import SMALLEST, Arguments, check_budget, check_gates, check_model, measure_of, require_same
 from simprune.bundle import Result
 from simprune.checks import Verdict, rehearse
 from simprune.checks import validate as check
@@ -24,6 +24,7 @@ from simprune.core.example import from_description
 from simprune.core.options import takes_options
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
+from simprune.core.processes import together
 from simprune.core.progress import progress
 from simprune.core.redundancy import Redundancy
 from simprune.core.weights import digest
@@ -41,6 +42,7 @@ from simprune.scores.layers import Layers, read_counterpart, read_layers, simila
 from simprune.settings import CONTROL, Planner, Settings
 from simprune.stages import Run, planned
 from simprune.trace.first_run import check_module, check_runs
+from simprune.trace.later_runs import names_failing_batches
 from simprune.trace.network import Network
 from simprune.trace.offload import at_hand
 from simprune.trace.timing import Timer, clock, sentence
@@ -50,6 +52,8 @@ __all__ = ["SMALLEST", "analyze", "apply", "compress", "examine", "frontier", "p
 
 
 @one_at_a_time
+@together
+@names_failing_batches
 @takes_options(Settings, "analyze")
 def analyze(
     model: nn.Module,
@@ -91,6 +95,7 @@ def analyze(
 
 
 @one_at_a_time
+@names_failing_batches
 def plan(
     redundancy: Redundancy,
     budget: Mapping[str, Amount | None] | None = None,
@@ -139,6 +144,10 @@ def plan(
         check_module(model)
         model = at_hand(model)
     network = None if model is None else Network(model, from_description(redundancy.inputs, device_of(model)))
+    if calibration is not None:
+        calibration = Peekable(calibration, "calibration")
+        if model is not None:
+            check_runs(model, calibration.first, "calibration")
     tools: dict[str, Any] = {"network": network, "calibration": calibration, "repair": reconstruct, "timer": timer}
     return planned(redundancy, budget, chosen, seed=seed, **tools)
 
@@ -174,6 +183,8 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
 
 
 @one_at_a_time
+@together
+@names_failing_batches
 def reconstruct(
     small: nn.Module,
     plan: Plan,
@@ -216,6 +227,7 @@ def reconstruct(
         raise ValueError("small: expected a model with its weights, which are changed in place; got an offloaded one")
     batches = Peekable(calibration, "calibration")
     if Rules.of(chosen).needs_data:
+        require_same(small, batches)
         check_runs(model, batches.first, "calibration")
         network = Network.trace(model, batches.first)
         batches.divide(network.inputs_at_once)
@@ -225,6 +237,8 @@ def reconstruct(
 
 
 @one_at_a_time
+@together
+@names_failing_batches
 @takes_options(Settings, "validate")
 def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = None, **options: Any) -> Verdict:
     """Check whether a smaller model may replace the original, with bounds from the number of test inputs.
@@ -255,12 +269,15 @@ def validate(model: nn.Module, small: nn.Module, test: Iterable, gates: Any = No
     check_model(small, settings, "small")
     model, small = at_hand(model), at_hand(small)
     batches = Peekable(test, "test")
+    require_same(small, batches)
     check_runs(model, batches.first, "test")
     check_runs(small, batches.first, "test", "smaller model")
     return check(model, small, batches, settings.gates, settings.seed, settings.correction)
 
 
 @one_at_a_time
+@together
+@names_failing_batches
 @takes_options(Settings, "compress")
 def compress(
     model: nn.Module,
@@ -268,6 +285,7 @@ def compress(
     calibration: Iterable,
     train: Iterable | None = None,
     test: Iterable | None = None,
+    validation: Iterable | None = None,
     plan: Plan | None = None,
     folder: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -279,8 +297,10 @@ def compress(
         calibration: batches that can be walked more than once: tensors, (inputs, labels) or dicts.
         train: batches for `finetune`; without them it is left out.
         test: batches on which models are compared; without them there is no verdict. Labels are optional.
+        validation: batches on which epochs of the training are judged; None: some of `train` are held out.
         plan: a plan, perhaps edited, to apply; None to make one.
-        folder: for budget "smallest": where every step is stored, and the same call goes on from.
+        folder: where the steps of budget "smallest" and the training are stored, with the training's log; the same call
+            goes on from there.
         {options}
 
     Returns:
@@ -299,13 +319,13 @@ def compress(
     >>> result.model[0].out_features
     4
     """
-    given = Arguments.of("compress", model, calibration, options, train, test, plan)
+    given = Arguments.of("compress", model, calibration, options, train, test, plan, validation, folder)
     run = Run.begin(given)
     if given.test is not None:
         rehearse(given.model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
     redundancy = run.redundancy()
     run.original()
-    made = run.search(redundancy, folder) if given.searching else run.follow(redundancy)
+    made = run.search(redundancy, folder) if given.searching else run.follow(redundancy, folder)
     stand_ins, verdict = run.finish(made)
     outcome = run.table.rows[-1]["damage"]
     if given.settings.control:
@@ -316,6 +336,8 @@ def compress(
 
 
 @one_at_a_time
+@together
+@names_failing_batches
 @takes_options(Settings, "frontier", control=CONTROL)
 def frontier(
     model: nn.Module,
@@ -323,6 +345,7 @@ def frontier(
     calibration: Iterable,
     train: Iterable | None = None,
     test: Iterable | None = None,
+    validation: Iterable | None = None,
     **options: Any,
 ) -> Frontier:
     """Accuracy, agreement and latency at several shares of one kind of cost, from one analysis.
@@ -335,6 +358,7 @@ def frontier(
         calibration: batches that can be walked more than once.
         train: batches for `finetune`.
         test: batches on which models are compared.
+        validation: batches on which epochs of the training are judged; None: some of `train` are held out.
         {options}
 
     Returns:
@@ -350,7 +374,7 @@ def frontier(
     >>> [point["macs"] for point in curve]
     [0.75, 0.5]
     """
-    given = Arguments.of("frontier", model, calibration, {"control": CONTROL} | options, train, test)
+    given = Arguments.of("frontier", model, calibration, {"control": CONTROL} | options, train, test, None, validation)
     settings = given.settings
     if settings.control < 1:
         raise ValueError(f"control: expected at least one random plan; got {settings.control}")
@@ -360,7 +384,8 @@ def frontier(
     if test is None:
         run.notes.append("no test batches: accuracy and agreement were left out")
     run.notes.append(
-        "random plans remove what chance names, whole blocks as well as channels, and are repaired and trained alike"
+        "random plans remove what chance names among the same structures until they reach the budget; they are "
+        "repaired and trained alike"
     )
     draws = range(settings.seed, settings.seed + settings.control)
     found = trace_frontier(

@@ -1,21 +1,26 @@
 """What a function of `simprune.api` is given, checked as a whole before the first forward pass of the model."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from simprune.checks import Gate
 from simprune.checks.sets import gates_of
-from simprune.core import registry
+from simprune.core import processes, registry
+from simprune.core.batches import device_of, tensors_in
 from simprune.core.names import did_you_mean
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
+from simprune.core.weights import digest, digest_of
 from simprune.measures import Measure
 from simprune.planners.budget import Budget
 from simprune.planners.constraints import Constraints
 from simprune.repair.reconstruct import Rules
+from simprune.repair.training.requirements import check as check_training
 from simprune.settings import Planner, Settings
 from simprune.trace.first_run import check_module, check_runs
 from simprune.trace.offload import at_hand
@@ -34,6 +39,7 @@ class Arguments:
     test: Peekable | None
     settings: Settings
     plan: Plan | None = None
+    validation: Peekable | None = None
 
     @classmethod
     def of(
@@ -45,6 +51,8 @@ class Arguments:
         train: Iterable | None = None,
         test: Iterable | None = None,
         plan: Plan | None = None,
+        validation: Iterable | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ) -> "Arguments":
         """Raises TypeError for an unknown argument, ValueError or KeyError for a wrong one; runs nothing."""
         settings = Settings.of_command(command, options)
@@ -59,6 +67,7 @@ class Arguments:
         batches = Peekable(calibration, "calibration")
         train = None if train is None else Peekable(train, "train")
         test = None if test is None else Peekable(test, "test")
+        validation = None if validation is None else Peekable(validation, "validation")
         tuned = settings.finetune is not None and settings.finetune.epochs
         if tuned and train is None:
             raise ValueError("finetune needs training batches; got none; give train=..., or leave finetune out")
@@ -67,11 +76,13 @@ class Arguments:
                 "finetune: expected parameters that can be trained; got a model in which all are frozen; call "
                 "model.requires_grad_(True), or leave finetune out"
             )
-        return cls(model, batches, train, test, settings, plan)
+        if settings.finetune is not None and tuned:
+            check_training(settings.finetune, device_of(model), None if folder is None else Path(folder))
+        return cls(model, batches, train, test, settings, plan, validation)
 
     def check_runs(self) -> None:
         """Raise ValueError unless the model runs on the first batch of all data that there are."""
-        for batches in (self.calibration, self.train, self.test):
+        for batches in (self.calibration, self.train, self.test, self.validation):
             if batches is not None:
                 check_runs(self.model, batches.first, batches.name)
 
@@ -83,6 +94,17 @@ class Arguments:
     @property
     def measure(self) -> Measure:
         return measure_of(self.settings.measure)
+
+
+def require_same(model: nn.Module, *data: Peekable) -> None:
+    """Raise ValueError where several processes have other weights of the model, or other first batches."""
+    if processes.count() == 1:
+        return
+    processes.same("the weights of the model", digest(model), "load the same, or set one seed before it is built")
+    for batches in data:
+        tensors = {str(number): tensor for number, tensor in enumerate(tensors_in(batches.first))}
+        advice = "give all of them the same batches in the same order: simprune shares them out"
+        processes.same(f"the {batches.name} batches", digest_of(tensors), advice)
 
 
 def measure_of(choice: Any) -> Measure:

@@ -23,6 +23,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from simprune.checks import Verdict
+from simprune.core import processes
 from simprune.core.alone import one_at_a_time
 from simprune.core.batches import device_of
 from simprune.core.example import from_description
@@ -60,7 +61,8 @@ def save(
 ) -> Path:
     """Write a bundle and return its folder; it appears whole or not at all.
 
-    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete.
+    The files are written to a hidden sibling `.NAME.partial-*`, which is renamed when complete. Of several processes
+    that work together the first one writes.
 
     Args:
         folder: of the bundle, new or empty.
@@ -81,6 +83,8 @@ def save(
             f"{type(result).__name__}; of a model alone save the state_dict"
         )
     folder = Path(folder).resolve()
+    if not processes.first():
+        return folder
     _refuse_foreign(folder)
     if not overwrite:
         refuse_overwriting(folder, "a bundle", "give another folder, or overwrite=True to replace it")

@@ -3,7 +3,7 @@
 import copy
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from simprune.arguments import Arguments
 from simprune.checks import Gate, Verdict, margin, rate_interval, validate
 from simprune.checks.sets import gates_of
 from simprune.checks.validation import default_gates, needs_no_labels
+from simprune.core import processes
 from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
@@ -79,7 +80,12 @@ class Run:
         weights = network.weights  # an unknown name is said before any work
         given.calibration.divide(network.inputs_at_once)
         size = given.plan.planner.get("batch_size") if given.plan is not None else settings.planner.batch_size
-        recovery = Recovery(given.calibration, given.train, settings.reconstruct, training, settings.seed)
+
+        def passes(small: nn.Module, held: Iterable) -> bool:
+            return validate(given.model, small, held, settings.gates, settings.seed, settings.correction).passed
+
+        tools = {"validation": given.validation, "passes": passes}
+        recovery = Recovery(given.calibration, given.train, settings.reconstruct, training, settings.seed, **tools)
         return cls(given, network, StageTable(network.example, given.test, batch_size=size, weights=weights), recovery)
 
     @property
@@ -112,7 +118,8 @@ class Run:
         """What goes for a budget; `other`: arguments in place of those of the run."""
         tools = {"seed": self.settings.seed, "network": self.network, "calibration": self.given.calibration}
         tools["repair"] = self.settings.reconstruct
-        return planned(redundancy, budget, self.settings.planner, **(tools | other))
+        made = planned(redundancy, budget, self.settings.planner, **(tools | other))
+        return processes.gather(made)[0]  # should machines round differently
 
     def choose(self, part: Redundancy, budget: Mapping[str, Amount | None] | None, draw: int | None) -> Plan:
         """The run's plan for a part of the structures, or with a seed a random one under the same constraints."""
@@ -129,12 +136,13 @@ class Run:
         elif not self.labelled and not needs_no_labels(self.given.model, self.given.test):
             self.notes.append("the test batches have no labels: accuracy and accuracy checks were left out")
 
-    def follow(self, redundancy: Redundancy) -> Made:
-        """The model of the given plan, or of one for the budget."""
+    def follow(self, redundancy: Redundancy, folder: str | os.PathLike[str] | None = None) -> Made:
+        """The model of the given plan, or of one for the budget; its training is stored in the folder."""
         plan = self.given.plan if self.given.plan is not None else self.plan(redundancy, self.settings.budget)
         if plan.edited:
             self.notes.append("the plan was edited since simprune wrote it: what it expects is of before")
-        recovered = self.recovery.follow(plan, self.network, self.table.add)
+        stored = None if folder is None else Path(folder)
+        recovered = self.recovery.follow(plan, self.network, self.table.add, stored)
         return Made(plan, recovered, self.table.rows)
 
     def search(self, redundancy: Redundancy, folder: str | os.PathLike[str] | Record | None) -> Made:

@@ -12,13 +12,14 @@ import yaml
 from torch import nn
 
 from simprune import api, bundle, checks, formats
-from simprune.arguments import measure_of
+from simprune.arguments import measure_of, require_same
 from simprune.checks.evidence import Evidence
 from simprune.cli import console
 from simprune.cli.console import show
 from simprune.cli.recipe.compose import load_recipe
 from simprune.cli.recipe.objects import model_of, source_of
 from simprune.cli.recipe.schema import Recipe, device, gates, settings, several
+from simprune.core import processes
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
 from simprune.core.options import listed
@@ -29,6 +30,7 @@ from simprune.core.store import refuse_overwriting
 from simprune.core.weights import digest
 from simprune.edit.reopening import is_pretrained
 from simprune.measures import Measure
+from simprune.repair.training import forget
 from simprune.report import render
 from simprune.report.analysis import render_analysis, save_figures, tables
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
@@ -36,9 +38,12 @@ from simprune.report.verdict import junit, render_verdict
 from simprune.scores.estimate import estimate
 from simprune.settings import CONTROL, Settings
 from simprune.sources import Data, model_from
+from simprune.trace.first_run import check_runs
+from simprune.trace.later_runs import batches_in_errors
 from simprune.trace.network import Network
 from simprune.tune.smallest import NothingPassed, Record
 
+TRAINING = "training"  # the folder of a training, with its log
 UNFINISHED = "unfinished"  # the folder of an analysis that was interrupted
 UNCHECKED = (
     "INCONCLUSIVE: the recipe asks for checks and its data has no test batches, so nothing was checked; give test "
@@ -92,6 +97,7 @@ def analyze(job: Job) -> int:
     context = {"recipe": {key: job.resolved.get(key) for key in ANALYZED}, "model": digest(job.model)}
     checkpoint = Checkpoint(job.out / UNFINISHED, context)
     calibration = Peekable(job.data.calibration, "calibration")
+    require_same(job.model, calibration)
     network = Network.trace(job.model, calibration.first)
     scored = (recipe.structures, recipe.score, recipe.block_score)
     estimated = estimate(
@@ -172,6 +178,8 @@ def compress(job: Job) -> int:
         refuse_overwriting(job.out / "bundle", "a bundle", "give the run another folder, by hydra.run.dir=FOLDER")
     if recipe.budget == api.SMALLEST:
         options["folder"] = Record(job.out / "search", {"recipe": searched})
+    elif recipe.finetune is not None:
+        options["folder"] = job.out / TRAINING
     try:
         result = api.compress(job.model, **vars(job.data), **options)
     except NothingPassed as failure:
@@ -189,6 +197,7 @@ def compress(job: Job) -> int:
     job.figures.update(outcome=outcome, accuracy=last["accuracy"], agreement=last["agreement"])
     job.figures.update(_shares(last, original), latency_ms=last["latency_ms"])
     folder = bundle.save(job.out / "bundle", result, recipe=job.resolved, overwrite=recipe.resume is not None)
+    forget(job.out / TRAINING)
     asked = recipe.check.name is not None or recipe.check.gates is not None
     unchecked = verdict is None and asked
     show(
@@ -215,21 +224,25 @@ def _shares(costs: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, 
 
 def validate(job: Job) -> int:
     """Check the pruned model, of a bundle or built by a function; write verdict.json and .html and JUnit XML."""
-    recipe, test = job.recipe, job.data.test
-    if test is None:
+    recipe = job.recipe
+    if job.data.test is None:
         raise ValueError("validate needs test batches; the recipe's data has none")
+    test = Peekable(job.data.test, "test")
     small = _function_of(recipe) if recipe.bundle is None else bundle.load(recipe.bundle, job.model)
+    small = small.to(device(recipe))
+    require_same(small, test)
+    check_runs(job.model, test.first, "test")
+    check_runs(small, test.first, "test", "smaller model")
     wanted = gates(recipe) or checks.default_gates(job.model, test)
     evidence = Evidence(any(gate.build().form == "classes" for gate in wanted))
-    verdict = checks.validate(
-        job.model, small.to(device(recipe)), test, wanted, recipe.seed, recipe.check.correction, watch=evidence
-    )
+    with batches_in_errors({"smaller model": small}):
+        verdict = checks.validate(job.model, small, test, wanted, recipe.seed, recipe.check.correction, watch=evidence)
     content = verdict.to_dict() | job.stamp
     job.figures["outcome"] = verdict.outcome
     path = job.write("verdict.json", content)
     page = job.write("verdict.html", render_verdict(content, evidence.to_dict()))
     lines = [verdict.table(console.width()), f"written to {path}", f"page: {page}"]
-    if recipe.junit is not None:
+    if recipe.junit is not None and processes.first():
         Path(recipe.junit).parent.mkdir(parents=True, exist_ok=True)
         Path(recipe.junit).write_text(junit(content), encoding="utf-8")
         lines.append(f"JUnit: {recipe.junit}")
@@ -250,6 +263,8 @@ def export(job: Job) -> int:
 
 def _export(job: Job, source: Any) -> int:
     """Write what `simprune.export` takes; the exit code is 1 where the files compute something else."""
+    if not processes.first():
+        return 0
     recipe = job.recipe
     choice = recipe.format or ("transformers" if is_pretrained(job.model) else "torch")
     options = {"name": choice} if isinstance(choice, str) else dict(choice)

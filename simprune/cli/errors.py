@@ -7,9 +7,11 @@ import traceback
 from simprune.core.blame import users_line
 
 
-def report(error: Exception) -> int:
-    """Print an error, and return the exit code: 2 for wrong input, 70 for a defect."""
+def report(error: Exception, told: bool = False) -> int:
+    """Print an error unless it was told already, and return the exit code: 2 for wrong input, 70 for a defect."""
     line = one_line(error)
+    if told:
+        return 70 if line is None else 2
     if line is None or os.environ.get("SIMPRUNE_TRACEBACK") == "1":
         traceback.print_exception(error)
     if line is None:

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from shlex import join, quote
@@ -13,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from simprune.bundle import check_files
 from simprune.cli import console
-from simprune.cli.commands import COMMANDS, UNFINISHED, Job
+from simprune.cli.commands import COMMANDS, TRAINING, UNFINISHED, Job
 from simprune.cli.errors import one_line, report
 from simprune.cli.flags import split
 from simprune.cli.folders import recipes
@@ -21,19 +24,46 @@ from simprune.cli.recipe import compose, sweep
 from simprune.cli.recipe.choices import settled, shadowing
 from simprune.cli.recipe.objects import objects
 from simprune.cli.recipe.schema import settings, several
+from simprune.core import processes
 from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import importable
 from simprune.core.progress import reporting
+from simprune.repair.training.state import STATE
 from simprune.settings import REBUILT, Settings
+from simprune.trace.later_runs import batches_in_errors
 
 LOG = "simprune.log"  # beside the results: every step with its time
-# A file that an interrupted run of a command leaves, by which it can go on.
-RESUMABLE = {"compress": "search/state.json", "analyze": f"{UNFINISHED}/{SETTINGS}"}
+# Files that an interrupted run of a command leaves, by one of which it can go on.
+RESUMABLE = {
+    "compress": ("search/state.json", f"{TRAINING}/{STATE}/{SETTINGS}"),
+    "analyze": (f"{UNFINISHED}/{SETTINGS}",),
+}
 
 
 def run(command: str, args: list[str]) -> int:
+    """Run one command; under torchrun in all processes together, of which the first prints and writes."""
+    with processes.started(), _output() as elsewhere:
+        try:
+            return _run(command, args, elsewhere)
+        except Exception as error:
+            return report(error, processes.stop(error))
+
+
+@contextmanager
+def _output() -> Iterator[list[str]]:
+    """Overrides of Hydra by which processes but the first write into a folder that goes away; they print nothing."""
+    if processes.first():
+        yield []
+        return
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(open(os.devnull, "w", encoding="utf-8")):
+        yield [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+
+
+def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
     """Hand one command over to Hydra, which composes the recipe and calls `work` once, or once per job of a sweep."""
     overrides, flags, name = split(args)
+    if processes.count() > 1 and {"-m", "--multirun"} & set(flags):
+        raise ValueError("a sweep starts processes of its own, by hydra/launcher; leave torchrun out, or -m")
     values = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     if name is not None:
         folder, config = compose.locate(name)
@@ -47,6 +77,8 @@ def run(command: str, args: list[str]) -> int:
         resumed = _resumed(values["resume"], command, flags)
         overrides = [text for text in overrides if not text.startswith("resume=")]
         overrides += [f"resume={resumed}", f"hydra.run.dir={resumed}"]
+    if elsewhere:
+        overrides = [text for text in overrides if not text.startswith("hydra.run.dir=")] + elsewhere
     along_frontier = "--frontier" in flags
     if along_frontier and command != "plan":
         raise ValueError(f"--frontier is for `simprune plan`; {command} does not take it")
@@ -64,17 +96,18 @@ def run(command: str, args: list[str]) -> int:
         try:
             recipe = settings(config, command)
             sweep.check_objective(recipe, command)
-            with reporting(out / LOG):
+            with reporting(out / LOG) if processes.first() else nullcontext():
                 parts = objects(recipe, trusted=folder is not None)
                 job = Job(recipe, *parts, compose.resolved(config), out, figures, join(["simprune", command, *args]))
-                code = COMMANDS[command](job)
+                with batches_in_errors({"model": job.model}, vars(job.data)):
+                    code = COMMANDS[command](job)
             objective = sweep.objective(recipe, figures)
         except KeyboardInterrupt:
-            if command in RESUMABLE and (out / RESUMABLE[command]).is_file():
+            if _left(out, command):
                 print(f"simprune: to go on, add {quote(f'resume={out}')} to the same command", file=sys.stderr)
             raise
         except Exception as error:
-            code, reason = report(error), one_line(error) or type(error).__name__
+            code, reason = report(error, processes.stop(error)), one_line(error) or type(error).__name__
         finally:
             if out.is_dir() and [path.name for path in out.iterdir()] == [LOG]:
                 (out / LOG).unlink()  # nothing came of it
@@ -113,13 +146,20 @@ def _resumed(folder: str, command: str, flags: list[str]) -> str:
     """The folder of an interrupted run, quoted for Hydra."""
     if command not in RESUMABLE or {"-m", "--multirun"} & set(flags):
         raise ValueError(
-            "resume goes on with one `simprune compress budget=smallest` or `simprune analyze`; leave it out here"
+            "resume goes on with one `simprune compress` that searches or trains, or one `simprune analyze`; leave it "
+            "out here"
         )
-    if not (Path(folder) / RESUMABLE[command]).is_file():
-        what = "search" if command == "compress" else "analysis"
-        raise FileNotFoundError(f"no {what} to go on with in {folder}: it has no {RESUMABLE[command]}")
+    if not _left(Path(folder), command):
+        what = "search or training" if command == "compress" else "analysis"
+        names = " and no ".join(RESUMABLE[command])
+        raise FileNotFoundError(f"no {what} to go on with in {folder}: it has no {names}")
     escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _left(folder: Path, command: str) -> bool:
+    """Whether a run in this folder left what the command can go on with."""
+    return any((folder / name).is_file() for name in RESUMABLE.get(command, ()))
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -33,10 +33,15 @@ STARTED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchr
 
 
 _inside: list[str] = []  # the function that all processes are in
+_over: list[str] = []  # why the processes no longer work together
 
 
 class ProcessLost(ConnectionError):
     """Another process has stopped, so that this one cannot go on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        _over.append(message)
 
 
 def count() -> int:
@@ -219,6 +224,7 @@ def stop(error: BaseException) -> bool:
 
 def _tell(error: BaseException) -> bool:
     text = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
+    _over.append(text)
     try:
         said = _status(text, LAST_WORDS)
     except RuntimeError:  # the others have gone already
@@ -248,7 +254,8 @@ def started() -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield
-        gather(None)  # none ends while the first is still writing, since torchrun would end that one too
+        if not _over:
+            gather(None)  # none ends while the first is still writing, since torchrun would end that one too
     finally:
         signal.signal(signal.SIGTERM, before)
         _own_group.cache_clear()

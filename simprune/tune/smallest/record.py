@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import save_model
 from torch import nn
 
+from simprune.core import processes
 from simprune.core.checkpoint import refuse_other_settings
 from simprune.core.plan import Plan
 from simprune.core.reading import read_text
@@ -30,7 +31,10 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Record:
-    """The folder of a search; `context`: further settings that must be the same when the search is resumed."""
+    """The folder of a search; `context`: further settings that must be the same when the search is resumed.
+
+    Of several processes the first alone reads and writes; all know what it has read.
+    """
 
     folder: Path
     context: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +51,9 @@ class Record:
         Raises:
             ValueError: for a folder that holds something else, or a search with other settings.
         """
+        return processes.once(lambda: self._load(settings))
+
+    def _load(self, settings: Mapping[str, Any]) -> list[Attempt]:
         path = self.folder / STATE
         if not path.is_file():
             if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
@@ -76,6 +83,8 @@ class Record:
         self, settings: Mapping[str, Any], attempts: Sequence[Attempt], best: int | None, model: nn.Module
     ) -> None:
         """Write the attempts, and if the last one is the best so far the weights of `model`; delete older weights."""
+        if not processes.first():
+            return
         name = f"step-{best}.safetensors" if best else None
         content = {
             "simprune_search": FORMAT,
@@ -101,13 +110,21 @@ class Record:
         Raises:
             ValueError: when the weights are not those that the search stored.
         """
+        small = apply(plan, network)
+        small.load_state_dict(processes.once(lambda: self._weights(index, small)))
+        return small.eval()
+
+    def _weights(self, index: int, small: nn.Module) -> dict[str, Any]:
         path = self.folder / f"step-{index}.safetensors"
         state = self._state()
         if state["weights"] != path.name or not path.is_file() or _sha256(path) != state["sha256"]:
             raise ValueError(f"{path} is missing or has changed since it was stored; start the search in a new folder")
-        small = apply(plan, network)
         load_weights(small, path)
-        return small.eval()
+        return small.state_dict()
+
+    def training(self, index: int) -> Path:
+        """The folder of the training of an attempt."""
+        return self.folder / f"step-{index}"
 
     def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps({**settings, **self.context}, sort_keys=True, default=str))
