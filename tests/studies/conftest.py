@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import simprune as sp
+from simprune.core.registry import find
+from simprune.studies.frame import Run
 from simprune.studies.images import read_images
 
 
@@ -28,3 +30,16 @@ def run_study(tmp_path_factory, images_file):
 
     run.folder = folder
     return run
+
+
+@pytest.fixture(scope="session")
+def findings_of(tmp_path_factory, images_file):
+    """Gives the findings of a study on the small images, without pages and figures, which take longer to draw."""
+    folder = tmp_path_factory.mktemp("findings")
+
+    def compute(name, models=(), **options):
+        part = find("study", name)
+        run = Run(folder / name, folder / "networks", quick=True, data=str(images_file), models=models)
+        return part.make(run, **(part.options | dict(part.facts["quick"]) | options))
+
+    return compute
