@@ -44,6 +44,7 @@ INPUT = "input"  # entries of the input of a grouped convolution, whose weight n
 STEPS = 8  # through operators, per module, by which torch-pruning may look for a width
 # Attributes under which composite modules may state their number of channels.
 STATED_WIDTHS = ("hidden_dim", "hidden_size", "embed_dim", "embedding_dim", "d_model", "num_features", "width")
+UNFOLLOWED = "its channels cannot be followed to the layers that read them"
 
 
 class CouplingGraph:
@@ -185,8 +186,8 @@ class CouplingGraph:
         index_mapping.update_index_mapping = lambda graph: None
         try:
             yield items
-        except (IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-            raise NotPrunable("its channels cannot be followed to the layers that read them") from None
+        except (IndexError, KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
+            raise NotPrunable(UNFOLLOWED) from None
         finally:
             Group.add_dep, Group.has_pruning_op, Group.add_and_merge = add_dep, has_pruning_op, merge
             index_mapping.update_index_mapping = update
@@ -227,6 +228,8 @@ class CouplingGraph:
                 continue  # an operator between layers
             by_channel: Channels = [set() for _ in range(width)]
             for index in indices:
+                if index.root_idx is None:
+                    raise NotPrunable(UNFOLLOWED)
                 by_channel[index.root_idx].add(int(index.idx))
             side = "out" if self._graph.is_out_channel_pruning_fn(dep.handler) else "in"
             if isinstance(module, nn.Parameter):
