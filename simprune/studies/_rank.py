@@ -1,14 +1,13 @@
 """Kendall's rank correlation with an interval, all draws at once."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from simprune.studies.statistics import DRAWS
 
 
 def kendall_interval(
-    scores: Sequence[float], truth: Sequence[float], seed: int = 0, draws: int = DRAWS, leave_out_ties: bool = False
+    scores: ArrayLike, truth: ArrayLike, seed: int = 0, draws: int = DRAWS, leave_out_ties: bool = False
 ) -> tuple[float, float, float]:
     """Kendall's tau-b of two lists, and its 95 % interval when their items are drawn again with replacement.
 

@@ -119,7 +119,7 @@ def _jobs(
 
     def network(architecture: str, seed: int, share: float) -> Subject:
         usual = share == 1 and steps == STEPS  # then other studies have trained it too
-        training = {} if usual else {"steps": round(share * steps), "whole": steps}
+        training: dict[str, Any] = {} if usual else {"steps": round(share * steps), "whole": steps}
         model = run.network(architecture, seed, **training)
         return Subject(f"{architecture} {seed}", architecture, model, f"{architecture} {seed} {share} of {steps}")
 
@@ -178,7 +178,7 @@ class _Work:
     def _stitched(self, below: str, above: str, fitting: list, **training: Any) -> dict[str, Any]:
         """What is known of the stitched network, with its accuracy."""
         options = {"method": "task", "seeds": (0,), "lr": RATE, **training} if training else {}
-        measure = sp.functional.get("stitching_score", layer_a=below, layer_b=above, **options)
+        measure: Any = sp.functional.get("stitching_score", layer_a=below, layer_b=above, **options)
         score = measure(self.below.model, self.above.model, self.images, labels=self.labels, fit=fitting)
         return score.details
 

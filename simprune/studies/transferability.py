@@ -176,16 +176,16 @@ def _changed(images: Images, source: str, seed: int) -> Images:
     return images
 
 
-def _head(model: nn.Module) -> str:
-    """The name of the last linear layer; ValueError without one."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
+def _head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The last linear layer with its name; ValueError without one."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layer that gives its logits")
-    return names[-1]
+    return layers[-1]
 
 
 def _features(model: nn.Module, images: Tensor) -> np.ndarray:
-    site = Site(_head(model), side="input")
+    site = Site(_head(model)[0], side="input")
     return capture(model, list(images.split(256)), [site])[site.name].double().numpy()
 
 
@@ -213,11 +213,11 @@ def _judged(run: Run, candidate: Candidate, target: Images, steps: int, seeds: i
 def _tuned(model: nn.Module, target: Images, steps: int, seed: int) -> float:
     """Test accuracy after fine-tuning all weights under a new last layer."""
     model = copy.deepcopy(model)
-    name = _head(model)
+    name, head = _head(model)
     parent, _, last = name.rpartition(".")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        setattr(model.get_submodule(parent), last, nn.Linear(model.get_submodule(name).in_features, target.classes))
+        setattr(model.get_submodule(parent), last, nn.Linear(head.in_features, target.classes))
     train(model, target, seed, steps)
     return accuracy(answers(model, target.test), target.test_labels)
 
