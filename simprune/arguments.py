@@ -17,7 +17,7 @@ from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
 from simprune.core.weights import digest, digest_of
 from simprune.measures import Measure
-from simprune.planners.budget import Budget
+from simprune.planners.budget import MEASURED, Budget
 from simprune.planners.constraints import Constraints
 from simprune.repair.reconstruct import Rules
 from simprune.repair.training.requirements import check as check_training
@@ -62,6 +62,8 @@ class Arguments:
         check_gates(settings.gates)
         if command == "frontier":
             check_shares(settings.kind, settings.budgets)
+        if settings.rounds > 1:
+            check_rounds(settings, plan)
         if plan is not None:
             plan.check(model)
         batches = Peekable(calibration, "calibration")
@@ -82,9 +84,11 @@ class Arguments:
 
     def check_runs(self) -> None:
         """Raise ValueError unless the model runs on the first batch of all data that there are."""
-        for batches in (self.calibration, self.train, self.test, self.validation):
-            if batches is not None:
-                check_runs(self.model, batches.first, batches.name)
+        data = (self.calibration, self.train, self.test, self.validation)
+        known = [batches for batches in data if batches is not None]
+        require_same(self.model, *known)
+        for batches in known:
+            check_runs(self.model, batches.first, batches.name)
 
     @property
     def searching(self) -> bool:
@@ -143,6 +147,23 @@ def check_budget(
             raise ValueError("planner threshold: give either a budget or a threshold, not both")
     elif budget is not None:
         Budget.of(budget)
+
+
+def check_rounds(settings: Settings, plan: Plan | None) -> None:
+    """Raise ValueError unless a network can be pruned in rounds with these settings."""
+    budget = settings.budget or {}
+    measured = [kind for kind in MEASURED if isinstance(budget, Mapping) and budget.get(kind) is not None]
+    got = None
+    if plan is not None:
+        got = "a plan, which is followed at once"
+    elif budget == SMALLEST:
+        got = "budget smallest, which tries every budget on the original"
+    elif settings.planner.options.get("threshold") is not None:
+        got = "planner threshold"
+    elif measured:
+        got = f"a budget of {', '.join(measured)}"
+    if got is not None:
+        raise ValueError(f"rounds: expected a budget of macs, params or bytes; got {got}; leave rounds out")
 
 
 def check_gates(gates: Any) -> list[Gate]:

@@ -1,6 +1,7 @@
 """One command, once or once per job of a sweep: a Hydra application whose primary config is the recipe."""
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from simprune.trace.later_runs import batches_in_errors
 LOG = "simprune.log"  # beside the results: every step with its time
 # Files that an interrupted run of a command leaves, by one of which it can go on.
 RESUMABLE = {
-    "compress": ("search/state.json", f"{TRAINING}/{STATE}/{SETTINGS}"),
+    "compress": ("search/state.json", f"{TRAINING}/{STATE}/{SETTINGS}", f"{TRAINING}/*/{STATE}/{SETTINGS}"),
     "analyze": (f"{UNFINISHED}/{SETTINGS}",),
 }
 
@@ -62,8 +63,6 @@ def _output() -> Iterator[list[str]]:
 def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
     """Hand one command over to Hydra, which composes the recipe and calls `work` once, or once per job of a sweep."""
     overrides, flags, name = split(args)
-    if processes.count() > 1 and {"-m", "--multirun"} & set(flags):
-        raise ValueError("a sweep starts processes of its own, by hydra/launcher; leave torchrun out, or -m")
     values = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     if name is not None:
         folder, config = compose.locate(name)
@@ -73,10 +72,13 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
     else:
         what = "give bundle=FOLDER, or name a recipe" if command in REBUILT else "name a recipe"
         raise ValueError(f"{what}: recipe=NAME or recipe=FILE.yaml; built-in: {', '.join(recipes())}")
-    if "resume" in values:
-        resumed = _resumed(values["resume"], command, flags)
+    sweeping, going_on = bool({"-m", "--multirun"} & set(flags)), "resume" in values
+    if processes.count() > 1 and sweeping:
+        raise ValueError("a sweep starts processes of its own, by hydra/launcher; leave torchrun out, or -m")
+    if going_on:
+        resumed = _quoted(sweep.resumed(values["resume"]) if sweeping else _resumed(values["resume"], command))
         overrides = [text for text in overrides if not text.startswith("resume=")]
-        overrides += [f"resume={resumed}", f"hydra.run.dir={resumed}"]
+        overrides += [f"hydra.sweep.dir={resumed}"] if sweeping else [f"resume={resumed}", f"hydra.run.dir={resumed}"]
     if elsewhere:
         overrides = [text for text in overrides if not text.startswith("hydra.run.dir=")] + elsewhere
     along_frontier = "--frontier" in flags
@@ -92,6 +94,13 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
         out = Path(HydraConfig.get().runtime.output_dir)
         if along_frontier and several(config.budget) is None:
             config.budget = list(Settings().budgets)
+        if sweeping and going_on:
+            done = sweep.finished(out, compose.resolved(config))
+            if done is not None:
+                codes.append(done["code"])
+                return done["objective"]
+            shutil.rmtree(out / "bundle", ignore_errors=True)  # of a job that was interrupted before its record
+            config.resume = str(out) if _left(out, command) else None
         figures, objective, reason = {}, None, None
         try:
             recipe = settings(config, command)
@@ -103,8 +112,9 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
                     code = COMMANDS[command](job)
             objective = sweep.objective(recipe, figures)
         except KeyboardInterrupt:
-            if _left(out, command):
-                print(f"simprune: to go on, add {quote(f'resume={out}')} to the same command", file=sys.stderr)
+            if sweeping or _left(out, command):
+                interrupted = out.parent if sweeping else out
+                print(f"simprune: to go on, add {quote(f'resume={interrupted}')} to the same command", file=sys.stderr)
             raise
         except Exception as error:
             code, reason = report(error, processes.stop(error)), one_line(error) or type(error).__name__
@@ -142,24 +152,29 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
     return next((code for code in (70, 2, 1, 3) if code in codes), 0)
 
 
-def _resumed(folder: str, command: str, flags: list[str]) -> str:
-    """The folder of an interrupted run, quoted for Hydra."""
-    if command not in RESUMABLE or {"-m", "--multirun"} & set(flags):
+def _resumed(folder: str, command: str) -> str:
+    """The folder of an interrupted run."""
+    if command not in RESUMABLE:
         raise ValueError(
-            "resume goes on with one `simprune compress` that searches or trains, or one `simprune analyze`; leave it "
-            "out here"
+            "resume goes on with one `simprune compress` that searches or trains, one `simprune analyze`, or a sweep "
+            "(-m); leave it out here"
         )
     if not _left(Path(folder), command):
         what = "search or training" if command == "compress" else "analysis"
         names = " and no ".join(RESUMABLE[command])
         raise FileNotFoundError(f"no {what} to go on with in {folder}: it has no {names}")
+    return folder
+
+
+def _quoted(folder: str) -> str:
+    """A folder as Hydra's overrides take it, whatever characters its name has."""
     escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def _left(folder: Path, command: str) -> bool:
     """Whether a run in this folder left what the command can go on with."""
-    return any((folder / name).is_file() for name in RESUMABLE.get(command, ()))
+    return any(any(folder.glob(name)) for name in RESUMABLE.get(command, ()))
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -102,3 +102,24 @@ def test_a_wrong_objective_is_one_line(folder, capsys):
 def test_a_plugin_that_is_not_installed_is_named(folder, capsys):
     assert main(["plan", OWN, "hydra/launcher=nothing", "-m"]) == 2
     assert "pip install 'simprune[sweep]'" in capsys.readouterr().err
+
+
+def test_an_interrupted_sweep_goes_on_with_the_missing_jobs(folder, bundle, capsys, monkeypatch):
+    args = ["validate", OWN, f"bundle={bundle}", STRICT, "seed=3,4,5", "-m"]
+    validate, seeds = commands.validate, []
+
+    def interrupted_at_the_second(job):
+        seeds.append(job.recipe.seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return validate(job)
+
+    monkeypatch.setitem(commands.COMMANDS, "validate", interrupted_at_the_second)
+    assert main([*args, "hydra.sweep.dir=half"]) == 130
+    assert "add resume=" in capsys.readouterr().err and not (folder / "half" / "sweep.json").exists()
+    written = (folder / "half" / "0" / "job.json").read_bytes()
+    assert main([*args, "resume=half"]) == 1
+    assert seeds == [3, 4, 4, 5] and (folder / "half" / "0" / "job.json").read_bytes() == written
+    assert [job["code"] for job in json.loads((folder / "half" / "sweep.json").read_text())["jobs"]] == [1, 1, 1]
+    assert main([*args, "resume=half", "check.correction=none"]) == 2
+    assert "was made with other settings" in capsys.readouterr().err

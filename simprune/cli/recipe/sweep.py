@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from simprune.cli.recipe.choices import as_typed
+from simprune.core.checkpoint import refuse_other_settings
 from simprune.core.names import did_you_mean
 from simprune.core.plain import finite
+from simprune.core.reading import read_text
 from simprune.core.store import write_whole
 from simprune.settings import Recipe
 
@@ -21,6 +24,7 @@ OBJECTIVES = {
     "compress": ("accuracy", "agreement", "macs", "params", "bytes", "latency_ms"),
     "plan": ("macs", "params", "bytes"),
 }
+ENDED = (0, 1, 3)  # codes of jobs that are not run again when a sweep goes on
 CALLBACK = "+hydra.callbacks.simprune._target_=simprune.cli.recipe.sweep.Summary"
 
 
@@ -52,6 +56,30 @@ def write_job(out: Path, code: int, error: str | None, figures: Mapping[str, Any
     overrides = [as_typed(override) for override in run.overrides.task]
     record = {"job": run.job.num, "overrides": overrides, "code": code, "error": error, "objective": objective}
     _write(out / "job.json", record | {"figures": finite(dict(figures)), "folder": str(out)})
+
+
+def resumed(folder: str) -> str:
+    """The folder of an interrupted sweep; FileNotFoundError for another one."""
+    if not any(Path(folder).glob("[0-9]*")):
+        raise FileNotFoundError(f"no sweep to go on with in {folder}: it has no folders of jobs, such as 0")
+    return folder
+
+
+def finished(out: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a job that has ended without an error before; None where it has not.
+
+    Args:
+        out: the job's folder.
+        recipe: of the job, resolved; ValueError where it was another one.
+    """
+    if not (out / "job.json").is_file():
+        return None
+    record = json.loads(read_text(out / "job.json"))
+    if record["code"] not in ENDED:
+        return None
+    stored = yaml.safe_load(read_text(out / "recipe.yaml"))
+    refuse_other_settings(out, stored, json.loads(json.dumps(recipe)))
+    return record
 
 
 class Summary(Callback):
