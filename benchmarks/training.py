@@ -1,7 +1,7 @@
 """What training after the repair gives, ours beside other ways with the same training, in one table.
 
     python -m benchmarks.training --data FOLDER [--budgets 0.474 0.25] [--methods ours torch_pruning unpruned]
-        [--draws 3] [--epochs 3] [--train N] [--images 2048] [--options key=value ...] [--json FILE]
+        [--draws 3] [--epochs 3] [--train N] [--test N] [--images 2048] [--options key=value ...] [--json FILE]
     python -m benchmarks.training --model FOLDER [--gguf FILE] --texts FOLDER [--methods repaired unrepaired]
         [--draws 1] [--seconds 1800] [--tokens 6144] [--windows 32] [--json FILE]
 
@@ -16,7 +16,7 @@ and without. All rows of a draw have the same layers.
 
 A row that the JSON file has is not run again, so the table can be run in parts; with `--methods` left empty it is only
 shown. Beside the JSON file lie the layers of the language model that go, by draw. Accuracy and agreement with the
-original are on all test images; seconds are CPU seconds, of the training alone and of all.
+original are on test images; seconds are CPU seconds, of the training alone and of all.
 """
 
 import argparse
@@ -25,7 +25,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,10 @@ def train_on_images(options: argparse.Namespace, rows: Rows, add: Callable[[str,
                 if key in rows:
                     continue
                 if setting is None:
-                    setting = Setting(SimpleNamespace(data=options.data), "resnet56_jpeg", options.images, draw)
+                    setting = Setting(argparse.Namespace(data=options.data), "resnet56_jpeg", options.images, draw)
+                    if options.test is not None:
+                        setting.test = jpeg_images(options.data, "test", options.test, batch_size=256)
+                        setting.original = answer(setting.model, setting.test)
                     images, labels = jpeg_images(options.data, "train", options.train + HELD, draw).tensors
                     train = Augmented(Batches(images[HELD:], labels[HELD:], shuffle=draw))
                     validation = Batches(images[:HELD], labels[:HELD], batch_size=256)
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, help="of calibration and training data; 3 of images, 1 of texts")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--train", type=int, default=49_000, help="images")
+    parser.add_argument("--test", type=int, help="test images, drawn; all by default")
     parser.add_argument("--images", type=int, default=2048, help="for calibration")
     parser.add_argument("--options", nargs="*", default=[], help="of sp.finetune, as lr=0.02")
     parser.add_argument("--model", type=Path)

@@ -325,7 +325,8 @@ def compress(
         rehearse(given.model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
     redundancy = run.redundancy()
     run.original()
-    made = run.search(redundancy, folder) if given.searching else run.follow(redundancy, folder)
+    go = run.search if given.searching else run.rounds if given.settings.rounds > 1 else run.follow
+    made = go(redundancy, folder)
     stand_ins, verdict = run.finish(made)
     outcome = run.table.rows[-1]["damage"]
     if given.settings.control:

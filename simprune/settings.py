@@ -249,6 +249,14 @@ class Settings(Options):
     control: int = option(
         0, "random plans of the same cost that are built beside; tables show their mean", commands=BUILT, least=0
     )
+    rounds: int = option(
+        1, "rounds of pruning, repair, training and checks, each to a smaller budget, until a check fails; 1: all at "
+        "once", commands=["compress"], least=1,
+    )  # fmt: skip
+    schedule: Literal["geometric", "linear"] = option(
+        "geometric", "what a round removes: the same share of what is left, or the same share of the original",
+        commands=["compress"],
+    )  # fmt: skip
     search: Search = option(Search, "how budget smallest is searched", commands=["compress"])
     seed: int = option(0, "of everything random", commands=ALL, least=0)
 
@@ -326,6 +334,9 @@ class Study(Options):
         (), "your own trained networks for these images, as package.module:function; none: small ones are trained",
         example="[mine:resnet]",
     )  # fmt: skip
+    training: int | None = option(
+        None, "steps of the training of every small network; null: 20 epochs, at least 600 and at most 1,600", least=1
+    )
     folder: str = option("outputs/study", "where networks, finished steps and results are stored; a run goes on there")
     seed: int = option(0, "of everything random", least=0)
 

@@ -41,6 +41,8 @@ from simprune.trace.network import Network
 from simprune.trace.timing import sentence
 from simprune.tune.plan import ANY_LOADER
 from simprune.tune.plan import plan as make_plan
+from simprune.tune.rounds import Procedure as Rounds
+from simprune.tune.rounds import follow_rounds
 from simprune.tune.smallest import Attempt, NothingPassed, Procedure, Record, SearchSettings, history, smallest
 from simprune.tune.trials import calibrate
 
@@ -144,6 +146,30 @@ class Run:
         stored = None if folder is None else Path(folder)
         recovered = self.recovery.follow(plan, self.network, self.table.add, stored)
         return Made(plan, recovered, self.table.rows)
+
+    def rounds(self, redundancy: Redundancy, folder: str | os.PathLike[str] | None = None) -> Made:
+        """The model of the last round that passed its checks."""
+        settings = self.settings
+
+        def analyze(network: Network) -> Redundancy:
+            how = (settings.structures, settings.score, settings.block_score)
+            found = estimate(network, self.given.calibration, self.given.measure, *how, seed=settings.seed).redundancy
+            found = found.replacing(settings.replace)
+            return calibrate(found, network, self.given.calibration, settings.trials, settings.reconstruct)
+
+        def choose(network: Network, part: Redundancy, budget: Mapping[str, float]) -> Plan:
+            return self.plan(part, budget, network=network)
+
+        judge = None if self.given.test is None else lambda small: self.judge(small, settings.gates)
+        stored = None if folder is None else Path(folder)
+        procedure = Rounds(self.network, analyze, choose, self.recovery, judge, self.table, stored)
+        wanted = settings.budget or {"macs": 0.5}
+        outcome = follow_rounds(procedure, redundancy, wanted, settings.rounds, settings.schedule)
+        chosen = outcome.chosen
+        for row in chosen.rows:
+            self.table.append(row, chosen.recovered.model)
+        self.notes += outcome.notes
+        return Made(chosen.plan, chosen.recovered, self.table.rows, chosen.verdict)
 
     def search(self, redundancy: Redundancy, folder: str | os.PathLike[str] | Record | None) -> Made:
         """The smallest model that passes; every step is stored in the folder.

@@ -342,7 +342,7 @@ def dots(
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(label)
     if len(series) > 1:
-        axes.legend(ncols=min(len(series), 4), **LEGEND)
+        axes.legend(ncols=min(len(series), 4 if sum(map(len, series)) < 40 else 2), **LEGEND)
     return Chart(figure, f"{label} of {len(rows)} rows, {', '.join(series)}")
 
 
@@ -395,6 +395,33 @@ def scatter(
     if len(series) > 1:
         axes.legend(ncols=2, **LEGEND)
     return Chart(figure, f"{y} against {x}, {len(both) // 2} points of {', '.join(series)}")
+
+
+@_styled()
+def training(epochs: Sequence[Mapping[str, Any]]) -> Chart:
+    """Loss in training, and what epochs are judged by on held-out inputs; a ring marks the epoch that stays, at 0 where
+    none does. The dashed line is the model before the training."""
+    figure = _figure(COLUMN / 72, 3.0)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    numbers = [row["epoch"] for row in epochs]
+    judged = [epochs[0].get("before"), *(row.get("held_out") for row in epochs)]
+    series = ((top, numbers, [row["loss"] for row in epochs], 0), (bottom, [0, *numbers], judged, 1))
+    for axes, x, values, number in series:
+        axes.grid(color=RULE, lw=0.5)
+        y = np.array([np.nan if value is None else value for value in values], dtype=float)
+        axes.plot(x, y, f"{MARKERS[number]}-", color=CURVES[number], ms=3.5, lw=1.2)
+    stays = next((row["epoch"] for row in epochs if row.get("kept")), 0)
+    if judged[0] is not None:
+        bottom.axhline(judged[0], color=INK, lw=0.8, ls="--")
+    if judged[stays] is not None:
+        bottom.plot([stays], [judged[stays]], "o", ms=9, mfc="none", mec=INK, mew=0.9)
+    by_loss = epochs[0].get("by") == "loss"
+    top.set_ylabel("loss in training")
+    bottom.set_ylabel("loss, held out" if by_loss else "distance, held out")
+    bottom.set_xlabel("epoch")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
+    what = f"epoch {stays} stays" if stays else "the model from before it stays"
+    return Chart(figure, f"Training over {len(epochs)} epochs: loss, and held-out inputs; {what}")
 
 
 def scale(values: Iterable[Iterable[float | None]]) -> tuple[float, float]:

@@ -70,6 +70,7 @@ def render(report: dict, recipe: Mapping[str, Any] | None = None, files: Sequenc
         removed_channels={edit["name"]: edit for edit in edits if edit["remove"] != "block"},
         similarity=similarity,
         map=_map(similarity, [edit["name"] for edit in removed_blocks]) if similarity.get("names") else None,
+        curve=charts.inline(charts.training(report["finetuning"]), "training") if report["finetuning"] else None,
         span=(span[0], span[-1]) if span else None,
         brackets=_brackets(report["search"]["steps"]) if "search" in report else [],
         COSTS=COSTS,

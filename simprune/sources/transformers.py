@@ -52,6 +52,7 @@ def texts(
     tokenizer: str | None = None,
     train: str | Sequence[str] | None = None,
     test: str | Sequence[str] | None = None,
+    validation: str | Sequence[str] | None = None,
     batch_size: int = 8,
     length: int = 128,
     rows: int | None = 1024,
@@ -74,6 +75,7 @@ def texts(
         tokenizer: a name on the hub, a local folder or a GGUF file; in a recipe that of the model, unless it is named.
         train: files for fine-tuning, or None.
         test: files for tests, or None.
+        validation: files by which an epoch of the training is chosen, or None.
         batch_size: windows of a batch.
         length: tokens of a window.
         rows: windows that are used of every split; None: all.
@@ -101,13 +103,14 @@ def texts(
         raise ValueError(f"texts: stride={stride} does not fit; {what}")
     if documents is not None and documents not in KINDS:
         raise ValueError(f"texts: unknown documents {documents!r}; {did_you_mean(documents, KINDS)}")
-    for paths in (path, train, test):
+    for paths in (path, train, test, validation):
         files_of(paths if paths is not None else path)
     how = Texts(load("AutoTokenizer", tokenizer), length, rows, padding, documents, column, keys)
     return Data(
         how.windows("calibration", path, batch_size),
         None if train is None else how.windows("train", train, batch_size, shuffle=seed),
         None if test is None else how.windows("test", test, batch_size, stride),
+        None if validation is None else how.windows("validation", validation, batch_size),
     )
 
 

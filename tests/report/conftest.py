@@ -74,7 +74,11 @@ def make(blocks, groups, layers, seed=0):
         "reconstruction": [
             {"layer": name, "before": 0.1 + 0.4 * rng.random(), "after": 0.02 + 0.07 * rng.random()} for name in groups
         ],
-        "finetuning": [{"epoch": 1, "loss": 0.081}, {"epoch": 2, "loss": 0.034}, {"epoch": 3, "loss": 0.021}],
+        "finetuning": [
+            {"epoch": epoch, "loss": loss, "held_out": held, "before": 0.1, "by": "loss", "judged_on": "held out",
+             "kept": epoch == 2}
+            for epoch, loss, held in [(1, 0.081, 0.09), (2, 0.034, 0.06), (3, 0.021, 0.07)]
+        ],
         "verdict": {
             "outcome": "inconclusive",
             "count": 797,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from simprune.arguments import SMALLEST, check_budget, check_gates
+from simprune.arguments import SMALLEST, check_budget, check_gates, check_rounds
 from simprune.checks import Gate
 from simprune.core.options import Chosen, Options, default_of
 from simprune.settings import REBUILT, Finetune, Recipe, Settings, group, recipe_table
@@ -87,6 +87,8 @@ def settings(config: DictConfig, command: str) -> Recipe:
             check_shares(*along)
         else:
             free = recipe.planner.options.get("threshold") is not None
+            if recipe.rounds > 1:
+                check_rounds(recipe, None)
             check_budget(along[1] if along else recipe.budget or (None if free else {}), recipe.planner, command)
     if command in REBUILT and (recipe.bundle is None) == (recipe.pruned.function is None):
         what = "bundle is missing" if recipe.bundle is None else "bundle and pruned.function are both given"
@@ -98,8 +100,9 @@ def settings(config: DictConfig, command: str) -> Recipe:
         raise FileNotFoundError(f"no bundle folder {recipe.bundle}")
     if recipe.plan is not None and not Path(recipe.plan).is_file():
         raise FileNotFoundError(f"no plan file {recipe.plan}")
-    if recipe.resume is not None and command != "analyze" and recipe.budget != SMALLEST:
-        raise ValueError("resume goes on with a search: add budget=smallest, or leave resume out")
+    goes_on = command == "analyze" or recipe.budget == SMALLEST or recipe.finetune is not None
+    if recipe.resume is not None and not goes_on:
+        raise ValueError("resume goes on with a search or a training: add budget=smallest or finetune, or leave it out")
     gates(recipe)
     device(recipe)
     return recipe

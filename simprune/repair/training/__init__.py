@@ -8,5 +8,6 @@ and `judge`: on which inputs epochs are judged, and how. `optimizer`: steps, wei
 
 from simprune.repair.training.judge import notes_of
 from simprune.repair.training.loop import finetune
+from simprune.repair.training.state import forget
 
-__all__ = ["finetune", "notes_of"]
+__all__ = ["finetune", "forget", "notes_of"]

@@ -19,17 +19,14 @@ def adapted(model: nn.Module, rank: int) -> Iterator[None]:
         rank: of the adapters; 0: no adapters, everything stays as it is.
 
     Raises:
-        ImportError: where peft is not installed.
         ValueError: for a model without linear layers.
     """
     if not rank:
         yield
         return
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError:
-        raise ImportError("finetune.lora needs the package peft; pip install simprune[train]") from None
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     users: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -53,15 +53,3 @@ class Log:
         if self.board is not None:
             self.board.close()
             self.board = None
-
-
-def check(folder: Path | None, tensorboard: bool) -> None:
-    """Raise ValueError where TensorBoard is asked for without a folder, ImportError where it is not installed."""
-    if not tensorboard:
-        return
-    if folder is None:
-        raise ValueError("finetune.tensorboard: expected a folder to write to; got none; give folder=...")
-    try:
-        import tensorboard as installed  # noqa: F401
-    except ImportError:
-        raise ImportError("finetune.tensorboard needs the package tensorboard; pip install simprune[train]") from None

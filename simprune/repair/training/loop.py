@@ -16,10 +16,10 @@ from simprune.core.batches import checked, device_of
 from simprune.core.options import takes_options
 from simprune.core.progress import progress, say
 from simprune.core.weights import digest
-from simprune.repair.training import log as logs
 from simprune.repair.training.adapters import adapted
 from simprune.repair.training.held import Held
 from simprune.repair.training.judge import Judge, drifting
+from simprune.repair.training.log import Log
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.optimizer import (
     Average,
@@ -32,6 +32,7 @@ from simprune.repair.training.optimizer import (
 )
 from simprune.repair.training.processes import Processes
 from simprune.repair.training.randomness import begin_epoch, own_randomness, set_random_states
+from simprune.repair.training.requirements import check
 from simprune.repair.training.state import Place, State
 from simprune.settings import Finetune
 
@@ -102,7 +103,7 @@ def finetune(
     train = checked(train, "train")
     validation = None if validation is None else checked(validation, "validation")
     folder = None if folder is None else Path(folder)
-    logs.check(folder, how.tensorboard)
+    check(how, device_of(small), folder)
     if how.until_passed and passes is None:
         raise ValueError("finetune.until_passed: expected what decides whether a model passes; got none; give passes=")
     if not how.epochs:
@@ -121,7 +122,7 @@ def finetune(
         context = {"options": asdict(how), "seed": seed, "batches": held.count, "processes": processes.size}
         if folder is not None:
             context |= {"model": digest(small), "teacher": None if teacher is None else digest(teacher)}
-        state = State(None if folder is None else folder / "state", context)
+        state = State(folder, context)
 
         with adapted(small, how.lora), _watched(objective):
             optimizer = optimizer_of(small, how)
@@ -131,7 +132,7 @@ def finetune(
 
             place, best, states = state.load(small, optimizer, average) or (Place(), {}, {})
             processes.wait()  # until all have read what the first of them writes from now on
-            log = logs.Log(folder if processes.first else None, place.steps, how.tensorboard)
+            log = Log(folder if processes.first else None, place.steps, how.tensorboard)
             step, stepper = processes.prepare(_Step(small, objective), optimizer)
             processes.scale = place.scale
             if not place.before:

@@ -39,21 +39,15 @@ class Processes:
             device: of the model.
 
         Raises:
-            ImportError: where accelerate is needed and not installed.
-            ValueError: for fp16 on a CPU, and for processes of torchrun that do not work together.
+            ValueError: for processes of torchrun that do not work together.
         """
         wanted = count()
-        if how.precision == "fp16" and device.type == "cpu":
-            raise ValueError("finetune.precision: fp16 needs a GPU; got a model on the CPU; choose bf16 or fp32")
         if wanted == 1 and how.precision == "fp32":
             yield cls()
             return
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs
-            from accelerate.state import AcceleratorState, GradientState
-        except ImportError:
-            what = "several processes" if wanted > 1 else f"precision {how.precision}"
-            raise ImportError(f"finetune: {what} needs the package accelerate; pip install simprune[train]") from None
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState, GradientState
+
         foreign = bool(AcceleratorState._shared_state)  # of a program that uses accelerate itself
         accelerator = Accelerator(
             mixed_precision="no" if how.precision == "fp32" else how.precision,

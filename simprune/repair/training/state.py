@@ -1,6 +1,7 @@
 """What an interrupted training goes on from: weights, optimizer, averages, random states, and its place."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from simprune.repair.training.randomness import random_states
 
 SECONDS = 60.0  # between two savings within an epoch
 STAGE = "training"
+STATE = "state"  # the folder of the state within that of a training
 
 
 @dataclass
@@ -38,11 +40,17 @@ class Place:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def forget(folder: Path | None) -> None:
+    """Remove what trainings in a folder would go on from, when their results are stored elsewhere; logs stay."""
+    for path in () if folder is None else [*folder.glob(STATE), *folder.glob(f"*/{STATE}")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 class State:
     """The state of a training in a folder, written whole; without a folder nothing is stored.
 
     Args:
-        folder: of the training; None for none.
+        folder: of the training, in which the state has a folder of its own; None for none.
         context: settings that have to be the same for the training to go on.
 
     Raises:
@@ -50,7 +58,7 @@ class State:
     """
 
     def __init__(self, folder: Path | None, context: Mapping[str, Any]) -> None:
-        self.checkpoint = None if folder is None else Checkpoint(folder, context, SECONDS)
+        self.checkpoint = None if folder is None else Checkpoint(folder / STATE, context, SECONDS)
 
     def save(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from simprune.core.progress import say
 from simprune.core.weights import digest
 from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable
+from simprune.repair.training import forget
 from simprune.trace.network import Network
 from simprune.tune.smallest.attempts import Attempt, SearchSettings, next_budget
 from simprune.tune.smallest.record import Record
@@ -61,8 +63,13 @@ class Procedure:
     stages: StageTable
     search: SearchSettings
 
-    def of(self, budget: float, attempts: Sequence[Attempt]) -> tuple[Attempt, nn.Module]:
-        """Try one budget after these attempts, the original if there are none; returns the attempt and its model."""
+    def of(
+        self, budget: float, attempts: Sequence[Attempt], folder: Path | None = None
+    ) -> tuple[Attempt, nn.Module]:
+        """Try one budget after these attempts, the original if there are none; returns the attempt and its model.
+
+        The training of the attempt is stored in the folder.
+        """
         original = self.network.model
         if not attempts:
             self.choose(1.0)  # wrong arguments raise here, so that later errors are about the budget
@@ -80,7 +87,7 @@ class Procedure:
                 same = replace(other, budget=budget, kept=kept, reason=f"as step {index}", same_as=index, plan=None)
                 return same, original
         stages = self.stages.beside()
-        followed = self.recovery.follow(plan, self.network, stages.add)
+        followed = self.recovery.follow(plan, self.network, stages.add, folder)
         lists = {"rows": stages.rows, "repairs": finite(followed.repairs), "epochs": finite(followed.epochs)}
         lists["notes"] = [*followed.notes]
         return self._checked(followed.model, budget=budget, kept=kept, plan=content, **lists), followed.model
@@ -115,12 +122,14 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
     best = max((index for index, attempt in enumerate(attempts) if attempt.passed), default=None)
     model: nn.Module | None = None
     while (budget := next_budget(attempts, trial.search.tolerance)) is not None:
-        attempt, tried = trial.of(budget, attempts)
+        training = None if record is None else record.training(len(attempts))
+        attempt, tried = trial.of(budget, attempts, training)
         attempts.append(attempt)
         if attempt.passed and attempt.same_as is None:
             best, model = len(attempts) - 1, tried
         if record is not None:
             record.save(settings, attempts, best, tried)
+            forget(training)
         say(f"step {len(attempts) - 1}: {_described(attempt, trial.search.kind)}")
     if not best:
         if all(attempt.outcome == "unreachable" for attempt in attempts[1:]) and attempts[0].passed:

@@ -1,0 +1,132 @@
+"""What a training is judged on, when it ends, and what is said of it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import simprune as sp
+from simprune.repair.training import finetune, notes_of
+from simprune.repair.training.features import Features
+from simprune.repair.training.held import Held
+from simprune.sources import Batches
+from tests.networks import build
+from tests.structures.architectures import build as architecture
+
+
+def task(inputs=200, shuffle=0):
+    torch.manual_seed(0)
+    x = torch.randn(inputs, 4)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    return model, Batches(x, x[:, :3].argmax(1), batch_size=32, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.05, 30.0])
+def test_a_training_without_a_teacher_never_ends_with_a_larger_loss_on_held_out_inputs(lr):
+    model, batches = task()
+    start = copy.deepcopy(model.state_dict())
+    history = finetune(model, batches, epochs=3, lr=lr)
+    assert history[0]["judged_on"] == "held out" and history[0]["by"] == "loss"
+    kept = [row for row in history if row["kept"]]
+    assert all(row["held_out"] < row["before"] for row in kept)
+    if not kept:
+        assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_an_eighth_is_held_out_and_never_more_than_512():
+    for inputs in (200, 1000, 9000):
+        _, batches = task(inputs)
+        held = Held(batches)
+        count = sum(len(x) for x, _ in held.batches)
+        assert count == len(held.keys) and inputs / 12 < max(count, inputs / 8 if count >= 512 else 0) < inputs / 6
+        assert count < 512 + 32
+
+
+def test_batch_sizes_do_not_change_what_is_held_out():
+    x = torch.randn(300, 4)
+    assert Held(list(x.split(7))).keys == Held(list(x.split(64))).keys
+
+
+def test_training_ends_with_the_epoch_that_passes():
+    model, batches = task()
+    asked = []
+
+    def passes(small, held):
+        asked.append(sum(len(x) for x, _ in held))
+        return len(asked) == 2
+
+    history = finetune(model, batches, epochs=9, lr=0.01, until_passed=True, passes=passes)
+    assert len(history) == 2 and history[-1]["passed"] and history[-1]["kept"] and asked[0] > 16
+    with pytest.raises(ValueError, match="until_passed: expected what decides"):
+        finetune(model, batches, until_passed=True)
+
+
+def test_gates_end_the_training_of_a_compression():
+    model, batches = task()
+    x = torch.cat([images for images, _ in batches])
+    made = sp.compress(
+        model, calibration=[x], train=batches, test=[x], budget={"macs": 0.9},
+        gates=[sp.Gate("disagreement", limit=1.0)], finetune={"epochs": 7, "until_passed": True},
+    )  # fmt: skip
+    assert len(made.report["finetuning"]) == 1
+
+
+def test_accuracy_that_rises_while_agreement_falls_is_said():
+    model, batches = task(400)
+    teacher = copy.deepcopy(model)
+    other = [(x, (labels + 1) % 3) for x, labels in batches]  # labels of another task than the teacher's
+    history = finetune(model, other, teacher, epochs=5, lr=0.1, distill=0.0)
+    assert history[-1]["kept"] and "agreement with the original fell" in history[-1]["drift"]
+    assert any("larger finetune.distill" in note for note in notes_of(history))
+    model, batches = task(400)
+    history = finetune(model, batches, epochs=2, lr=0.1)
+    assert not any("drift" in row for row in history) and notes_of(history) == []
+
+
+def test_inputs_that_differ_from_walk_to_walk_are_said():
+    class Noisy(list):
+        def __iter__(self):
+            return ((x + 0.1 * torch.randn_like(x), labels) for x, labels in super().__iter__())
+
+    model, batches = task()
+    history = finetune(model, Noisy(batches), epochs=1, lr=0.1)
+    assert any("differ from walk to walk" in note for note in notes_of(history))
+    history = finetune(model, Noisy(batches), epochs=1, lr=0.1, validation=list(batches))
+    assert not any("walk" in note for note in notes_of(history)) and history[0]["judged_on"] == "validation"
+
+
+def test_a_validation_split_decides_which_epoch_stays():
+    model, batches = task()
+    wrong = [(x, (labels + 1) % 3) for x, labels in batches]
+    assert not any(row["kept"] for row in finetune(copy.deepcopy(model), batches, validation=wrong, lr=0.1))
+    assert any(row["kept"] for row in finetune(copy.deepcopy(model), batches, validation=list(batches), lr=0.1))
+
+
+def test_tokens_are_the_labels_of_a_language_model_that_has_none():
+    model = architecture("llama")[0].eval()
+    other, ids = copy.deepcopy(model), torch.randint(5, 60, (4, 6))
+    mask = torch.ones_like(ids).index_fill_(1, torch.tensor([5]), 0)
+    how = {"epochs": 2, "optimizer": "adamw", "lr": 0.01}
+    finetune(model, [{"input_ids": ids, "attention_mask": mask}], **how)
+    labels = ids.masked_fill(mask == 0, -100)
+    finetune(other, [{"input_ids": ids, "attention_mask": mask, "labels": labels}], **how)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("measure", ["cka", "cka_debiased", "orthogonal_procrustes", "mean_squared_cca"])
+def test_blocks_become_alike_by_the_measure(measure):
+    model, x = build("Residual")
+    teacher = copy.deepcopy(model)
+    with torch.no_grad():
+        model.blocks[1].conv2.weight += 0.3 * torch.randn_like(model.blocks[1].conv2.weight)
+    history = finetune(
+        model, [x], teacher, epochs=6, lr=0.01, features=1.0, feature_measure=measure, validation=[x], select="loss"
+    )
+    assert history[-1]["loss"] < history[0]["loss"] and history[-1]["kept"]
+
+
+def test_a_measure_without_gradients_is_refused():
+    model, _ = build("Residual")
+    with pytest.raises(ValueError, match="feature_measure: expected a measure with gradients; mutual_knn"):
+        Features(model, copy.deepcopy(model), "mutual_knn")
