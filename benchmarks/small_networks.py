@@ -8,10 +8,11 @@ images. Beside it are a random plan of the same cost with the same repair, and t
 BatchNorm re-estimated; the best criterion is the one whose network is nearest to the original on calibration images.
 
 Differences are paired, image by image, over the 797 test images and all seeds. Their 95 % intervals hold the chance of
-the test images and of the seeds.
+the test images and of the seeds. A row that the JSON file has is not run again, so the table can be made in parts.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,10 +153,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("outputs/small_networks.json"))
     options = parser.parse_args()
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        for name in options.networks:
-            rows += measure(name, seed, options.shares)
+    rows: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
+    for seed, name in itertools.product(range(options.seeds), options.networks):
+        done = {row["share"] for row in rows if (row["network"], row["seed"]) == (name, seed)}
+        if wanted := [share for share in options.shares if share not in done]:
+            rows += [row for row in measure(name, seed, wanted) if row["share"] not in done]
             write_whole(options.json, json.dumps(rows))
     show(rows)
 

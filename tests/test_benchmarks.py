@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import prepare_data
+from benchmarks._cifar import DEPTHS, jpeg_images, load
+from benchmarks._cifar import pixels as normalised
+from simprune.zoo import ResidualCNN
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,12 +49,41 @@ def archive(folder: Path, content: object) -> Path:
     return path
 
 
-def test_images_are_read_from_the_archive_channels_last(tmp_path):
+def test_images_are_read_from_the_archive_channels_last_and_in_its_order(tmp_path):
     pixels = np.arange(3 * 3072, dtype=np.int64).reshape(3, 3072).astype(np.uint8)
-    found = prepare_data.images(archive(tmp_path, {b"data": pixels, b"labels": [3, 1, 2]}))
-    assert found["test_images"].shape == (3, 32, 32, 3) and found["test_labels"].tolist() == [3, 1, 2]
+    splits = prepare_data.images(archive(tmp_path, {b"data": pixels, b"labels": [3, 1, 2]}))
+    found = prepare_data.lossless(splits, test_images=2)
+    assert found["test_images"].shape == (2, 32, 32, 3) and found["test_labels"].tolist() == [3, 1]
     assert found["test_images"][1, 4, 5, 2] == pixels[1].reshape(3, 32, 32)[2, 4, 5]
-    assert found["calibration_labels"].dtype == np.uint8 and sorted(found["calibration_labels"]) == [1, 2, 3]
+    assert found["calibration_labels"].dtype == np.uint8 and found["calibration_labels"].tolist() == [3, 1, 2]
+
+
+def test_jpeg_images_lie_class_after_class_and_are_read_by_the_benchmarks(tmp_path):
+    rows = np.arange(32)[:, None]
+    pixels = np.stack([np.broadcast_to((rows * scale)[..., None], (32, 32, 3)) for scale in (1, 3, 6)]).astype(np.uint8)
+    prepare_data.write(tmp_path / "cifar10_jpeg_test.npz", prepare_data.as_jpeg(pixels, np.uint8([3, 1, 1])))
+    ((images, labels),) = jpeg_images(tmp_path, "test")
+    assert labels.tolist() == [1, 1, 3]
+    expected = normalised(pixels[[1, 2, 0]])
+    assert (images - expected).abs().max() < 0.2  # as far as JPEG changes a ramp
+
+
+def test_a_network_is_adapted_to_jpeg_images_with_the_published_one_unchanged(tmp_path, monkeypatch, capsys):
+    labels = np.arange(64).astype(np.uint8) % 10
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 32, 32, 3)).astype(np.uint8)
+    for split in ("train", "test"):
+        prepare_data.write(tmp_path / f"cifar10_jpeg_{split}.npz", prepare_data.as_jpeg(pixels, labels))
+    monkeypatch.setitem(DEPTHS, "resnet56", 1)
+    torch.manual_seed(0)
+    model = ResidualCNN(in_channels=3, widths=(16, 32, 64), depths=(1, 1, 1), shortcut="A")
+    state = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
+    save_file(state, tmp_path / "cifar10_resnet56.safetensors")
+    prepare_data.adapt(tmp_path)
+    assert "adapted to JPEG images" in capsys.readouterr().out
+    monkeypatch.setitem(DEPTHS, "resnet56_jpeg", 1)
+    adapted = load(tmp_path, "resnet56_jpeg")
+    assert not torch.equal(adapted.state_dict()["conv1.weight"], state["conv1.weight"])
+    assert torch.equal(load(tmp_path, "resnet56").state_dict()["conv1.weight"], state["conv1.weight"])
 
 
 def test_an_archive_cannot_run_code(tmp_path):

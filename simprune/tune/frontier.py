@@ -71,7 +71,6 @@ def trace_frontier(
     tasks = [(curve, share) for curve in parts for share in sorted(budgets, reverse=True)]
     count = None if table.original is None else len(table.original.logits)
     points, plans = [], {}
-    models: list[nn.Module] = []
     timed: list[int] = []  # the points of the table's rows behind the original's
     for curve, share in progress(tasks, "frontier"):
         point: dict[str, Any] = {"curve": curve, "budget": share}
@@ -81,8 +80,9 @@ def trace_frontier(
             empty = dict.fromkeys((*KINDS, "accuracy", "agreement", "accuracy_bounds", "agreement_bounds", "latency"))
             points.append(point | {"reachable": False, "reason": str(error)} | empty | {"latency_ms": None, "plans": 0})
             continue
-        figures = mean([_figures(plan, network, table, recovery, models) for plan in tried])
-        table.append({}, *models[-len(tried) :])
+        rows, models = zip(*(_figures(plan, network, table, recovery) for plan in tried), strict=True)
+        figures = mean(rows)
+        table.append({}, *models)  # which holds on to one model of every architecture, until all are timed together
         timed.append(len(points))
         exact = count if len(tried) == 1 else None  # a mean over several plans is no rate, and has no interval
         bounds = {f"{key}_bounds": _bounds(figures[key], exact) for key in ("accuracy", "agreement")}
@@ -103,15 +103,14 @@ def trace_frontier(
     return Frontier(data, plans)
 
 
-def _figures(
-    plan: Plan, network: Network, table: StageTable, recovery: Recovery, models: list[nn.Module]
-) -> dict[str, Any]:
-    """Costs of a plan's model as shares of the original's, and its answers; the model is added to `models`."""
+def _figures(plan: Plan, network: Network, table: StageTable, recovery: Recovery) -> tuple[dict[str, Any], nn.Module]:
+    """Costs of a plan's model as shares of the original's, and its answers; and the model."""
     stages = table.beside()
-    models.append(recovery.follow(plan, network, stages.add).model)
+    model = recovery.follow(plan, network, stages.add).model
     original, last = table.rows[0], stages.rows[-1]
     costs = {kind: last[kind] / max(original[kind], 1) for kind in KINDS}
-    return costs | {key: last[key] for key in ("accuracy", "agreement")} | {"latency": None, "latency_ms": None}
+    figures = costs | {key: last[key] for key in ("accuracy", "agreement")} | {"latency": None, "latency_ms": None}
+    return figures, model
 
 
 def _bounds(rate: float | None, count: int | None) -> list[float] | None:
