@@ -118,9 +118,8 @@ def _jobs(
         return jobs
 
     def network(architecture: str, seed: int, share: float) -> Subject:
-        usual = share == 1 and steps == STEPS  # then other studies have trained it too
-        training: dict[str, Any] = {} if usual else {"steps": round(share * steps), "whole": steps}
-        model = run.network(architecture, seed, **training)
+        cut_short = {} if share == 1 else {"whole": steps}
+        model = run.network(architecture, seed, steps=round(share * steps), **cut_short)
         return Subject(f"{architecture} {seed}", architecture, model, f"{architecture} {seed} {share} of {steps}")
 
     seeds = max(pairs, 2)
