@@ -4,6 +4,7 @@ Python runs as it stands, from the top of a page to its end. Recipes and command
 of the first page, for a user's own model, run. A block of which nothing here knows how to test it is an error.
 """
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -18,8 +19,10 @@ from simprune.cli.main import main
 from simprune.cli.recipe.compose import load_recipe
 from simprune.cli.recipe.schema import settings
 from simprune.cli.reference import pages
+from simprune.cli.study import choice
 from simprune.core.plan import Plan
-from simprune.settings import REBUILT
+from simprune.core.registry import check_options, find
+from simprune.settings import REBUILT, Study
 
 TOP = Path(__file__).parent.parent
 DOCS = TOP / "docs"
@@ -85,6 +88,8 @@ def check_command(words: list[str]) -> None:
     if words[0] == "simprune":
         assert words[1] in DETAILS
         check_arguments(words[1], words[2:])
+    elif words[0] == "torchrun":
+        check_command(words[words.index("-m") + 1 :])
     elif words[:2] == ["python", "-m"] or words[0] == "python":
         script = TOP / (f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1])
         source = script.read_text(encoding="utf-8")
@@ -101,6 +106,11 @@ def check_command(words: list[str]) -> None:
 def check_arguments(command: str, words: list[str]) -> None:
     if command == "list":
         assert set(words) <= {*LISTED}
+        return
+    if command == "study":
+        study, options = choice(words)
+        common = {field.name for field in dataclasses.fields(Study)}
+        check_options(find("study", study), {key: options[key] for key in options if key not in common})
         return
     overrides, flags, name = split(words)
     if name is None:  # the recipe is inside the bundle

@@ -3,7 +3,10 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +32,14 @@ TEMPLATES = {
     "own_model", "language_model_depth", "language_model_width", "sentence_encoder", "encoder_decoder",
     "mixture_of_experts", "vision_transformer",
 }  # fmt: skip
+LAUNCHERS = {"sweep_submitit": "hydra_submitit_launcher", "sweep_ray": "hydra_ray_launcher"}  # of simprune[cluster]
+
+
+def installed(names: Iterable[str]) -> list[Any]:
+    """Recipes, of which those are skipped whose launcher is not installed."""
+    missing = {name for name, package in LAUNCHERS.items() if find_spec(f"hydra_plugins.{package}") is None}
+    skip = pytest.mark.skip(reason="needs simprune[cluster]")
+    return [pytest.param(name, marks=skip) if name in missing else name for name in names]
 
 
 def message(recipe: str | DictConfig, *overrides: str, command: str = "compress") -> str:
@@ -59,14 +70,14 @@ def recipe(tmp_path):
 # ---- what is there ----
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", installed(RECIPES))
 def test_every_built_in_recipe_composes_and_says_what_it_is(name):
     config = load_recipe(name)
     assert set(config) == {each.name for each in dataclasses.fields(RecipeSchema)}
     assert len(RECIPES[name]) > 20
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - TEMPLATES))
+@pytest.mark.parametrize("name", installed(sorted(set(RECIPES) - TEMPLATES)))
 def test_built_in_recipes_are_complete(name):
     assert settings(load_recipe(name), "compress").budget
 
@@ -412,6 +423,28 @@ def test_an_unnamed_recipe_may_use_the_zoo_and_torchs_layers():
     assert isinstance(build("model", layer, trusted=False), nn.Linear)
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"name": "function", "function": "torch.nn:Linear", "in_features": 10**6, "out_features": 10**6},
+        {"name": "function", "function": "torch.nn:Embedding", "num_embeddings": 10**12, "embedding_dim": 10**3},
+        {"name": "function", "function": "torch.nn:Transformer", "num_encoder_layers": 10**9, "d_model": 8, "nhead": 1},
+        {"name": "function", "function": "simprune.zoo:VGG", "widths": [10**7, 10**7], "depths": [1, 1]},
+        {"name": "function", "function": "simprune.zoo:ResidualCNN", "widths": [10**9], "depths": [1]},
+        {"name": "digits", "widths": [16, 32, 10**8]},
+        {"name": "digits", "depths": [10**9, 3, 3]},
+        {"name": "digits", "epochs": 10**12},
+    ],
+    ids=str,
+)
+def test_an_unnamed_recipe_that_asks_for_more_than_there_is_is_refused_before_memory_is_taken(choice, monkeypatch):
+    monkeypatch.setattr("simprune.core.sizes.OPERATIONS", 5_000)
+    monkeypatch.setattr("torch.Tensor.uniform_", lambda tensor, *_: tensor if tensor.is_meta else pytest.fail("filled"))
+    with pytest.raises(ValueError, match="expected at most") as caught:
+        build("model", choice, trusted=False)
+    assert "\n" not in str(caught.value)
+
+
 def bomb(depth=12):
     """Lists of aliases of lists of aliases: 9 ** depth values in a few hundred bytes."""
     levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, depth)]
@@ -478,6 +511,7 @@ def test_of_a_bundles_recipe_only_what_rebuilds_and_checks_the_model_is_read(tmp
         (bomb().encode(), "aliases"),
         (b"a: " + b"[" * 5000, "levels"),
         (b"defaults:\n", "defaults: expected a list"),
+        (b"", "expected a recipe, such as model: digits; got nothing"),
     ],
 )
 def test_a_damaged_recipe_file_is_one_line(recipe, text, expected):

@@ -17,7 +17,8 @@ def explain(error: BaseException) -> str | None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         what = f"{group} has no option {name!r}" if group else f"no recipe or config {name!r}"
         if group.startswith("hydra/"):
-            return f"{what} installed; for joblib and optuna: pip install 'simprune[sweep]'"
+            extras = "pip install 'simprune[sweep]' for joblib and optuna, 'simprune[cluster]' for submitit and ray"
+            return f"{what} installed; {extras}"
         return f"{what}; {did_you_mean(name, error.options or [])}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: expected key=value"

@@ -1,0 +1,261 @@
+"""What a run on several processes costs, by stage: memory, traffic and work, from a formula and as measured.
+
+    python -m benchmarks.scale                                          # the formula, for 7B and 70B parameters
+    python -m benchmarks.scale --measure 134m --layers 6 --processes 1 2  # measured here beside the formula
+
+A run compares an analysis of whole layers or of hidden units, and the repair, on random weights in a Llama shape. Every
+process is a new one, with one thread. Traffic is what a process sends, counted where it is handed to torch.distributed.
+Time is in CPU seconds of the busiest process, so that other work on the machine does not count.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.language_memory import PLANS, SHAPES, forget_peak, resident
+from benchmarks.language_memory import build as build_model
+
+TOKENS = 128  # of a window, when measuring
+STAGES = ("analyze", "reconstruct", "validate")
+
+
+@dataclass(frozen=True)
+class Llama:
+    """Sizes of a model of Llama's form: width, hidden units, layers, tokens of vocabulary, key-value width."""
+
+    width: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    keys: int
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        return 2 * self.width**2 + 2 * self.width * self.keys + 3 * self.width * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer + 2 * self.vocabulary * self.width
+
+
+MODELS = {
+    "134m": Llama(576, 1536, 30, 49_152, 192),
+    "1.1b": Llama(2048, 5632, 22, 32_000, 256),
+    "7B": Llama(4096, 11_008, 32, 32_000, 4096),
+    "70B": Llama(8192, 28_672, 80, 32_000, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Calibration inputs: windows, tokens of a window, batches; bytes of a number in the model."""
+
+    windows: int
+    tokens: int
+    batches: int
+    bytes: int
+
+
+def size(width: int) -> int:
+    """Bytes of an entry of a sum of products (`simprune.core.moments`)."""
+    return 4 if width >= 1024 else 8
+
+
+def traffic(model: Llama, data: Data, kind: str, processes: int) -> dict[str, float]:
+    """Bytes that one process sends, by stage."""
+    elsewhere = (processes - 1) / processes  # of what it reads belongs to others
+    turns, rows = data.batches / processes, data.windows * data.tokens / processes
+    d, f = model.width, model.hidden
+    outputs = turns * (processes - 1) * 8 * model.vocabulary  # means of the output, to all
+    if kind == "depth":
+        blocks = turns * elsewhere * model.layers * 2 * d * d * size(d)
+        streams = data.windows / processes * (processes - 1) * (model.layers + 1) * d * 4
+        analysis = blocks + streams + outputs
+        fitted = [(d, d), (f, d)]  # the last layers of the halves, which add to the stream
+    else:
+        read = rows * elsewhere * model.layers * 2 * f * 4  # rows of hidden units, in two walks
+        analysis = read + turns * elsewhere * model.layers * d * d * 4 + outputs
+        fitted = [(f, d)]
+    summed = sum(i * i + i * o + i + o for i, o in fitted) * 8
+    # A ring passes every sum on twice; inputs that are held out have sums of their own.
+    return {"analyze": analysis, "reconstruct": 2 * summed * 2 * elsewhere * model.layers, "validate": 0.0}
+
+
+def memory(model: Llama, data: Data, kind: str, processes: int) -> dict[str, float]:
+    """Bytes beyond the model that one process holds for sums and losses."""
+    d, f = model.width, model.hidden
+    if kind == "depth":
+        sums = model.layers * 2 * d * d * size(d) / processes
+        losses = model.layers * d * d * 4
+        fit = 4 * (max(d, f) ** 2 + max(d, f) * d) * 8
+    else:
+        sums = model.layers * (2 * f * f * size(f) + d * d * 8) / processes
+        losses = model.layers * 6 * f * d * 2  # six levels of removal, in half precision
+        fit = 4 * (f * f + f * d) * 8
+    return {"analyze": sums + losses, "reconstruct": fit, "validate": 0.0}
+
+
+def work(model: Llama, data: Data, kind: str, processes: int) -> dict[str, tuple[float, float]]:
+    """Multiply-adds by stage: those that are shared out, per process, and those that every process does."""
+    rows, d, f = data.windows * data.tokens, model.width, model.hidden
+    forward = rows * (model.layers * model.layer + model.vocabulary * d)
+    if kind == "depth":
+        analysis = 4 * forward + rows * model.layers * 2 * d * d
+        serial = model.layers * d**3
+        products, solves = rows * model.layers * (d * d + d * d + f * f + f * d), model.layers * (d**3 + f**3) * 3
+    else:
+        analysis = 7 * forward + rows * model.layers * (2 * f * f + d * d) + model.layers * 4 * f**3
+        serial = 0.0
+        products, solves = rows * model.layers * (f * f + f * d), model.layers * f**3 * 3
+    return {
+        "analyze": (analysis / processes, serial),
+        "reconstruct": ((2 * forward + products) / processes, solves),
+        "validate": (2 * forward / processes, 0.0),
+    }
+
+
+def formula(name: str, processes: list[int], flops: float, bandwidth: float) -> None:
+    """Print what a model costs on 128 windows of 2,048 tokens, in bfloat16, one window at a time."""
+    model, data = MODELS[name], Data(128, 2048, 128, 2)
+    print(f"\n{name}: {model.parameters / 1e9:.1f}e9 parameters, {data.windows} x {data.tokens} tokens")
+    print("| what is removed | processes | stage | memory beyond the model, GB | sent by a process, GB | minutes |")
+    print("|---|---|---|---|---|---|")
+    for kind in PLANS:
+        for count in processes:
+            sent, held = traffic(model, data, kind, count), memory(model, data, kind, count)
+            for stage, (shared, serial) in work(model, data, kind, count).items():
+                minutes = (2 * (shared + serial) / flops + sent[stage] / bandwidth) / 60
+                what = "layers" if kind == "depth" else "hidden units"
+                figures = f"{held[stage] / 1e9:.1f} | {sent[stage] / 1e9:.1f} | {minutes:.1f}"
+                print(f"| {what} | {count} | {stage} | {figures} |")
+
+
+def one(name: str, kind: str, layers: int, windows: int, batch: int) -> dict[str, Any]:
+    """Run all stages in this process, of one or several; what each took."""
+    import torch.distributed as dist
+
+    import simprune as sp
+    from simprune.core import processes
+
+    torch.set_num_threads(1)
+    shape = SHAPES[name]
+    shape = replace(shape, fields=shape.fields | {"num_hidden_layers": layers})
+    model = build_model(shape)
+    ids = torch.randint(shape.fields["vocab_size"], (windows, TOKENS), generator=torch.Generator().manual_seed(1))
+    batches = [{"input_ids": part} for part in ids.split(batch)]
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    sent, exchange, add_up = [0.0], processes._exchange, processes.add_up
+    count = processes.count()
+
+    def counted(out: Any) -> Any:
+        sent[0] += sum(len(message) for other, message in enumerate(out) if other != processes.rank())
+        return exchange(out)
+
+    def added(tensors: Any) -> None:
+        sent[0] += sum(tensor.numel() * tensor.element_size() for tensor in tensors) * 2 * (count - 1) / count
+        add_up(tensors)
+
+    processes._exchange, processes.add_up = counted, added
+    structures, share = PLANS[kind]
+    figures: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+
+    def analyze() -> None:
+        redundancy = sp.analyze(model, batches, structures=structures)
+        state["plan"] = sp.plan(redundancy, {"params": share})
+        state["small"] = sp.apply(state["plan"], model)
+
+    def reconstruct() -> None:
+        sp.reconstruct(state["small"], state["plan"], model, batches)
+
+    def validate() -> None:
+        sp.validate(model, state["small"], batches, "language_model")
+
+    for stage, run in zip(STAGES, (analyze, reconstruct, validate), strict=True):
+        before, sent[0], start = forget_peak(), 0.0, time.process_time()
+        run()
+        seconds = time.process_time() - start
+        figures[stage] = {"seconds": seconds, "sent": sent[0], "peak": resident("VmHWM") - before}
+    return figures | {"plan": state["plan"].to_dict()["sha256"]}
+
+
+def measure(name: str, kind: str, layers: int, windows: int, batch: int, counts: list[int]) -> None:
+    """Print the figures of runs with so many processes, beside the formula."""
+    model = replace(MODELS[name], layers=layers)
+    data = Data(windows, TOKENS, -(-windows // batch), 4)
+    print(f"\n{name} with {layers} layers, {kind}, {windows} x {TOKENS} tokens in batches of {batch}")
+    print(
+        "| processes | stage | CPU s of the busiest process | sent, MB (formula) | peak beyond the model, MB | plan |"
+    )
+    print("|---|---|---|---|---|---|")
+    for count in counts:
+        ranks = _ranks(name, kind, layers, windows, batch, count)
+        expected = traffic(model, data, kind, count)
+        for stage in STAGES:
+            most = {key: max(rank[stage][key] for rank in ranks) for key in ("seconds", "sent", "peak")}
+            sent = f"{most['sent'] / 1e6:.1f} ({expected[stage] / 1e6:.1f})"
+            plans = {rank["plan"][:8] for rank in ranks}
+            seconds, peak = f"{most['seconds']:.1f}", f"{most['peak'] / 1e6:.0f}"
+            print(f"| {count} | {stage} | {seconds} | {sent} | {peak} | {', '.join(plans)} |")
+
+
+def _ranks(name: str, kind: str, layers: int, windows: int, batch: int, count: int) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        command = [sys.executable, "-m", "benchmarks.scale", "--one", name, kind, str(layers), str(windows), str(batch)]
+        runs = []
+        for rank in range(count):
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            if count > 1:
+                env |= {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(count),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+            runs.append(subprocess.Popen([*command, f"{folder}/{rank}.json"], env=env))
+        codes = [run.wait() for run in runs]
+        if any(codes):
+            raise SystemExit("a process failed")
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(count)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", choices=SHAPES, help="measure this shape here; without it the formula is printed")
+    parser.add_argument("--kinds", nargs="+", choices=PLANS, default=[*PLANS])
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--flops", type=float, default=1e14, help="operations that a process does in a second")
+    parser.add_argument("--bandwidth", type=float, default=1e10, help="bytes that a process sends in a second")
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        name, kind, *numbers, path = asked.one
+        Path(path).write_text(json.dumps(one(name, kind, *map(int, numbers))))
+    elif asked.measure:
+        for kind in asked.kinds:
+            measure(asked.measure, kind, asked.layers, asked.windows, asked.batch, asked.processes)
+    else:
+        for name in ("7B", "70B"):
+            formula(name, asked.processes, asked.flops, asked.bandwidth)
+
+
+if __name__ == "__main__":
+    main()
