@@ -39,10 +39,12 @@ class ExpertScore:
         score: of the experts; an expert's redundancy is the share of what it gives that tokens get from the others.
         similarity: (units, units) in [-1, 1], cosines of the outputs of two experts on the tokens that see either of
             them, without what all experts give alike.
+        seen: (units,) how many of the tokens that were looked at see an expert.
     """
 
     score: ChannelScore
     similarity: Tensor
+    seen: Tensor
 
 
 def score_experts(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ExpertScore]:
@@ -58,6 +60,12 @@ def score_experts(network: Network, calibration: Iterable, groups: Sequence[Unit
     Raises:
         ValueError: where no token enters a mixture, or something that is no number.
     """
+    samples = tokens_of(network, calibration, groups)
+    return {group.name: _score(_Alone.of(network, group), samples[group.name], group) for group in groups}
+
+
+def tokens_of(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
+    """(tokens, width) the tokens that are looked at, as they enter every mixture; ValueError as of `score_experts`."""
     samples = {group.name: _Sample() for group in groups}
 
     def see(site: Site, value: Tensor) -> None:
@@ -65,12 +73,10 @@ def score_experts(network: Network, calibration: Iterable, groups: Sequence[Unit
 
     sites = [Site(group.name, "positions", "input") for group in groups]
     run(network.model, calibration, sites, see, network.axes)
-    scores = {}
-    for group in groups:
-        tokens = samples[group.name].rows()
-        require_finite(tokens, f"the input of {group.name}")
-        scores[group.name] = _score(_Alone.of(network, group), tokens, group)
-    return scores
+    tokens = {name: sample.rows() for name, sample in samples.items()}
+    for name, rows in tokens.items():
+        require_finite(rows, f"the input of {name}")
+    return tokens
 
 
 class _Sample:
@@ -174,7 +180,7 @@ def _score(mixture: _Alone, tokens: Tensor, group: UnitGroup) -> ExpertScore:
         experts = [expert for unit in order[:count] for expert in units[unit]]
         losses[count] = (OutputLoss(group.name, partial(mixture.error, experts)),)
     scored = ChannelScore(score.order, score.redundancy, score.damage, losses)
-    return ExpertScore(scored, _similarity(outputs, sees))
+    return ExpertScore(scored, _similarity(outputs, sees), sees.sum(1))
 
 
 def _others(units: Sequence[Sequence[int]], unit: int) -> list[int]:

@@ -161,3 +161,25 @@ def test_a_network_without_mixtures_says_so():
     )
     assert redundancy.channels == ()
     assert "no module is a mixture" in dict(redundancy.unprunable)["experts"]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "listed", "deepseek"])
+def test_an_expert_is_merged_into_its_like_with_its_row_of_the_router(name):
+    model = make(name)
+    layout = next(iter(mixtures(model).values()))
+    for tensor in layout.fused:
+        model.get_parameter(tensor).data[4] = model.get_parameter(tensor).data[1]
+    if layout.members:
+        model.get_submodule(layout.members[4]).load_state_dict(model.get_submodule(layout.members[1]).state_dict())
+    small, dropped = (sp.apply(plan_of(model, (4,)), model) for _ in range(2))
+    refits = sp.reconstruct(small, plan_of(model, (4,)), model, [batch(8, 12)], "merge_experts")
+    assert [refit.layer for refit in refits] == [layout.name] and refits[0].after <= refits[0].before
+    router, rows = small.get_parameter(layout.router).data, model.get_parameter(layout.router).data
+    assert torch.equal(router[[0, 2, 3, 4]], rows[[0, 2, 3, 5]])
+    for tensor in layout.fused:  # the mean of equals
+        torch.testing.assert_close(small.get_parameter(tensor).data, dropped.get_parameter(tensor).data)
+    if refits[0].after < refits[0].before:  # a point between both rows
+        share = ((router[1] - rows[1]) / (rows[4] - rows[1])).double()
+        assert 0 < share.mean() < 1 and share.std() < 1e-3
+    else:
+        assert torch.equal(router[1], rows[1])
