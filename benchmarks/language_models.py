@@ -41,7 +41,6 @@ from simprune.core.plan import Edit
 from simprune.core.store import write_whole
 
 GREEDY = 4  # windows on which greedy choices compare outputs
-CHOICE = 2  # batches that a choice of layers looks at
 Batches = Sequence[dict]
 Method = Callable[[nn.Module, Batches, int], nn.Module]  # (original, calibration, draw) -> smaller model
 
@@ -63,14 +62,14 @@ def ours_blocks(
     kind: str, end: str, count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool
 ) -> nn.Module:
     """`count` structures of a kind whose names end so."""
-    steps = {"steps": count if not end else 2 * count}  # the other halves may be missed less
-    score = "block_influence" if chance else DIVERGENCE | steps
-    redundancy = sp.analyze(model, calibration[:CHOICE], structures=[kind], block_score=score, damage=False)
+    choice = DIVERGENCE | {"steps": 2 * count} if end else REPAIRED | {"steps": count}  # others may be missed less
+    score = "block_influence" if chance else choice
+    redundancy = sp.analyze(model, calibration, structures=[kind], block_score=score, damage=False)
     entries = [entry for entry in redundancy.blocks if entry.block.name.endswith(end)]
     ranked = sorted(entries, key=lambda entry: entry.damage)
     chosen = random.Random(draw).sample(ranked, count) if chance else ranked[:count]
     edits = [Edit("block", entry.block.name, replace="zero" if end else "identity") for entry in chosen]
-    return repaired(edits, redundancy, model, calibration, REPAIR)
+    return repaired(edits, redundancy, model, calibration)
 
 
 def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
@@ -99,16 +98,14 @@ def ours_mix(share: float, model: nn.Module, calibration: Batches, draw: int, ch
     return small
 
 
-REPAIR = {"name": "least_squares", "ridge": 1.0}  # best on documents held out of the calibration text
 DIVERGENCE = {"name": "greedy_leave_one_out", "error": "divergence", "repair": False, "images": GREEDY}
+REPAIRED = {"name": "greedy_leave_one_out", "error": "divergence", "images": 24, "measured": 8}
 
 
-def repaired(
-    edits: Sequence[Edit], redundancy: Any, model: nn.Module, calibration: Batches, method: Any = "least_squares"
-) -> nn.Module:
+def repaired(edits: Sequence[Edit], redundancy: Any, model: nn.Module, calibration: Batches) -> nn.Module:
     plan = sp.Plan(tuple(edits), redundancy.fingerprint, redundancy.inputs)
     small = sp.apply(plan, model)
-    sp.reconstruct(small, plan, model, calibration, method)
+    sp.reconstruct(small, plan, model, calibration)
     return small
 
 
