@@ -17,6 +17,7 @@ from simprune.edit.layer_fields import COUNTS, counters, lowered, rewritten
 from simprune.trace.bypass import INDICES, Bypass
 
 NOTE = "_simprune_compaction"  # attribute of a model that holds the `Change`s by which its layers were deleted
+STAYING = "_simprune_layers_stay"  # attribute of a model whose stand-ins cannot be deleted from their lists
 
 
 @dataclass
@@ -38,6 +39,8 @@ def compact(model: nn.Module) -> bool:
 
     The model remembers the deletion, so that `restored` can undo it. Returns whether anything was changed.
     """
+    if STAYING in model.__dict__:
+        return False
     changes: list[Change] = []
     for path, layers in model.named_modules():
         if not isinstance(layers, nn.ModuleList | nn.Sequential):
@@ -73,6 +76,15 @@ def _put_back(model: nn.Module) -> list[Change]:
     for change in changes:
         change.set(False)
     return changes
+
+
+def keep_stand_ins(model: nn.Module) -> None:
+    """Undo `compact` for good: the network does not compute the same without the stand-ins.
+
+    Hybrids are of this kind whose kinds of layers follow from their numbers, as every fourth one being attention.
+    """
+    _put_back(model)
+    model.__dict__[STAYING] = True
 
 
 def compact_again(model: nn.Module) -> bool:

@@ -22,7 +22,7 @@ DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 # Lists with one entry per layer, such as `layer_types` and `layers_block_type`.
 PER_LAYER = re.compile(
     r"(layers?|block|attention|mlp|attn)_(block_)?(types?|configs|type_list)$|^no_rope_layers$|^attention_layers$"
-    r"|^attn_layers$|^layers_num_experts$|^intermediate_size$|^num_(attention|key_value)_heads$"
+    r"|^attn_layers$|^attention_window$|^layers_num_experts$|^intermediate_size$|^num_(attention|key_value)_heads$"
 )
 # Lists of the numbers of some layers, such as `mlp_only_layers` and `cross_attention_layers`.
 NUMBERS = re.compile(

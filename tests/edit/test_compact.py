@@ -2,9 +2,13 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from simprune import apply
+from simprune.core.example import describe, example_of
+from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.edit.compact import compact, restored
 from simprune.trace.bypass import Bypass, install
 
@@ -35,3 +39,28 @@ def test_deleted_layers_come_back_under_their_names_and_go_again():
             torch.testing.assert_close(small(x), output, rtol=0, atol=0)
         assert len(small.layers) == small.num_layers == 2
         torch.testing.assert_close(small(x), output, rtol=0, atol=0)
+
+
+class ByNumber(Stack):
+    """Every second layer is another kind, as in hybrids of attention and recurrence."""
+
+    def __init__(self, fails: bool):
+        super().__init__()
+        self.fails = fails
+
+    def forward(self, x):
+        if self.fails and len(self.layers) < 3:
+            raise RuntimeError("no state of this kind")
+        for index in range(self.num_layers):
+            x = self.layers[index](x) * (1 + index % 2)
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_layers_whose_numbers_matter_stay_as_stand_ins(fails):
+    model, x = ByNumber(fails), torch.randn(2, 4)
+    plan = Plan((Edit("block", "layers.0"),), fingerprint(model), describe(example_of(x)))
+    small = apply(plan, model)
+    expected = model.layers[2](model.layers[1](x) * 2)
+    torch.testing.assert_close(small(x), expected)
+    assert len(small.layers) == 3 and not compact(small)
