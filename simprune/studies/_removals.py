@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import simprune as sp
 from simprune.studies.frame import Images, Run, Subject
@@ -52,7 +53,7 @@ def removals(redundancy: sp.Redundancy, most: Mapping[str, int], rng: np.random.
     every: dict[str, list[Removal]] = {kind: [] for kind in (*DEPTH, *WIDTH)}
     for entry in redundancy.blocks:
         kind = "half" if entry.block.replace == "zero" else "block"
-        edit = sp.Edit("block", entry.name, replace=entry.block.replace)
+        edit = sp.Edit("block", entry.name, replace=cast(Any, entry.block.replace))
         every[kind].append(Removal(kind, entry.name, (), edit, entry.share))
     for entry in redundancy.channels:
         group, heads = entry.group, entry.group.kind == "heads"
@@ -78,43 +79,62 @@ def plan_of(redundancy: sp.Redundancy, *edits: sp.Edit) -> sp.Plan:
     return sp.Plan(edits, redundancy.fingerprint, redundancy.inputs)
 
 
-def outcome(
-    run: Run, subject: Subject, redundancy: sp.Redundancy, removal: Removal, calibration: Any, epochs: int
-) -> dict[str, float | None]:
-    """Damage by one removal on the test inputs: before and after the repair, and after fine-tuning.
+class Bench:
+    """A network under study, what it answers, and what removals cost it.
 
     Args:
         run: of the study.
         subject: the network.
-        redundancy: of the network.
-        removal: what goes.
-        calibration: batches for the repair.
-        epochs: of the fine-tuning; 0: none.
-
-    Returns:
-        Damages `removed`, `repaired`, `finetuned` (None without fine-tuning); `trial`, that of the removal on the
-        calibration inputs; and `agreement` with the original after the repair.
+        calibration: batches.
+        redundancy: of the network; None to compute it with default scores.
     """
-    images, plan = run.images, plan_of(redundancy, removal.edit)
-    small = sp.apply(plan, subject.model)
-    pixels = torch.cat([batch[0] for batch in calibration])
-    result: dict[str, float | None] = {
-        "trial": _damage(small, subject.model, pixels),
-        "removed": _damage(small, subject.model, images.test),
-    }
-    sp.reconstruct(small, plan, subject.model, calibration)
-    before = answers(subject.model, images.test)
-    result["repaired"] = _damage(small, subject.model, images.test)
-    result["agreement"] = agreement(answers(small, images.test), before)
-    result["finetuned"] = None
-    if epochs:
-        sp.finetune(small, images.batches(size=64), teacher=subject.model, epochs=epochs, seed=run.seed)
-        result["finetuned"] = _damage(small, subject.model, images.test)
-    return result
 
+    def __init__(
+        self, run: Run, subject: Subject, calibration: Sequence[tuple[Tensor, Tensor]],
+        redundancy: sp.Redundancy | None = None,
+    ):  # fmt: skip
+        self.run, self.subject, self.calibration = run, subject, calibration
+        if redundancy is None:
+            redundancy = sp.analyze(subject.model, calibration, structures=STRUCTURES, seed=run.seed)
+        self.redundancy = redundancy
+        self.pixels = torch.cat([batch[0] for batch in calibration])
 
-def _damage(small: nn.Module, model: nn.Module, pixels: Tensor) -> float:
-    return damage(answers(small, pixels), answers(model, pixels))
+    @cached_property
+    def on_test(self) -> Tensor:
+        """What the original answers to test images."""
+        return answers(self.subject.model, self.run.images.test)
+
+    @cached_property
+    def on_calibration(self) -> Tensor:
+        """What the original answers to calibration images."""
+        return answers(self.subject.model, self.pixels)
+
+    def outcome(self, removal: Removal, epochs: int = 0) -> dict[str, float | None]:
+        """Damage by one removal on the test images: before and after the repair, and after fine-tuning.
+
+        Args:
+            removal: what goes.
+            epochs: of the fine-tuning; 0: none.
+
+        Returns:
+            Damages `removed`, `repaired`, `finetuned` (None without fine-tuning); `trial`, that of the removal on the
+            calibration images; and `agreement` with the original after the repair.
+        """
+        images, model, plan = self.run.images, self.subject.model, plan_of(self.redundancy, removal.edit)
+        small = sp.apply(plan, model)
+        result: dict[str, float | None] = {
+            "trial": damage(answers(small, self.pixels), self.on_calibration),
+            "removed": damage(answers(small, images.test), self.on_test),
+        }
+        sp.reconstruct(small, plan, model, self.calibration)
+        repaired = answers(small, images.test)
+        result["repaired"] = damage(repaired, self.on_test)
+        result["agreement"] = agreement(repaired, self.on_test)
+        result["finetuned"] = None
+        if epochs:
+            sp.finetune(small, images.batches(size=64), teacher=model, epochs=epochs, seed=self.run.seed)
+            result["finetuned"] = damage(answers(small, images.test), self.on_test)
+        return result
 
 
 def calibration_of(images: Images, inputs: int, seed: int) -> list[tuple[Tensor, Tensor]]:

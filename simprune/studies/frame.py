@@ -56,6 +56,7 @@ class Run:
         data: where images are; None for scikit-learn's digits.
         size: pixels of a side; None for those that the images have.
         models: functions that make networks of the user's, or their names `package.module:function`.
+        training: steps of every network's training; None for as many as the images need.
         seed: of everything random.
     """
 
@@ -65,6 +66,7 @@ class Run:
     data: str | None = None
     size: int | None = None
     models: Sequence[Any] = ()
+    training: int | None = None
     seed: int = 0
 
     @cached_property
@@ -146,6 +148,8 @@ class Run:
             The network in evaluation mode; every call makes a new object.
         """
         images = self.images if images is None else images
+        if self.training is not None:
+            training.setdefault("steps", self.training)
         changes = {"width": width, "depth": depth, **training}
         key = [version("simprune"), architecture, seed, self.seed, changes, images.digest]
         path = self.networks_folder / f"{architecture}-{seed}-{_hash(key)}.safetensors"
@@ -160,18 +164,14 @@ class Run:
         write_whole(path, lambda partial: writing_weights(lambda: save_file(state, partial)))
         return model
 
-    def subjects(self, architectures: Sequence[str], seeds: int, **changes: Any) -> list[Subject]:
-        """The user's own networks, or where there are none, trained ones of every architecture and seed."""
+    def subjects(self, architectures: Sequence[str], seeds: int, **changes: Any) -> Sequence[Subject]:
+        """The user's own networks, or where there are none, trained ones of every architecture and seed.
+
+        They are trained one by one, when they are asked for: all architectures of one seed before those of the next.
+        """
         if self.models:
             return self.own
-        made = []
-        for architecture in architectures:
-            for seed in range(seeds):
-                key = json.dumps([architecture, seed, changes])
-                made.append(
-                    Subject(f"{architecture} {seed}", architecture, self.network(architecture, seed, **changes), key)
-                )
-        return made
+        return _Trained(self, [(name, seed) for seed in range(seeds) for name in architectures], changes)
 
     @cached_property
     def own(self) -> list[Subject]:
@@ -202,6 +202,25 @@ class Run:
         """How it was run, for results."""
         return {"quick": self.quick, "images": self.images.name, "train": len(self.images.train),
                 "test": len(self.images.test), "pixels": self.images.side, "seed": self.seed}  # fmt: skip
+
+
+class _Trained(Sequence[Subject]):
+    """Networks that are trained, or read, at the moment when they are asked for."""
+
+    def __init__(self, run: Run, wanted: Sequence[tuple[str, int]], changes: Mapping[str, Any]):
+        self.run, self.wanted, self.changes = run, wanted, dict(changes)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        architecture, seed = self.wanted[number]
+        training = {} if self.run.training is None else {"training": self.run.training}
+        key = json.dumps([architecture, seed, training | self.changes])
+        model = self.run.network(architecture, seed, **self.changes)
+        return Subject(f"{architecture} {seed}", architecture, model, key)
 
 
 def _hash(value: Any) -> str:

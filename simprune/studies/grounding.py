@@ -11,12 +11,11 @@ import simprune as sp
 from simprune.core.registry import parts, register
 from simprune.studies._removals import (
     DEPTH,
-    STRUCTURES,
     WIDTH,
+    Bench,
     Removal,
     calibration_of,
     names,
-    outcome,
     removals,
 )
 from simprune.studies.frame import Figure, Findings, Run, Subject, Table
@@ -109,20 +108,20 @@ def grounding(
     calibration = calibration_of(run.images, inputs, run.seed_of("calibration"))
     most = {"channel": channels, "channels": channels, "block": others, "half": others, "head": others}
     for subject in run.progress(run.subjects(architectures, seeds), "ground scores"):
-        redundancy = sp.analyze(subject.model, calibration, structures=STRUCTURES, seed=run.seed)
-        drawn = removals(redundancy, most, np.random.default_rng(run.seed_of(subject.key, "removals")))
+        bench = Bench(run, subject, calibration)
+        drawn = removals(bench.redundancy, most, np.random.default_rng(run.seed_of(subject.key, "removals")))
         said = _said(run, subject, calibration, inputs, drawn, scores, block_scores, measures)
         for number, removal in enumerate(drawn):
             epochs = finetune if number % 2 == 0 else 0
             cost = run.step(
                 ["damage", subject.key, inputs, removal.key, epochs],
-                lambda r=removal, e=epochs: outcome(run, subject, redundancy, r, calibration, e),  # noqa: B023
+                lambda bench=bench, removal=removal, epochs=epochs: bench.outcome(removal, epochs),
             )
             scored = {score: values[number] for score, values in said.items()}
             scored["cost alone"], scored["trial removal"] = removal.share, cost["trial"]
             facts = {"network": subject.name, "architecture": subject.architecture, "kind": removal.kind}
             cases.append(facts | cost | {"said": scored})
-        choices += _choices(run, subject, redundancy, calibration, inputs, scores, layers)
+        choices += _choices(bench, inputs, scores, layers)
     return findings_of(cases, choices, run.seed)
 
 
@@ -185,36 +184,30 @@ def _ask(
     return {"": redundant} if kind == "measure" else {"": redundant, ", expected damage": expected}
 
 
-def _choices(
-    run: Run,
-    subject: Subject,
-    redundancy: sp.Redundancy,
-    calibration: Any,
-    inputs: int,
-    scores: Sequence[str],
-    most: int,
-) -> list[dict[str, Any]]:
+def _choices(bench: Bench, inputs: int, scores: Sequence[str], most: int) -> list[dict[str, Any]]:
     """What it costs to remove the half of a layer's channels that a score chooses."""
+    run, subject = bench.run, bench.subject
     rng = np.random.default_rng(run.seed_of(subject.key, "choices"))
-    layers = [entry.name for entry in redundancy.channels if entry.group.kind == "channels"]
+    layers = [entry.name for entry in bench.redundancy.channels if entry.group.kind == "channels"]
     layers = [layers[number] for number in sorted(rng.permutation(len(layers))[:most])]
     rows = []
     for name in dict.fromkeys([*names(scores, [*parts("score")]), "random"]):
         key = ["choice", subject.key, inputs, name, layers]
-        costs = run.step(key, lambda n=name: _chosen(run, subject, calibration, n, layers))
+        costs = run.step(key, lambda name=name: _chosen(bench, name, layers))
         rows += [{"network": subject.name, "score": name, "layer": layer, **cost} for layer, cost in costs.items()]
     return rows
 
 
-def _chosen(run: Run, subject: Subject, calibration: Any, score: str, layers: Sequence[str]) -> dict[str, Any]:
-    found = sp.analyze(subject.model, calibration, structures=("channels",), score=score, seed=run.seed)
+def _chosen(bench: Bench, score: str, layers: Sequence[str]) -> dict[str, Any]:
+    found = sp.analyze(
+        bench.subject.model, bench.calibration, structures=("channels",), score=score, seed=bench.run.seed
+    )
     costs = {}
     for entry in found.channels:
         if entry.name in layers:
             units = tuple(sorted(entry.order[: entry.group.size // 2]))
             edit = sp.Edit(entry.group.kind, entry.name, entry.group.expand(units), entry.group.width)
-            removal = Removal("channels", entry.name, units, edit, entry.share / 2)
-            cost = outcome(run, subject, found, removal, calibration, 0)
+            cost = bench.outcome(Removal("channels", entry.name, units, edit, entry.share / 2))
             costs[entry.name] = {"removed": cost["removed"], "repaired": cost["repaired"]}
     return costs
 
@@ -378,7 +371,7 @@ def _best(rows: Sequence[Sequence[Any]], stage: int) -> Sequence[Any]:
 
 def _said_of(row: Sequence[Any], stage: int) -> str:
     value, low, high = row[stage]
-    return f"{row[0]} {value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{row[0]} {value:.2f}" + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})")
 
 
 def _conclusions(

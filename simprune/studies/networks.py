@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from simprune import zoo
 from simprune.studies.images import Images
 
-STEPS = 600  # of a training, unless the study says otherwise
+EPOCHS, STEPS, MOST = 20, 600, 1600  # of a training: epochs, and the fewest and the most steps
 BATCH = 64
 RATE = 3e-3  # learning rate at its largest
 
@@ -70,7 +70,7 @@ def train(
     model: nn.Module,
     images: Images,
     seed: int = 0,
-    steps: int = STEPS,
+    steps: int | None = None,
     augment: float = 0.0,
     whole: int | None = None,
 ) -> nn.Module:
@@ -80,10 +80,11 @@ def train(
         model: the network.
         images: whose training part is used.
         seed: of the order of images, and of their shifts.
-        steps: batches of 64 images.
+        steps: batches of 64 images; None: 20 epochs, but at least 600 and at most 1,600.
         augment: the largest shift of an image, as a share of its side; 0: none.
         whole: steps by which the rate goes, where the training is cut short; None: `steps`.
     """
+    steps = min(max(EPOCHS * len(images.train) // BATCH, STEPS), MOST) if steps is None else steps
     whole = steps if whole is None else whole
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.02)
