@@ -56,7 +56,11 @@ def _output() -> Iterator[list[str]]:
     if processes.first():
         yield []
         return
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(open(os.devnull, "w", encoding="utf-8")):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w", encoding="utf-8") as nothing,
+        redirect_stdout(nothing),
+    ):
         yield [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
 
 
