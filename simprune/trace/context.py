@@ -19,7 +19,8 @@ def _restoring(objects: Iterable[Any], attribute: str) -> Iterator[None]:
         yield
     finally:
         for item, value in values:
-            setattr(item, attribute, value)
+            if getattr(item, attribute) is not value:  # setting an attribute of a module takes much longer
+                setattr(item, attribute, value)
 
 
 @contextmanager
@@ -50,7 +51,8 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         with _restoring([module for model in models for module in model.modules()], "training"):
             for model in models:
-                model.eval()
+                if any(module.training for module in model.modules()):
+                    model.eval()
             with explicit_attention(*models), forgetting(*models):
                 yield
     finally:

@@ -102,11 +102,11 @@ class Flat(nn.Module):
 @pytest.mark.parametrize("steps", [0, 8])  # with none, torch-pruning gives up, and the flow of channels takes over
 def test_the_width_of_a_deep_stream_is_followed_to_its_end(steps, monkeypatch):
     monkeypatch.setattr(constants, "MAX_RECURSION_DEPTH", 5)
-    monkeypatch.setattr("simprune.trace.coupling.STEPS", steps)
+    monkeypatch.setattr("simprune.trace.guarded.STEPS", steps)
     graph = CouplingGraph(Flat(6).eval(), ((IMAGES[..., :2, :2],), {}))
     head = next(part for part in graph.coupling("stem").slices if part.tensor == "head.weight" and part.dim == 1)
     assert head.indices == tuple(tuple(range(4 * channel, 4 * channel + 4)) for channel in range(4))
-    assert graph._traced is (steps > 0)
+    assert graph._graph.traced is (steps > 0)
     assert constants.MAX_RECURSION_DEPTH == 5
     with pytest.raises(NotPrunable, match="would leave"):
         graph.prune([("stem", [0, 1, 2, 3])])

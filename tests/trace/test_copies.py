@@ -86,3 +86,33 @@ def test_a_silent_block_takes_no_memory():
     share, silent = peak(block, lambda: zero_copy(block))
     assert share < 0.01
     assert not silent(torch.ones(2, 512)).any()
+
+
+def test_a_copy_that_shares_weights_is_as_a_deep_copy():
+    """Also where modules are torch's own, which are copied in a shorter way: hooks, tied tensors, modes, buffers."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.BatchNorm1d(4), layer, nn.Sequential(nn.Dropout(), nn.Linear(4, 4, bias=False)))
+    model[3][1].weight = layer.weight
+    model[3].eval()
+    layer.weight.requires_grad_(False)
+    seen = []
+    model[3][0].register_forward_hook(lambda *_: seen.append(1))
+    small, x = sharing(model), torch.randn(8, 4)
+    assert str(small) == str(model)
+    assert [module.training for module in small.modules()] == [module.training for module in model.modules()]
+    assert small[0] is small[2]
+    assert small[0] is not layer
+    assert small[3][1].weight is small[0].weight
+    assert not small[0].weight.requires_grad
+    assert small[0].weight.data_ptr() == layer.weight.data_ptr()
+    before = model[1].running_mean.clone()
+    small(x)
+    assert seen
+    assert torch.equal(model[1].running_mean, before)
+    assert not torch.equal(small[1].running_mean, before)
+    small[0].in_features = 5
+    assert layer.in_features == 4
+    small[3].register_buffer("more", x)
+    small[0].register_parameter("more", None)
+    assert "more" not in model.state_dict() and "more" not in layer._parameters

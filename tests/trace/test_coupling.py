@@ -29,16 +29,17 @@ def test_a_layer_is_never_emptied():
 
 
 def test_group_building_is_bounded():
-    coupling, _, _ = graph()
+    coupling, model, _ = graph()
+    guarded, stem = coupling._graph, model.get_submodule("stem.0")
     traced = coupling.coupling("stem.0")
-    coupling._item_cap = 1
+    guarded._item_cap = 1
     with pytest.raises(NotPrunable, match="cyclic or exploding"):
-        coupling._group("stem.0", range(8))
+        guarded.group(stem, range(8))
     followed = coupling.coupling("stem.0")  # where torch-pruning fails, the flow of channels says the same
     assert followed.units == traced.units
     assert set(followed.slices) == set(traced.slices)
-    coupling._item_cap = 1000
-    assert coupling._group("stem.0", range(8))  # the guard is taken off again
+    guarded._item_cap = 1000
+    assert guarded.group(stem, range(8))  # the guard is taken off again
 
 
 def test_a_layer_outside_the_forward_pass_is_named():

@@ -10,7 +10,7 @@ from torch import nn
 from simprune.api import apply
 from simprune.core.plan import Edit
 from simprune.structures import structure
-from simprune.trace import coupling
+from simprune.trace import guarded
 from simprune.trace.coupling import CouplingGraph
 from simprune.trace.network import Network
 from tests.structures.test_contract import plan_of
@@ -252,7 +252,7 @@ def test_a_trace_that_fails_costs_nothing(monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError("integer division or modulo by zero")
 
-    monkeypatch.setattr(coupling.tp.DependencyGraph, "build_dependency", fail)
+    monkeypatch.setattr(guarded.tp.DependencyGraph, "build_dependency", fail)
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     groups, refused = found(model, ROWS)
     assert refused == {"1": "its output is the network's output"}
