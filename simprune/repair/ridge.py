@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from simprune.core import processes
 from simprune.core.holdout import SHARE, Counting
-from simprune.core.moments import Moments, gram
+from simprune.core.moments import WIDE, Moments, gram
 from simprune.trace.layers import matrix_of, patches, positions, stacked
 
 Ridge = float | Literal["auto"]
 RIDGES = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 UNJUDGED = 1e-3  # the ridge where no inputs can be held out
+SINGLE = 1e-3  # from this ridge on, the equations of a wide layer are solved in single precision, as its products are
 
 Weights = tuple[Tensor, Tensor]  # (outputs, inputs x kernel) and the intercept (outputs,), in float64
 
@@ -252,8 +253,13 @@ class Products:
         """The weights of least squared error + ridge x squared change of the present weights (zeros where None)."""
         wanted = self.cross if present is None else self.cross - self.gram @ present[0].T
         damping = ridge * self.gram.diagonal().mean() + 1e-12
-        ridged = self.gram + damping * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
-        weight = torch.linalg.solve(ridged, wanted).T
+        single = len(self.gram) >= WIDE and ridge >= SINGLE
+        weight = None if not single else _solved(self.gram.float(), wanted.float(), damping)
+        if weight is None:
+            weight = _solved(self.gram.clone(), wanted, damping)
+        if weight is None:  # rounding has made the products indefinite, by less than other methods notice
+            ridged = self.gram + damping * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+            weight = torch.linalg.solve(ridged, wanted).T
         weight = weight if present is None else present[0] + weight
         return weight, self.target - weight @ self.mean
 
@@ -263,6 +269,13 @@ class Products:
         offset = weight @ self.mean + intercept - self.target
         left = self.total - 2 * (weight * self.cross.T).sum() + (weight @ self.gram * weight).sum()
         return (left.clamp(min=0) + self.count * offset.square().sum())[None]
+
+
+def _solved(gram: Tensor, wanted: Tensor, damping: Tensor) -> Tensor | None:
+    """(outputs, width) in double precision, solved in that of the products, which are changed; None where it fails."""
+    gram.diagonal().add_(damping)
+    root, failed = torch.linalg.cholesky_ex(gram)
+    return None if failed else torch.cholesky_solve(wanted, root).T.double()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import simprune as sp
-from simprune.repair.ridge import RIDGES, UNJUDGED, fit
+from simprune.repair import ridge as module
+from simprune.repair.ridge import RIDGES, UNJUDGED, Products, fit
 from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, stacked
 
 LAYERS = {
@@ -120,3 +121,20 @@ def test_layers_that_compute_something_else_are_left_alone():
     refitted = {each.layer for each in sp.reconstruct(small, plan, model, calibration)}
     assert "2" not in refitted
     assert {"4", "6"} <= refitted
+
+
+@pytest.mark.parametrize("ridge", [1.0, 1e-3, 1e-4])
+def test_wide_layers_are_solved_in_single_precision_where_the_ridge_allows_it(ridge, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 3), torch.randn(200, 6) @ torch.randn(6, 40) + 0.05 * torch.randn(200, 40)
+    pairs = [(x, torch.randn(200, 3) + x[:, :3])]
+    exact = fit(layer, pairs, ridge)
+    monkeypatch.setattr(module, "WIDE", 40)
+    assert fit(layer, pairs, ridge).after == pytest.approx(exact.after, rel=1e-4)
+
+
+def test_products_that_rounding_made_indefinite_are_solved_all_the_same():
+    gram = torch.diag(torch.tensor([1.0, 1.0, -1e-9], dtype=torch.float64))
+    cross, zero = torch.ones(3, 1, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    weight, _ = Products(9, zero, zero[:1], gram, cross, torch.ones((), dtype=torch.float64)).solve(0.0)
+    torch.testing.assert_close(weight[0, :2], torch.ones(2, dtype=torch.float64))

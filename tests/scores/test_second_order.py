@@ -54,3 +54,31 @@ def test_a_readers_deaf_channel_costs_nothing(perceptron):
     score = second_order(network_of(model, x), [x], groups)["0"]
     assert score.order[0] == 3
     assert score.damage[3] == pytest.approx(0, abs=1e-12)
+
+
+class Readers(nn.Module):
+    """A hidden layer that one layer reads, or two that have half of its outputs each."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, last = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.last = nn.ModuleList([last] if not apart else [nn.Linear(6, 2), nn.Linear(6, 2)])
+        with torch.no_grad():
+            for part, weight, bias in zip(self.last, last.weight.chunk(2), last.bias.chunk(2), strict=False):
+                part.weight.copy_(weight if apart else last.weight)
+                part.bias.copy_(bias if apart else last.bias)
+        self.double()
+
+    def forward(self, x):
+        return torch.cat([part(self.first(x).tanh()) for part in self.last], 1)
+
+
+def test_layers_that_read_the_same_inputs_are_as_one_layer_of_all_outputs():
+    """As far as directions are the same for both: what two layers give is not weighed across them."""
+    x, scores = torch.randn(500, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), []
+    for apart in (False, True):
+        network = network_of(Readers(apart).eval(), x)
+        scores.append(second_order(network, [x[:200], x[200:]], structure("channels").find(network)[0])["first"])
+    assert scores[0].order == scores[1].order
+    assert scores[1].damage == pytest.approx(scores[0].damage, rel=0.1)

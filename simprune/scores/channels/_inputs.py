@@ -73,6 +73,12 @@ class Matrices:
         whole = torch.equal(columns, torch.arange(len(inverse)))
         return Dense(inverse if whole else inverse[columns][:, columns])
 
+    def equal(self, other: "Matrices | Rows") -> bool:
+        """Whether the other inputs are the same, to the last bit."""
+        return isinstance(other, Matrices) and all(
+            torch.equal(*pair) for pair in ((self.mean, other.mean), (self.covariance, other.covariance))
+        )
+
     def sequence(self, numbers: Tensor) -> "Matrices":
         """The same inputs in another order, by their numbers."""
         return Matrices(self.covariance[numbers][:, numbers], self.mean[numbers])
@@ -139,6 +145,9 @@ class Rows:
         root = self._root(self.rows, ridge)
         factor = torch.linalg.solve_triangular(root, self.rows[:, columns], upper=False)
         return Factored(factor, self._damping(ridge))
+
+    def equal(self, other: "Matrices | Rows") -> bool:
+        return isinstance(other, Rows) and torch.equal(self.mean, other.mean) and torch.equal(self.rows, other.rows)
 
     def sequence(self, numbers: Tensor) -> "Rows":
         same = copy(self)

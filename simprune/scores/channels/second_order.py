@@ -25,6 +25,7 @@ from simprune.core.moments import gram
 from simprune.core.registry import register
 from simprune.core.spaced import enough, spaced
 from simprune.core.structures import Slice, UnitGroup
+from simprune.core.ties import first_least
 from simprune.scores.channels._elimination import Elimination
 from simprune.scores.channels._inputs import Gathered
 from simprune.scores.channels._score import ChannelScore, levels, reading_weights
@@ -47,6 +48,7 @@ RIDGE = 1e-3  # of the mean input variance, for the order of removal
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # that are tried for the refit after it, as in the repair
 HELD_ROWS = 16  # rows of an input that is held out that the choice among `RIDGES` looks at
 GRADIENTS = 256  # positions of a map at which gradients are read at least
+NOTHING = 1e-7  # cost of a removal, as a share of a channel's mean cost alone, that rounding may make or not
 RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors and left out
 
 
@@ -213,10 +215,11 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     order: list[int] = []
     damage = torch.zeros(size, dtype=torch.float64)
     alone = torch.stack([reader.alone() for reader in readers]).sum(0)
-    eliminations = [reader.elimination() for reader in readers]
+    floor = NOTHING * float(alone.mean())
+    eliminations = [_elimination(together) for together in _alike(readers)]
     for _ in range(size - 1):
         costs = torch.stack([elimination.costs() for elimination in eliminations]).sum(0)
-        channel = int(costs.argmin())
+        channel = first_least(costs.numpy(), floor)
         damage[channel] = costs[channel].clamp(min=0)
         order.append(channel)
         for elimination in eliminations:
@@ -228,6 +231,25 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
     losses = zip(*(reader.losses(score.order, levels(size)) for reader in readers), strict=True)
     return replace(score, losses=dict(zip(levels(size), losses, strict=True)))
+
+
+def _alike(readers: "Sequence[_Surgeon]") -> "list[list[_Surgeon]]":
+    """Readers that get the same inputs, together."""
+    sets: list[list[_Surgeon]] = []
+    for reader in readers:
+        same = next((together for together in sets if together[0].reads_what(reader)), None)
+        if same is None:
+            sets.append([reader])
+        else:
+            same.append(reader)
+    return sets
+
+
+def _elimination(readers: "Sequence[_Surgeon]") -> Elimination:
+    """The removal of channels one after another from layers with the same inputs, as from one layer of all outputs."""
+    columns, inputs = readers[0].columns, readers[0].inputs
+    weights = torch.cat([reader.weight[:, columns.flatten()] for reader in readers])
+    return Elimination(inputs.inverse(columns.flatten(), RIDGE), weights, len(columns))
 
 
 class _Surgeon:
@@ -255,10 +277,9 @@ class _Surgeon:
         weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
         return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
 
-    def elimination(self) -> Elimination:
-        """The removal of channels one after another."""
-        columns = self.columns.flatten()
-        return Elimination(self.inputs.inverse(columns, RIDGE), self.weight[:, columns], len(self.columns))
+    def reads_what(self, other: "_Surgeon") -> bool:
+        """Whether the other layer gets the same inputs, such as the layers of queries and of keys."""
+        return torch.equal(self.columns, other.columns) and self.inputs.equal(other.inputs)
 
     def losses(self, order: Sequence[int], counts: Sequence[int]) -> Iterator[OutputLoss]:
         """The losses at the layer's output when the first channels of an order go, the other weights refitted.
