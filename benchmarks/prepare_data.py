@@ -9,8 +9,8 @@ DOWNLOADS holds, or with --download gets:
 
 FOLDER then holds, in the order of the archive:
 
-- cifar10_lossless.npz, the first 5,170 training images for calibration and the first test images: all 10,000, or with
-  --test-images 1017 the very images that docs/results.md speaks of
+- cifar10_lossless.npz, the first 1,102 images of the archive's first part and the first 1,017 of its other training
+  parts for calibration, and the first test images: all 10,000, or with --test-images 1017 those of docs/results.md
 - cifar10_resnet20.safetensors, cifar10_resnet56.safetensors, whose tensors are checked
 - cifar10_jpeg_train.npz, cifar10_jpeg_test.npz, all images as JPEG of quality 75, class after class
 - with --adapt cifar10_resnet56_jpeg.safetensors: ResNet-56 trained on for three epochs on the JPEG images, which takes
@@ -56,7 +56,9 @@ TENSORS = {
     "resnet20": "bb7e61c258999630df5b6fc9bf4e6cba1f6cc694ed0749a0719082a2e8022cde",
     "resnet56": "fad676852372abc35cddd449d453a2590c5377523f582da7db45243c6920b95d",
 }
-CALIBRATION, QUALITY = 5170, 75
+PART = 10000  # images in a part of the archive, of which there are five for training
+CALIBRATION = (1102, 1017, 1017, 1017, 1017)  # images at the beginning of every part
+QUALITY = 75
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -111,9 +113,11 @@ def images(archive: Path) -> Splits:
 def lossless(splits: Splits, test_images: int) -> dict[str, np.ndarray]:
     """The arrays of cifar10_lossless.npz."""
     (train, train_labels), (test, test_labels) = splits["train"], splits["test"]
+    rows = np.concatenate([PART * part + np.arange(count) for part, count in enumerate(CALIBRATION)])
+    rows = rows[rows < len(train)]
     return {
-        "calibration_images": train[:CALIBRATION],
-        "calibration_labels": train_labels[:CALIBRATION],
+        "calibration_images": train[rows],
+        "calibration_labels": train_labels[rows],
         "test_images": test[:test_images],
         "test_labels": test_labels[:test_images],
     }
