@@ -221,7 +221,7 @@ def targets(folder: Path) -> dict[str, Target]:
     return files | {
         "recipe inside a bundle": Target(other / "recipe.yaml", bundled_recipe, _bundle_keys, again),
         "plan": Target(folder / "plan.yaml", plan),
-        "recipe of the user": Target(folder / "own.yaml", user_recipe, yaml.safe_load),
+        "recipe of the user": Target(folder / "own.yaml", user_recipe, _keys),
         "weights": Target(folder / "weights.safetensors", weights, tensors_in),
         "arrays": Target(folder / "data.npz", images_of, images_in),
         "texts: lines of JSON": Target(folder / "texts.jsonl", texts("texts.jsonl"), json_lines),
@@ -257,9 +257,13 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=False)
 
 
+def _keys(content: bytes) -> Any:
+    return yaml.load(content, Loader=yaml.CSafeLoader)
+
+
 def _bundle_keys(content: bytes) -> Any:
     """What a bundle's recipe says about the keys that are read."""
-    return {key: value for key, value in (yaml.safe_load(content) or {}).items() if key in READ}
+    return {key: value for key, value in (_keys(content) or {}).items() if key in READ}
 
 
 def within(said: Any, read: Any) -> bool:
@@ -337,10 +341,11 @@ def main() -> int:
     faults: list[str] = []
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        chosen = {key: each for key, each in targets(Path(name)).items() if key.startswith(how.classes)}
-        wholes = {key: target.read() for key, target in chosen.items()}
+        numbered = {key: (number, each) for number, (key, each) in enumerate(targets(Path(name)).items())}
+        chosen = {key: value for key, value in numbered.items() if key.startswith(how.classes)}
+        wholes = {key: target.read() for key, (_, target) in chosen.items()}
         for case in range(how.cases):
-            for number, (key, target) in enumerate(chosen.items()):
+            for key, (number, target) in chosen.items():
                 if time.monotonic() - start > how.seconds:
                     break
                 kept = {path: path.read_bytes() for path in target.path.parent.iterdir() if path.is_file()}

@@ -7,18 +7,24 @@ kill the work is started again until it ends; its files must be those of the und
 """
 
 import argparse
+import math
+import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import simprune as sp
+from simprune.cli.main import main as main_of_simprune
+from simprune.core.store import write_whole
 
 
 def original() -> nn.Module:
@@ -38,7 +44,7 @@ def save(folder: Path) -> None:
     """The same bundle over and over, in place of itself."""
     batches = data()
     result = sp.compress(original(), calibration=batches, budget={"macs": 0.5})
-    for _ in range(40):
+    for _ in range(10):
         sp.save(folder / "bundle", result, overwrite=True)
 
 
@@ -58,8 +64,48 @@ def analyze(folder: Path) -> None:
     sp.plan(redundancy, {"macs": 0.5}).save(folder / "plan.yaml")
 
 
-WORK = {work.__name__: work for work in (save, search, analyze)}
-COMPARED = ("bundle/model.safetensors", "bundle/plan.yaml", "search/state.json", "plan.yaml")
+def compress(folder: Path) -> None:
+    """A smaller model, trained in a folder, from which an interrupted training goes on."""
+    batches = data()
+    result = sp.compress(
+        original(), calibration=batches, train=batches, budget={"macs": 0.5}, finetune=3, folder=folder / "training"
+    )
+    sp.save(folder / "bundle", result, overwrite=True)
+
+
+def finetune(folder: Path) -> None:
+    """A training by itself, stored after every step."""
+    small = original()
+    with patch("simprune.repair.training.state.SECONDS", 0.0):
+        sp.finetune(small, data(), epochs=3, folder=folder / "training")
+    write_whole(folder / "trained.safetensors", lambda path: save_file(small.state_dict(), path))
+
+
+def sweep(folder: Path) -> None:
+    """Plans for several budgets, each a job of one sweep on the command line."""
+    own = folder / "own.yaml"
+    write_whole(own, RECIPE)
+    if code := main_of_simprune(
+        ["plan", "-m", f"recipe={own}", "budget.macs=0.4,0.6", f"hydra.sweep.dir={folder}/jobs"]
+    ):
+        raise RuntimeError(f"the sweep ends with {code}")
+
+
+RECIPE = """defaults: [base, model: function, data: function, _self_]
+model: {function: "benchmarks.kill:original"}
+data: {function: "benchmarks.kill:calibration"}
+device: cpu
+"""
+WORK = {work.__name__: work for work in (save, search, analyze, compress, finetune, sweep)}
+COMPARED = (
+    "bundle/model.safetensors", "bundle/plan.yaml", "search/state.json", "plan.yaml", "trained.safetensors",
+    "jobs/0/plan.yaml", "jobs/1/plan.yaml",
+)  # fmt: skip
+
+
+def calibration() -> dict[str, list[torch.Tensor]]:
+    """The inputs of the sweep."""
+    return {"calibration": [rows for rows, _ in data()]}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -67,9 +113,32 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in COMPARED if (folder / name).is_file()}
 
 
-def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kill", "--work", name, "--folder", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(name: str, folder: Path) -> int:
+    """Begin the work in a process of its own, which has all modules already; returns its number."""
+    if process := os.fork():
+        return process
+    code = 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        WORK[name](folder)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def ended(process: int, seconds: float = math.inf) -> int | None:
+    """The code with which a process ends; None where it still runs after so many seconds."""
+    began = time.monotonic()
+    while True:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() - began > seconds:
+            return None
+        time.sleep(0.002)
 
 
 def main() -> int:
@@ -77,33 +146,28 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600, help="after which no further process is killed")
-    parser.add_argument("--work", choices=list(WORK), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     how = parser.parse_args()
-    if how.work is not None:
-        WORK[how.work](how.folder)
-        return 0
+    torch.set_num_threads(1)  # threads do not survive a fork
     draw, faults, killed, began = random.Random(how.seed), [], dict.fromkeys(WORK, 0), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         wholes, seconds = {}, {}
         for work in WORK:
             first = time.monotonic()
-            if start(work, Path(name, work)).wait():
+            if ended(start(work, Path(name, work))):
                 raise RuntimeError(f"{work} fails undisturbed")
             wholes[work], seconds[work] = files(Path(name, work)), time.monotonic() - first
+            if not wholes[work]:
+                raise RuntimeError(f"{work} leaves no file")
         folder = Path(name, "killed")
         while sum(killed.values()) < how.kills and time.monotonic() - began < how.seconds:
             work = list(WORK)[sum(killed.values()) % len(WORK)]
             process = start(work, folder)
-            try:
-                process.wait(seconds[work] * draw.uniform(0.3, 1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                killed[work] += 1
+            if ended(process, seconds[work] * draw.uniform(0.05, 1)) is None:
+                os.kill(process, signal.SIGKILL)
+                killed[work] += ended(process) == -signal.SIGKILL
             if (folder / "bundle").exists():
                 sp.load(folder / "bundle", original)  # whole, or an error
-            if start(work, folder).wait():
+            if ended(start(work, folder)):
                 faults.append(f"{work}: cannot go on after a kill")
             elif files(folder) != wholes[work]:
                 faults.append(f"{work}: ends otherwise after a kill")

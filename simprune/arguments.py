@@ -15,7 +15,7 @@ from simprune.core.batches import device_of, tensors_in
 from simprune.core.names import did_you_mean
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
-from simprune.core.weights import digest, digest_of
+from simprune.core.weights import digest, digest_of, refuse_infinite
 from simprune.measures import Measure
 from simprune.planners.budget import MEASURED, Budget
 from simprune.planners.constraints import Constraints
@@ -117,8 +117,9 @@ def measure_of(choice: Any) -> Measure:
 
 
 def check_model(model: Any, settings: Settings, name: str = "model") -> None:
-    """Raise ValueError for what is no model, and for patterns of names that fit nothing in it."""
+    """Raise ValueError for what is no model, for weights that are no numbers, and for patterns that fit no name."""
     check_module(model, name)
+    refuse_infinite(model, {key: value for key, value in model.named_parameters() if not value.is_meta}, name)
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     Constraints(settings.planner.protect).check_names(names)
     Rules.of(settings.reconstruct, model)

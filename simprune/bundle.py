@@ -39,7 +39,7 @@ from simprune.trace.network import Network
 
 HASHED = ("plan.yaml", "model.safetensors", "recipe.yaml", "report.html")
 FILES = (*HASHED, "report.json")
-REPORT_BYTES = 1 << 28
+REPORT_BYTES, REPORT_VALUES = 1 << 28, 1 << 23  # so many values take up to 1 GiB
 TRIES = 10  # readings of a bundle that other processes replace meanwhile
 T = TypeVar("T")
 
@@ -215,6 +215,8 @@ def check_files(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if size > REPORT_BYTES:
         raise ValueError(f"bundle {folder}: report.json has {size:,} bytes; expected at most {REPORT_BYTES:,}")
     content = (folder / "report.json").read_bytes()
+    if sum(map(content.count, (b",", b"[", b"{"))) > REPORT_VALUES:
+        raise ValueError(f"bundle {folder}: report.json has more than the {REPORT_VALUES:,} values that are expected")
     try:
         report = json.loads(content)
         files = report.pop("files")

@@ -135,6 +135,16 @@ def test_a_model_and_data_that_are_none_are_said():
         sp.analyze(Counting(), 3)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_before_any_forward_pass(value):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[2].bias.data[1] = value
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it runs"))
+    for function, more in ((sp.analyze, {}), (sp.compress, {"budget": {"macs": 0.5}})):
+        with pytest.raises(ValueError, match=r"model: 2\.bias has (nan|infinite entries)"):
+            function(model, calibration=[torch.randn(8, 4)], **more)
+
+
 def test_the_seed_reaches_scores():
     model = Counting()
 

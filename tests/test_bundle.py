@@ -484,3 +484,38 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_opened(result, folder
     with pytest.raises(ValueError, match=r"the model of the bundle: mix\.bias has"):
         bundle.save(folder.parent / "other", result)
     assert not (folder.parent / "other").exists()
+
+
+HEADERS = [
+    (1 << 60).to_bytes(8, "little") + b"{}",
+    (2).to_bytes(8, "little") + b"{}" + b"surplus",
+    *(
+        len(text).to_bytes(8, "little") + text
+        for text in (
+            b'{"conv.weight":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}',
+            b'{"conv.weight":{"dtype":"F32","shape":[99999999999999999999,9],"data_offsets":[0,0]}}',
+            b'{"conv.weight":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}',
+            b'{"conv.weight":{"dtype":"F999","shape":[0],"data_offsets":[0,0]}}',
+            b"[" * 100_000,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("content", HEADERS, ids=lambda content: content[:40].decode("latin-1"))
+def test_weights_whose_sizes_are_wild_are_one_line_before_memory_is_taken(folder, content):
+    rewrite(folder, "model.safetensors", content)
+    with pytest.raises(ValueError, match="safetensors") as caught:
+        bundle.load(folder, model=Tied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_of_many_values_or_bytes_is_refused_before_it_is_read(folder, monkeypatch):
+    (folder / "report.json").write_bytes(b"[" + b"{}," * bundle.REPORT_VALUES + b"{}]")
+    with pytest.raises(ValueError, match="more than the 8,388,608 values that are expected"):
+        bundle.load(folder, model=Tied)
+    with (folder / "report.json").open("wb") as file:
+        file.truncate(1 << 30)  # a gigabyte that takes no space
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read"))
+    with pytest.raises(ValueError, match=r"report\.json has 1,073,741,824 bytes; expected at most 268,435,456"):
+        bundle.load(folder, model=Tied)

@@ -26,7 +26,7 @@ from simprune.core.options import listed
 from simprune.core.peekable import Peekable
 from simprune.core.plain import finite
 from simprune.core.plan import Plan
-from simprune.core.store import refuse_overwriting
+from simprune.core.store import refuse_overwriting, write_whole
 from simprune.core.weights import digest
 from simprune.edit.reopening import is_pretrained
 from simprune.measures import Measure
@@ -81,8 +81,8 @@ class Job:
         """Write a text, or a mapping as JSON, and beside it the recipe of the run."""
         if not isinstance(content, str):
             content = json.dumps(finite(content), indent=1, allow_nan=False)
-        (self.out / "recipe.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8")
-        (self.out / name).write_text(content, encoding="utf-8")
+        write_whole(self.out / "recipe.yaml", yaml.safe_dump(self.resolved, sort_keys=False))
+        write_whole(self.out / name, content)
         return self.out / name
 
     def options(self, function: str) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def validate(job: Job) -> int:
     lines = [verdict.table(console.width()), f"written to {path}", f"page: {page}"]
     if recipe.junit is not None and processes.first():
         Path(recipe.junit).parent.mkdir(parents=True, exist_ok=True)
-        Path(recipe.junit).write_text(junit(content), encoding="utf-8")
+        Path(recipe.junit).write_text(junit(content), encoding="utf-8")  # which may be a pipe or /dev/stdout
         lines.append(f"JUnit: {recipe.junit}")
     show(*lines)
     return EXIT[verdict.outcome]

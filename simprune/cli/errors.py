@@ -34,6 +34,8 @@ def one_line(error: BaseException) -> str | None:
         text = explain(error)
     if text is None and isinstance(error, OSError):
         text = str(error)
+    if text is None and type(error) is ValueError and "embedded null byte" in str(error):
+        text = "a path has a zero byte in it; expected the name of a file or folder"
     if text is None and type(error) in (ValueError, KeyError):
         frames = list(traceback.walk_tb(error.__traceback__))
         text = str(error.args[0]) if error.args else ""

@@ -116,7 +116,13 @@ class Collected:
         rows = rows.float() if rows.dtype.itemsize < 4 else rows
         mean = rows.mean(0, dtype=torch.float64)  # exact, so that a constant column has no variance
         rows -= mean.to(rows)
-        part = Moments(len(rows), mean, gram(rows.T).to(_precision(rows.shape[1])))
+        products = gram(rows.T)
+        if not bool(products.diagonal().isfinite().all()):
+            largest = float(rows.abs().max())
+            raise ValueError(
+                f"a layer reads numbers of {largest:.1g}, whose squares are beyond float32; scale the inputs"
+            )
+        part = Moments(len(rows), mean, products.to(_precision(rows.shape[1])))
         self._moments = part if self._moments is None else self._moments.merge(part)
 
 

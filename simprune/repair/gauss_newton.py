@@ -24,6 +24,7 @@ from simprune.core.batches import copied, first_tensor
 from simprune.core.copies import copy_of
 from simprune.core.cost import Example
 from simprune.core.holdout import Counting
+from simprune.core.ties import TIE
 from simprune.trace.axes import channels_last, like
 from simprune.trace.bypass import put
 from simprune.trace.context import eval_mode
@@ -124,12 +125,12 @@ def _variation(pairs: Sequence[Pair]) -> float:
 
 
 def _walk(linear: "_Linearised", step: Mapping[str, Tensor], judging: Sequence[Pair], best: float) -> float | None:
-    """Go along the step as far as makes the error less than `best`, and return it; None where nothing does."""
+    """Go along the step as far as makes the error less than `best`, by more than rounding, and return it; else None."""
     moves = linear.parts(step)
     for length in STEPS:
         moved = {name: parameter.detach() + length * moves[name] for name, parameter in linear.parameters.items()}
         error = _error(linear.trial, judging, moved)
-        if error < best:
+        if error < (1 - TIE) * best:
             for name, parameter in linear.parameters.items():
                 parameter.copy_(moved[name])
             return error
@@ -332,7 +333,8 @@ def _gradients(output: Tensor, inputs: Sequence[Tensor], directions: Tensor) -> 
 
 def _error(block: nn.Module, pairs: Sequence[Pair], parameters: Mapping[str, Tensor] | None = None) -> float:
     return sum(
-        float(((_output(block, call, parameters) - targets) * count).square().sum()) for call, targets, count in pairs
+        float(((_output(block, call, parameters) - targets) * count).square().sum(dtype=torch.float64))
+        for call, targets, count in pairs
     )
 
 

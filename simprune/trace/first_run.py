@@ -56,6 +56,8 @@ def check_module(model: Any, name: str = "model") -> None:
             raise ValueError(f"{name}: {key} is lazy and has no shape yet; run the model on one batch first")
         if tensor.is_meta and id(tensor) not in stored:
             raise ValueError(f"{name}: {key} is on the meta device and has no values; load the weights first")
+        if tensor.device.type == "mps":
+            raise ValueError(f"{name}: {key} is on mps, where nothing can be summed in float64; give {name}.cpu()")
 
 
 def _unlayered(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from rich.cells import cell_len
 from safetensors.torch import save_file
 
 from simprune import api, checks, formats
+from simprune import bundle as bundles
 from simprune.cli import commands, console
 from simprune.cli.errors import report
 from simprune.cli.flags import split
@@ -424,6 +425,11 @@ def test_wrong_input_is_one_line(capsys, monkeypatch):
     assert report(error) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err and "simprune: error: math has" in err
+
+
+def test_a_path_that_no_system_takes_is_one_line(capsys):
+    assert report(raised(bundles.load, "a\0b", lambda: None)) == 2
+    assert "a path has a zero byte in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("function", [lambda: Fraction("no number"), lambda: did_you_mean("a", [{}["a key"]])])

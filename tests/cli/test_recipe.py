@@ -439,7 +439,11 @@ def test_an_unnamed_recipe_may_use_the_zoo_and_torchs_layers():
 )
 def test_an_unnamed_recipe_that_asks_for_more_than_there_is_is_refused_before_memory_is_taken(choice, monkeypatch):
     monkeypatch.setattr("simprune.core.sizes.OPERATIONS", 5_000)
-    monkeypatch.setattr("torch.Tensor.uniform_", lambda tensor, *_: tensor if tensor.is_meta else pytest.fail("filled"))
+
+    def fill(tensor, *_, **options):
+        return tensor if tensor.is_meta else pytest.fail("a tensor is filled")
+
+    monkeypatch.setattr("torch.Tensor.uniform_", fill)
     with pytest.raises(ValueError, match="expected at most") as caught:
         build("model", choice, trusted=False)
     assert "\n" not in str(caught.value)

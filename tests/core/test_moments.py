@@ -35,6 +35,14 @@ def test_what_is_not_rows_is_refused(rows):
         Moments.of(rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_whose_squares_are_no_numbers_are_one_line(dtype):
+    collected = Collected()
+    collected.add(torch.tensor([[1.0, 2.0], [1e25, 0.0]], dtype=dtype))
+    with pytest.raises(ValueError, match="a layer reads numbers of 5e.24, whose squares are beyond float32"):
+        collected.moments()
+
+
 def test_widths_must_match():
     with pytest.raises(ValueError, match="width"):
         Moments.empty(2).merge(Moments.empty(3))

@@ -1,6 +1,7 @@
 """What is wrong with a model or its batches is said in one line that names the argument, in every function."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,11 +32,19 @@ class Lazy(nn.Module):
         self.first = nn.LazyLinear(3)
 
 
+class OnMps(nn.Linear):
+    """Says that its weight is on a device that this machine does not have."""
+
+    def named_parameters(self, *args, **kwargs):
+        yield "weight", SimpleNamespace(is_meta=False, device=torch.device("mps"))
+
+
 NO_MODULES = {
     "a class": (lambda: nn.Linear, "got the class Linear; give an object of it"),
     "a state dict": (lambda: network().state_dict(), "got a state dict; build the network"),
     "a text": (lambda: "resnet", "got str"),
     "nothing": (lambda: None, "got NoneType"),
+    "on mps": (lambda: OnMps(4, 3), r"weight is on mps, .* summed in float64; give (model|small).cpu\(\)"),
     "on meta": (lambda: network().to("meta"), "0.weight is on the meta device and has no values; load the weights"),
     "lazy": (Lazy, "first.weight is lazy and has no shape yet; run the model on one batch first"),
     "compiled": (

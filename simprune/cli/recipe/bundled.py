@@ -15,6 +15,7 @@ from simprune import zoo
 from simprune.core import registry
 from simprune.core.options import shown
 from simprune.core.reading import read_text, read_yaml
+from simprune.core.sizes import refuse_huge
 from simprune.settings import REBUILT, recipe_table
 
 BYTES = 1 << 20
@@ -27,6 +28,7 @@ NAMED = re.compile(r"(simprune\.zoo|torch\.nn):([A-Za-z]\w*)")  # functions that
 # Options of from_pretrained that choose among weights, and cannot name code.
 CHOICES = ("pretrained", "task", "gguf_file", "revision", "subfolder", "dtype", "torch_dtype", "attn_implementation")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", None)
+EPOCHS = 1000  # of the digits' network, which is trained where it is not stored
 TRUST = "if you trust it, name a recipe yourself: recipe=FOLDER/recipe.yaml"
 
 
@@ -87,6 +89,32 @@ def check_harmless(kind: str, choice: Any) -> None:
     runs_tasks = any(isinstance(gate, Mapping) and gate.get("measure") == "task_accuracy_drop" for gate in gates or ())
     if kind == "check" and (name == "tasks" or runs_tasks):
         raise ValueError(f"check: the bundle's recipe would run tasks of lm_eval; say check=default; {TRUST}")
+
+
+def check_modest(choice: Any) -> None:
+    """Raise ValueError for a model in a bundle's recipe that would take more memory than there is, or be trained long.
+
+    Args:
+        choice: a name, or a mapping with `name` and options, that is harmless otherwise.
+
+    >>> check_modest({"name": "digits", "epochs": 10**9})
+    Traceback (most recent call last):
+    ValueError: model: the bundle's recipe would train for 1,000,000,000 epochs; expected at most 1,000
+    """
+    options = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
+    name, function = options.pop("name", None), options.pop("function", None)
+    what = "model: the network that the bundle's recipe asks for"
+    if name == "digits":
+        epochs = options.get("epochs", 0)
+        if isinstance(epochs, int) and epochs > EPOCHS:
+            raise ValueError(
+                f"model: the bundle's recipe would train for {epochs:,} epochs; expected at most {EPOCHS:,}"
+            )
+        shape = {key: options[key] for key in ("widths", "depths") if key in options}
+        refuse_huge(lambda: zoo.ResidualCNN(in_channels=1, **shape), what)
+    elif function is not None:
+        options.pop("weights", None)
+        refuse_huge(lambda: registry.bound("model", {"name": "function", "function": function, **options})(), what)
 
 
 def _refusal(kind: str, what: str) -> str:

@@ -36,7 +36,10 @@ def locate(recipe: str) -> tuple[Path, str]:
             hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
             raise ValueError(f"no recipe file {recipe}{hint}")
         content = read_yaml(read_text(path), recipe)  # Hydra reads it again, and says less about what is wrong
-        if isinstance(content, dict) and not isinstance(content.get("defaults", []), list):
+        if not isinstance(content, dict):
+            what = "nothing" if content is None else shown(content)
+            raise ValueError(f"{recipe}: expected a recipe, such as model: digits; got {what}")
+        if not isinstance(content.get("defaults", []), list):
             raise ValueError(f"{recipe}: defaults: expected a list in [...]; got {shown(content['defaults'])}")
         check = content.get("check") if isinstance(content, dict) else None
         if isinstance(check, dict) and check.get("name") is not None and check.get("gates") is not None:

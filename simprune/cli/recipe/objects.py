@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from simprune.cli.recipe.bundled import check_harmless
+from simprune.cli.recipe.bundled import check_harmless, check_modest
 from simprune.cli.recipe.schema import device
 from simprune.core import registry
 from simprune.core.peekable import Peekable
@@ -64,4 +64,6 @@ def build(kind: str, choice: Any, trusted: bool = True, **shared: Any) -> Any:
     registry.read(kind, choice)
     if not trusted:
         check_harmless(kind, choice)
+        if kind == "model":
+            check_modest(choice)
     return registry.bound(kind, choice, **shared)()
