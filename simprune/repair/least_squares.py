@@ -10,6 +10,7 @@ from simprune.repair._task import Task
 from simprune.repair.by_output import divergence_by_ridge
 from simprune.repair.halves import find_halves
 from simprune.repair.mirror import with_mirrored
+from simprune.repair.nearer import with_segments_if_nearer
 from simprune.repair.refit import VALUES, Refit, Repair
 from simprune.repair.repeats import repeated
 from simprune.repair.ridge import Ridge
@@ -115,6 +116,8 @@ def refit(
             )
             return []
         repair = replace(repair, stream=best)
+    if segments:
+        return with_segments_if_nearer(repair, layers, network, task.batches)
     return repair.run(layers, task.batches, "reconstruct")
 
 

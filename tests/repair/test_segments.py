@@ -207,3 +207,25 @@ def test_a_segment_that_is_too_large_for_its_memory_is_left_and_the_notes_say_so
     assert notes == [
         "the model was not fitted as a whole: a batch makes 6,144 entries in it; give batches of 3,072 at most"
     ]
+
+
+def test_segments_that_bring_the_outputs_further_away_are_not_fitted(monkeypatch):
+    torch.manual_seed(0)
+    model = lively(zoo.VGG(widths=(6, 8), depths=(2, 2), hidden=12)).eval()
+    x, trace = torch.randn(64, 3, 8, 8), Network(model, ((torch.randn(2, 3, 8, 8),), {}))
+    wanted = plan(analyze(model, [x]), {"macs": 0.6})
+
+    def spoil(block: nn.Module, *_: object, **__: object) -> tuple[float, float]:
+        for parameter in block.parameters():
+            parameter.mul_(3)
+        return 1.0, 0.5
+
+    results = []
+    for method, fitting in (("least_squares", fit_block), ("blockwise", fit_block), ("blockwise", spoil)):
+        monkeypatch.setattr("simprune.repair.refit.fit_block", fitting)
+        small, notes = apply(wanted, model), list[str]()
+        repair(small, wanted, trace, [x], method, notes=notes)
+        results.append(small.state_dict())
+        assert any("no segment was fitted" in note for note in notes) == (fitting is spoil)
+    assert all(torch.equal(value, results[2][name]) for name, value in results[0].items())
+    assert not all(torch.equal(value, results[1][name]) for name, value in results[0].items())
