@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -278,10 +279,9 @@ def _listening(expected: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        what = (
-            expected or f"lost one of {os.environ.get('WORLD_SIZE', 'the other')} processes, so this one stops as well"
-        )
+        text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())  # without the place in torch's code
+        reason = text.partition(". ")[0].splitlines()[0][:160] if text else type(error).__name__
+        what = expected or "lost another process, so this one stops as well"
         raise ProcessLost(f"{what} ({reason})") from None
 
 
