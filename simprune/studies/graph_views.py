@@ -69,8 +69,7 @@ def graph_views(
         edges: entries that a row of the sparse kernel matrix keeps.
         attack: largest change of a pixel, as a share of the range of all pixels.
         layout: "flatten" (published) or "pool".
-        layers: names of modules (* stands for anything) to read at, for networks of your own; by default those along
-            the depth.
+        layers: names of modules (* stands for anything) to read at; by default those along the depth.
     """
     if attack <= 0:
         raise ValueError(f"attack must be above 0, got {attack}")

@@ -65,8 +65,7 @@ def layer_matching(
         seeds: networks of every architecture.
         inputs: test images.
         layouts: "flatten", "pool", or both.
-        layers: names of modules (* stands for anything) to read at, for networks of your own; by default those along
-            the depth.
+        layers: names of modules (* stands for anything) to read at; by default those along the depth.
     """
     chosen = [measure_of(choice) for choice in measures]  # errors in them come before any training
     for layout in layouts:

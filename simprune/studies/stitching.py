@@ -82,8 +82,7 @@ def stitching(
         fit: training images for the maps.
         epochs: of the training of a map.
         k: neighbours in the graphs of which motifs are counted.
-        layers: names of modules (* stands for anything) to stitch at, for networks of your own; by default those along
-            the depth.
+        layers: names of modules (* stands for anything) to stitch at; by default those along the depth.
     """
     unknown = [kind for kind in halves if kind not in HALVES]
     if unknown or not halves:
