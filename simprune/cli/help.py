@@ -3,7 +3,7 @@
 import textwrap
 
 from simprune.core.options import default_of, describe, listed
-from simprune.settings import Study, group, recipe_table
+from simprune.settings import Recipe, Study, group, recipe_table
 
 # The lists of `simprune list`, with the kinds of their parts.
 LISTED = {
@@ -113,9 +113,10 @@ def details(command: str) -> str:
     if command == "list":
         return lines[0]
     lines.append("\noptions, key=value (the page Options of the documentation has those of the groups):")
+    table = Study if command == "study" else Recipe
     for option in listed(Study) if command == "study" else recipe_table(command):
         default = default_of(option)
-        if group(option):
+        if group(option, table):
             default = "{...}"
         elif isinstance(default, tuple):
             default = f"[{','.join(map(str, default))}]" if default else None

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from simprune import measures
+from simprune.arguments import check_gates
 from simprune.cli.folders import builtin, recipes
 from simprune.cli.recipe.choices import GROUPS
 from simprune.cli.recipe.compose import load_recipe, locate, register_bundle_recipe, resolved
@@ -106,6 +107,30 @@ def test_a_recipe_in_another_folder_inherits_and_overrides(recipe):
     path = recipe("defaults: [digits, override measure: cka_rbf, _self_]\nmeasure: {threshold: 0.5}\nseed: 3\n")
     made = settings(load_recipe(path, ["budget.macs=0.25"]), "compress")
     assert (made.seed, made.budget["macs"], made.measure["threshold"]) == (3, 0.25, 0.5)
+
+
+GATES = "check: {gates: [{measure: disagreement, limit: 0.5}]}\n"
+
+
+def test_gates_stand_in_for_the_set_that_a_recipe_builds_on_and_a_typed_set_for_gates(recipe):
+    path = recipe("defaults: [digits, _self_]\n" + GATES)
+    alone = load_recipe(path)
+    assert [gate.limit for gate in gates(settings(alone, "compress"))] == [0.5]
+    assert alone.check.get("name") is None  # so that nothing shows the name of a set that is not checked
+    typed = load_recipe(path, ["check=strict"])
+    assert gates(settings(typed, "compress")) == check_gates("strict") and "gates" not in typed.check
+
+
+def test_a_check_set_and_gates_in_one_place_are_an_error(recipe):
+    both = "check: {name: strict, gates: [{measure: disagreement, limit: 0.5}]}\n"
+    with pytest.raises(ValueError, match="expected a check set or a list of gates; got both"):
+        load_recipe(recipe("defaults: [digits, _self_]\n" + both))
+    typed = ["check=strict", "check.gates=[{measure: disagreement, limit: 0.5}]"]
+    with pytest.raises(ValueError, match="expected a check set or a list of gates; got both"):
+        load_recipe(recipe("defaults: [digits, _self_]\n"), typed)
+    config = load_recipe(recipe("defaults: [digits, _self_]\n" + GATES.replace("{gates", "{cosine: 0.9, gates")))
+    with pytest.raises(ValueError, match="cosine is an option of a check set; leave it out, or gates"):
+        settings(config, "compress")
 
 
 def test_a_users_group_option_wins_over_the_built_in_one(recipe, tmp_path):
