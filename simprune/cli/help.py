@@ -98,8 +98,8 @@ validate.
 usage: simprune study recipe=NAME|FILE.yaml [quick=true] [data=FILE.npz|FOLDER] [key=value]
 
 Runs one study (simprune list studies) on networks that it trains itself, or on yours. Writes findings.json, page.html,
-page.md and figures into FOLDER/NAME, or FOLDER/NAME-quick. An interrupted run goes on with the same command. Every study
-has options of its own (simprune list studies). FILE.yaml holds study: NAME and options.
+page.md and figures into FOLDER/NAME, or FOLDER/NAME-quick. An interrupted run goes on with the same command. Every
+study has options of its own (simprune list studies). FILE.yaml holds study: NAME and options.
   simprune study recipe=grounding quick=true
   simprune study recipe=calibration data=images.npz models=[mine:resnet] seed=1""",
     "list": f"""\
