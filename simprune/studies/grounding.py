@@ -134,7 +134,7 @@ def _said(
     asked = {
         "score": names(scores, [*parts("score")]),
         "block_score": names(block_scores, [*parts("block_score")]),
-        "measure": names(measures, _measures()),
+        "measure": names(measures, measures_of_rows()),
     }
     for kind, name in [(kind, name) for kind, listed in asked.items() for name in listed]:
         key = ["said", subject.key, inputs, kind, name, [removal.key for removal in drawn]]
@@ -145,7 +145,7 @@ def _said(
     return said
 
 
-def _measures() -> list[str]:
+def measures_of_rows() -> list[str]:
     """Measures that compare what runs through blocks, and take no more than the rows of both sides."""
     fit = [
         name for name, part in parts("measure").items() if not getattr(part.make, "extras", ()) and name not in LEFT_OUT

@@ -66,6 +66,11 @@ def build(architecture: str, images: Images, seed: int = 0, width: float = 1.0, 
         return ARCHITECTURES[architecture](images, width, depth).eval()
 
 
+def steps_for(images: Images) -> int:
+    """Steps of a training, unless the study says otherwise."""
+    return min(max(EPOCHS * len(images.train) // BATCH, STEPS), MOST)
+
+
 def train(
     model: nn.Module,
     images: Images,
@@ -84,7 +89,7 @@ def train(
         augment: the largest shift of an image, as a share of its side; 0: none.
         whole: steps by which the rate goes, where the training is cut short; None: `steps`.
     """
-    steps = min(max(EPOCHS * len(images.train) // BATCH, STEPS), MOST) if steps is None else steps
+    steps = steps_for(images) if steps is None else steps
     whole = steps if whole is None else whole
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.02)
