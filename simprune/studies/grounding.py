@@ -9,6 +9,7 @@ import numpy as np
 
 import simprune as sp
 from simprune.core.registry import parts, register
+from simprune.studies._known_groups import TESTS, measures_by_name, rates
 from simprune.studies._removals import (
     DEPTH,
     WIDTH,
@@ -40,6 +41,7 @@ NOTE = (
     "the damage that it expects."
 )
 NOTE_TOGETHER = "Both kinds of scores expect damage in one unit, so that a plan can weigh depth against width."
+TITLE_TESTS = "Measures by networks that are known to differ"
 NOTE_CHOICES = (
     "Half of a layer's channels goes; geometric means over layers and networks of damage as a share of that by random "
     "numbers, the smallest after repair first, with 95 % intervals by bootstrap over networks."
@@ -61,7 +63,7 @@ Case = dict[str, Any]  # one removal: network, architecture, kind, damages by st
     "grounding",
     source="design after Klabunde et al., ReSi (arXiv:2408.00531); removals are our own",
     quick={"architectures": ("residual", "vgg", "vit"), "seeds": 1, "channels": 5, "others": 4, "layers": 1,
-           "measures": ("cka_debiased", "procrustes_size_shape", "linear_regression"), "finetune": 1},
+           "measures": ("cka_debiased", "procrustes_size_shape", "linear_regression"), "finetune": 1, "groups": 2},
 )  # fmt: skip
 def grounding(
     run: Run,
@@ -76,6 +78,7 @@ def grounding(
     measures: Sequence[str] = (),
     inputs: int = 256,
     finetune: int = 2,
+    groups: int = 3,
 ) -> Findings:
     """Does redundancy predict damage?
 
@@ -91,6 +94,13 @@ def grounding(
     from that, every score of channels chooses the half of a layer's channels that goes, and what its choice costs is
     compared with the choice of random numbers.
 
+    Measures are also tested by what they should see. Networks of the second architecture are trained in groups: with
+    none, half or all of the labels at random; with and without a mark in the images that tells the label; with and
+    without shifted images. A measure passes as often as two networks of one group are more alike at their last layer
+    than one of them and one of another group; chance is 0.5. Along the layers of a network, it passes as often as of
+    three layers the first and the last are the least alike; chance is 1/3. (Whether differences of predictions between
+    seeds are seen is the question of similarity_vs_function.)
+
     Cost: about 40 minutes of one core with 15 small networks; the quick version takes about two.
 
     Args:
@@ -102,6 +112,7 @@ def grounding(
         scores, block_scores, measures: names; none: all that are registered and fit.
         inputs: calibration images.
         finetune: epochs of the fine-tuning; 0: none.
+        groups: networks of every group; fewer than 2: no tests of measures by groups.
     """
     cases: list[Case] = []
     choices: list[dict[str, Any]] = []
@@ -122,7 +133,11 @@ def grounding(
             facts = {"network": subject.name, "architecture": subject.architecture, "kind": removal.kind}
             cases.append(facts | cost | {"said": scored})
         choices += _choices(bench, inputs, scores, layers)
-    return findings_of(cases, choices, run.seed)
+    tested = {}
+    if groups > 1 and not run.models:
+        named = measures_by_name(names(measures, measures_of_rows()), NEEDED)
+        tested = rates(run, [*architectures, *architectures][1], groups, inputs, named)
+    return findings_of(cases, choices, run.seed, tested)
 
 
 def _said(
@@ -212,13 +227,19 @@ def _chosen(bench: Bench, score: str, layers: Sequence[str]) -> dict[str, Any]:
     return costs
 
 
-def findings_of(cases: Sequence[Case], choices: Sequence[Mapping[str, Any]], seed: int) -> Findings:
+def findings_of(
+    cases: Sequence[Case],
+    choices: Sequence[Mapping[str, Any]],
+    seed: int,
+    tested: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> Findings:
     """Tables, figures and sentences from what every score said of every removal, and what it cost.
 
     Args:
         cases: removals, with `network`, `architecture`, `kind`, a damage by every stage, and `said` by score.
         choices: damages of what scores of channels chose, by `network`, `layer` and `score`.
         seed: of intervals.
+        tested: how often every measure passes a test by known groups.
     """
     depth = _rows(cases, DEPTH, ("block_score: ", "measure: "), seed)
     width = _rows(cases, WIDTH, ("score: ",), seed)
@@ -238,6 +259,7 @@ def findings_of(cases: Sequence[Case], choices: Sequence[Mapping[str, Any]], see
             _pooled(cases, seed),
         ),
         Table("choices", "What a score of channels chooses", CHOSEN, _ratios(choices, seed), NOTE_CHOICES),
+        Table("tests", TITLE_TESTS, ("measure", *TESTS, "mean"), _tests(tested or {})),
         Table(
             "removals", "Removals", ("kind", "networks", "removals", "median damage", "after repair"), _counts(cases)
         ),
@@ -349,6 +371,15 @@ def _ratios(choices: Sequence[Mapping[str, Any]], seed: int) -> list[list[Any]]:
             entry.append([math.exp(value) for value in drawn])
         rows.append(entry)
     return sorted(rows, key=lambda row: row[2][0])
+
+
+def _tests(tested: Mapping[str, Mapping[str, float | None]]) -> list[list[Any]]:
+    """How often every measure passes, the best on average first."""
+    rows = []
+    for measure in dict.fromkeys(name for values in tested.values() for name in values):
+        passed = [tested[test].get(measure) for test in TESTS]
+        rows.append([measure, *passed, mean([value for value in passed if value is not None])])
+    return sorted(rows, key=lambda row: -row[-1])
 
 
 def _counts(cases: Sequence[Case]) -> list[list[Any]]:
