@@ -134,12 +134,30 @@ PARTS = {
             save_file(model.state_dict(), folder / f"{title}.safetensors")
             return Written(lambda args, kwargs: [model(*args, **kwargs)], "open them")
         ''',
+    "my_study": '''
+        from simprune.core.registry import register
+        from simprune.studies import Findings, Table
+
+        @register("study", "my_study", quick={"rows": 1})
+        def mine(run, *, rows: int = 3):
+            """Is my study found?
+
+            Protocol: rows are counted.
+
+            Cost: none.
+
+            Args:
+                rows: how many.
+            """
+            counted = [[row, run.step(["row", row], lambda: "counted")] for row in range(rows)]
+            return Findings(["My study is found."], [Table("rows", "My rows", ("row", "what"), counted)])
+        ''',
 }  # fmt: skip
 KINDS = {
     "measures": "my_measure", "functional": "my_functional", "scores": "my_score", "block_scores": "my_block_score",
     "structures": "my_structure", "planners": "my_planner", "repairs": "my_repair", "models": "my_model",
     "data": "my_data", "corruptions": "my_corruption", "checks": "my_check",
-    "formats": "my_format",
+    "formats": "my_format", "studies": "my_study",
 }  # fmt: skip
 
 
@@ -203,6 +221,13 @@ def test_every_part_works_in_one_run_of_the_command_line(run, tmp_path):
     assert [gate["inputs"] for gate in report["verdict"]["gates"]] == ["clean", "my_corruption_1"]
     assert all(gate["measure"] == "my_functional" for gate in report["verdict"]["gates"])
     assert (out / "export" / "weights.safetensors").is_file()
+
+
+def test_a_study_of_a_package_runs_from_the_command_line(run, tmp_path):
+    done = run("study", "recipe=my_study", "quick=true", f"folder={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "My study is found." in done.stdout
+    assert json.loads((tmp_path / "my_study-quick" / "findings.json").read_text())["tables"][0]["rows"] == [[0, "counted"]]
 
 
 def test_a_misspelt_option_of_a_new_part_is_one_line(run, tmp_path):
