@@ -14,6 +14,7 @@ from simprune.edit.effects import Effects, effects_of
 from simprune.repair.reconstruct import Rules, reconstruct
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.repair.training import finetune, notes_of
+from simprune.repair.training.guard import Guard
 from simprune.trace.network import Network
 
 Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model at its end)
@@ -88,7 +89,8 @@ class Recovery:
         epochs: list[dict[str, Any]] = []
         if self.settings is not None and self.train is not None:
             tools = {"validation": self.validation, "passes": self.passes, "folder": folder, "seed": self.seed}
+            guard = Guard.of(small, network.model, self.calibration, self.settings)
             epochs = finetune(small, self.train, network.model, **tools, **self.settings)
-            notes += notes_of(epochs)
+            notes += [*notes_of(epochs), *guard.end(epochs)]
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs, tuple(notes))

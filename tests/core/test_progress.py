@@ -1,6 +1,9 @@
 """Progress of long work."""
 
 import logging
+import os
+import re
+import struct
 import subprocess
 import sys
 
@@ -53,3 +56,43 @@ def test_an_error_inside_leaves_the_logger_as_it_was():
     with pytest.raises(KeyError), reporting(), step("outer"):
         raise KeyError("a")
     assert (logger.level, logger.propagate, list(logger.handlers)) == before and module._depth == [0]
+
+
+SHOWN = """
+import time
+from simprune.cli import console
+from simprune.core.progress import progress, reporting
+
+with reporting():
+    for _ in progress(range(3), "counting"):
+        time.sleep(0.15)  # the bar is drawn ten times a second
+console.show(console.table("a title of several words", ["column"] * 4, [["some words in a cell"] * 4]))
+"""
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "40"}, {"COLUMNS": "40", "NO_COLOR": "1"}])
+def test_a_terminal_has_no_colours_with_no_color_and_the_width_of_columns(variables):
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))  # not on Windows
+    own, other = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "CI")}
+    environment |= {"TERM": "xterm-256color"} | variables
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", SHOWN], stdout=other, stderr=other, env=environment)
+    os.close(other)
+    shown = b""
+    while part := _read(own):
+        shown += part
+    assert process.wait() == 0
+    text = shown.decode()
+    coloured = re.search(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9[0-7])[;m]", text)
+    assert (coloured is None) == ("NO_COLOR" in variables) and "counting" in text
+    widths = [len(line) for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()]
+    assert max(widths) <= (40 if "COLUMNS" in variables else 90)
+    assert max(widths) > 40 or "COLUMNS" in variables
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how a terminal says that nobody writes to it any more
+        return b""

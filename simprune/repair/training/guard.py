@@ -19,7 +19,8 @@ from simprune.trace.answers import Answers, agreement, answer
 class Guard:
     """A model before its training, with its damage on calibration inputs that are held out of the refits.
 
-    Trainings that are to follow labels rather than the original are not judged: with `distill=0` or `select=loss`.
+    Trainings that are to follow labels rather than the original, with `distill=0` or `select=loss`, or to pass gates,
+    with `until_passed`, are not judged.
 
     Args:
         small: the repaired model.
@@ -48,7 +49,7 @@ class Guard:
             settings: of the training, as `simprune.finetune` takes them.
         """
         how = Finetune.of(settings)
-        if how.distill == 0 or how.select == "loss":
+        if how.distill == 0 or how.select == "loss" or how.until_passed:
             return cls(small, {}, (), LEAST)
         inputs, count = _held_out(calibration)
         if count < LEAST:
