@@ -227,7 +227,8 @@ def test_a_study_of_a_package_runs_from_the_command_line(run, tmp_path):
     done = run("study", "recipe=my_study", "quick=true", f"folder={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "My study is found." in done.stdout
-    assert json.loads((tmp_path / "my_study-quick" / "findings.json").read_text())["tables"][0]["rows"] == [[0, "counted"]]
+    findings = json.loads((tmp_path / "my_study-quick" / "findings.json").read_text())
+    assert findings["tables"][0]["rows"] == [[0, "counted"]]
 
 
 def test_a_misspelt_option_of_a_new_part_is_one_line(run, tmp_path):

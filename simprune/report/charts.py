@@ -382,8 +382,8 @@ def scatter(
     axes.grid(color=RULE, lw=0.5)
     both: list[float] = []
     for number, (name, points) in enumerate(series.items()):
-        pairs = [pair for pair in zip(points["x"], points["y"], strict=True) if None not in pair]
-        pairs = [pair for pair in pairs if not log or min(pair) > 0]
+        both_known = zip(points["x"], points["y"], strict=True)
+        pairs = [(a, b) for a, b in both_known if a is not None and b is not None and (not log or min(a, b) > 0)]
         both += [value for pair in pairs for value in pair]
         colour, mark = CURVES[number % 4], MARKERS[number % 4]
         axes.plot(*zip(*pairs, strict=True) if pairs else ([], []), mark, color=colour, ms=2.5, alpha=0.6, label=name)

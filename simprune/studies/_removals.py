@@ -86,17 +86,15 @@ class Bench:
         run: of the study.
         subject: the network.
         calibration: batches.
-        redundancy: of the network; None to compute it with default scores.
+        structures: whose redundancy is estimated, with default scores.
     """
 
     def __init__(
         self, run: Run, subject: Subject, calibration: Sequence[tuple[Tensor, Tensor]],
-        redundancy: sp.Redundancy | None = None,
+        structures: Sequence[str] = STRUCTURES,
     ):  # fmt: skip
         self.run, self.subject, self.calibration = run, subject, calibration
-        if redundancy is None:
-            redundancy = sp.analyze(subject.model, calibration, structures=STRUCTURES, seed=run.seed)
-        self.redundancy = redundancy
+        self.redundancy = sp.analyze(subject.model, calibration, structures=structures, seed=run.seed)
         self.pixels = torch.cat([batch[0] for batch in calibration])
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor
 import simprune as sp
 from simprune.core.registry import register
 from simprune.studies._removals import Bench
-from simprune.studies.frame import Figure, Findings, Images, Run, Subject, Table
+from simprune.studies.frame import Figure, Findings, Images, Run, Table
 from simprune.studies.networks import accuracy, agreement, answers, damage, shifted
 from simprune.studies.statistics import bootstrap, mean
 
@@ -40,8 +40,9 @@ def _half(images: Images, rows: Tensor, generator: torch.Generator) -> Tensor:
     return images.train[known[: len(rows)]]
 
 
+USUAL = "images of training"
 KINDS = {  # of calibration inputs, by what they are
-    "images of training": _same, "moved images": _moved, "images of half of the classes": _half, "noise": _noise,
+    USUAL: _same, "moved images": _moved, "images of half of the classes": _half, "noise": _noise,
 }  # fmt: skip
 
 
@@ -85,11 +86,11 @@ def calibration(
     if most > len(run.images.train):
         raise ValueError(f"numbers: expected at most {len(run.images.train)}, the images of training; got {most}")
     for subject in run.progress(run.subjects(architectures, seeds), "draw calibration inputs"):
-        whole = Bench(run, subject, _drawn(run, "images of training", most, 0))
-        asked = [("both", "images of training", number, draw) for number in numbers for draw in range(draws)]
-        asked += [("repair", *rest) for _, *rest in asked]
-        asked += [("both", kind, kinds_at, draw) for kind in [*KINDS][1:] for draw in range(draws)]
-        asked += [("both", "images of training", kinds_at, draw) for draw in range(draws) if kinds_at not in numbers]
+        whole = Bench(run, subject, _drawn(run, USUAL, most, 0), STRUCTURES)
+        asked: list[tuple[str, str, int, int]] = []
+        for draw in range(draws):
+            asked += [(role, USUAL, number, draw) for role in ("both", "repair") for number in numbers]
+            asked += [("both", kind, kinds_at, draw) for kind in KINDS if kind != USUAL or kinds_at not in numbers]
         for role, kind, number, draw in asked:
             key = ["calibrated", subject.key, role, kind, number, draw, most, share]
             done = run.step(key, lambda b=whole, s=subject, a=(role, kind, number, draw): _done(run, s, b, share, *a))
@@ -107,21 +108,19 @@ def _drawn(run: Run, kind: str, number: int, draw: int) -> list[tuple[Tensor, Te
     return list(zip(inputs.split(128), labels.split(128), strict=True))
 
 
-def _done(
-    run: Run, subject: Subject, whole: Bench, share: float, role: str, kind: str, number: int, draw: int
-) -> dict[str, float]:
+def _done(bench: Bench, share: float, role: str, kind: str, number: int, draw: int) -> dict[str, float]:
+    run, model, redundancy = bench.run, bench.subject.model, bench.redundancy
     inputs = _drawn(run, kind, number, draw)
-    redundancy = whole.redundancy
     if role == "both":
-        redundancy = sp.analyze(subject.model, inputs, structures=STRUCTURES, seed=run.seed)
+        redundancy = sp.analyze(model, inputs, structures=STRUCTURES, seed=run.seed)
     plan = sp.plan(redundancy, {"macs": share}, seed=run.seed)
-    small = sp.apply(plan, subject.model)
-    sp.reconstruct(small, plan, subject.model, inputs)
+    small = sp.apply(plan, model)
+    sp.reconstruct(small, plan, model, inputs)
     logits = answers(small, run.images.test)
     return {
-        "agreement": agreement(logits, whole.on_test),
+        "agreement": agreement(logits, bench.on_test),
         "accuracy": accuracy(logits, run.images.test_labels),
-        "damage": damage(logits, whole.on_test),
+        "damage": damage(logits, bench.on_test),
     }
 
 
@@ -129,7 +128,7 @@ def findings_of(cases: Sequence[Case], kinds_at: int, seed: int) -> Findings:
     """Tables, figures and sentences from what came of every draw of calibration inputs."""
     tables, series, sentences = [], {}, []
     for role, title in (("both", "Inputs for the plan and the repair"), ("repair", "Inputs for the repair alone")):
-        some = [case for case in cases if case["role"] == role and case["kind"] == "images of training"]
+        some = [case for case in cases if case["role"] == role and case["kind"] == USUAL]
         rows = numbers_of(some, seed)
         tables.append(Table(role, title, NUMBERS, rows, NOTE))
         series[title.lower()] = {

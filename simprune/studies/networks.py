@@ -37,9 +37,8 @@ def _vgg(images: Images, width: float, depth: float) -> nn.Module:
 
 
 def _vit(images: Images, width: float, depth: float) -> nn.Module:
-    heads = max(round(4 * width), 1)
-    sizes = {"width": 10 * heads, "heads": heads, "hidden": 20 * heads, "depth": max(round(5 * depth), 1)}
-    return zoo.ViT(images.channels, images.classes, images.side, max(images.side // 4, 1), **sizes)
+    heads, blocks, patch = max(round(4 * width), 1), max(round(5 * depth), 1), max(images.side // 4, 1)
+    return zoo.ViT(images.channels, images.classes, images.side, patch, 10 * heads, blocks, heads, 20 * heads)
 
 
 def _mobilenet(images: Images, width: float, depth: float) -> nn.Module:

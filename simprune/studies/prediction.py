@@ -210,7 +210,7 @@ def predicted(
             continue
         guessed, actual = np.array(errors).T
         weights = _fit(inner, truth[others])
-        for number in np.flatnonzero(groups == group):
+        for number in np.flatnonzero(groups == group).tolist():
             value = float(rows[number] @ weights)
             near = np.argsort(abs(guessed - value))[: max(round(NEAR * len(guessed)), 8)]
             low, middle, high = np.quantile((actual - guessed)[near], [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -19,7 +19,8 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return math.nan
-    return round(float(stats.spearmanr(x, y).statistic), 12)
+    found: Any = stats.spearmanr(x, y)
+    return round(float(found.statistic), 12)
 
 
 def kendall(x: Sequence[float], y: Sequence[float]) -> float:
@@ -30,7 +31,8 @@ def kendall(x: Sequence[float], y: Sequence[float]) -> float:
     """
     if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
         return math.nan
-    return round(float(stats.kendalltau(x, y).statistic), 12)
+    found: Any = stats.kendalltau(x, y)
+    return round(float(found.statistic), 12)
 
 
 def bootstrap(
