@@ -3,6 +3,7 @@ draw matters."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -93,7 +94,7 @@ def calibration(
             asked += [("both", kind, kinds_at, draw) for kind in KINDS if kind != USUAL or kinds_at not in numbers]
         for role, kind, number, draw in asked:
             key = ["calibrated", subject.key, role, kind, number, draw, most, share]
-            done = run.step(key, lambda b=whole, s=subject, a=(role, kind, number, draw): _done(run, s, b, share, *a))
+            done = run.step(key, partial(_done, whole, share, role, kind, number, draw))
             facts = {"network": subject.name, "role": role, "kind": kind, "number": number, "draw": draw}
             cases.append(facts | done)
     return findings_of(cases, kinds_at, run.seed)

@@ -210,12 +210,12 @@ def predicted(
             continue
         guessed, actual = np.array(errors).T
         weights = _fit(inner, truth[others])
-        for number in np.flatnonzero(groups == group).tolist():
+        for number in map(int, np.flatnonzero(groups == group)):
             value = float(rows[number] @ weights)
             near = np.argsort(abs(guessed - value))[: max(round(NEAR * len(guessed)), 8)]
             low, middle, high = np.quantile((actual - guessed)[near], [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
-            losses = [loss_of(value + shift, cases[number]["count"]) for shift in (middle, high, low)]
-            made[number] = tuple(best[number] - loss for loss in losses)  # pyright: ignore[reportArgumentType]
+            middle, most, least = (loss_of(value + shift, cases[number]["count"]) for shift in (middle, high, low))
+            made[number] = (best[number] - middle, best[number] - most, best[number] - least)
     return made
 
 
