@@ -14,8 +14,8 @@ def blockwise(task: Task, *, ridge: Ridge = "auto", values: int = VALUES, mirror
 
     Segments are residual blocks, other modules of a few layers, and every few layers of a chain (see
     `simprune.repair.segments`); depthwise convolutions in them take part. No labels and no learning rate, but iterated
-    (see `simprune.repair.gauss_newton`): about ten times the time of least squares. Where the outputs of the network, on
-    inputs that no segment was fitted to, come out further away than by least squares alone, that stays instead.
+    (see `simprune.repair.gauss_newton`): about ten times the time of least squares. Least squares alone stays where it
+    leaves the outputs of the network nearer, on inputs that no segment was fitted to.
 
     Args:
         task: what is repaired.
