@@ -56,10 +56,11 @@ def prediction(
     or what chance names; all are applied and repaired in closed form, and the smaller network is compared with the
     original on test images. What is known before: the plan's expected damage, the share that it keeps, whether it is a
     random plan, and how far damage differed from what was expected in one trial per network: a plan that keeps 0.6 of
-    the multiply-adds, repaired on half of the calibration images and measured on the others. Expected damage becomes expected agreement by a simulation without the smaller network: noise of that
-    damage is added to the original's answers on calibration images, and changed answers are counted. A linear model
-    with these figures is fitted to all other networks; its errors on the most similar half of their cases give a 90 %
-    interval. It is asked of every network in turn, and of every architecture in turn, which is harder.
+    the multiply-adds, repaired on half of the calibration images and measured on the others. Expected damage becomes
+    expected agreement by a simulation without the smaller network: noise of that damage is added to the original's
+    answers on calibration images, and changed answers are counted. A linear model with these figures is fitted to all
+    other networks; its errors on the most similar half of their cases give a 90 % interval. It is asked of every
+    network in turn, and of every architecture in turn, which is harder.
 
     Cost: about 10 minutes of one core for 200 plans of 15 small networks; the quick version takes one.
 
