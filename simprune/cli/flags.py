@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from simprune.core.names import did_you_mean
+from simprune.settings import recipe_table
 
 # Hydra's flags that make sense here, and the values that a flag takes: none, some, or (None) any
 CFG = ("job", "hydra", "all")
@@ -27,13 +28,25 @@ def split(args: list[str]) -> tuple[list[str], list[str], str | None]:
         elif "=" in arg or arg.startswith("~"):
             overrides.append(arg)
         else:
-            raise ValueError(f"cannot read {arg!r}: expected key=value, such as recipe={arg}")
+            raise ValueError(f"cannot read {arg!r}: expected {_example(arg)}")
     return overrides, flags, recipe
+
+
+def _example(arg: str) -> str:
+    return f"{arg}=VALUE" if _is_key(arg) else f"key=value, such as recipe={arg}"
+
+
+def _is_key(text: str) -> bool:
+    """Whether a text is a key of recipes, or one of a key's own options."""
+    head = text.partition(".")[0]
+    return head == "recipe" or any(entry.name == head for entry in recipe_table())
 
 
 def _flag(arg: str, rest: Iterator[str]) -> list[str]:
     """A flag and its value, which may follow as an argument of its own."""
     flag, equals, value = arg.partition("=")
+    if flag not in FLAGS and _is_key(key := flag.lstrip("-").replace("-", "_")):
+        raise ValueError(f"no flag {flag}; write {key}={value or 'VALUE'}, without dashes")
     if flag not in FLAGS:
         raise ValueError(f"no flag {flag}; {did_you_mean(flag, FLAGS)}")
     allowed = FLAGS[flag]

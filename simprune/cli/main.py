@@ -35,7 +35,8 @@ def _dispatch(args: list[str]) -> int:
         return 0
     command, rest = args[0], args[1:]
     if command not in DETAILS:
-        raise ValueError(f"no command {command!r}; {did_you_mean(command, DETAILS)}")
+        known = [*DETAILS, "--help", "--version"] if command.startswith("-") else DETAILS
+        raise ValueError(f"no command {command!r}; {did_you_mean(command, known)}")
     if {"-h", "--help"} & set(rest):
         print(details(command))
         return 0
