@@ -41,6 +41,7 @@ def writers_of(network: Network) -> dict[str, Writer]:
 
 def fit_writer(
     small: nn.Module,
+    model: nn.Module,
     block: str,
     writer: Writer,
     calls: Sequence[Example],
@@ -50,8 +51,11 @@ def fit_writer(
 ) -> Mapping[str, Tensor]:
     """Change a block's writer, in place, so that the stream behind the block comes near another stream.
 
+    The ridge pulls towards the original's weights, also where an earlier gap at the same place has changed them.
+
     Args:
         small: the network.
+        model: the original.
         block: name of the block, which is a module of its own.
         writer: of the block.
         calls: arguments of the block, batch by batch.
@@ -81,6 +85,8 @@ def fit_writer(
 
     before = {f"{writer.layer}.{key}": value.detach().clone() for key, value in layer.named_parameters()}
     with torch.no_grad():
+        for key, value in layer.named_parameters():
+            value.copy_(model.get_submodule(writer.layer).get_parameter(key))
         solved = fit(layer, pairs(), ridge, bias is not None)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:

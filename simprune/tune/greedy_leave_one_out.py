@@ -55,7 +55,7 @@ def greedy_leave_one_out(
     measure on fewer. `repair`: a trial refits, in closed form, the layer that writes the stream before the block; in
     networks without such layers as many layers behind the block as the block has, and a removal all layers behind it.
     False refits nothing. `steps`: how many blocks to remove (None: all); the remaining blocks have the error of their
-    last trial.
+    last trial, or where that is less the error with all that were removed.
 
     A block is tried again only when the error that its removal added in its last trial could still be the least (lazy
     greedy, Minoux 1978): exact where a block's loss only grows as other blocks are removed. A trial costs a closed-form
@@ -82,8 +82,8 @@ def greedy_leave_one_out(
         reached = max([last[name], *errors.values()])  # so that errors never fall in the order of removal
         removed, now = shrinking.remove(name)
         errors |= dict.fromkeys(removed, reached * (1 + 1e-9))
-    worst = max(errors.values())
-    errors |= {name: max(last[name], worst) for name in remaining}
+    worst = max(errors.values())  # those whose last trial was long ago follow it in the order of what they added
+    errors |= {name: max(last[name], worst * (1 + 1e-8 * (1 + max(added[name], 0.0)))) for name in remaining}
     return {block.name: 1 / (1 + errors[block.name]) for block in context.stream.blocks}
 
 
@@ -171,11 +171,14 @@ class _ShrinkingNetwork:
         """The error without a block, the writer before the gap refitted; and the writer's parameters before."""
         before, last = self._ends(name)
         writer = self.writers.get(before)
-        if writer is None or self.remaining[name].replace == "zero":
+        living = {layer for layer, _ in self.small.named_modules()}  # the writer goes with its half of a block
+        if writer is None or writer.layer not in living or self.remaining[name].replace == "zero":
             with self._without(name, self.inputs[1]):
                 return self._error(), {}
         ridge: Ridge = 1.0 if self.error == "divergence" else "auto"  # 1: see `simprune.repair.by_output`
-        state = fit_writer(self.small, before, writer, self.calls[0][before], self.outputs[last], self.fitted, ridge)
+        state = fit_writer(
+            self.small, self.model, before, writer, self.calls[0][before], self.outputs[last], self.fitted, ridge
+        )
         stream = [output for *_, output in runs_of(self.small, before, writer.layer, self.calls[1][before])]
         with self._skipping(self.small, name, Replay(self.layouts[name], stream)):
             return self._error(), state

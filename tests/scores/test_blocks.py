@@ -170,10 +170,11 @@ def test_greedy_takes_inputs_in_batches_of_any_size(repair):
     assert uneven == pytest.approx(whole, rel=1e-5)
 
 
-def test_greedy_takes_blocks_and_their_halves_together():
+@pytest.mark.parametrize("repair", [False, True])
+def test_greedy_takes_blocks_and_their_halves_together(repair):
     model, x = build("pre-norm")
     silence(model.get_submodule(find_halves(model, x)[1]))
-    score = {"name": "greedy_leave_one_out", "repair": False}
+    score = {"name": "greedy_leave_one_out", "repair": repair}
     redundancy = analyze(model, [x], structures=("blocks", "sub_blocks"), block_score=score, damage=False)
     values = {entry.block.name: entry.redundancy for entry in redundancy.blocks}
     assert values[find_halves(model, x)[1]] == max(values.values())
