@@ -139,6 +139,8 @@ def _block_queue(search: Search) -> NDArray[np.bool_]:
     costs = space.costs(np.zeros((count, len(space.menus)), np.intp), np.eye(count, dtype=bool))
     saved = (search.scalar(space.cost(space.nothing)[None]) - search.scalar(costs)).clip(TINY)
     queue, lost = [np.zeros(count, bool)], 0.0
+    if not space.inside[:, len(space.menus) :].any():
+        return _apart(space, saved)
     while len(queue) <= count:
         remaining = np.flatnonzero(~queue[-1])
         candidates = np.repeat(queue[-1][None], len(remaining), 0)
@@ -148,6 +150,23 @@ def _block_queue(search: Search) -> NDArray[np.bool_]:
         queue.append(candidates[row])
         lost = float(damage[row])
     return np.array(queue)
+
+
+def _apart(space: Space, saved: Floats) -> NDArray[np.bool_]:
+    """The same of blocks of which none lies inside another: what a block adds follows from the sum before it."""
+    count = len(space.blocks)
+    lengths = np.sqrt([entry.damage for entry in space.blocks])
+    crossed, remaining = np.zeros(count), np.arange(count)  # products of interactions with the lengths that are removed
+    queue = np.zeros((count + 1, count), bool)
+    for turn in range(1, count + 1):
+        added = lengths[remaining] * (lengths[remaining] + 2 * crossed[remaining])
+        row = first_least(added / saved[remaining], RATE)
+        block, remaining = int(remaining[row]), np.delete(remaining, row)
+        queue[turn] = queue[turn - 1]
+        queue[turn, block] = True
+        both = space.interactions[:count, block] + space.interactions[block, :count]
+        crossed = crossed + both / 2 * lengths[block]
+    return queue
 
 
 def _channel_steps(search: Search) -> list[Step]:

@@ -217,7 +217,7 @@ class Space:
 
     def outermost(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(N, blocks) whether a block is removed and lies in no other removed block."""
-        return blocks & ~(blocks @ self.inside[:, len(self.menus) :])
+        return blocks & ~self._within(blocks)[:, len(self.menus) :]
 
     # ---- the arithmetic, vectorised over selections ----
 
@@ -230,7 +230,16 @@ class Space:
 
     def _effective(self, levels: NDArray[np.intp], blocks: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
         """The outermost removed blocks (N, blocks), and the levels (N, groups), which are 0 inside removed blocks."""
-        return self.outermost(blocks), np.where(blocks @ self.inside[:, : len(self.menus)], 0, levels)
+        within = self._within(blocks)
+        return blocks & ~within[:, len(self.menus) :], np.where(within[:, : len(self.menus)], 0, levels)
+
+    def _within(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(N, items) whether an item lies inside a removed block; every item lies in few, so that this is sparse."""
+        return blocks.astype(np.float32) @ self._inside > 0
+
+    @cached_property
+    def _inside(self) -> "scipy.sparse.csr_array":
+        return scipy.sparse.csr_array(self.inside.astype(np.float32))
 
     @cached_property
     def _terms(self) -> "_Terms":
