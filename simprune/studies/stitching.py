@@ -117,7 +117,7 @@ def _jobs(
         return jobs
 
     def network(architecture: str, seed: int, share: float) -> Subject:
-        cut_short = {} if share == 1 else {"whole": steps}
+        cut_short: dict[str, Any] = {} if share == 1 else {"whole": steps}
         model = run.network(architecture, seed, steps=round(share * steps), **cut_short)
         return Subject(f"{architecture} {seed}", architecture, model, f"{architecture} {seed} {share} of {steps}")
 
