@@ -49,7 +49,11 @@ class Shape(NamedTuple):
 def coordinates(X: Tensor) -> Tensor:
     """A (N, <= min(N, D)) with A A' = X X': X itself, or where it is wider than tall its triangular factor."""
     count, width = X.shape
-    return torch.linalg.qr(X.T, mode="r").R.T if width > count else X
+    if width <= count:
+        return X
+    if X.requires_grad:  # in a fixed basis of its rows: A A' changes with X as X X' does, also where rows depend
+        return X @ torch.linalg.qr(X.detach().T).Q
+    return torch.linalg.qr(X.T, mode="r").R.T
 
 
 def shape(X: Tensor) -> Shape:

@@ -11,11 +11,14 @@ SMOOTH = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("rows", [12, 40])
-def test_gradients_are_those_of_finite_differences(name, rows):
+WIDE = ["angular_shape_metric", "cka", "cka_debiased", "distance_correlation", "orthogonal_procrustes"]
+CASES = [*((name, rows, 5) for name in SMOOTH for rows in (12, 40)), *((name, 6, 20) for name in WIDE)]
+
+
+@pytest.mark.parametrize("name, rows, width", CASES)
+def test_gradients_are_those_of_finite_differences(name, rows, width):
     generator = torch.Generator().manual_seed(0)
-    X, Y = (torch.randn(rows, width, dtype=torch.float64, generator=generator) for width in (5, 7))
+    X, Y = (torch.randn(rows, size, dtype=torch.float64, generator=generator) for size in (width, 7))
     measure = sp.measures.get(name)
     X.requires_grad_()
     value = measure.with_gradients(X, Y)

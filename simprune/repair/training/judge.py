@@ -68,8 +68,8 @@ class Judge:
 
     def _wanted(self, batch: Any) -> dict[str, Tensor]:
         teacher = self.objective.teacher
-        if self.by == "loss" or teacher is None:
-            return self.objective.wanted(batch)
+        if teacher is None:
+            return {}
         with eval_mode(teacher), torch.no_grad():
             return call_all(teacher, batch)
 

@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from simprune.core.alone import one_at_a_time
-from simprune.core.batches import checked, device_of
+from simprune.core.batches import device_of
 from simprune.core.options import takes_options
+from simprune.core.peekable import Peekable
+from simprune.core.processes import first as first_process
 from simprune.core.progress import progress, say
 from simprune.core.weights import digest
 from simprune.repair.training.adapters import adapted
@@ -35,9 +37,12 @@ from simprune.repair.training.randomness import begin_epoch, own_randomness, set
 from simprune.repair.training.requirements import check
 from simprune.repair.training.state import Place, State
 from simprune.settings import Finetune
+from simprune.trace.first_run import check_module, check_runs
+from simprune.trace.later_runs import names_failing_batches
 
 
 @one_at_a_time
+@names_failing_batches
 @takes_options(Finetune)
 def finetune(
     small: nn.Module,
@@ -90,8 +95,8 @@ def finetune(
         accuracy rose while agreement fell. Where no epoch is kept, the model is as it was.
 
     Raises:
-        ValueError: for a wrong option, no batches, labels that do not fit, when there is nothing to learn from, and
-            for a folder of a training with other arguments.
+        ValueError: for a wrong option, no batches, batches that the model cannot read, labels that do not fit, when
+            there is nothing to learn from, and for a folder of a training with other arguments.
         ImportError: for `lora`, `tensorboard`, `precision` or several processes where peft, tensorboard or accelerate
             is not installed.
 
@@ -100,8 +105,9 @@ def finetune(
     [1, 2]
     """
     how = Finetune.of(options)
-    train = checked(train, "train")
-    validation = None if validation is None else checked(validation, "validation")
+    check_module(small, "small")
+    train = Peekable.of(train, "train")
+    validation = None if validation is None else Peekable.of(validation, "validation")
     folder = None if folder is None else Path(folder)
     check(how, device_of(small), folder)
     if how.until_passed and passes is None:
@@ -113,6 +119,7 @@ def finetune(
         first = next(iter(train), None)
         if first is None:
             raise ValueError("train has no batches; give at least one")
+        check_runs(small, first, "train")
         objective = Objective.of(small, teacher, first, how)
         begin_epoch(train, seed, 0)
         held = Held(train, validation)
@@ -131,14 +138,13 @@ def finetune(
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
             place, best, states = state.load(small, optimizer, average) or (Place(), {}, {})
-            processes.wait()  # until all have read what the first of them writes from now on
-            log = Log(folder if processes.first else None, place.steps, how.tensorboard)
+            log = Log(folder if first_process() else None, place.steps, how.tensorboard)
             step, stepper = processes.prepare(_Step(small, objective), optimizer)
             processes.scale = place.scale
             if not place.before:
                 place.before = judge.figures(small)
                 place.best, best = place.before["held_out"], tensors_of(small)
-                state.save(place, small, optimizer, average, best, always=True, here=processes.first)
+                state.save(place, small, optimizer, average, best, always=True)
 
             epochs = range(place.epoch, 0 if place.finished else how.epochs + 1)
             for epoch in progress(epochs, "fine-tune"):
@@ -162,7 +168,7 @@ def finetune(
                     place.step, place.steps, place.total = number, place.steps + 1, place.total + loss
                     place.scale = processes.scale
                     log.write(place.steps, {"loss": loss, "rate": optimizer.param_groups[0]["lr"]})
-                    state.save(place, small, optimizer, average, best, always=False, here=processes.first)
+                    state.save(place, small, optimizer, average, best, always=False)
                 if not place.step:
                     raise ValueError("train has no batches; give at least one")
 
@@ -174,7 +180,7 @@ def finetune(
                     if better:
                         place.best, best = figures["held_out"], tensors_of(small)
                 row: dict[str, Any] = {"epoch": epoch, "loss": place.total / place.step, **figures}
-                row |= {"before": place.before["held_out"], "by": judge.by, "judged_on": held.source, "kept": False}
+                row |= {"before": place.before["held_out"], "by": judge.by, "judged_on": held.source}
                 row |= {"passed": True} if passed else {}
                 row |= {"never_met": True} if held.keys and not held.met else {}
                 drift = drifting(place.before, figures)
@@ -186,7 +192,7 @@ def finetune(
                 tired = how.patience is not None and place.stale > how.patience
                 place.finished = epoch == how.epochs or tired or passed
                 place.epoch, place.step, place.total = epoch + 1, 0, 0.0
-                state.save(place, small, optimizer, average, best, always=True, here=processes.first)
+                state.save(place, small, optimizer, average, best, always=True)
                 if place.finished:
                     break
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.pieces import dealt
-from simprune.core.processes import add_up, count
+from simprune.core.processes import ProcessLost, count
 from simprune.settings import Finetune
 
 
@@ -67,11 +67,6 @@ class Processes:
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes files."""
-        return self.rank == 0
-
     def prepare(
         self, step: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[Callable[..., Tensor], torch.optim.Optimizer]:
@@ -96,11 +91,26 @@ class Processes:
         return nullcontext() if last or self.size == 1 else self.accelerator.no_sync(self._step)
 
     def backward(self, loss: Tensor) -> None:
-        """The gradient of a loss, of which every process has a part."""
+        """The gradient of a loss, of which every process has a part.
+
+        Raises:
+            ProcessLost: where another process has ended.
+        """
         if self.accelerator is None:
             loss.backward()
-        else:
+            return
+        with self._together():
             self.accelerator.backward(loss * self.size)  # gradients of several processes are averaged
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around what all processes do at once: where one of them has ended, the others say so in one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not any(word in str(error).lower() for word in ("gloo", "nccl")):
+                raise
+            raise ProcessLost(f"lost one of {self.size} processes, so this one stops as well ({error})") from None
 
     def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
         """Shorten the gradient of all parameters to a norm."""
@@ -112,13 +122,9 @@ class Processes:
         if self.size == 1:
             return dict(sums)
         values = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)
-        add_up([values])
+        with self._together():
+            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
         return dict(zip(sorted(sums), values.tolist(), strict=True))
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            self.accelerator.wait_for_everyone()
 
     @property
     def scale(self) -> dict[str, Any]:

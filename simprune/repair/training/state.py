@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.checkpoint import Checkpoint
+from simprune.core.processes import first
 from simprune.repair.training.optimizer import Average, restore, tensors_of
 from simprune.repair.training.randomness import random_states
 
@@ -49,6 +50,8 @@ def forget(folder: Path | None) -> None:
 class State:
     """The state of a training in a folder, written whole; without a folder nothing is stored.
 
+    Several processes read the same folder, and the first of them writes; the models are judged together in between.
+
     Args:
         folder: of the training, in which the state has a folder of its own; None for none.
         context: settings that have to be the same for the training to go on.
@@ -68,10 +71,9 @@ class State:
         average: Average | None,
         best: Mapping[str, Tensor],
         always: bool,
-        here: bool = True,
     ) -> None:
-        """Store everything; unless `always`, only if the last time is long ago; only in the process that is `here`."""
-        if self.checkpoint is None or not here:
+        """Store everything; unless `always`, only if the last time is long ago. The first process alone writes."""
+        if self.checkpoint is None or not first():
             return
 
         def tensors() -> dict[str, Tensor]:
