@@ -73,8 +73,27 @@ class Complex(nn.Module):
         return torch.complex(self.real(h), self.imaginary(h))
 
 
-SHAPES = {Gate: (6,), Waves: (1, 12), Mixer: (9, 6), Complex: (6,)}
-PRUNED = {Gate: {"value", "mid"}, Waves: {"gates.0"}, Mixer: {"over", "wide"}, Complex: {"first", "mid"}}
+class Attended(nn.Module):
+    """A map of one channel weighs the positions of all channels, as in a U-Net with attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 3, padding=1)
+        self.map, self.head = nn.Conv2d(12, 1, 1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.head(self.mid(x * self.map(x).sigmoid()).relu())
+
+
+SHAPES = {Gate: (6,), Waves: (1, 12), Mixer: (9, 6), Complex: (6,), Attended: (3, 6, 6)}
+PRUNED = {
+    Gate: {"value", "mid"},
+    Waves: {"gates.0"},
+    Mixer: {"over", "wide"},
+    Complex: {"first", "mid"},
+    Attended: {"first", "mid"},
+}
 
 
 @pytest.mark.parametrize("kind", SHAPES)
