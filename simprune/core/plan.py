@@ -218,7 +218,7 @@ class Plan:
         for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
             if not isinstance(data.get(key), kind):
                 raise ValueError(f"plan: {key} must be a {kind.__name__}; got {shown(data.get(key))}")
-        mappings = {name: data.get(name) or {} for name in MAPPINGS}
+        mappings: dict[str, Any] = {name: data.get(name) or {} for name in MAPPINGS}
         for name, value in mappings.items():
             if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
                 raise ValueError(f"plan: {name} must be a mapping of names; got {shown(value)}")

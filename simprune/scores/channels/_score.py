@@ -81,9 +81,8 @@ def by_damage(damage: Tensor, order: Sequence[int] | None = None) -> ChannelScor
     """
     damage = damage.clamp(min=0)
     redundancy = 1 - damage / damage.max() if damage.max() > 0 else torch.ones_like(damage)
-    if order is None:
-        order = levelled(damage.tolist()).argsort(kind="stable").tolist()
-    return ChannelScore.of(order, redundancy, damage)
+    least_first: list[int] = levelled(damage.tolist()).argsort(kind="stable").tolist()
+    return ChannelScore.of(least_first if order is None else order, redundancy, damage)
 
 
 def by_shares(parts: Sequence[Tensor]) -> ChannelScore:
