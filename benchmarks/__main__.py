@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-SELF_CONTAINED = ("similarity_speed", "similarity_scaling", "transformer_latency")
+SELF_CONTAINED = ("small_networks", "similarity_speed", "similarity_scaling", "transformer_latency")
 NEED_DATA = ("vision_accuracy", "training", "planner_resnet", "depth_resnet", "analysis_speed")
 OTHERS = f"""\
 without names: {", ".join(SELF_CONTAINED)}
