@@ -347,10 +347,13 @@ def checked(batches: Iterable, name: str) -> Iterable:
             f"{name}: expected batches; got a data set of single inputs, {type(batches).__name__}; give "
             "torch.utils.data.DataLoader(dataset, batch_size=64)"
         )
+    if isinstance(batches, str):
+        raise ValueError(f"{name}: expected batches of tensors; got the text {batches!r}; load the inputs first")
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
+        hint = "; use list(...)" if isinstance(batches, Iterator) else ""
         raise ValueError(
             f"{name} must be an iterable of batches that can be walked more than once (a list, a DataLoader); "
-            f"got {type(batches).__name__}; use list(...)"
+            f"got {type(batches).__name__}{hint}"
         )
     return batches
 

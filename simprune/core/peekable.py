@@ -83,6 +83,8 @@ class Peekable:
         if any(isinstance(value, np.ndarray) for value in values.values()):
             raise ValueError(numpy)
         tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        if any(tensor.is_meta for tensor in tensors_in(batch)):
+            raise ValueError(f"{where} is on the meta device and has no values; load the data first")
         if any(tensor.ndim and not len(tensor) for tensor in tensors.values()):
             raise ValueError(f"{where} has no inputs; leave it out")
         dimensions = {key: tensor.ndim for key, tensor in tensors.items()}

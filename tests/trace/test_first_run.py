@@ -189,6 +189,7 @@ LATER = {
     "numpy with labels": ((X.numpy(), Y), "{}: batch 2 holds an array of numpy"),
     "nothing": (None, "{}: batch 2: a batch must be a tensor"),
     "empty": (X[:0], "{}: batch 2 has no inputs"),
+    "on meta": (X.to("meta"), "{}: batch 2 is on the meta device and has no values; load the data first"),
 }
 
 
@@ -244,7 +245,9 @@ NO_BATCHES = {
         torch.utils.data.TensorDataset(X, Y),
         "got a data set of single inputs, TensorDataset; give .*Loader",
     ),
-    "a generator": ((x for x in [X]), "more than once"),
+    "a generator": ((x for x in [X]), r"more than once .*; use list\("),
+    "a folder's name": ("data/images", "got the text 'data/images'; load the inputs first"),
+    "a number": (3, "more than once .*; got int$"),
 }
 
 
