@@ -314,7 +314,7 @@ class Repair:
                 tokens = mask is not None and axis == target.ndim - 1 and _is_masked(target, mask)
                 counts = mask.to(target)[..., None] if mask is not None and tokens else 1.0
                 used = torch.arange(rows, device=target.device) * batch.inputs // rows + batch.first < enough
-                counts = counts * used.to(target).view([-1 if dim == along else 1 for dim in range(target.ndim)])
+                counts = counts * used.to(target.real).view([-1 if dim == along else 1 for dim in range(target.ndim)])
                 pairs.append((pruned, target, counts))
                 held.append(held_out(batch.first, batch.inputs, rows, JUDGING))
         norms = {layer: behind[0] for layer, behind in self.filters.items() if len(behind) == 1}
