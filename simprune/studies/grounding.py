@@ -191,10 +191,10 @@ def _ask(
             redundant.append(None)
             expected.append(None)
         elif block is not None:
-            redundant.append(-block.redundancy)
+            redundant.append(1 - block.redundancy)
             expected.append(block.damage)
         elif group is not None:
-            redundant.append(-sum(group.redundancy[unit] for unit in removal.units))
+            redundant.append(sum(1 - group.redundancy[unit] for unit in removal.units))
             expected.append(sum(group.damage[unit] for unit in removal.units))
     return {"": redundant} if kind == "measure" else {"": redundant, ", expected damage": expected}
 
@@ -337,7 +337,7 @@ def _by(cases: Sequence[Case], fact: str, seed: int) -> tuple[tuple[str, ...], l
     for score in said:
         entries = [correlation([c for c in cases if c[fact] == group], score, "repaired", seed) for group in groups]
         if any(not math.isnan(entry[0]) for entry in entries):
-            rows.append([score, *(entry[0] for entry in entries)])
+            rows.append([score, *map(list, entries)])
     return ("score", *groups), rows, "Means over networks of rank correlations within a network."
 
 

@@ -89,7 +89,7 @@ def test_removals_are_of_every_kind_and_each_is_one_edit_that_does_what_it_says(
 
 def test_the_study_runs_and_a_trial_removal_predicts_nearly_all(run_study):
     findings = run_study(
-        "grounding", architectures=["residual"], seeds=2, channels=4, others=2, layers=1, inputs=64, finetune=0,
+        "grounding", architectures=["residual"], seeds=2, channels=4, others=3, layers=1, inputs=64, finetune=0,
         training=10, groups=0, scores=["magnitude"], block_scores=["similarity"], measures=["cka"],
     )  # fmt: skip
     width = {row[0]: row[1:] for row in findings.table("width").rows}

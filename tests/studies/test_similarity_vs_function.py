@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from simprune.studies.similarity_vs_function import KINDS, correlation, findings_of
+from simprune.zoo import VGG
 
 
 def pairs(seed=0):
@@ -40,4 +41,4 @@ def test_the_study_runs(run_study):
     assert findings.table("distances").column("relative") == [*KINDS]
     assert findings.controls[0] == "Every network is nearest to itself by every measure."
     with pytest.raises(ValueError, match="leave out models"):
-        run_study("similarity_vs_function", models=["simprune.zoo:VGG"])
+        run_study("similarity_vs_function", models=[lambda: VGG(1, 4, (4,), (1,), 8)])
