@@ -322,7 +322,8 @@ def dots(
     A point is (value, low, high), where bounds may be None; None leaves the point out.
     """
     room = 4.2 * max(map(len, rows), default=0)
-    figure = _figure(max(COLUMN, min(PAGE, COLUMN / 2 + room)) / 72, 0.6 + 0.1 * len(rows) * (1 + len(series) / 2))
+    width = max(COLUMN, min(PAGE, 0.7 * COLUMN + room))
+    figure = _figure(width / 72, 0.8 + 0.1 * len(rows) * (1 + len(series) / 2))
     axes = figure.subplots()
     axes.grid(axis="x", color=RULE, lw=0.5)
     if chance is not None:
@@ -342,7 +343,8 @@ def dots(
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(label)
     if len(series) > 1:
-        axes.legend(ncols=min(len(series), 4 if sum(map(len, series)) < 40 else 2), **LEGEND)
+        # of the figure, above the names too, which leave the axes little width
+        figure.legend(loc="outside upper right", ncols=min(len(series), 4 if sum(map(len, series)) < 40 else 2))
     return Chart(figure, f"{label} of {len(rows)} rows, {', '.join(series)}")
 
 

@@ -101,7 +101,7 @@ def grounding(
     three layers the first and the last are the least alike; chance is 1/3. (Whether differences of predictions between
     seeds are seen is the question of similarity_vs_function.)
 
-    Cost: about 40 minutes of one core with 15 small networks; the quick version takes about two.
+    Cost: about 20 minutes of one core with 15 small networks; the quick version takes about three.
 
     Args:
         architectures: of the networks that are trained; without meaning for networks of your own.
@@ -427,13 +427,14 @@ def _conclusions(
         )
     chosen = next((table for table in tables if table.name == "choices"), None)
     if chosen is not None:
-        best = chosen.rows[0]
-        default = next((row for row in chosen.rows if row[0] == "second_order"), best)
-        sentences.append(
-            f"What {best[0]} chooses costs, after repair, {best[2][0]:.2f} times what random numbers choose "
-            f"({best[2][1]:.2f} to {best[2][2]:.2f}); the default second_order {default[2][0]:.2f} times "
-            f"({default[2][1]:.2f} to {default[2][2]:.2f})."
-        )
+        known = {row[0]: row for row in chosen.rows}
+        for score in dict.fromkeys((chosen.rows[0][0], "second_order")):
+            if score in known:
+                value, low, high = known[score][2]
+                bounds = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
+                sentences.append(
+                    f"What {score} chooses costs, after repair, {value:.2f}{bounds} times what chance chooses."
+                )
     return sentences
 
 
