@@ -10,6 +10,7 @@ from simprune.core.cost import CostModel
 from simprune.core.names import did_you_mean
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Redundancy
 from simprune.core.structures import UnitGroup
+from simprune.planners.alike import LAYER
 
 RESIDUAL = "residual"  # in `protect`: the channels of every residual stream
 
@@ -64,13 +65,18 @@ class Constraints(settings.Constraints):
 def is_stream(group: UnitGroup, costs: CostModel) -> bool:
     """Whether these channels are a residual stream: a layer adds to them after another layer has read them.
 
-    The order of layers is that in which the network defines them. Normalisations are ignored.
+    The order of layers is that in which the network defines them. Normalisations are ignored. A group that stands for
+    those of several layers (see `simprune.planners.alike`) is one if that of a layer is.
     """
     order = {name.rpartition(".")[0]: index for index, name in reversed([*enumerate(costs.tensors)])}
     wide = {name for name, tensor in costs.tensors.items() if len(tensor.shape) > 1}
-    makers = [order[part.module] for part in group.slices if part.side == "out" and part.tensor in wide]
-    readers = [order[part.module] for part in group.slices if part.side == "in" and part.tensor in wide]
-    return bool(makers and readers) and max(makers) > min(readers)
+    parts: dict[str, tuple[list[int], list[int]]] = {}  # by layer, what makes the channels and what reads them
+    for part in group.slices:
+        if part.tensor in wide and part.side in ("out", "in"):
+            number = LAYER.search(part.module) if "*" in group.name else None
+            layer = "" if number is None else part.module[: number.end()]
+            parts.setdefault(layer, ([], []))[part.side == "in"].append(order[part.module])
+    return any(makers and readers and max(makers) > min(readers) for makers, readers in parts.values())
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -90,3 +90,21 @@ def test_greedy_choice_refits_what_writes_the_stream_before_the_gap():
     )
     small.model.layers[0].mlp.down_proj.weight.data += change.float()
     assert value == pytest.approx(1 / (1 + divergence(model, small, [{"input_ids": judging}])), rel=1e-4)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_greedy_choice_removes_ranks_before_all_that_is_left(repair):
+    model, (whole,) = families.make("llama", num_hidden_layers=6), [torch.cat([b["input_ids"] for b in batches()])]
+    for number in (1, 3):
+        for part in ("self_attn.o_proj", "mlp.down_proj"):
+            model.get_parameter(f"model.layers.{number}.{part}.weight").data *= 0.01
+    score = {"name": "greedy_leave_one_out", "error": "divergence", "images": 8, "repair": repair}
+    orders = []
+    for steps in (2, 6):
+        given = sp.analyze(
+            model, [whole[:24]], structures=["blocks"], block_score=score | {"steps": steps}, damage=False
+        )
+        ranked = sorted(given.blocks, key=lambda entry: -entry.redundancy)
+        assert len({entry.redundancy for entry in ranked[:3]}) == 3
+        orders.append([entry.block.name for entry in ranked[:2]])
+    assert orders[0] == orders[1] and {*orders[0]} == {"model.layers.1", "model.layers.3"}

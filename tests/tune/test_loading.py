@@ -53,6 +53,13 @@ def test_the_report_says_what_equal_layers_cost():
     assert any("equal layers, for transformers: expected damage" in note for note in result.report["notes"])
 
 
+def test_hidden_units_of_equal_layers_are_no_residual_stream():
+    model, batch = families.make("vit", num_hidden_layers=2), families.batch("vit")
+    redundancy = sp.analyze(model, [batch], structures=("channels",))
+    plan = sp.plan(redundancy, {"params": 0.9}, model=model, loader="transformers", protect=["residual"])
+    assert len(plan.edits) == 2 and len({len(edit.indices) for edit in plan.edits}) == 1
+
+
 def test_a_loader_needs_the_model_and_a_model_of_transformers():
     redundancy = chain(4, 12, blocks=False, seed=1)
     with pytest.raises(ValueError, match="give model="):
