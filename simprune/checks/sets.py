@@ -142,8 +142,8 @@ def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
     """
     if len(outputs) == 1:
         (value,) = outputs.values()
-        if (value.ndim == 2 and value.shape[1] > 1) or (value.ndim == 3 and not fits(value, labels)):
-            return gates_of(None, labels is not None)  # of tokens as well, for which the set has to be chosen
+        if value.ndim == 3 and labels is not None and not fits(value, labels):
+            return gates_of(None)  # which raises: labels of tokens have no default set, one has to be chosen
     gates: list[Gate] = []
     with_labels = labelled(outputs, labels)
     for name, value in outputs.items():

@@ -525,7 +525,7 @@ def test_bad_test_sets_are_one_clear_error(test, message):
 
 def test_outputs_that_are_not_class_scores_are_refused():
     with pytest.raises(ValueError, match=r"needs class scores \(N, C\).*shape \(2, 4, 1\)"):
-        validate(Maps(), Maps(), [torch.zeros(2, 4)])
+        validate(Maps(), Maps(), [torch.zeros(2, 4)], "default")
     with pytest.raises(ValueError, match="one shape"):
         validate(nn.Identity(), nn.Linear(4, 3), [torch.zeros(2, 4)])
 

@@ -118,6 +118,16 @@ def test_one_map_has_gates_that_fit_it_by_default(labelled):
     assert "fail" not in outcomes(same).values()
 
 
+def test_rows_of_a_detector_have_a_gate_by_default():
+    """(N, channels, anchors) and (N, tokens, features) without labels are compared as they are."""
+
+    def anchors(_, y, __):
+        return y.flatten(2)
+
+    data = [x for x, _ in SCENES]
+    assert [*outcomes(validate(Heads(anchors), Heads(anchors), data))] == ["relative_error"]
+
+
 def test_bounds_of_pixels_are_over_images():
     """Pixels that all change together in an image tell as much as one image; repeating them narrows no bound."""
     wrong = torch.arange(N) % 8 == 0
