@@ -354,7 +354,7 @@ def lines(
     chance: float | None = None,
 ) -> Chart:  # fmt: skip
     """Curves of y against x, with a band where a series has `low` and `high`; a dashed line is what chance gives."""
-    figure = _figure(COLUMN / 72, 2.6 + 0.16 * ((len(series) - 1) // 2))
+    figure = _figure(COLUMN / 72, 2.6 + 0.16 * (len(series) // _beside(series)))
     axes = figure.subplots()
     axes.grid(color=RULE, lw=0.5)
     if chance is not None:
@@ -369,7 +369,7 @@ def lines(
         axes.set_xscale("log")
     axes.set(xlabel=x, ylabel=y)
     if len(series) > 1:
-        axes.legend(ncols=2, **LEGEND)
+        figure.legend(loc="outside upper left", ncols=_beside(series))
     return Chart(figure, f"{y} against {x}, {len(series)} curves: {', '.join(series)}")
 
 
@@ -379,7 +379,7 @@ def scatter(
     log: bool = False,
 ) -> Chart:  # fmt: skip
     """Points of several series; with `diagonal`, a dashed line where both sides are equal."""
-    figure = _figure(COLUMN / 72, 2.9 + 0.16 * ((len(series) - 1) // 2))
+    figure = _figure(COLUMN / 72, 2.9 + 0.16 * (len(series) // _beside(series)))
     axes = figure.subplots()
     axes.grid(color=RULE, lw=0.5)
     both: list[float] = []
@@ -388,14 +388,15 @@ def scatter(
         pairs = [(a, b) for a, b in both_known if a is not None and b is not None and (not log or min(a, b) > 0)]
         both += [value for pair in pairs for value in pair]
         colour, mark = CURVES[number % 4], MARKERS[number % 4]
-        axes.plot(*zip(*pairs, strict=True) if pairs else ([], []), mark, color=colour, ms=2.5, alpha=0.6, label=name)
+        look = {"color": colour, "mfc": colour if number < 4 else PAPER, "ms": 2.5, "alpha": 0.6}
+        axes.plot(*zip(*pairs, strict=True) if pairs else ([], []), mark, label=name, **look)
     if log:
         axes.set(xscale="log", yscale="log")
     if diagonal and both:
         axes.plot([min(both), max(both)], [min(both), max(both)], color=INK, lw=0.8, ls="--")
     axes.set(xlabel=x, ylabel=y)
     if len(series) > 1:
-        axes.legend(ncols=2, **LEGEND)
+        figure.legend(loc="outside upper left", ncols=_beside(series))
     return Chart(figure, f"{y} against {x}, {len(both) // 2} points of {', '.join(series)}")
 
 
@@ -424,6 +425,11 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Chart:
     bottom.xaxis.get_major_locator().set_params(integer=True)
     what = f"epoch {stays} stays" if stays else "the model from before it stays"
     return Chart(figure, f"Training over {len(epochs)} epochs: loss, and held-out inputs; {what}")
+
+
+def _beside(names: Iterable[str]) -> int:
+    """How many names of a legend stand beside each other in a column of a paper."""
+    return 2 if max(map(len, names), default=0) <= 22 else 1
 
 
 def scale(values: Iterable[Iterable[float | None]]) -> tuple[float, float]:
