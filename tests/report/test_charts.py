@@ -43,6 +43,7 @@ FRONTIER = {
     "original": {"accuracy": 0.98},
     "points": [point("joint", 0.7, 0.97), point("joint", 0.3, 0.9), point("random", 0.5, None)],
 }
+CURVE = {"x": [1, 2, 4], "y": [0.5, None, 0.7], "low": [0.4, None, 0.6], "high": [0.6, None, 0.8]}
 BINS = [{"confidence": 0.8, "accuracy": 0.75, "bounds": (0.6, 0.85), "count": 12}]
 CHARTS = {
     "map": lambda: drawn_map(segments=[0, 0, 1], gone=["b"]),
@@ -51,6 +52,9 @@ CHARTS = {
     "profile": lambda: charts.profile(blocks(7), ["cka", "cca"], "similarity"),
     "frontier": lambda: charts.frontier(FRONTIER, {"macs": "multiply-adds kept"}, ["accuracy"]),
     "reliability": lambda: charts.reliability(BINS, "pruned"),
+    "dots": lambda: charts.dots(["a", "b"], {"one": [(0.5, 0.4, 0.6), None], "two": [(0.1, None, None)] * 2}, "rate", 0),
+    "lines": lambda: charts.lines("n", "rate", {"one": CURVE, "a name that is longer than most": CURVE}, log=True),
+    "scatter": lambda: charts.scatter("n", "rate", {str(number): CURVE for number in range(5)}, diagonal=True),
 }
 
 
