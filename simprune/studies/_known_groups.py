@@ -6,6 +6,7 @@ of one network, where nearer layers should be more alike.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -126,8 +127,8 @@ def _groups(run: Run, test: str, architecture: str) -> list[tuple[Any, Callable[
             shown = with_shortcut(run.images, 0.0, run.generator(test, "shown"))
             made.append((level, lambda seed, images=images: run.network(architecture, seed, images=images), shown))
         else:
-            augment = {"augment": level} if level else {}
-            made.append((level, lambda seed, augment=augment: run.network(architecture, seed, **augment), run.images))
+            moved = partial(run.network, architecture, augment=level) if level else partial(run.network, architecture)
+            made.append((level, moved, run.images))
     return made
 
 

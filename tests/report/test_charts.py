@@ -52,7 +52,7 @@ CHARTS = {
     "profile": lambda: charts.profile(blocks(7), ["cka", "cca"], "similarity"),
     "frontier": lambda: charts.frontier(FRONTIER, {"macs": "multiply-adds kept"}, ["accuracy"]),
     "reliability": lambda: charts.reliability(BINS, "pruned"),
-    "dots": lambda: charts.dots(["a", "b"], {"one": [(0.5, 0.4, 0.6), None], "two": [(0.1, None, None)] * 2}, "rate", 0),
+    "dots": lambda: charts.dots(["a", "b"], {"one": [(0.5, 0.4, 0.6), None], "b": [(0.1, None, None)] * 2}, "rate", 0),
     "lines": lambda: charts.lines("n", "rate", {"one": CURVE, "a name that is longer than most": CURVE}, log=True),
     "scatter": lambda: charts.scatter("n", "rate", {str(number): CURVE for number in range(5)}, diagonal=True),
 }
