@@ -336,7 +336,7 @@ def dots(
         for y, _, low, high in known:
             if low is not None and high is not None:
                 axes.hlines(y, low, high, color=colour, lw=1, alpha=0.6)
-        heights, values = [point[0] for point in known], [point[1] for point in known]
+        heights, values = (np.array([point[part] for point in known], dtype=float) for part in (0, 1))
         axes.plot(values, heights, mark, color=colour, ms=3.5, label=name)
     axes.set_yticks(at, rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)

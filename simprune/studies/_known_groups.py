@@ -101,7 +101,7 @@ def rates(
 
 def _rates(
     run: Run, test: str, architecture: str, seeds: int, inputs: int, measures: Mapping[str, Any]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     if test == "layers":
         return _of_layers(run, architecture, seeds, inputs, measures)
     rows, groups = [], []
@@ -132,7 +132,9 @@ def _groups(run: Run, test: str, architecture: str) -> list[tuple[Any, Callable[
     return made
 
 
-def _of_layers(run: Run, architecture: str, seeds: int, inputs: int, measures: Mapping[str, Any]) -> dict[str, float]:
+def _of_layers(
+    run: Run, architecture: str, seeds: int, inputs: int, measures: Mapping[str, Any]
+) -> dict[str, float | None]:
     shown, _ = balanced(run.images, inputs, run.seed_of("images"))
     found: dict[str, list[float]] = {name: [] for name in measures}
     for seed in range(seeds):
