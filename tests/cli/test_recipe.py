@@ -128,7 +128,8 @@ def test_a_check_set_and_gates_in_one_place_are_an_error(recipe):
     typed = ["check=strict", "check.gates=[{measure: disagreement, limit: 0.5}]"]
     with pytest.raises(ValueError, match="expected a check set or a list of gates; got both"):
         load_recipe(recipe("defaults: [digits, _self_]\n"), typed)
-    config = load_recipe(recipe("defaults: [digits, _self_]\n" + GATES.replace("{gates", "{cosine: 0.9, gates")))
+    cosine = GATES.replace("{gates", "{cosine: 0.9, gates")
+    config = load_recipe(recipe("defaults: [digits, override check: embedding, _self_]\n" + cosine))
     with pytest.raises(ValueError, match="cosine is an option of a check set; leave it out, or gates"):
         settings(config, "compress")
 

@@ -129,7 +129,8 @@ def settled(config: DictConfig, overrides: Sequence[str], folder: Path | None = 
     typed = {key for key, _ in values}
     if {"check", f"{CHOSEN}check.gates"} <= typed and config.check.get("gates") is not None:
         raise ValueError(BOTH)
-    if isinstance(config.check, DictConfig) and config.check.get("gates") is not None:
+    common = {"name", *(option.name for option in listed(Check))}
+    if isinstance(config.check, DictConfig) and config.check.get("gates") is not None and common >= {*config.check}:
         config.check.pop("name", None)  # of the set that a recipe builds on, in place of which the gates are
     return config
 
