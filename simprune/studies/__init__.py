@@ -50,7 +50,9 @@ def study(name: str, **options: Any) -> Findings:
     own = part.options | own
     parent = Path(shared.folder)
     folder = parent / (f"{name}-quick" if shared.quick else name)
-    run = Run(folder, parent / "networks", shared.quick, shared.data, shared.size, shared.models, shared.training, shared.seed)
+    run = Run(
+        folder, parent / "networks", shared.quick, shared.data, shared.size, shared.models, shared.training, shared.seed
+    )
     settings = dict(run.described) | own  # reads the images, whose errors come before any work, as those of models
     _ = run.own
     findings = part.make(run, **own)
