@@ -63,9 +63,7 @@ class Procedure:
     stages: StageTable
     search: SearchSettings
 
-    def of(
-        self, budget: float, attempts: Sequence[Attempt], folder: Path | None = None
-    ) -> tuple[Attempt, nn.Module]:
+    def of(self, budget: float, attempts: Sequence[Attempt], folder: Path | None = None) -> tuple[Attempt, nn.Module]:
         """Try one budget after these attempts, the original if there are none; returns the attempt and its model.
 
         The training of the attempt is stored in the folder.
