@@ -4,12 +4,15 @@ A study is one file here: a function, registered as "study", whose docstring sta
 cost, and which gets a `Run` and returns `Findings`. It uses the public functions of simprune alone.
 """
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from simprune.core import registry
 from simprune.core.alone import one_at_a_time
+from simprune.core.names import did_you_mean
 from simprune.core.options import takes_options
 from simprune.settings import Study
 from simprune.studies.findings import Figure, Findings, Table
@@ -19,10 +22,33 @@ from simprune.studies.writing import command, written
 __all__ = ["Figure", "Findings", "Run", "Table", "study"]
 
 
+class _ByName:
+    """A function of a study's name whose attributes are the studies: `study("grounding")` is `study.grounding()`."""
+
+    def __init__(self, function: Callable[..., Findings]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, name: str, **options: Any) -> Findings:
+        return self._function(name, **options)
+
+    def __getattr__(self, name: str) -> Callable[..., Findings]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = registry.parts("study")
+        if name not in known:
+            raise AttributeError(f"no study named {name!r}; {did_you_mean(name, known)}")
+        return functools.partial(self._function, name)
+
+    def __dir__(self) -> list[str]:
+        return [*registry.parts("study")]
+
+
+@_ByName
 @one_at_a_time
 @takes_options(Study)
 def study(name: str, **options: Any) -> Findings:
-    """Run a study, and write its findings, pages and figures.
+    """Run a study, and write its findings, pages and figures; `study.NAME(...)` is `study(NAME, ...)`.
 
     Steps that are finished are stored, so that the same call goes on after an interruption.
 

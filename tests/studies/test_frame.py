@@ -66,6 +66,14 @@ def registered(monkeypatch):
     DONE.clear()
 
 
+def test_studies_are_attributes_too(tmp_path):
+    named = sp.study.counting(jobs=1, folder=tmp_path)
+    assert named.to_dict()["tables"] == sp.study("counting", jobs=1, folder=tmp_path).to_dict()["tables"]
+    assert {"counting", "grounding"} <= {*dir(sp.study)}
+    with pytest.raises(AttributeError, match=r"no study named 'groundin'; did you mean 'grounding'"):
+        sp.study.groundin  # noqa: B018
+
+
 def test_steps_are_computed_once_and_a_run_that_was_cut_off_goes_on(tmp_path):
     with pytest.raises(Interrupted):
         sp.study("counting", folder=tmp_path, stop=2)
