@@ -42,6 +42,7 @@ def lends_labels(model: nn.Module, batch: Any, outputs: Mapping[str, Tensor]) ->
 def labels_are_inputs(batch: Any, labels: Tensor) -> bool:
     """Whether labels are the tokens of the batch themselves, as transformers takes them, wherever they count.
 
+    >>> import torch
     >>> ids = torch.tensor([[3, 4, 5]])
     >>> labels_are_inputs(ids, torch.tensor([[-100, 4, 5]])), labels_are_inputs(ids, torch.tensor([[4, 5, -100]]))
     (True, False)

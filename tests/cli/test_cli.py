@@ -42,8 +42,12 @@ def test_compress_leaves_a_bundle_and_nothing_else(compressed, bundle):
         "plan.yaml", "model.safetensors", "recipe.yaml", "report.json", "report.html",
     }  # fmt: skip
     folder = compressed.folder
-    (log,) = (name for name in written(folder) if Path(folder, name).is_file() and "bundle" not in name)
-    assert Path(log).name == "simprune.log" and "INFO checks: " in (folder / log).read_text()
+    run = bundle.parent
+    others = {name for name in written(folder) if Path(folder, name).is_file() and "bundle" not in name}
+    logs = [run / "simprune.log", run / "training" / "training.jsonl"]
+    assert others == {str(log.relative_to(folder)) for log in logs}
+    assert "INFO checks: " in logs[0].read_text()
+    assert not (run / "training" / "state").exists()  # what an interrupted training goes on from
 
 
 def test_compress_shows_the_stages_the_verdict_and_the_report(compressed, bundle):
@@ -363,7 +367,7 @@ def test_a_run_that_fails_removes_the_folders_that_it_made_and_no_other(folder, 
         (["compress", OWN, "budget.macs=1e-9"], "cannot be reached"),
         (["compress", OWN, "model.function=users_part:build"], "did you mean 'users_parts'"),
         (["compress", OWN, "plan=mine/own.yaml"], "expected a simprune plan"),
-        (["compress", OWN, "budget=smallest", "resume=nowhere"], "no search to go on with in nowhere"),
+        (["compress", OWN, "budget=smallest", "resume=nowhere"], "no search or training to go on with in nowhere"),
         (["compress", OWN, "budget=smallest", "resume=mine", "-m"], "no sweep to go on with in mine"),
         (["plan", OWN, "resume=mine"], "resume goes on with one"),
         (["analyze", OWN, "resume=nowhere"], "no analysis to go on with in nowhere"),

@@ -100,6 +100,7 @@ def finetune(
         ImportError: for `lora`, `tensorboard`, `precision` or several processes where peft, tensorboard or accelerate
             is not installed.
 
+    >>> import torch
     >>> batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
     >>> [epoch["epoch"] for epoch in finetune(nn.Linear(4, 3), batches, epochs=2)]
     [1, 2]
