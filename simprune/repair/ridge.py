@@ -72,8 +72,9 @@ def fit(
     >>> fit(layer, [(x, target)], 1e-9).after < 1e-6
     True
     """
-    weight, bias = matrix_of(layer).double(), getattr(layer, "bias", None)
-    present = weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().double()
+    # A copy: where the present weights stay, the caller writes them into the layer.
+    weight, bias = matrix_of(layer).to(torch.float64, copy=True), getattr(layer, "bias", None)
+    present = weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().to(torch.float64, copy=True)
     sums = [_Sums(intercept, matrix_of(layer)) for _ in range(2)]  # of inputs that are not held out, and that are
     counting, masks = Counting(), None if held is None else iter(held)
     for number, (x, targets) in enumerate(pairs):
