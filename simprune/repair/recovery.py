@@ -91,6 +91,8 @@ class Recovery:
             tools = {"validation": self.validation, "passes": self.passes, "folder": folder, "seed": self.seed}
             guard = Guard.of(small, network.model, self.calibration, self.settings)
             epochs = finetune(small, self.train, network.model, **tools, **self.settings)
-            notes += [*notes_of(epochs), *guard.end(epochs)]
+            judged, guarded = notes_of(epochs), guard.end(epochs)
+            undone = not any(row["kept"] for row in epochs)
+            notes += guarded if guarded and undone else [*judged, *guarded]  # what was judged before is undone as well
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs, tuple(notes))

@@ -110,7 +110,7 @@ class Follow:
     def __init__(self):
         self.followed = []
 
-    def follow(self, plan, network, watch):
+    def follow(self, plan, network, watch, folder):
         share = plan.expected["macs"] / MACS
         self.followed.append(share)
         small = Weight(share)
@@ -284,7 +284,13 @@ def whole(trained, tmp_path_factory):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def logs(steps):
+    """The training logs of a search: of every step but the original, those that made no model aside."""
+    made = (number for number, step in enumerate(steps) if number and step["same_as"] is None)
+    return {f"step-{number}/training.jsonl" for number in made if steps[number]["outcome"] != "unreachable"}
 
 
 def test_the_chosen_model_passes_validate_and_the_next_did_not(trained, whole):
@@ -303,10 +309,12 @@ def test_the_chosen_model_passes_validate_and_the_next_did_not(trained, whole):
     assert "70" not in search["note"] and f"at most {SearchSettings(tolerance=0.1).checks} checks" in search["note"]
 
 
-def test_the_folder_holds_the_state_and_the_chosen_weights_alone(whole):
+def test_the_folder_holds_the_state_the_chosen_weights_and_a_log_of_every_training(whole):
     result, folder = whole
     (weights,) = folder.glob("*.safetensors")
-    assert {path.name for path in folder.iterdir()} == {"state.json", weights.name}
+    trainings = logs(result.report["search"]["steps"])
+    assert trainings and contents(folder).keys() == {"state.json", weights.name} | trainings
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {Path(name).parent.name for name in trainings}
     kept, made = load_file(weights), result.model.state_dict()
     assert all(torch.equal(kept[name], made[name]) for name in kept)
 
@@ -330,7 +338,10 @@ def test_interrupted_anywhere_and_resumed_is_the_same_byte_for_byte(trained, who
             break
         except KeyboardInterrupt:
             state = json.loads((folder / "state.json").read_text())
-            assert {path.name for path in folder.iterdir()} == {"state.json"} | ({state["weights"]} - {None})
+            going_on = f"step-{len(state['steps'])}"  # its training is finished, its check is not
+            stored = {name for name in contents(folder) if not name.startswith(f"{going_on}/")}
+            assert stored == {"state.json"} | ({state["weights"]} - {None}) | logs(state["steps"])
+            assert (folder / going_on / "state").is_dir()
     assert calls > count
     assert contents(folder) == contents(expected)
     assert again.plan.to_yaml() == result.plan.to_yaml()
@@ -355,10 +366,19 @@ def test_interrupted_while_weights_are_written_nothing_is_half_written(trained, 
     monkeypatch.setattr(record, "save_model", half)
     with pytest.raises(KeyboardInterrupt):
         compress(trained, folder)
-    assert not list(folder.glob("step-*")) and json.loads((folder / "state.json").read_text())["weights"] is None
+    assert not list(folder.glob("*.safetensors*")) and json.loads((folder / "state.json").read_text())["weights"] is None
     monkeypatch.setattr(record, "save_model", real)
     compress(trained, folder)
     assert contents(folder) == contents(whole[1])
+
+
+def test_without_training_the_steps_of_a_search_have_no_folders(trained, tmp_path):
+    compress(trained, tmp_path / "search", finetune=None)
+    assert not [path for path in (tmp_path / "search").iterdir() if path.is_dir()]
+
+
+def test_a_search_by_latency_goes_on_where_the_clock_then_gives_another_plan(trained, tmp_path, monkeypatch):
+    network, data = Network(trained[0], ((data := trained[1])[0][0][:1], {})), data
 
 
 def test_a_finished_search_is_not_made_again_but_its_model_is_judged_again(trained, whole, monkeypatch):

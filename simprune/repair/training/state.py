@@ -42,9 +42,17 @@ class Place:
 
 
 def forget(folder: Path | None) -> None:
-    """Remove what trainings in a folder would go on from, when their results are stored elsewhere; logs stay."""
-    for path in () if folder is None else [*folder.glob(STATE), *folder.glob(f"*/{STATE}")]:
+    """Remove what trainings in a folder would go on from, when their results are stored elsewhere; logs stay.
+
+    Folders that are empty then go as well. Of several processes the first alone removes.
+    """
+    if folder is None or not first():
+        return
+    for path in [*folder.glob(STATE), *folder.glob(f"*/{STATE}")]:
         shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob("*/"), folder]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 class State:

@@ -1,4 +1,4 @@
-"""The folder of a search: every finished attempt, and the weights of the best model so far.
+"""The folder of a search: every finished attempt, the log of its training, and the weights of the best model so far.
 
 `state.json` is replaced as a whole after every attempt, when the weights that it names have been written. Whenever the
 search is interrupted, the folder is therefore that of some finished attempt. It holds data only, no pickle. The state
@@ -123,7 +123,7 @@ class Record:
         return small.state_dict()
 
     def training(self, index: int) -> Path:
-        """The folder of the training of an attempt."""
+        """The folder of the training of an attempt: its log, and until it is finished what it would go on from."""
         return self.folder / f"step-{index}"
 
     def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def smallest(trial: Procedure, settings: Mapping[str, Any], record: Record | Non
     model: nn.Module | None = None
     while (budget := next_budget(attempts, trial.search.tolerance)) is not None:
         training = None if record is None else record.training(len(attempts))
+        if trial.search.kind == "latency":  # measured again, it may give another plan than before an interruption
+            forget(training)
         attempt, tried = trial.of(budget, attempts, training)
         attempts.append(attempt)
         if attempt.passed and attempt.same_as is None:
