@@ -180,7 +180,7 @@ class Operators:
         wide = [labels.expand(shape) for labels in known]
         varied = [{dim for dim in range(len(shape)) if varies(labels, dim)} for labels in wide]
         shared = [self._is_for_all(labels, shape, set().union(*varied)) for labels in known]
-        if any(shared):
+        if any(alike and not own for own, alike in zip(varied, shared, strict=True)):
             self.moved = True  # torch-pruning would take the one entry for a channel of the other tensor
         if all(shared):
             for labels in known:

@@ -15,6 +15,7 @@ from torch import nn
 import simprune as sp
 from simprune import stages
 from simprune.checks import Gate, GateResult, Verdict
+from simprune.core.checkpoint import Checkpoint
 from simprune.core.plan import Edit, Plan
 from simprune.repair.recovery import Recovered
 from simprune.trace.network import Network
@@ -202,6 +203,36 @@ def test_a_search_by_latency_ends_and_goes_on_whatever_the_clock_reads(tmp_path,
     assert resumed.steps == found.steps and not again.recovery.followed
 
 
+class FollowAndTrain(Follow):
+    """Stores a training in the folder of the step, which no other plan can go on from."""
+
+    def follow(self, plan, network, watch, folder):
+        Checkpoint(folder / "state", plan.expected).save("training", {"weight": torch.ones(1)})
+        return super().follow(plan, network, watch, folder)
+
+
+def test_a_search_by_latency_leaves_an_interrupted_training_where_the_clock_gives_another_plan(tmp_path):
+    def at(speed, judge):
+        def choose(share):
+            made = plan_of(share * speed)
+            latency = {"latency_ms": made.expected["macs"] / MACS}
+            return replace(made, original={**made.original, "latency_ms": 1.0}, expected={**made.expected, **latency})
+
+        made = trial(falls_at(0.4), choose, kind="latency")
+        return replace(made, recovery=FollowAndTrain(), judge=judge or made.judge)
+
+    def interrupted(model):
+        if model.share.item() < 1:
+            raise KeyboardInterrupt
+        return verdict("pass")
+
+    with pytest.raises(KeyboardInterrupt):
+        smallest(at(0.99, interrupted), {}, Record(tmp_path))
+    assert (tmp_path / "step-1" / "state").is_dir()
+    smallest(at(0.95, None), {}, Record(tmp_path))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 def test_what_cannot_be_reached_ends_the_bracket():
     def choose(share):
         if share < 0.3:
@@ -366,7 +397,9 @@ def test_interrupted_while_weights_are_written_nothing_is_half_written(trained, 
     monkeypatch.setattr(record, "save_model", half)
     with pytest.raises(KeyboardInterrupt):
         compress(trained, folder)
-    assert not list(folder.glob("*.safetensors*")) and json.loads((folder / "state.json").read_text())["weights"] is None
+    assert (
+        not list(folder.glob("*.safetensors*")) and json.loads((folder / "state.json").read_text())["weights"] is None
+    )
     monkeypatch.setattr(record, "save_model", real)
     compress(trained, folder)
     assert contents(folder) == contents(whole[1])
@@ -375,10 +408,6 @@ def test_interrupted_while_weights_are_written_nothing_is_half_written(trained, 
 def test_without_training_the_steps_of_a_search_have_no_folders(trained, tmp_path):
     compress(trained, tmp_path / "search", finetune=None)
     assert not [path for path in (tmp_path / "search").iterdir() if path.is_dir()]
-
-
-def test_a_search_by_latency_goes_on_where_the_clock_then_gives_another_plan(trained, tmp_path, monkeypatch):
-    network, data = Network(trained[0], ((data := trained[1])[0][0][:1], {})), data
 
 
 def test_a_finished_search_is_not_made_again_but_its_model_is_judged_again(trained, whole, monkeypatch):
