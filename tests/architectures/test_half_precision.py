@@ -27,6 +27,6 @@ def test_everything_runs_in_float16_and_expects_what_float32_does():
 @pytest.mark.parametrize("kind", ["channels", "heads", "blocks"])
 def test_what_is_no_number_stops_the_analysis_with_the_layer_s_name(kind):
     model = language_models.make("llama")
-    model.model.layers[1].mlp.up_proj.weight.data[0] = 3e38  # finite, but its products overflow
+    model.get_parameter("model.layers.1.mlp.up_proj.weight").data[0] = 3e38  # finite, but its products overflow
     with pytest.raises(ValueError, match=r"the output of model\.layers\.1\.mlp\.up_proj has (nan|inf)"):
         sp.analyze(model, [language_models.batch()], structures=(kind,))
