@@ -363,16 +363,15 @@ def test_interrupted_anywhere_and_resumed_is_the_same_byte_for_byte(trained, who
         return real(*args, **options)
 
     monkeypatch.setattr(stages, "validate", interrupted)
-    for _ in range(count):
+    for _ in range(count + 1):  # the stored model of a finished search is checked once more
         try:
             again = compress(trained, folder)
             break
         except KeyboardInterrupt:
             state = json.loads((folder / "state.json").read_text())
-            going_on = f"step-{len(state['steps'])}"  # its training is finished, its check is not
+            going_on = f"step-{len(state['steps'])}"  # its training is stored, its check is not
             stored = {name for name in contents(folder) if not name.startswith(f"{going_on}/")}
             assert stored == {"state.json"} | ({state["weights"]} - {None}) | logs(state["steps"])
-            assert (folder / going_on / "state").is_dir()
     assert calls > count
     assert contents(folder) == contents(expected)
     assert again.plan.to_yaml() == result.plan.to_yaml()
@@ -397,9 +396,8 @@ def test_interrupted_while_weights_are_written_nothing_is_half_written(trained, 
     monkeypatch.setattr(record, "save_model", half)
     with pytest.raises(KeyboardInterrupt):
         compress(trained, folder)
-    assert (
-        not list(folder.glob("*.safetensors*")) and json.loads((folder / "state.json").read_text())["weights"] is None
-    )
+    assert not list(folder.glob("*.safetensors*"))
+    assert json.loads((folder / "state.json").read_text())["weights"] is None
     monkeypatch.setattr(record, "save_model", real)
     compress(trained, folder)
     assert contents(folder) == contents(whole[1])
