@@ -9,7 +9,6 @@ from torch import nn
 import simprune as sp
 from tests.networks import build
 
-
 TRAINING = {"epochs": 3, "select": "loss"}  # which calibration inputs do not judge
 
 
