@@ -1,6 +1,6 @@
 """Accuracy of pruned small networks that this script trains itself, without labels or training: the table of README.md.
 
-    python -m benchmarks.small_networks [--networks residual ...] [--shares 0.1 0.25] [--seeds 3] [--json FILE]
+    python -m benchmarks.small_networks [--networks residual ...] [--shares 0.1 0.25] [--seeds 5] [--json FILE]
 
 Four networks are trained on scikit-learn's digits, each from several seeds. Then a share of the multiply-adds stays,
 chosen among channels with the settings of the demo (`recipe=digits`): planner optimal, blockwise, 256 calibration
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1], help="of the multiply-adds")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("outputs/small_networks.json"))
     options = parser.parse_args()
     options.json.parent.mkdir(parents=True, exist_ok=True)
