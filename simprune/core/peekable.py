@@ -43,7 +43,7 @@ class Peekable:
 
     >>> import torch
     >>> batches = Peekable([torch.tensor([1]), torch.tensor([2])], "calibration")
-    >>> batches.first, list(batches), [walk.number for _ in batches for walk in WALKS]
+    >>> batches.first, list(batches), [WALKS[-1].number for _ in batches]
     (tensor([1]), [tensor([1]), tensor([2])], [1, 2])
     """
 
