@@ -7,7 +7,6 @@ those that are missed least after it.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +104,7 @@ def runs_of(
         assert value is not None and given is not None
         seen[:] = [(value.clone(), given.clone())]  # later modules may work in place
 
-    with evaluation(small), uncached(small), hooks(after=[(inner, partial(see))]):
+    with evaluation(small), uncached(small), hooks(after=[(inner, see)]):
         for args, kwargs in calls:
             output = first_tensor(module(*args, **kwargs))
             assert output is not None
