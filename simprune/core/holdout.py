@@ -5,8 +5,14 @@ plan. Inputs that are held out lie next to each other, so that windows of one do
 that grow with the number of inputs before them, so that of every set between a fifth and a third is held out.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from simprune.core.batches import inputs_of, rows_at
+from simprune.core.example import rows_of
 
 SHARE = 4  # one input in about this many is held out
 LONGEST = 64  # inputs with one run of inputs that are held out; the first inputs come in stretches of 4, 4, 8, 16, 32
@@ -41,6 +47,24 @@ def _is_held(number: int, share: int) -> bool:
     stretch = max(min(1 << max(number.bit_length() - 1, 0), LONGEST), share)
     run = range(stretch // 4, stretch // 4 + stretch // share)
     return number % stretch in run
+
+
+def split(batches: Iterable, share: int = SHARE) -> tuple[list[Any], list[Any]]:
+    """Batches of the inputs to fit to, and of those that are held out.
+
+    >>> fitting, judging = split([torch.arange(8)])
+    >>> judging[0].tolist(), len(fitting[0])
+    ([1, 5], 6)
+    """
+    fitting, judging, first = list[Any](), list[Any](), 0
+    for batch in batches:
+        inputs = rows_of(inputs_of(batch))
+        held = held_out(first, inputs, share=share)
+        first += inputs
+        for part, rows in ((fitting, ~held), (judging, held)):
+            if rows.any():
+                part.append(batch if rows.all() else rows_at(batch, rows))
+    return fitting, judging
 
 
 class Counting:

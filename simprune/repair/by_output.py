@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, inputs_of, output_mask_of, rows_at, token_ids_of
+from simprune.core.batches import call, output_mask_of, token_ids_of
 from simprune.core.divergence import divergences
-from simprune.core.example import rows_of
-from simprune.core.holdout import held_out
+from simprune.core.holdout import split
 from simprune.core.pieces import pieces
 from simprune.core.tokens import speaks
 from simprune.repair.refit import Repair
@@ -70,19 +69,6 @@ def divergence_by_ridge(
             if last != FIRST:
                 break
     return tried
-
-
-def split(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The inputs to fit to, and those that are held out (`simprune.core.holdout`)."""
-    fitting, judging, first = list[Any](), list[Any](), 0
-    for batch in batches:
-        inputs = rows_of(inputs_of(batch))
-        held = held_out(first, inputs)
-        first += inputs
-        for part, rows in ((fitting, ~held), (judging, held)):
-            if rows.any():
-                part.append(batch if rows.all() else rows_at(batch, rows))
-    return fitting, judging
 
 
 def _is_language_model(network: Network, batch: Any) -> bool:

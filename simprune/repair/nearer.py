@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import inputs_of, rows_at
+from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
-from simprune.core.holdout import held_out
+from simprune.core.holdout import split
 from simprune.repair.gauss_newton import JUDGING
 from simprune.repair.refit import Refit, Repair
 from simprune.trace.answers import Answers, answer, errors_of_inputs
@@ -40,7 +40,7 @@ def with_segments_if_nearer(
     Returns:
         The errors before and after, of the repair that stays.
     """
-    judging = judged(batches)
+    _, judging = split(batches, JUDGING)
     if sum(rows_of(inputs_of(batch)) for batch in judging) < LEAST:
         return repair.run(layers, batches, "reconstruct")
     wanted = answer(network.model, judging, network.weights)
@@ -58,18 +58,6 @@ def with_segments_if_nearer(
         f"the {float(errors_alone.mean()):.3g} of layers refitted one by one"
     )
     return alone
-
-
-def judged(batches: Sequence[Any]) -> list[Any]:
-    """The inputs that no segment is fitted to."""
-    judging, first = list[Any](), 0
-    for batch in batches:
-        inputs = rows_of(inputs_of(batch))
-        held = held_out(first, inputs, share=JUDGING)
-        first += inputs
-        if held.any():
-            judging.append(batch if held.all() else rows_at(batch, held))
-    return judging
 
 
 def _errors(small: nn.Module, judging: Sequence[Any], wanted: Answers) -> Tensor:
