@@ -47,7 +47,8 @@ from simprune.trace.cost import measure_cost
 JPEG = ("cifar10_jpeg_train.npz", "cifar10_jpeg_test.npz", "cifar10_resnet56_jpeg.safetensors")
 HELD = 1000  # training images by which the epoch is chosen
 SHIFT = 4  # pixels
-OPTIONS: dict[str, Any] = {"lr": 0.01, "warmup": 0.05, "distill": 0.9, "temperature": 4.0, "weight_decay": 5e-4}
+OPTIONS: dict[str, Any] = {"lr": 0.01, "warmup": 0.05, "distill": 0.5, "temperature": 4.0, "weight_decay": 5e-4}
+OPTIONS |= {"precision": "bf16"}  # with channels last, half the time of float32 on a CPU that computes in bfloat16
 LAYERS = 6  # of the language model that go
 LORA: dict[str, Any] = {
     "lora": 16,
@@ -81,7 +82,7 @@ class Augmented:
             rows, columns = (torch.arange(size) + start[:, None] for start in (down, right))
             columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
             pixels = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
-            yield wide.permute(0, 2, 3, 1)[pixels].permute(0, 3, 1, 2), labels
+            yield wide.permute(0, 2, 3, 1)[pixels].permute(0, 3, 1, 2), labels  # channels last in memory
 
 
 # ---- images ----
@@ -120,12 +121,14 @@ def train_on_images(options: argparse.Namespace, rows: Rows, add: Callable[[str,
                         setting.original = answer(setting.model, setting.test)
                     images, labels = jpeg_images(options.data, "train", options.train + HELD, draw).tensors
                     train = Augmented(Batches(images[HELD:], labels[HELD:], shuffle=draw))
+                    teacher = copy.deepcopy(setting.model).to(memory_format=torch.channels_last)
                     validation = Batches(images[:HELD], labels[:HELD], batch_size=256)
                 start = time.process_time()
                 small, plan = PRUNED[method](setting, share)
                 before, began = figures(setting, small), time.process_time()
+                small = small.to(memory_format=torch.channels_last)
                 history = sp.finetune(
-                    small, train, setting.model, validation=validation, seed=draw, epochs=options.epochs, **how
+                    small, train, teacher, validation=validation, seed=draw, epochs=options.epochs, **how
                 )
                 trained = time.process_time() - began
                 row = {"budget": share, "method": method, "draw": draw, "epochs": options.epochs}
