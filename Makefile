@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 12
-demo: $(VENV)/.installed ## keep a tenth of a small CNN on scikit-learn's digits, under a minute
+demo: $(VENV)/.installed ## make a small CNN on scikit-learn's digits smaller, in under a minute
 	$(BIN)/simprune compress recipe=digits
 	@echo "next, whole blocks alone, which save time: $(BIN)/simprune compress recipe=depth_only"
 	@echo "next, the smallest network that still passes its checks: $(BIN)/simprune compress recipe=smallest"
