@@ -5,7 +5,7 @@ another, and the remaining blocks are tried again in the network without the rem
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import cycle
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import hooks
 from simprune.trace.outputs import as_rows, rows_of_outputs, shares_of
 from simprune.trace.shortcuts import find_shortcuts
-from simprune.tune.before_gap import fit_writer, runs_of, writers_of
+from simprune.tune.before_gap import Writer, fit_writer, runs_of, writers_of
 
 Error = Literal["squares", "divergence"]
 RIDGE = 1e-3
@@ -90,7 +90,8 @@ def greedy_leave_one_out(
 class _ShrinkingNetwork:
     """The original and the network without the blocks removed so far, with the streams of both on the chosen inputs.
 
-    `remaining`: blocks by name. `fitted`, `held`: batches to fit to, and to measure on.
+    `remaining`: blocks by name. `fitted`, `held`: batches to fit to, and to measure on. `skippable`: by block, the
+    blocks before it that need not run where its input is known.
     """
 
     def __init__(self, context: BlockContext, images: int, measured: int, repair: bool, error: Error) -> None:
@@ -117,18 +118,35 @@ class _ShrinkingNetwork:
         pair = rows_at(batches[0], torch.arange(min(2, count)), count)
         self.outputs = _record(model, [pair], self.layouts, "output")
         self.skippable = {name: self._earlier(name) for name in self.remaining}
-        self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair)}
+        with evaluation(model), uncached(model):
+            whole = call_all(model, pair)
+        self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair, whole)}
         self.outputs = _record(model, self.fitted, self.layouts, "output") if repair else {}
+        self.calls: list[dict[str, list[Example]]] = [{}, {}]  # of the blocks, on `fitted` and on `held`
+        self.gap, self.streams = "", [list[Tensor](), list[Tensor]()]  # where a block went last, and the stream there
 
     def record_inputs(self) -> None:
-        """Record the inputs that the remaining blocks get in the network as it is now."""
-        layouts = {name: self.layouts[name] for name in self.remaining}
-        fitted = self.fitted if self.repair else []
-        self.calls = [_record(self.small, batches, layouts, "input") for batches in (fitted, self.held)]
-        self.inputs = [
-            {name: [_arguments(call)[_source(layouts[name])] for call in calls] for name, calls in part.items()}
+        """Record the inputs of the remaining blocks in the network as it is now; those before a gap are known."""
+        gap, streams = self.gap, self.streams
+        skipped = tuple(f"{other}." for other in self.skippable.get(gap, []))
+        around = {other for other in self.remaining if gap.startswith(f"{other}.")}
+        living = (other for other in self.remaining if not f"{other}.".startswith(skipped) and other not in around)
+        behind = {other: self.layouts[other] for other in living}
+        for calls, batches, stream in zip(self.calls, self._batches(), streams, strict=True):
+            with self._skipping(self.small, gap, Replay(self.layouts[gap], stream)) if gap else nullcontext():
+                calls |= _record(self.small, batches, behind, "input")
+
+    @property
+    def inputs(self) -> list[dict[str, list[Tensor]]]:
+        """The stream before every block, batch by batch, on the inputs to fit to and on those to measure on."""
+        sources = {name: _source(layout) for name, layout in self.layouts.items()}
+        return [
+            {name: [_arguments(call)[sources[name]] for call in calls] for name, calls in part.items()}
             for part in self.calls
         ]
+
+    def _batches(self) -> tuple[list, list]:
+        return self.fitted if self.repair else [], self.held
 
     def error_without(self, name: str) -> float:
         """The error of the output without one of the remaining blocks; the network is unchanged afterwards."""
@@ -140,10 +158,19 @@ class _ShrinkingNetwork:
     def remove(self, name: str) -> tuple[list[str], float]:
         """Remove a block for good and refit all layers behind it; returns the removed blocks and the error."""
         error, _ = self._rewritten(name) if self.writers else self._repaired(name, self._behind(name))
-        install(self.small, name, Bypass(self.layouts[name], self.remaining[name].replace == "zero"))
+        zero, writer = self.remaining[name].replace == "zero", self._writer(name)
+        streams = [inputs[name] for inputs in self.inputs]
+        if writer is not None:
+            before, _ = self._ends(name)
+            streams = [
+                [output for *_, output in runs_of(self.small, before, writer.layer, calls[before])]
+                for calls in self.calls
+            ]
+        install(self.small, name, Bypass(self.layouts[name], zero))
         removed = [other for other in self.remaining if other == name or other.startswith(f"{name}.")]
         for other in removed:
             del self.remaining[other]
+        self.gap, self.streams = ("", [[], []]) if zero else (name, streams)
         return removed, error
 
     def _repaired(self, name: str, layers: Sequence[str]) -> tuple[float, dict[str, Tensor]]:
@@ -169,12 +196,11 @@ class _ShrinkingNetwork:
 
     def _rewritten(self, name: str) -> tuple[float, Mapping[str, Tensor]]:
         """The error without a block, the writer before the gap refitted; and the writer's parameters before."""
-        before, last = self._ends(name)
-        writer = self.writers.get(before)
-        living = {layer for layer, _ in self.small.named_modules()}  # the writer goes with its half of a block
-        if writer is None or writer.layer not in living or self.remaining[name].replace == "zero":
+        writer = self._writer(name)
+        if writer is None:
             with self._without(name, self.inputs[1]):
                 return self._error(), {}
+        before, last = self._ends(name)
         ridge: Ridge = 1.0 if self.error == "divergence" else "auto"  # 1: see `simprune.repair.by_output`
         state = fit_writer(
             self.small, self.model, before, writer, self.calls[0][before], self.outputs[last], self.fitted, ridge
@@ -182,6 +208,13 @@ class _ShrinkingNetwork:
         stream = [output for *_, output in runs_of(self.small, before, writer.layer, self.calls[1][before])]
         with self._skipping(self.small, name, Replay(self.layouts[name], stream)):
             return self._error(), state
+
+    def _writer(self, name: str) -> Writer | None:
+        """The writer of the block before the gap that a block leaves; None where nothing is refitted there."""
+        writer = self.writers.get(self._ends(name)[0])
+        living = {layer for layer, _ in self.small.named_modules()}  # the writer goes with its half of a block
+        none = writer is None or writer.layer not in living or self.remaining[name].replace == "zero"
+        return None if none else writer
 
     def _ends(self, name: str) -> tuple[str, str]:
         """The block that is left before the gap that a block leaves, if any, and the last one that is gone in it."""
@@ -236,12 +269,17 @@ class _ShrinkingNetwork:
         whole = [other for other in outside if self.remaining[other].replace == "identity"]
         return [other for other in whole if not any(other.startswith(f"{outer}.") for outer in whole)]
 
-    def _proven(self, name: str, batch: Any) -> bool:
-        """Whether only this block needs what the blocks before it return; false where connections skip it."""
-        with evaluation(self.model), uncached(self.model):
-            expected = call_all(self.model, batch)
-            with self._skipping(self.model, name, Replay(self.layouts[name], self.outputs[name])):
-                return all(torch.equal(value, expected[key]) for key, value in call_all(self.model, batch).items())
+    def _proven(self, name: str, batch: Any, whole: Mapping[str, Tensor]) -> bool:
+        """Whether only this block needs what the blocks before it return; false where connections skip it.
+
+        Args:
+            name: of the block.
+            batch: of which `outputs` are.
+            whole: what the network returns for the batch, by name.
+        """
+        replay = Replay(self.layouts[name], self.outputs[name])
+        with evaluation(self.model), uncached(self.model), self._skipping(self.model, name, replay):
+            return all(torch.equal(value, whole[key]) for key, value in call_all(self.model, batch).items())
 
 
 class Replay(Bypass):
@@ -255,26 +293,36 @@ class Replay(Bypass):
         return next(self.recorded).clone()
 
 
+class _AllRecorded(Exception):
+    """Ends a forward pass once every block has run; what comes behind them, such as scores of tokens, costs much."""
+
+
 def _record(
     network: nn.Module, batches: list, layouts: Mapping[str, OutputLayout], side: Literal["input", "output"]
 ) -> dict[str, list[Any]]:
     """The outputs of the blocks that have a layout, or their calls, by name, batch by batch."""
     recorded: dict[str, list[Any]] = {name: [] for name in layouts}
+    waiting: set[str] = set()
 
     def record(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
         if side == "output":
             recorded[name].append((output[0] if isinstance(output, tuple | list) else output).clone())
-            return
-        source = _source(layouts[name])
-        stream = {source: _arguments((args, kwargs))[source].clone()}  # modules may work in place
-        args = tuple(stream.get(number, value) for number, value in enumerate(args))
-        recorded[name].append((args, {key: stream.get(key, value) for key, value in kwargs.items()}))
+        else:
+            source = _source(layouts[name])
+            stream = {source: _arguments((args, kwargs))[source].clone()}  # modules may work in place
+            args = tuple(stream.get(number, value) for number, value in enumerate(args))
+            recorded[name].append((args, {key: stream.get(key, value) for key, value in kwargs.items()}))
+        waiting.discard(name)
+        if not waiting:
+            raise _AllRecorded
 
     watched = [(network.get_submodule(name), partial(record, name)) for name in layouts]
     before, after = (watched, []) if side == "input" else ([], watched)
     with evaluation(network), uncached(network), hooks(before, after):
         for batch in batches:
-            call(network, batch)
+            waiting |= layouts.keys()
+            with suppress(_AllRecorded):
+                call(network, batch)
     return recorded
 
 
