@@ -38,7 +38,7 @@ PGD_STEPS = 10
 def graph_views(
     run: Run,
     *,
-    architectures: Sequence[str] = ("residual", "vgg", "vit"),
+    architectures: Sequence[str] = ("residual", "plain", "vgg", "vit"),
     seeds: int = 3,
     inputs: int = 500,
     counts: Sequence[int] = (50, 100, 200),

@@ -29,6 +29,11 @@ def _residual(images: Images, width: float, depth: float) -> nn.Module:
     return zoo.ResidualCNN(images.channels, images.classes, _widths(images, 12, width), depths, shortcut="B")
 
 
+def _plain(images: Images, width: float, depth: float) -> nn.Module:
+    depths = [max(round(4 * depth), 1)] * _stages(images)
+    return zoo.PlainCNN(images.channels, images.classes, _widths(images, 16, width), depths)
+
+
 def _vgg(images: Images, width: float, depth: float) -> nn.Module:
     depths = [max(round(2 * depth), 1)] * _stages(images)
     return zoo.VGG(
@@ -54,7 +59,8 @@ def _convnext(images: Images, width: float, depth: float) -> nn.Module:
 
 # Architectures by name: functions of the images, and of factors of width and depth.
 ARCHITECTURES: dict[str, Callable[[Images, float, float], nn.Module]] = {
-    "residual": _residual, "vgg": _vgg, "vit": _vit, "mobilenet": _mobilenet, "convnext": _convnext,
+    "residual": _residual, "plain": _plain, "vgg": _vgg, "vit": _vit, "mobilenet": _mobilenet,
+    "convnext": _convnext,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from simprune.zoo.convnext import ConvNeXt
 from simprune.zoo.densenet import DenseNet
 from simprune.zoo.inception import Inception
 from simprune.zoo.mobilenet import MobileNet
+from simprune.zoo.plain import PlainCNN
 from simprune.zoo.residual import ResidualCNN, resnet20, resnet56
 from simprune.zoo.unet import UNet
 from simprune.zoo.vgg import VGG
@@ -15,6 +16,7 @@ __all__ = [
     "DenseNet",
     "Inception",
     "MobileNet",
+    "PlainCNN",
     "ResidualCNN",
     "UNet",
     "ViT",

@@ -57,7 +57,7 @@ def test_wrong_requests_are_refused_before_any_training(run_study, vgg) -> None:
     assert sorted(run_study.folder.rglob("*.safetensors")) == before
 
 
-@pytest.mark.parametrize("architecture", ["residual", "vgg", "vit", "mobilenet", "convnext"])
+@pytest.mark.parametrize("architecture", ["residual", "plain", "vgg", "vit", "mobilenet", "convnext"])
 def test_layers_lie_along_the_depth_and_leave_out_the_logits(architecture: str, images_file) -> None:
     images = read_images(str(images_file))
     model = build(architecture, images)
