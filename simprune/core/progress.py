@@ -120,12 +120,12 @@ def reporting(log: Path | None = None) -> Iterator[None]:
     """Within the block steps are shown: as bars where standard error is a terminal, elsewhere as lines.
 
     Args:
-        log: a file that gets every line, with its time, also of steps inside of others; None for none. It is written
-            when the first line comes.
+        log: a file that gets every line, with its time, also of steps inside of others; None for none. It is written,
+            and its folder made, when the first line comes.
     """
     level, onward, handlers = LOGGER.level, LOGGER.propagate, list[logging.Handler]()
     if log is not None:
-        handlers.append(logging.FileHandler(log, encoding="utf-8", delay=True))
+        handlers.append(_LogFile(log, encoding="utf-8", delay=True))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     bars = None
     if sys.stderr.isatty():
@@ -151,6 +151,14 @@ def reporting(log: Path | None = None) -> Iterator[None]:
             handler.close()
         LOGGER.setLevel(level)
         LOGGER.propagate = onward
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose folder need not be there before its first line."""
+
+    def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
 
 
 def _terminal() -> Any:

@@ -28,7 +28,7 @@ def test_nothing_is_shown_unless_asked_for(capsys, monkeypatch):
 
 
 def test_one_line_a_step_and_every_line_in_the_file(capsys, tmp_path):
-    with reporting(tmp_path / "run.log"):
+    with reporting(tmp_path / "new folder" / "run.log"):
         with step("outer"):
             list(progress([1, 2], "inner"))
         for number in progress(iter("abc"), "left"):
@@ -36,7 +36,7 @@ def test_one_line_a_step_and_every_line_in_the_file(capsys, tmp_path):
                 break
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("outer: ") and err.count("\n") == 1
-    told = (tmp_path / "run.log").read_text()
+    told = (tmp_path / "new folder" / "run.log").read_text()
     assert all(text in told for text in ("INFO outer: ", "DEBUG inner: 2 in ", "DEBUG left: left after "))
     assert logging.getLogger("simprune").level == logging.NOTSET
 
