@@ -5,14 +5,14 @@ plan. Inputs that are held out lie next to each other, so that windows of one do
 that grow with the number of inputs before them, so that of every set between a fifth and a third is held out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simprune.core.batches import inputs_of, rows_at
-from simprune.core.example import rows_of
+from simprune.core.batches import rows_at
+from simprune.core.pieces import inputs_in
 
 SHARE = 4  # one input in about this many is held out
 LONGEST = 64  # inputs with one run of inputs that are held out; the first inputs come in stretches of 4, 4, 8, 16, 32
@@ -49,22 +49,40 @@ def _is_held(number: int, share: int) -> bool:
     return number % stretch in run
 
 
+def divided(batches: Iterable, share: int = SHARE, most: int | None = None) -> Iterator[tuple[Any | None, Any | None]]:
+    """Of every batch the part to fit to, and the part that is held out; None for a part without inputs.
+
+    A batch that does not say how it divides counts as one input.
+
+    Args:
+        batches: of one walk.
+        share: one input in about this many is held out, a power of two.
+        most: inputs that are held out, after which batches stay whole; None: any number.
+
+    >>> [(len(rest), held) for rest, held in divided([torch.arange(3)])]
+    [(2, tensor([1]))]
+    """
+    first = count = 0
+    for batch in batches:
+        inputs = inputs_in(batch)
+        held = held_out(first, inputs or 1, share=share)
+        first += inputs or 1
+        if not held.any() or (most is not None and count >= most):
+            yield batch, None
+            continue
+        count += int(held.sum())
+        yield (None, batch) if held.all() else (rows_at(batch, ~held), rows_at(batch, held))
+
+
 def split(batches: Iterable, share: int = SHARE) -> tuple[list[Any], list[Any]]:
-    """Batches of the inputs to fit to, and of those that are held out.
+    """Batches of the inputs to fit to, and of those that are held out (see `divided`).
 
     >>> fitting, judging = split([torch.arange(8)])
     >>> judging[0].tolist(), len(fitting[0])
     ([1, 5], 6)
     """
-    fitting, judging, first = list[Any](), list[Any](), 0
-    for batch in batches:
-        inputs = rows_of(inputs_of(batch))
-        held = held_out(first, inputs, share=share)
-        first += inputs
-        for part, rows in ((fitting, ~held), (judging, held)):
-            if rows.any():
-                part.append(batch if rows.all() else rows_at(batch, rows))
-    return fitting, judging
+    parts = list(divided(batches, share))
+    return [rest for rest, _ in parts if rest is not None], [held for _, held in parts if held is not None]
 
 
 class Counting:

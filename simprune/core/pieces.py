@@ -22,7 +22,7 @@ def pieces(batch: Any, size: int) -> Iterator[Any]:
     >>> [len(piece) for piece in pieces(torch.zeros(5, 3), 2)]
     [2, 2, 1]
     """
-    rows = _rows(batch)
+    rows = inputs_in(batch)
     if rows is None or rows <= size:
         yield batch
         return
@@ -45,7 +45,7 @@ def dealt(batch: Any, rank: int, size: int) -> tuple[Any, bool]:
     >>> dealt(torch.arange(5), 1, 2), dealt(torch.arange(1), 1, 2)
     ((tensor([1, 3]), True), (tensor([0]), False))
     """
-    rows = _rows(batch)
+    rows = inputs_in(batch)
     if size == 1 or rows is None:
         return batch, rank == 0
     if rows <= rank:
@@ -53,11 +53,21 @@ def dealt(batch: Any, rank: int, size: int) -> tuple[Any, bool]:
     return rows_at(batch, torch.arange(rows) % size == rank), True
 
 
-def _rows(batch: Any) -> int | None:
-    """How many inputs a batch has; None where it cannot be divided."""
+def inputs_in(batch: Any) -> int | None:
+    """How many inputs a batch has; None where it cannot be divided.
+
+    Args:
+        batch: with its labels, if it has any. Numbers beside its tensors, such as a step of diffusion, are for all.
+
+    >>> inputs_in({"x": torch.zeros(3, 2), "scale": torch.tensor(2.0)}), inputs_in((torch.zeros(3, 2), torch.zeros(4)))
+    (3, None)
+    """
     args, kwargs = inputs_of(batch)
-    values = [*args, *kwargs.values(), labels_of(batch)]
-    if any(isinstance(value, Mapping | list | tuple) for value in values):
+    labels = labels_of(batch)
+    values = [*args, *kwargs.values()]
+    if any(isinstance(value, Mapping | list | tuple) for value in [*values, labels]):
         return None
-    lengths = {len(value) if value.ndim else 0 for value in values if isinstance(value, Tensor)}
+    lengths = {len(value) for value in values if isinstance(value, Tensor) and value.ndim}
+    if isinstance(labels, Tensor):
+        lengths.add(len(labels) if labels.ndim else 0)
     return lengths.pop() if len(lengths) == 1 else None

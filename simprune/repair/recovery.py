@@ -14,7 +14,6 @@ from simprune.edit.effects import Effects, effects_of
 from simprune.repair.reconstruct import Rules, reconstruct
 from simprune.repair.stand_ins import fit_stand_ins
 from simprune.repair.training import finetune, notes_of
-from simprune.repair.training.guard import Guard
 from simprune.trace.network import Network
 
 Watch = Callable[[str, nn.Module], object]  # (name of the stage, the model at its end)
@@ -89,10 +88,8 @@ class Recovery:
         epochs: list[dict[str, Any]] = []
         if self.settings is not None and self.train is not None:
             tools = {"validation": self.validation, "passes": self.passes, "folder": folder, "seed": self.seed}
-            guard = Guard.of(small, network.model, self.calibration, self.settings)
+            tools["calibration"] = self.calibration
             epochs = finetune(small, self.train, network.model, **tools, **self.settings)
-            judged, guarded = notes_of(epochs), guard.end(epochs)
-            undone = not any(row["kept"] for row in epochs)
-            notes += guarded if guarded and undone else [*judged, *guarded]  # what was judged before is undone as well
+            notes += notes_of(epochs)
             watch("fine-tuned", small)
         return Recovered(small, [refit.to_dict() for refit in refits], epochs, tuple(notes))

@@ -11,6 +11,7 @@ from simprune.repair.training import finetune, notes_of
 from simprune.repair.training.features import Features
 from simprune.repair.training.held import Held
 from simprune.sources import Batches
+from simprune.trace.answers import agreement, answer
 from tests.networks import build
 from tests.structures.architectures import build as architecture
 
@@ -41,6 +42,74 @@ def test_an_eighth_is_held_out_and_never_more_than_512():
         count = sum(len(x) for x, _ in held.batches)
         assert count == len(held.keys) and inputs / 12 < max(count, inputs / 8 if count >= 512 else 0) < inputs / 6
         assert count < 512 + 32
+
+
+def followed(**options):
+    """A student a little apart from its teacher, trained on labels of another task, which cost damage."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[0].weight.add_(0.05)
+    x = torch.randn(224, 4)
+    train = [(rows, (teacher(rows).argmax(1) + 1) % 3) for rows in x[96:].split(32)]
+    start = copy.deepcopy(student.state_dict())
+    options = {"epochs": 2, "lr": 0.05, "validation": train, **options}
+    if isinstance(options.get("calibration"), int):
+        options["calibration"] = [x[: options["calibration"]]]
+    history = finetune(student, train, teacher, **options)
+    undone = all(torch.equal(value, start[name]) for name, value in student.state_dict().items())
+    assert undone is not any(row["kept"] for row in history) and history[-1]["held_out"] < history[0]["before"]
+    return undone, history
+
+
+@pytest.mark.parametrize(
+    "options, undone",
+    [
+        ({}, True),
+        ({"until_passed": True, "passes": lambda *_: False}, True),
+        ({"until_passed": True, "passes": lambda *_: True}, False),
+        ({"distill": 0.0}, False),
+        ({"select": "loss"}, False),
+        ({"calibration": None}, False),
+    ],
+)
+def test_no_epoch_stays_that_loses_on_held_out_calibration_inputs_unless_something_else_is_to_decide(options, undone):
+    was_undone, history = followed(**{"calibration": 96, **options})
+    assert was_undone is undone
+    assert any("the damage on 32 held-out calibration inputs was" in note for note in notes_of(history)) is undone
+
+
+def test_with_few_held_out_calibration_inputs_a_note_says_that_they_cannot_judge():
+    undone, history = followed(calibration=32)
+    assert not undone and any("8 are held out, fewer than 16" in note for note in notes_of(history))
+
+
+def test_the_damage_is_that_of_the_answers():
+    torch.manual_seed(0)
+    teacher, model, x = Pair().eval(), Pair().eval(), torch.randn(64, 4)
+    history = finetune(model, [x], teacher, epochs=1, lr=1e-12, validation=[x[:30], x[30:]], calibration=[x])
+    expected = agreement(answer(model, [x]), answer(teacher, [x]))["damage"]
+    (held,) = Held([x], [x], [x]).calibration
+    guarded = agreement(answer(model, [held]), answer(teacher, [held]))["damage"]
+    assert [history[0]["before"], history[0]["damage_before"]] == pytest.approx([expected, guarded], rel=1e-5)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1.0])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_compress_never_loses_against_not_training_on_held_out_calibration_inputs(lr, labelled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
+    calibration, x = [torch.randn(64, 4)], torch.randn(128, 4)
+    train = [(part, model(part).argmax(1) if labelled else None) for part in x.split(32)]
+    options = {"calibration": calibration, "budget": {"macs": 0.6}}
+    without = sp.compress(model, **options)
+    trained = sp.compress(model, **options, train=train, finetune={"epochs": 2, "lr": lr})
+    held = Held(train, None, calibration).calibration
+    lost, before = (agreement(answer(made.model, held), answer(model, held)) for made in (trained, without))
+    assert lost["damage"] <= before["damage"] * (1 + 1e-6)
+    undone = not any(epoch["kept"] for epoch in trained.report["finetuning"])
+    assert undone is any("undone" in note for note in trained.report["notes"])
 
 
 def test_batch_sizes_do_not_change_what_is_held_out():

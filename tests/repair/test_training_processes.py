@@ -44,8 +44,9 @@ def test_every_input_of_a_batch_falls_to_one_process():
     parts = [dealt(batch, rank, 3) for rank in range(3)]
     assert sorted(torch.cat([part["labels"] for part, _ in parts]).tolist()) == [*range(7)]
     assert all(counts for _, counts in parts)
-    whole = {"x": torch.zeros(7, 2), "scale": torch.tensor(2.0)}  # which does not say how it divides
+    whole = {"x": torch.zeros(7, 2), "y": torch.zeros(5)}  # which does not say how it divides
     assert [dealt(whole, rank, 2) for rank in range(2)] == [(whole, True), (whole, False)]
+    assert dealt({"x": torch.zeros(3), "scale": torch.tensor(2.0)}, 1, 2)[0]["scale"] == 2
     assert [counts for _, counts in (dealt(torch.zeros(2, 3), rank, 4) for rank in range(4))] == [
         True,
         True,

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from simprune.core.batches import inputs_of, rows_at, tensors_in
-from simprune.core.holdout import held_out
-from simprune.core.pieces import pieces
+from simprune.core.holdout import divided
+from simprune.core.pieces import inputs_in, pieces
 
-SHARE = 8  # one input in about this many is held out
+SHARE = 8  # one training input in about this many is held out
 MOST = 512  # inputs that are held out at most
 LEAST = 16  # with fewer held-out inputs training is judged on what it has seen
 Source = Literal["validation", "held out", "train"]
@@ -29,18 +28,22 @@ class Held:
     Args:
         train: the training batches.
         validation: batches to judge on; None: some of `train` are held out.
+        calibration: batches of which those are judged on as well that are held out of the repair; None: none are.
 
     Attributes:
         source: where the inputs come from.
         batches: of the inputs that epochs are judged on.
         count: the number of batches to train on.
+        calibration: batches of held-out calibration inputs.
         met: how many inputs the last walk of `training` has left out.
 
     Raises:
         ValueError: for no batches.
     """
 
-    def __init__(self, train: Iterable, validation: Iterable | None = None) -> None:
+    def __init__(
+        self, train: Iterable, validation: Iterable | None = None, calibration: Iterable | None = None
+    ) -> None:
         self.keys: frozenset[bytes] = frozenset()
         self.source: Source = "validation"
         self.met = 0
@@ -50,25 +53,24 @@ class Held:
             self._hold_out(train)
         if not self.count:
             raise ValueError("train has no batches; give at least one")
+        parts = divided(() if calibration is None else calibration, most=MOST)
+        self.calibration = [held for _, held in parts if held is not None]
+
+    @property
+    def calibration_inputs(self) -> int:
+        """How many calibration inputs are held out."""
+        return sum(inputs_in(batch) or 1 for batch in self.calibration)
 
     def _hold_out(self, train: Iterable) -> None:
-        keys: set[bytes] = set()
-        held, first_batches = [], []
-        inputs = batches = partly = 0
-        for batch in train:
-            single = list(pieces(batch, 1))
-            out = held_out(inputs, len(single), share=SHARE) if len(keys) < MOST else torch.zeros(len(single)).bool()
-            keys |= {content(piece) for piece, is_out in zip(single, out.tolist(), strict=True) if is_out}
-            if inputs < MOST:
-                first_batches.append(batch)
-            inputs, batches = inputs + len(single), batches + 1
-            rest, part = _divided(batch, out)
-            partly += rest is not None
+        held, batches, partly = list[Any](), 0, 0
+        for rest, part in divided(train, SHARE, MOST):
             held += [] if part is None else [part]
+            batches, partly = batches + 1, partly + (part is None or (rest is not None and inputs_in(rest) != 1))
+        keys = frozenset(content(piece) for batch in held for piece in pieces(batch, 1))
         if len(keys) >= LEAST and partly:
-            self.source, self.keys, self.batches, self.count = "held out", frozenset(keys), held, partly
+            self.source, self.keys, self.batches, self.count = "held out", keys, held, partly
         else:
-            self.source, self.batches, self.count = "train", first_batches, batches
+            self.source, self.batches, self.count = "train", list(train), batches
 
     def training(self, train: Iterable) -> Iterator[Any]:
         """The batches of a walk over `train` without what is held out; batches of which nothing is left are left out.
@@ -82,19 +84,10 @@ class Held:
                 continue
             out = torch.tensor([content(piece) in self.keys for piece in pieces(batch, 1)])
             self.met += int(out.sum())
-            rest, _ = _divided(batch, out)
-            if rest is not None:
-                yield rest
-
-
-def _divided(batch: Any, out: Tensor) -> tuple[Any | None, Any | None]:
-    """The part of a batch to train on, and the part that is held out; None for a part without inputs."""
-    if not bool(out.any()):
-        return batch, None
-    if bool(out.all()):
-        return None, batch
-    rest = rows_at(batch, ~out) if int((~out).sum()) > 1 else None
-    return rest, rows_at(batch, out)
+            if not out.any():
+                yield batch
+            elif int((~out).sum()) > 1:
+                yield rows_at(batch, ~out)
 
 
 def content(piece: Any) -> bytes:

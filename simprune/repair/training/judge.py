@@ -1,95 +1,114 @@
-"""What a model is worth on inputs that its training does not see: the less, the better."""
+"""What a model is worth on inputs that its training does not see, and which epochs of a training may stay."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, output_mask_of
+from simprune.core.batches import call_all
+from simprune.repair.training.damage import Damage
 from simprune.repair.training.held import LEAST, Held
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.processes import Processes
 from simprune.trace.context import eval_mode
 
-TINY = 1e-300
 SHARES = {"accuracy": ("accurate", "labelled"), "agreement": ("agreeing", "compared")}
+Outputs = Mapping[str, Tensor]
 
 
 class Judge:
-    """Judges a model on held-out inputs, by its distance from the teacher's answers or by the loss of its training.
+    """Judges a model on held-out inputs, by its damage against the teacher or by the loss of its training.
+
+    On held-out calibration inputs the damage must not grow, unless labels alone are followed or `select` is the loss.
 
     Args:
         held: the inputs.
         objective: of the training, with its teacher.
         processes: which share the inputs out.
+
+    Raises:
+        ValueError: where the teacher is to decide, and there is none.
     """
 
     def __init__(self, held: Held, objective: Objective, processes: Processes | None = None) -> None:
         self.held, self.objective = held, objective
         self.processes = Processes() if processes is None else processes
-        how, first = objective.how, next(iter(held.batches))
-        alone = objective.teacher is not None and (how.distill == 1 or objective.labels(first) is None)
+        how, labelled = objective.how, objective.labels(next(iter(held.batches))) is not None
+        alone = objective.teacher is not None and (how.distill == 1 or not labelled)
         self.by: Literal["teacher", "loss"] = "teacher" if alone else "loss"
         if how.select != "auto":
             self.by = how.select
         if self.by == "teacher" and objective.teacher is None:
             raise ValueError("finetune.select: expected a teacher, whose answers decide; got none; choose loss")
-        self._totals: dict[str, float] | None = None
-        if self.by == "loss":
+        self.damage = self.guard = self._totals = None
+        if self.by == "teacher" and objective.teacher is not None:
+            self.damage = Damage(objective.teacher, held.batches)
+        else:
             weights = [objective.weights(batch) for batch in held.batches]
             self._totals = {name: sum(own[name] for own in weights) for name in weights[0]}
+        follows = objective.teacher is not None and how.select != "loss" and (how.distill > 0 or not labelled)
+        self.calibration = held.calibration if follows else []
+        if objective.teacher is not None and self.calibration and held.calibration_inputs >= LEAST:
+            self.guard = Damage(objective.teacher, self.calibration)
 
     def figures(self, small: nn.Module) -> dict[str, float]:
-        """`held_out`: the squared distance of the outputs from the teacher's as a share of the teacher's squares, or
-        the loss; and where they are defined `accuracy`, `agreement`, and `answers`, the number behind them."""
-        objective, sums = self.objective, dict[str, float]()
+        """What a model is worth: the less, the better.
 
-        def add(values: Mapping[str, float], counts: bool) -> None:
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * counts
-
-        with eval_mode(small), torch.no_grad():
-            for batch in self.held.batches:
-                part, counts = self.processes.part(batch)
-                outputs, wanted = call_all(small, part), self._wanted(part)
-                if self.by == "teacher":
-                    add(_squares(outputs, wanted, output_mask_of(part)), counts)
-                else:
-                    add({"loss": float(objective.between(part, outputs, wanted, self._totals))}, counts)
-                add(objective.right(part, outputs, wanted), counts)
-        sums = self.processes.summed(sums)
-        figures = {"held_out": sums["loss"] if self.by == "loss" else _distance(sums)}
+        Returns:
+            `held_out`: the damage or the loss on held-out inputs; `accuracy`, `agreement`, and `answers`, the number
+            behind them, where they are defined; `damage`: on held-out calibration inputs, `calibration_inputs` of them.
+        """
+        sums = self._sums(small, self.held.batches, self._judged)
+        figures = {"held_out": sums["loss"] if self.damage is None else self.damage.of(sums)}
         for name, (hits, count) in SHARES.items():
             if sums.get(count):
                 figures |= {name: sums[hits] / sums[count], "answers": sums[count]}
+        if self.calibration:
+            figures["calibration_inputs"] = self.held.calibration_inputs
+        if self.guard is not None:
+            figures["damage"] = self.guard.of(self._sums(small, self.calibration, self.guard.squares))
         return figures
 
-    def _wanted(self, batch: Any) -> dict[str, Tensor]:
-        teacher = self.objective.teacher
-        if teacher is None:
-            return {}
-        with eval_mode(teacher), torch.no_grad():
-            return call_all(teacher, batch)
+    def _judged(self, batch: Any, outputs: Outputs, wanted: Outputs) -> dict[str, float]:
+        """What adds up to the figures, of a part of the held-out inputs."""
+        if self.damage is not None:
+            sums = self.damage.squares(batch, outputs, wanted)
+        else:
+            sums = {"loss": float(self.objective.between(batch, outputs, wanted, self._totals))}
+        return sums | self.objective.right(batch, outputs, wanted)
+
+    def _sums(
+        self, small: nn.Module, batches: Iterable, parts: Callable[[Any, Outputs, Outputs], Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Sums of what a function tells of batches, over all of them and all processes."""
+        sums, teacher = dict[str, float](), self.objective.teacher
+        with eval_mode(small), torch.no_grad():
+            for batch in batches:
+                part, counts = self.processes.part(batch)
+                outputs, wanted = call_all(small, part), dict[str, Tensor]()
+                if teacher is not None:
+                    with eval_mode(teacher):
+                        wanted = call_all(teacher, part)
+                for name, value in parts(part, outputs, wanted).items():
+                    sums[name] = sums.get(name, 0.0) + value * counts
+        return self.processes.summed(sums)
 
 
-def _squares(outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, float]:
-    """Squared changes and squares of every output, without those at padding."""
-    sums: dict[str, float] = {}
-    for name, value in outputs.items():
-        target = wanted[name].to(value.device)
-        if mask is not None and value.ndim == 3 and mask.shape == value.shape[:2]:
-            real = mask.to(value.device)
-            value, target = value[real], target[real]
-        sums[f"apart {name}"] = float((value.float() - target.float()).square().sum(dtype=torch.float64))
-        sums[f"whole {name}"] = float(target.float().square().sum(dtype=torch.float64))
-    return sums
+def better(figures: Mapping[str, float], best: float | None, before: Mapping[str, float]) -> bool:
+    """Whether an epoch is to stay.
 
+    Args:
+        figures: of the model after it.
+        best: the least `held_out` so far.
+        before: figures from before the training.
 
-def _distance(sums: Mapping[str, float]) -> float:
-    names = [name.removeprefix("apart ") for name in sums if name.startswith("apart ")]
-    return sum(sums[f"apart {name}"] / max(sums[f"whole {name}"], TINY) for name in names) / len(names)
+    >>> better({"held_out": 0.1, "damage": 0.3}, 0.2, {"held_out": 0.2, "damage": 0.2})
+    False
+    """
+    lost = not figures.get("damage", 0.0) <= before.get("damage", 0.0)  # also where it is no number
+    return not lost and (best is None or figures["held_out"] < best)
 
 
 def drifting(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
@@ -124,13 +143,17 @@ def notes_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     notes, first, last = [], history[0], history[-1]
     stays = next((row for row in history if row["kept"]), None)
-    what = {
-        "teacher": "distance from the original's answers (squares, as a share of the answers' squares)",
-        "loss": "loss",
-    }[first["by"]]
+    what = {"teacher": "damage", "loss": "loss"}[first["by"]]
     on = {"validation": "validation inputs", "held out": "held-out training inputs", "train": "training inputs"}
     inputs = on[first["judged_on"]]
-    if stays is None:
+    helped = [row for row in history if row["held_out"] < row["before"]]
+    if stays is None and helped:
+        notes.append(
+            f"training was undone: the damage on {first['calibration_inputs']} held-out calibration inputs was "
+            f"{first['damage_before']:.3g} before it, and {min(row['damage'] for row in helped):.3g} or more after "
+            f"epochs that helped on {inputs}; to follow labels all the same, set finetune.select to loss"
+        )
+    elif stays is None:
         least = min(row["held_out"] for row in history)
         notes.append(
             f"training did not help and was undone: the {what} on {inputs} was {first['before']:.3g} before it, and "
@@ -147,6 +170,11 @@ def notes_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(
             "training inputs differ from walk to walk, as by augmentation, so that those held out were trained on in "
             "other forms; give a validation split"
+        )
+    if "damage" not in first and "calibration_inputs" in first:
+        notes.append(
+            f"of the calibration inputs {first['calibration_inputs']} are held out, fewer than {LEAST}, so whether "
+            "training lost on them cannot be judged; give more calibration inputs"
         )
     drift = (stays or last).get("drift")
     if drift is not None:

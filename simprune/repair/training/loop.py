@@ -20,7 +20,7 @@ from simprune.core.progress import progress, say
 from simprune.core.weights import digest
 from simprune.repair.training.adapters import adapted
 from simprune.repair.training.held import Held
-from simprune.repair.training.judge import Judge, drifting
+from simprune.repair.training.judge import Judge, better, drifting
 from simprune.repair.training.log import Log
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.optimizer import (
@@ -50,6 +50,7 @@ def finetune(
     teacher: nn.Module | None = None,
     *,
     validation: Iterable | None = None,
+    calibration: Iterable | None = None,
     passes: Callable[[nn.Module, Iterable], bool] | None = None,
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -66,8 +67,10 @@ def finetune(
 
     Epochs are judged on inputs that are not trained on: a validation split, or about one training input in eight, 512
     at most. The weights that are best on them stay: of an epoch, or from before the training where it did not help.
-    Nothing is selected on test data. Where fewer than 16 inputs could be held out, all are trained on and judged on.
-    The training mode comes back as it was.
+    Nor does an epoch stay after which the damage on held-out calibration inputs is larger than before the training,
+    unless labels alone are followed, or `select` is loss, or the epoch passes. Nothing is selected on test data. Where
+    fewer than 16 training inputs could be held out, all are trained on and judged on. The training mode comes back as
+    it was.
 
     A training with a folder goes on where it was interrupted, when it is called with the same arguments again, and
     ends with the weights of a training that was not. Data come in the same order then if they are a list, or a
@@ -81,6 +84,7 @@ def finetune(
             language model.
         teacher: the original.
         validation: batches on which epochs are judged; None: held out from `train`.
+        calibration: batches of the repair, of which about a quarter is held out, 512 inputs at most; None: none are.
         passes: for `until_passed`: called with the model and the held-out batches after every epoch; training ends, and
             this epoch stays, when it returns true, as `lambda model, held: sp.validate(teacher, model, held).passed`.
         folder: for the state of the training, a log in JSON lines, training.jsonl, and figures for TensorBoard.
@@ -88,10 +92,10 @@ def finetune(
         {options}
 
     Returns:
-        A row for every epoch: its number `epoch`; the mean `loss` of its steps; `held_out`, the squared distance from
-        the teacher's answers to held-out inputs as a share of their squares, or the loss on them, as `by` says;
-        `before`, the same before the training; `judged_on`, where these inputs are from; their `accuracy` and
-        `agreement`, where there are classes; `kept`, whether the model has the weights of this epoch; `drift`, where
+        A row for every epoch: its number `epoch`; the mean `loss` of its steps; `held_out`, the damage on held-out
+        inputs, or the loss, as `by` says; `before`, the same before the training; `judged_on`, where these inputs are
+        from; their `accuracy` and `agreement`, where there are classes; `damage` on held-out calibration inputs, how
+        many these are, and `damage_before`; `kept`, whether the model has the weights of this epoch; `drift`, where
         accuracy rose while agreement fell. Where no epoch is kept, the model is as it was.
 
     Raises:
@@ -109,6 +113,7 @@ def finetune(
     check_module(small, "small")
     train = Peekable.of(train, "train")
     validation = None if validation is None else Peekable.of(validation, "validation")
+    calibration = None if calibration is None else Peekable.of(calibration, "calibration")
     folder = None if folder is None else Path(folder)
     check(how, device_of(small), folder)
     if how.until_passed and passes is None:
@@ -123,7 +128,7 @@ def finetune(
         check_runs(small, first, "train")
         objective = Objective.of(small, teacher, first, how)
         begin_epoch(train, seed, 0)
-        held = Held(train, validation)
+        held = Held(train, validation, calibration)
         judge = Judge(held, objective, processes)
         batchnorm = batchnorm_of(first, how, processes.size)
         steps = math.ceil(held.count / how.accumulate) * how.epochs
@@ -176,12 +181,13 @@ def finetune(
                 with nullcontext() if average is None else average.used_in(small):
                     figures = judge.figures(small)
                     passed = how.until_passed and passes is not None and passes(small, held.batches)
-                    better = passed or place.best is None or figures["held_out"] < place.best
-                    place.stale = 0 if better else place.stale + 1
-                    if better:
+                    place.stale += 1
+                    if passed or better(figures, place.best, place.before):
+                        place.stays, place.stale = epoch, 0
                         place.best, best = figures["held_out"], tensors_of(small)
                 row: dict[str, Any] = {"epoch": epoch, "loss": place.total / place.step, **figures}
                 row |= {"before": place.before["held_out"], "by": judge.by, "judged_on": held.source}
+                row |= {"damage_before": place.before["damage"]} if "damage" in place.before else {}
                 row |= {"passed": True} if passed else {}
                 row |= {"never_met": True} if held.keys and not held.met else {}
                 drift = drifting(place.before, figures)
@@ -198,11 +204,8 @@ def finetune(
                     break
 
             restore(small, best)
-            last = place.history[-1]
-            passed = bool(last.get("passed"))
-            best_rows = [row for row in place.history if row["held_out"] == place.best and place.best < row["before"]]
             for row in place.history:
-                row["kept"] = row is last if passed else best_rows[:1] == [row]
+                row["kept"] = row["epoch"] == place.stays
             log.close()
     return place.history
 

@@ -25,8 +25,8 @@ class Place:
     """How far a training is, and what it has seen; whatever JSON can hold, which keeps every digit.
 
     `step`: steps that are done of the epoch. `steps`: of all epochs. `total`: sum of the losses of the epoch.
-    `before`: what the model was judged by before the training. `best`: of the values then and after the epochs.
-    `stale`: epochs since that one. `scale`: of losses in half precision.
+    `before`: what the model was judged by before the training. `best`: of the values then and after the epochs;
+    `stays`: the epoch that it is of, 0 for none. `stale`: epochs since that one. `scale`: of losses in half precision.
     """
 
     epoch: int = 1
@@ -35,6 +35,7 @@ class Place:
     total: float = 0.0
     before: dict[str, float] = field(default_factory=dict)
     best: float | None = None
+    stays: int = 0
     stale: int = 0
     finished: bool = False
     scale: dict[str, Any] = field(default_factory=dict)
