@@ -243,6 +243,9 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
     finetune(model, data, folder=tmp_path, **options)
     with pytest.raises(ValueError, match="other settings"):
         finetune(job("sgd")[0], data, folder=tmp_path, **options | {"lr": 0.1})
+    relabelled = [(x, 2 - labels) for x, labels in data]
+    with pytest.raises(ValueError, match="training inputs and labels"):
+        finetune(job("sgd")[0], relabelled, folder=tmp_path, **options)
 
 
 def test_a_loader_of_torch_comes_in_the_same_order_for_the_same_seed():

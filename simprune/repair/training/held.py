@@ -29,11 +29,14 @@ class Held:
         train: the training batches.
         validation: batches to judge on; None: some of `train` are held out.
         calibration: batches of which those are judged on as well that are held out of the repair; None: none are.
+        first: the first batch of a walk before, by which it is seen whether walks come again the same; None: `train` is
+            not digested.
 
     Attributes:
         source: where the inputs come from.
         batches: of the inputs that epochs are judged on.
         count: the number of batches to train on.
+        digest: of all training inputs and labels; None where they are others in every walk.
         calibration: batches of held-out calibration inputs.
         met: how many inputs the last walk of `training` has left out.
 
@@ -42,15 +45,20 @@ class Held:
     """
 
     def __init__(
-        self, train: Iterable, validation: Iterable | None = None, calibration: Iterable | None = None
+        self,
+        train: Iterable,
+        validation: Iterable | None = None,
+        calibration: Iterable | None = None,
+        first: Any = None,
     ) -> None:
         self.keys: frozenset[bytes] = frozenset()
         self.source: Source = "validation"
         self.met = 0
+        self.digest: str | None = None
         if validation is not None:
-            self.batches, self.count = validation, sum(1 for _ in train)
+            self.batches, self.count = validation, sum(1 for _ in self._digested(train, first))
         else:
-            self._hold_out(train)
+            self._hold_out(train, first)
         if not self.count:
             raise ValueError("train has no batches; give at least one")
         parts = divided(() if calibration is None else calibration, most=MOST)
@@ -61,9 +69,21 @@ class Held:
         """How many calibration inputs are held out."""
         return sum(inputs_in(batch) or 1 for batch in self.calibration)
 
-    def _hold_out(self, train: Iterable) -> None:
+    def _digested(self, train: Iterable, first: Any) -> Iterator[Any]:
+        """The batches of the first walk, of which the digest is taken on the way."""
+        if first is None:
+            yield from train
+            return
+        whole, again = hashlib.blake2b(digest_size=8), None
+        for batch in train:
+            again = content(first, labels=True) == content(batch, labels=True) if again is None else again
+            whole.update(content(batch, labels=True) if again else b"")
+            yield batch
+        self.digest = whole.hexdigest() if again else None
+
+    def _hold_out(self, train: Iterable, first: Any) -> None:
         held, batches, partly = list[Any](), 0, 0
-        for rest, part in divided(train, SHARE, MOST):
+        for rest, part in divided(self._digested(train, first), SHARE, MOST):
             held += [] if part is None else [part]
             batches, partly = batches + 1, partly + (part is None or (rest is not None and inputs_in(rest) != 1))
         keys = frozenset(content(piece) for batch in held for piece in pieces(batch, 1))
@@ -90,13 +110,17 @@ class Held:
                 yield rows_at(batch, ~out)
 
 
-def content(piece: Any) -> bytes:
+def content(piece: Any, labels: bool = False) -> bytes:
     """A digest of an input, the same in whatever batch it comes.
+
+    Args:
+        piece: a batch of it alone; of a larger batch the digest is that of the whole.
+        labels: whether they count as well.
 
     >>> content((torch.ones(1, 2), torch.tensor([3]))) == content(torch.ones(1, 2)) != content(torch.zeros(1, 2))
     True
     """
     digest = hashlib.blake2b(digest_size=8)
-    for tensor in tensors_in(inputs_of(piece)):
+    for tensor in tensors_in(piece if labels else inputs_of(piece)):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()

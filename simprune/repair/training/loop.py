@@ -128,13 +128,14 @@ def finetune(
         check_runs(small, first, "train")
         objective = Objective.of(small, teacher, first, how)
         begin_epoch(train, seed, 0)
-        held = Held(train, validation, calibration)
+        held = Held(train, validation, calibration, None if folder is None else first)
         judge = Judge(held, objective, processes)
         batchnorm = batchnorm_of(first, how, processes.size)
         steps = math.ceil(held.count / how.accumulate) * how.epochs
         context = {"options": asdict(how), "seed": seed, "batches": held.count, "processes": processes.size}
         if folder is not None:
             context |= {"model": digest(small), "teacher": None if teacher is None else digest(teacher)}
+            context |= {"training inputs and labels": held.digest}
         state = State(folder, context)
 
         with adapted(small, how.lora), _watched(objective):
