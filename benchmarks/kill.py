@@ -7,6 +7,7 @@ kill the work is started again until it ends; its files must be those of the und
 """
 
 import argparse
+import json
 import math
 import os
 import random
@@ -81,6 +82,13 @@ def finetune(folder: Path) -> None:
     write_whole(folder / "trained.safetensors", lambda path: save_file(small.state_dict(), path))
 
 
+def study(folder: Path) -> None:
+    """A study of small networks that it trains, with its pages."""
+    small = {"seeds": 2, "training": 40, "inputs": 100, "counts": [], "degrees": [3], "edges": [5]}
+    findings = sp.study("graph_views", folder=folder, architectures=["vgg"], **small)
+    write_whole(folder / "tables.json", json.dumps(findings.to_dict()["tables"]))
+
+
 def sweep(folder: Path) -> None:
     """Plans for several budgets, each a job of one sweep on the command line."""
     own = folder / "own.yaml"
@@ -96,10 +104,10 @@ model: {function: "benchmarks.kill:original"}
 data: {function: "benchmarks.kill:calibration"}
 device: cpu
 """
-WORK = {work.__name__: work for work in (save, search, analyze, compress, finetune, sweep)}
+WORK = {work.__name__: work for work in (save, search, analyze, compress, finetune, sweep, study)}
 COMPARED = (
     "bundle/model.safetensors", "bundle/plan.yaml", "search/state.json", "plan.yaml", "trained.safetensors",
-    "jobs/0/plan.yaml", "jobs/1/plan.yaml",
+    "jobs/0/plan.yaml", "jobs/1/plan.yaml", "tables.json",
 )  # fmt: skip
 
 

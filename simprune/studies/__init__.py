@@ -14,7 +14,9 @@ from simprune.core import registry
 from simprune.core.alone import one_at_a_time
 from simprune.core.names import did_you_mean
 from simprune.core.options import takes_options
+from simprune.core.progress import say
 from simprune.settings import Study
+from simprune.studies.code import code_of_study
 from simprune.studies.findings import Figure, Findings, Table
 from simprune.studies.frame import Run
 from simprune.studies.writing import command, written
@@ -50,7 +52,8 @@ class _ByName:
 def study(name: str, **options: Any) -> Findings:
     """Run a study, and write its findings, pages and figures; `study.NAME(...)` is `study(NAME, ...)`.
 
-    Steps that are finished are stored, so that the same call goes on after an interruption.
+    Steps that are finished are stored, so that the same call goes on after an interruption. Steps that other code has
+    computed, such as another version of simprune, are not used; they are computed again.
 
     Args:
         name: of the study (`simprune list studies`).
@@ -77,9 +80,12 @@ def study(name: str, **options: Any) -> Findings:
     parent = Path(shared.folder)
     folder = parent / (f"{name}-quick" if shared.quick else name)
     run = Run(
-        folder, parent / "networks", shared.quick, shared.data, shared.size, shared.models, shared.training, shared.seed
-    )
+        folder, parent / "networks", shared.quick, shared.data, shared.size, shared.models, shared.training,
+        shared.seed, code_of_study(part.make),
+    )  # fmt: skip
     settings = dict(run.described) | own  # reads the images, whose errors come before any work, as those of models
     _ = run.own
+    if not run.steps.is_dir() and run.steps.parent.is_dir():
+        say(f"the steps in {run.steps.parent} are of other code; they are computed again")
     findings = part.make(run, **own)
     return written(findings, folder, part, command(name, common, options), settings)

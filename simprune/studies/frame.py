@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from simprune.core.reading import read_text
 from simprune.core.store import write_whole
 from simprune.core.weights import digest, load_weights, writing_weights
 from simprune.sources import model_from
+from simprune.studies.code import code_of_networks, code_of_study
 from simprune.studies.findings import Figure, Findings, Table
 from simprune.studies.images import Images, read_images
 from simprune.studies.networks import answers, build, train
@@ -58,6 +58,7 @@ class Run:
         models: functions that make networks of the user's, or their names `package.module:function`.
         training: steps of every network's training; None for as many as the images need.
         seed: of everything random.
+        code: digest of the code that computes the steps; by default that of simprune.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Run:
     models: Sequence[Any] = ()
     training: int | None = None
     seed: int = 0
+    code: str = field(default_factory=code_of_study)
 
     @cached_property
     def images(self) -> Images:
@@ -76,15 +78,20 @@ class Run:
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
-        """What every step depends on, beside its key."""
-        return {"simprune": version("simprune"), "images": self.images.digest, "seed": self.seed}
+        """What every step depends on, beside its key and the code."""
+        return {"images": self.images.digest, "seed": self.seed}
+
+    @property
+    def steps(self) -> Path:
+        """The folder of finished steps that this code has computed."""
+        return self.folder / "steps" / self.code
 
     def step(self, key: Any, function: Callable[[], T]) -> T:
         """The result of one unit of work: stored when it is computed, read when the run goes on.
 
         Args:
             key: a name, or a list or mapping of whatever JSON can hold; all that the result depends on beside the
-                images, the seed and the version of simprune.
+                images, the seed and the code.
             function: computes the result, which JSON can hold.
 
         Returns:
@@ -94,7 +101,7 @@ class Run:
             ValueError: for a stored step that cannot be read.
         """
         text = json.dumps(key, sort_keys=True)
-        path = self.folder / "steps" / f"{_hash([self._shared, key])}.json"
+        path = self.steps / f"{_hash([self._shared, key])}.json"
         if path.is_file():
             try:
                 stored = json.loads(read_text(path))
@@ -151,7 +158,7 @@ class Run:
         if self.training is not None:
             training.setdefault("steps", self.training)
         changes = {"width": width, "depth": depth, **training}
-        key = [version("simprune"), architecture, seed, self.seed, changes, images.digest]
+        key = [code_of_networks(), architecture, seed, self.seed, changes, images.digest]
         path = self.networks_folder / f"{architecture}-{seed}-{_hash(key)}.safetensors"
         first = 1000 * self.seed + seed
         model = build(architecture, images, first, width, depth)

@@ -2,15 +2,18 @@
 
 import json
 import math
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
 import torch
 
 import simprune as sp
+from simprune import studies
 from simprune.cli.main import main
 from simprune.core import registry
 from simprune.core.registry import Part
+from simprune.studies import code
 from simprune.studies.frame import Figure, Findings, Run, Table
 from simprune.studies.images import read_images
 from simprune.studies.networks import ARCHITECTURES, answers, build, damage
@@ -86,6 +89,40 @@ def test_steps_are_computed_once_and_a_run_that_was_cut_off_goes_on(tmp_path):
     assert resumed.tables == again.tables == fresh.tables
 
 
+def test_steps_of_other_code_are_computed_again(tmp_path, monkeypatch, capsys):
+    options = ["study", "recipe=counting", "jobs=1", f"folder={tmp_path}"]
+    assert main(options) == main(options) == 0 and DONE == [0]
+    assert "other code" not in capsys.readouterr().err
+    monkeypatch.setattr(studies, "code_of_study", lambda study: "0")
+    assert main(options) == 0 and DONE == [0, 0]
+    assert "of other code" in capsys.readouterr().err
+
+
+def test_code_is_that_of_simprune_and_of_the_study(tmp_path, monkeypatch):
+    def study_of(text):
+        (tmp_path / "mine.py").write_text(text)
+        spec = spec_from_file_location("mine", tmp_path / "mine.py")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return code.code_of_study(module.mine)
+
+    first = study_of("def mine(run): return 1")
+    assert first != study_of("def mine(run): return 2") and first == study_of("def mine(run): return 1")
+    (tmp_path / "beside.py").write_text("")
+    assert first != study_of("def mine(run): return 1")
+    own, *typed = (
+        code.code_of_study.__wrapped__(*study) for study in ((), (eval("lambda run: 1"),), (eval("lambda: 1"),))
+    )
+    assert len({own, *typed}) == 3, "a study without a file is told apart by its compiled function"
+    other = tmp_path / "other"
+    (other / "measures").mkdir(parents=True)
+    (other / "measures" / "cka.py").write_text("1")
+    monkeypatch.setattr(code, "SIMPRUNE", other)
+    before = code.code_of_study.__wrapped__()
+    (other / "measures" / "cka.py").write_text("2")
+    assert len({own, before, code.code_of_study.__wrapped__()}) == 3
+
+
 def test_steps_depend_on_seed_and_images(tmp_path, images_file):
     for options in ({}, {"seed": 1}, {"data": images_file}, {"size": 12}):
         sp.study("counting", folder=tmp_path, jobs=1, **options)
@@ -115,7 +152,7 @@ def test_a_study_writes_findings_a_page_and_figures_that_are_functions_of_them(t
 
 def test_a_damaged_step_is_one_line(tmp_path):
     sp.study("counting", folder=tmp_path, jobs=1)
-    (path,) = (tmp_path / "counting" / "steps").iterdir()
+    (path,) = (tmp_path / "counting" / "steps").rglob("*.json")
     path.write_text('{"key"')
     with pytest.raises(ValueError, match="delete it"):
         sp.study("counting", folder=tmp_path, jobs=1)
