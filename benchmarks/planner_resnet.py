@@ -27,7 +27,7 @@ from simprune.core.redundancy import Redundancy
 from simprune.core.registry import parts
 from simprune.sources import Batches
 from simprune.trace.network import Network
-from simprune.trace.timing import time_both
+from simprune.trace.timing import rotate
 from simprune.tune.trials import calibrate
 
 BATCH = 64  # images, for latency
@@ -110,7 +110,7 @@ def ours(model: nn.Module, calibration: Batches, test: Batches, options: argpars
             figures = {"blocks": len(plan.blocks), "expected": plan.expected["damage"]}
             figures |= {"finalists": plan.planner.get("finalists", [])}
             if options.latency:
-                figures["latency"] = time_both(model, small, ((torch.zeros(BATCH, 3, 32, 32),), {}))[2]
+                figures["latency"] = rotate([model, small], ((torch.zeros(BATCH, 3, 32, 32),), {}))[1].ratio
             rows.append(row(name, 1 / share, seed, model, small, test, seconds) | figures)
             print(rows[-1], flush=True)
     return rows
@@ -134,11 +134,11 @@ def latency_budget(model: torch.nn.Module, found: Redundancy, share: float = 0.6
     plan = sp.plan(found, {"latency": share}, model=model, batch_size=batch)
     small = sp.apply(plan, model)
     seconds = time.perf_counter() - start
-    before, after, ratio = time_both(model, small, ((torch.zeros(batch, 3, 32, 32),), {}))
+    before, after = rotate([model, small], ((torch.zeros(batch, 3, 32, 32),), {}))
     macs = plan.expected["macs"] / plan.original["macs"]
     return (
-        f"latency budget {share:.0%}: {1e3 * before:.1f} ms -> {1e3 * after:.1f} ms, {ratio:.1%} when timed again "
-        f"(macs {macs:.1%}), planned in {seconds:.0f} s"
+        f"latency budget {share:.0%}: {1e3 * before.seconds:.1f} ms -> {1e3 * after.seconds:.1f} ms, "
+        f"{after.ratio:.1%} when timed again (macs {macs:.1%}), planned in {seconds:.0f} s"
     )
 
 

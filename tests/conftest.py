@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from simprune.trace import timing
+
+timing.SECONDS = 1e-3  # no test looks at how long a network takes
 torch.set_num_threads(1)  # the networks here are small: more threads only wait for each other
 
 

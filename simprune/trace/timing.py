@@ -1,10 +1,9 @@
-"""How long networks take: the median of repeated runs, in turns, so that a slow moment of the machine meets all."""
+"""How long networks take: the median over turns, so that a slow moment of the machine meets all networks."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -17,32 +16,28 @@ from simprune.core.cost import Example
 from simprune.core.example import rows_of
 from simprune.trace.context import evaluation
 
-
-def latency(model: nn.Module, example: Example, seconds: float = 0.2) -> float:
-    """Median seconds of one forward pass in evaluation mode, on the model's device, repeated for `seconds`.
-
-    Of several processes the first measures, and all know what it has measured.
-    """
-    return processes.once(lambda: _latency(model, example, seconds))
-
-
-def _latency(model: nn.Module, example: Example, seconds: float) -> float:
-    from torch.utils import benchmark  # which imports setuptools, and takes half a second
-
-    args, kwargs = example
-    with evaluation(model):
-        run = {"run": partial(model, *args, **kwargs)}
-        timer = benchmark.Timer("run()", globals=run, num_threads=torch.get_num_threads())
-        return timer.blocked_autorange(min_run_time=seconds).median
-
-
 Timer = Callable[[nn.Module, tuple, dict], float]  # seconds of one call of a module with these arguments
 SECONDS = 0.02  # for which `clock` repeats a call
+ROUNDS = 15  # of timing networks in turns
 
 
 def clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
-    """Median seconds of one call, on the module's device."""
-    return latency(module, (args, kwargs), SECONDS)
+    """Mean seconds of one call in evaluation mode, on the module's device, repeated for `SECONDS`, or called once.
+
+    Of several processes the first measures, and all know what it has measured.
+    """
+    return processes.once(lambda: _clock(module, args, kwargs))
+
+
+def _clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
+    from torch.utils import benchmark  # which imports setuptools, and takes half a second
+
+    with evaluation(module):
+        run = {"run": partial(module, *args, **kwargs)}
+        timer = benchmark.Timer("run()", globals=run, num_threads=torch.get_num_threads())
+        once = timer.timeit(1).mean  # after calls that are not counted, which warm up
+        calls = round(SECONDS / once)
+        return timer.timeit(calls).mean if calls > 1 else once
 
 
 def batch_of(example: Example, size: int | None) -> Example:
@@ -174,13 +169,3 @@ def alternate(
     """Seconds of `model` and of `small`, without end, in turns: a machine that slows down meanwhile slows both."""
     while True:
         yield timer(model, *example), timer(small, *example)
-
-
-ROUNDS = 15  # of timing two models in turns
-
-
-def time_both(model: nn.Module, small: nn.Module, example: Example) -> tuple[float, float, float]:
-    """Median seconds of `model` and of `small`, and the median of their ratio (small / model), over `ROUNDS` turns."""
-    times = islice(alternate(model, small, example), ROUNDS)
-    before, after = zip(*times, strict=True)
-    return median(before), median(after), median(second / first for first, second in zip(before, after, strict=True))
