@@ -27,7 +27,7 @@ ROUNDING = 1e-6  # nats per token
 
 
 def divergence_by_ridge(
-    repair: Repair, layers: Sequence[str], network: Network, batches: Sequence[Any]
+    repair: Repair, layers: Sequence[str], model: nn.Module, batches: Sequence[Any]
 ) -> dict[float | None, float]:
     """How far the answers are from the original's, on inputs that nothing was fitted to, by the ridge of the repair.
 
@@ -37,23 +37,23 @@ def divergence_by_ridge(
     Args:
         repair: of the pruned network, whose weights are afterwards as they were before.
         layers: that are refitted.
-        network: the original.
+        model: the original, whose one output is scores of the tokens that it takes.
         batches: calibration inputs, all of them.
 
     Returns:
         Nats per token by the ridge of the layers that add to the stream, None for no repair. It is empty where nothing
-        was tried: where no layer adds to a stream, the network gives no scores of tokens, or inputs are few.
+        was tried: where no layer adds to a stream, or inputs are few.
     """
     fitting, judging = split(batches)
     tokens = sum(_tokens(batch) for batch in judging)
-    if not repair.halves.layers or not fitting or tokens < LEAST or not _is_language_model(network, batches[0]):
+    if not repair.halves.layers or not fitting or tokens < LEAST:
         return {}
     state = _weights(repair, layers)
-    tried: dict[float | None, float] = {None: _divergence(network.model, repair.small, judging) - ROUNDING}
+    tried: dict[float | None, float] = {None: _divergence(model, repair.small, judging) - ROUNDING}
 
     def better(ridge: float, than: float | None) -> bool:
         replace(repair, stream=ridge, together=()).run(layers, fitting, f"try a ridge of {ridge:g}")
-        tried[ridge] = _divergence(network.model, repair.small, judging)
+        tried[ridge] = _divergence(model, repair.small, judging)
         for name, value in state.items():
             _tensor(repair.small, name).copy_(value)
         return tried[ridge] < tried[than]
@@ -71,7 +71,7 @@ def divergence_by_ridge(
     return tried
 
 
-def _is_language_model(network: Network, batch: Any) -> bool:
+def is_language_model(network: Network, batch: Any) -> bool:
     """Whether the network's one output is scores of the tokens that it takes."""
     ids, output = token_ids_of(batch), next(iter(network.outputs.values()))
     return ids is not None and len(network.outputs) == 1 and output.ndim == 3 and speaks(network.model, output.shape[2])

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from simprune.core.heap import give_back
 from simprune.core.registry import register
 from simprune.repair._task import Task
-from simprune.repair.by_output import divergence_by_ridge
+from simprune.repair.by_output import divergence_by_ridge, is_language_model
 from simprune.repair.halves import find_halves
 from simprune.repair.mirror import with_mirrored
 from simprune.repair.nearer import with_segments_if_nearer
@@ -62,6 +63,7 @@ def refit(
         The errors of layers and segments before and after.
     """
     network, effects = task.network, task.effects
+    give_back()
     original, pruned = network.execution, execution(task.small, network.example)
     repeats, alone = repeated(task.small, pruned, original, effects.dropped)
 
@@ -106,7 +108,9 @@ def refit(
     segments = [segment for segment in segments if all(map(together, segment.names))]
     repair = Repair(task.small, network.model, effects, pruned.normalisers, shortcuts, ridge, segments, values, repeats)
     repair = replace(repair, filters=pruned.filters, notes=task.notes, axes=network.axes, halves=halves)
-    tried = divergence_by_ridge(repair, layers, network, task.batches) if ridge == "auto" else {}
+    speaks = ridge == "auto" and is_language_model(network, task.batches[0])
+    network.forget()
+    tried = divergence_by_ridge(repair, layers, network.model, task.batches) if speaks else {}
     if tried:
         best = min(tried, key=tried.__getitem__)
         if best is None:

@@ -5,8 +5,10 @@ forward pass for every layer costs O(L^2) layers; pausing every batch's pass at 
 Each batch waits in a thread of its own, and one thread runs at a time, so the arithmetic stays deterministic.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
@@ -24,21 +26,40 @@ class _Abandoned(BaseException):
     """Ends a paused forward pass that nobody waits for any more."""
 
 
-class _Pass(threading.Thread):
-    """The forward pass of one batch; it stops before every watched layer and waits."""
+class _Threads:
+    """Threads that run one pass after another, as many as there are passes at a time.
+
+    A thread that ends leaves memory behind, of its allocator and of libraries of linear algebra, and a repair runs
+    hundreds of passes for every batch.
+    """
+
+    def __init__(self) -> None:
+        self.local = threading.local()  # `running` is the pass of a thread
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)  # a fork has none of the threads
+
+    def renew(self) -> None:
+        self.pool = ThreadPoolExecutor(max_workers=2**20, thread_name_prefix="lockstep")
+
+
+_threads = _Threads()
+
+
+class _Pass:
+    """The forward pass of one batch, in a thread; it stops before every watched layer and waits."""
 
     def __init__(self, model: nn.Module, call: Example) -> None:
-        super().__init__(daemon=True)
         self.model, self.call = model, call
         self.layer: str | None = None  # where the pass waits; None once it has finished
         self.arguments: Example = (), {}  # what that layer is about to get
         self.error: BaseException | None = None
         self.abandoned = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self.start()
+        self._done = _threads.pool.submit(self._run)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         self._go.acquire()
+        _threads.local.running = self
         try:
             with torch.no_grad():
                 if not self.abandoned:
@@ -48,11 +69,11 @@ class _Pass(threading.Thread):
             pass
         except BaseException as error:  # handed to the thread that waits, in `resume`
             self.error = error
-        self.layer = None
+        _threads.local.running = self.layer = None
         self._stopped.release()
 
     def pause(self, layer: str, arguments: Example) -> None:
-        """Wait before a layer until `resume`; runs in this thread."""
+        """Wait before a layer until `resume`; runs in this pass's thread."""
         self.layer, self.arguments = layer, arguments
         self._stopped.release()
         self._go.acquire()
@@ -68,10 +89,10 @@ class _Pass(threading.Thread):
 
     def abandon(self) -> None:
         """End the pass where it waits."""
-        if self.is_alive():
+        if not self._done.done():
             self.abandoned = True
             self._go.release()
-            self.join()
+            self._done.result()
 
 
 @contextmanager
@@ -97,8 +118,8 @@ def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) 
     passes: list[_Pass] = []
 
     def pause(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        current = threading.current_thread()
-        if isinstance(current, _Pass) and current in passes:  # not a pass of another lockstep through the same layer
+        current = getattr(_threads.local, "running", None)
+        if current in passes:  # not a pass of another lockstep through the same layer
             current.pause(name, (args, kwargs))
 
     def advance(layer: str) -> list[Example]:

@@ -12,6 +12,7 @@ from simprune.core import processes
 from simprune.core.batches import copied, device_of, first_tensor, inputs_of, mask_at, move
 from simprune.core.cost import Example
 from simprune.core.example import rows_of
+from simprune.core.heap import give_back
 from simprune.core.holdout import held_out
 from simprune.core.progress import progress
 from simprune.edit.effects import Effects
@@ -140,6 +141,7 @@ class Repair:
                 ):
                     reached: list[Example] | None = None  # where the original's passes stand, if that is the next entry
                     for entry in progress(entries, title) if title else entries:
+                        give_back()
                         segment, inside = units[entry]
                         originals, goals, reached = reached or original(entry), None, None
                         if any(layer in self.halves.layers for layer in inside):

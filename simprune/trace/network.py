@@ -82,6 +82,14 @@ class Network:
     def _visited(self) -> tuple[dict[str, Visit], dict[str, Tensor]]:
         return visit_lightly(self.model, self.example)
 
+    def forget(self) -> None:
+        """Forget the activations of the example; what reads them again runs the example again.
+
+        Of a language model they are a third of its size.
+        """
+        for name in ("_visited", "visits", "block_calls"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def visits(self) -> dict[str, Visit]:
         """Arguments and output of every module with parameters, in the order in which they begin."""
