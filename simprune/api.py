@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from simprune.arguments import SMALLEST, Arguments, check_budget, check_gates, check_model, measure_of, require_same
+from simprune.arguments import SMALLEST, Arguments, check_budget, check_gates, check_model, measure_of
 from simprune.bundle import Result
 from simprune.checks import Verdict, rehearse
 from simprune.checks import validate as check
@@ -21,6 +21,7 @@ from simprune.core.alone import one_at_a_time
 from simprune.core.batches import device_of
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.example import from_description
+from simprune.core.in_step import require_same
 from simprune.core.options import takes_options
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan

@@ -10,12 +10,13 @@ from torch import nn
 
 from simprune.checks import Gate
 from simprune.checks.sets import gates_of
-from simprune.core import processes, registry
-from simprune.core.batches import device_of, tensors_in
+from simprune.core import registry
+from simprune.core.batches import device_of
+from simprune.core.in_step import require_same
 from simprune.core.names import did_you_mean
 from simprune.core.peekable import Peekable
 from simprune.core.plan import Plan
-from simprune.core.weights import digest, digest_of, refuse_infinite
+from simprune.core.weights import refuse_infinite
 from simprune.measures import Measure
 from simprune.planners.budget import MEASURED, Budget
 from simprune.planners.constraints import Constraints
@@ -86,7 +87,7 @@ class Arguments:
         """Raise ValueError unless the model runs on the first batch of all data that there are."""
         data = (self.calibration, self.train, self.test, self.validation)
         known = [batches for batches in data if batches is not None]
-        require_same(self.model, *known)
+        require_same(self.model, *(batches for batches in known if batches is not self.train))  # which may be shuffled
         for batches in known:
             check_runs(self.model, batches.first, batches.name)
 
@@ -98,17 +99,6 @@ class Arguments:
     @property
     def measure(self) -> Measure:
         return measure_of(self.settings.measure)
-
-
-def require_same(model: nn.Module, *data: Peekable) -> None:
-    """Raise ValueError where several processes have other weights of the model, or other first batches."""
-    if processes.count() == 1:
-        return
-    processes.same("the weights of the model", digest(model), "load the same, or set one seed before it is built")
-    for batches in data:
-        tensors = {str(number): tensor for number, tensor in enumerate(tensors_in(batches.first))}
-        advice = "give all of them the same batches in the same order: simprune shares them out"
-        processes.same(f"the {batches.name} batches", digest_of(tensors), advice)
 
 
 def measure_of(choice: Any) -> Measure:

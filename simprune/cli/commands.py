@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from simprune import api, bundle, checks, formats
-from simprune.arguments import measure_of, require_same
+from simprune.arguments import measure_of
 from simprune.checks.evidence import Evidence
 from simprune.cli import console
 from simprune.cli.console import show
@@ -22,6 +22,7 @@ from simprune.cli.recipe.schema import Recipe, device, gates, settings, several
 from simprune.core import processes
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import KINDS
+from simprune.core.in_step import require_same
 from simprune.core.options import listed
 from simprune.core.peekable import Peekable
 from simprune.core.plain import finite

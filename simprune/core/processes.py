@@ -26,6 +26,7 @@ from torch import Tensor
 T = TypeVar("T")
 P = ParamSpec("P")
 
+PATIENCE = "SIMPRUNE_PATIENCE"  # seconds, in the environment, for which a process waits for another one
 TOLD = "told_by_a_lower_rank"  # an attribute of errors that the other processes know of
 TEXT = 512  # bytes of what a process that stops tells the others
 MEETING = timedelta(minutes=5)  # for which processes wait for each other at the start of a call
@@ -43,6 +44,18 @@ class ProcessLost(ConnectionError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         _over.append(message)
+
+
+def patience() -> timedelta:
+    """For how long a process waits for another one before it says that this one is lost: half an hour by default.
+
+    Raises:
+        ValueError: where the environment says no number of seconds from 1 on.
+    """
+    said = os.environ.get(PATIENCE, "1800")
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"{PATIENCE}: expected a number of seconds from 1 on; got {said!r}")
+    return timedelta(seconds=int(said))
 
 
 def count() -> int:
@@ -252,7 +265,7 @@ def started() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     before = signal.signal(signal.SIGTERM, end)
     with _listening():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience())
     try:
         yield
         if not _over:
@@ -270,7 +283,7 @@ def _group() -> Any:
 
 @functools.cache
 def _own_group(world: Any) -> Any:
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=patience())
 
 
 @contextmanager

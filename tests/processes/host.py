@@ -1,4 +1,6 @@
-"""Runs cases in 1, 2 and 4 processes; a program of its own, which imports everything once and forks.
+"""Runs cases in 1, 2 and 4 processes; a program of its own.
+
+What one process does runs in the program itself, which imports everything so, before it forks for the others.
 
 `python -m tests.processes.host FOLDER [CASE ...]` writes what every process of a case returns to
 FOLDER/CASE-COUNT-RANK.json; all cases by default.
@@ -28,6 +30,15 @@ from simprune.core import processes
 from simprune.trace import timing
 from simprune.zoo.residual import ResidualCNN
 from tests.networks import Tokens
+from tests.processes.trainings import (
+    at_call,
+    failing,
+    out_of_order,
+    trained,
+    training_failing,
+    training_hung,
+    training_killed,
+)
 
 USERS = """\
 import torch
@@ -84,9 +95,9 @@ def tokens(folder: Path) -> dict[str, Any]:
     """A network on tokens, an analysis with a folder, and a repair that every process does whole."""
     torch.manual_seed(0)
     model = Tokens().eval()
-    x = torch.randn(26, 5, 6, generator=torch.Generator().manual_seed(3))
-    batches = list(x.split(6))
-    redundancy = sp.analyze(model, batches, folder=folder / "analysis")
+    x = torch.randn(14, 5, 6, generator=torch.Generator().manual_seed(3))
+    batches = list(x.split(4))
+    redundancy = sp.analyze(model, batches, folder=folder / f"analysis-{processes.count()}")
     plan = sp.plan(redundancy, budget={"macs": 0.7})
     small = sp.apply(plan, model)
     sp.reconstruct(small, plan, model, batches, "blockwise")
@@ -100,24 +111,26 @@ def tokens(folder: Path) -> dict[str, Any]:
 
 def different(folder: Path) -> dict[str, Any]:
     """One process has been given other batches, then other weights."""
-    batches = _failing(lambda: sp.analyze(network(), images(1 + processes.rank())))
+    batches = failing(lambda: sp.analyze(network(), images(1 + processes.rank())))
     model = network()
     next(model.parameters()).data += processes.rank()
-    return {"batches": batches, "weights": _failing(lambda: sp.analyze(model, images()))}
+    weights = failing(lambda: sp.analyze(model, images()))
+    labelled = [(x, torch.full((len(x),), processes.rank())) for x in images()]
+    return {"batches": batches, "weights": weights, "labels": failing(lambda: sp.finetune(network(), labelled))}
 
 
-def failing(folder: Path) -> dict[str, Any]:
+def failed(folder: Path) -> dict[str, Any]:
     """The network fails in one process, in the middle of its batches."""
     model = network()
-    _at_fourth_call(model, _fail)
-    return _failing(lambda: sp.compress(model, calibration=images(), budget={"macs": 0.6}))
+    at_call(model, 4, lambda _, x: len(x) == 8, out_of_order)
+    return failing(lambda: sp.compress(model, calibration=images(), budget={"macs": 0.6}))
 
 
 def killed(folder: Path) -> dict[str, Any]:
     """One process is killed, in the middle of its batches."""
     model = network()
-    _at_fourth_call(model, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    return _failing(lambda: sp.save(folder / "never", sp.compress(model, calibration=images(), budget={"macs": 0.6})))
+    at_call(model, 4, lambda _, x: len(x) == 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    return failing(lambda: sp.save(folder / "never", sp.compress(model, calibration=images(), budget={"macs": 0.6})))
 
 
 def command(folder: Path) -> dict[str, Any]:
@@ -136,45 +149,22 @@ def wrong_command(folder: Path) -> dict[str, Any]:
     return {"code": code, "said": said.getvalue()}
 
 
-def _at_fourth_call(model: nn.Module, act: Callable[[], None]) -> None:
-    """In process 1, do something when the network runs a whole batch for the fourth time."""
-    calls = []
-
-    def count(_: nn.Module, args: tuple) -> None:
-        calls.append(len(args[0]))
-        if processes.rank() == 1 and calls.count(8) == 4:
-            act()
-
-    model.register_forward_pre_hook(count)
-
-
-def _fail() -> None:
-    raise RuntimeError("out of order")
-
-
-def _failing(function: Callable[[], Any]) -> dict[str, Any]:
-    start = time.monotonic()
-    try:
-        function()
-    except Exception as error:
-        return {"error": type(error).__name__, "text": str(error), "seconds": time.monotonic() - start}
-    return {"error": None}
-
-
 CASES = (
-    (compress, (1, 2, 4)), (tokens, (1, 2)), (different, (2,)), (failing, (2,)),
-    (killed, (2,)), (command, (2,)), (wrong_command, (2,)),
+    (wrong_command, (1, 2)), (compress, (1, 2, 4)), (tokens, (1, 2)), (trained, (1, 2)), (different, (2,)),
+    (failed, (2,)), (killed, (2,)), (command, (2,)), (training_failing, (2,)), (training_killed, (2,)),
+    (training_hung, (2,)),
 )  # fmt: skip
 BY_ITSELF = (command, wrong_command)  # they begin the group of processes
 
 
 def in_process(case: Callable[[Path], dict[str, Any]], folder: Path, count: int, rank: int, port: int) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # threads do not survive a fork
     timing.ROUNDS = 1
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }  # fmt: skip
+    if count > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
     try:
         if count > 1 and case not in BY_ITSELF:
             dist.init_process_group("gloo")
@@ -187,21 +177,30 @@ def in_process(case: Callable[[Path], dict[str, Any]], folder: Path, count: int,
 def host(folder: Path, names: Sequence[str]) -> None:
     (folder / "users_two.py").write_text(USERS)
     (folder / "two.yaml").write_text(RECIPE)
-    fork = multiprocessing.get_context("fork")
-    chosen = [(case, counts) for case, counts in CASES if not names or case.__name__ in names]
-    for case, counts in chosen:
+    for case, counts in CASES:
+        if names and case.__name__ not in names:
+            continue
         for count in counts:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            ranks = [fork.Process(target=in_process, args=(case, folder, count, rank, port)) for rank in range(count)]
-            for process in ranks:
-                process.start()
-            until = time.monotonic() + WAIT
-            for process in ranks:
-                process.join(max(0.0, until - time.monotonic()))
-                if process.is_alive():
-                    process.kill()
+            if count == 1:
+                in_process(case, folder, 1, 0, 0)
+            else:
+                fork(case, folder, count)
+
+
+def fork(case: Callable[[Path], dict[str, Any]], folder: Path, count: int) -> None:
+    """Run a case in several processes, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    forking = multiprocessing.get_context("fork")
+    ranks = [forking.Process(target=in_process, args=(case, folder, count, rank, port)) for rank in range(count)]
+    for process in ranks:
+        process.start()
+    until = time.monotonic() + WAIT
+    for process in ranks:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
 
 
 if __name__ == "__main__":

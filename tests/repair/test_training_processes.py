@@ -1,8 +1,4 @@
-"""Training in two processes is that of one; mixed precision trains the weights as they are."""
-
-import os
-import subprocess
-import sys
+"""How a batch is shared out; mixed precision trains the weights as they are; what accelerate is not asked for."""
 
 import pytest
 import torch
@@ -10,33 +6,8 @@ from torch import nn
 
 from simprune.core.pieces import dealt
 from simprune.repair.training import finetune
-from tests.repair.training_processes import CASES, job
 
 pytest.importorskip("accelerate")
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What two processes end with, by case."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-W", "ignore", "-m", "tests.repair.training_processes", str(folder)]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr
-    return {case: [torch.load(folder / f"{case}-{rank}.pt") for rank in range(2)] for case in CASES}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_end_with_the_weights_of_one(two, case):
-    model, history = job(case)
-    first, second = two[case]
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    relative, absolute = (2e-2, 2e-2) if case == "bf16" else (1e-4, 1e-6)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(first[name], value, rtol=relative, atol=absolute)
-    judged = torch.tensor([row["held_out"] for row in history])
-    torch.testing.assert_close(first["history"][: len(judged)], judged, rtol=relative, atol=absolute)
-    assert any(row["kept"] for row in history)
 
 
 def test_every_input_of_a_batch_falls_to_one_process():
@@ -71,3 +42,21 @@ def test_precision_is_that_of_the_passes_and_not_of_the_weights():
 def test_half_precision_on_a_cpu_is_refused_before_any_work():
     with pytest.raises(ValueError, match="fp16 needs a GPU; got a model on the CPU"):
         finetune(nn.Linear(4, 3), [(torch.zeros(2, 4), torch.zeros(2).long())], precision="fp16")
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
+def test_a_divided_model_is_refused_before_any_work(way, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    with pytest.raises(ValueError, match=f"every process trains the whole model, and ACCELERATE_USE_{way} asks"):
+        finetune(nn.Linear(4, 3), [(torch.zeros(2, 4), torch.zeros(2).long())])
+
+
+def test_what_accelerate_launch_sets_changes_no_training(monkeypatch):
+    x, ends = torch.randn(32, 4), []
+    for steps in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        finetune(model, [(x, x[:, :3].argmax(1))], epochs=2, lr=0.1, precision="bf16")
+        ends.append(model.weight)
+    assert torch.equal(*ends)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from simprune.core.alone import one_at_a_time
 from simprune.core.batches import device_of
+from simprune.core.in_step import require_same, require_same_batch
 from simprune.core.options import takes_options
 from simprune.core.peekable import Peekable
 from simprune.core.processes import first as first_process
+from simprune.core.processes import together
 from simprune.core.progress import progress, say
 from simprune.core.weights import digest
 from simprune.repair.training.adapters import adapted
@@ -42,6 +44,7 @@ from simprune.trace.later_runs import names_failing_batches
 
 
 @one_at_a_time
+@together
 @names_failing_batches
 @takes_options(Finetune)
 def finetune(
@@ -125,6 +128,8 @@ def finetune(
         first = next(iter(train), None)
         if first is None:
             raise ValueError("train has no batches; give at least one")
+        require_same(small)
+        require_same_batch("train", first)
         check_runs(small, first, "train")
         objective = Objective.of(small, teacher, first, how)
         begin_epoch(train, seed, 0)
@@ -170,6 +175,7 @@ def finetune(
                     if how.clip is not None:
                         processes.clip(parameters, how.clip)
                     stepper.step()
+                    processes.even(small)
                     if average is not None:
                         average.update(small, place.steps)
                     place.step, place.steps, place.total = number, place.steps + 1, place.total + loss
@@ -236,11 +242,14 @@ def _backward(step: Callable[..., Tensor], objective: Objective, batches: Sequen
     whole = 0.0
     for number, batch in enumerate(batches, 1):
         part, counts = processes.part(batch)
-        with processes.joining(last=number == len(batches)):
+        last = number == len(batches)
+        with processes.joining(last):
             loss = step(part, totals) * float(counts)
+            whole += loss.item()
+            if last:  # first the losses are summed, which tells of a process that has stopped on the way here
+                whole = processes.summed({"loss": whole})["loss"]
             processes.backward(loss)
-        whole += loss.item()
-    return processes.summed({"loss": whole})["loss"]
+    return whole
 
 
 def _watched(objective: Objective) -> Any:

@@ -1,7 +1,8 @@
 """Where a training runs: in one process on the model's device, or by accelerate in several, or in mixed precision.
 
 Every process walks over all batches and takes its share of the inputs of every batch, so that the steps are those of
-one process. Gradients, and what epochs are judged by, are summed over all processes.
+one process. Gradients, and what epochs are judged by, are summed over all processes; the statistics of BatchNorm, which
+normalises by the share of its process, are averaged after every step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from simprune.core.pieces import dealt
-from simprune.core.processes import ProcessLost, count
+from simprune.core.processes import ProcessLost, add_up, count, gather
 from simprune.settings import Finetune
 
 
@@ -47,13 +49,17 @@ class Processes:
             return
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState, GradientState
+        from accelerate.utils import GradientAccumulationPlugin
 
         foreign = bool(AcceleratorState._shared_state)  # of a program that uses accelerate itself
-        accelerator = Accelerator(
+        accumulation = dict(GradientState().plugin_kwargs) if foreign else {}
+        accelerator = Accelerator(  # all that `accelerate launch` may have said otherwise, since options of ours say it
             mixed_precision="no" if how.precision == "fp32" else how.precision,
             cpu=device.type == "cpu",
             device_placement=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         )
         try:
             if accelerator.num_processes != wanted:
@@ -63,7 +69,9 @@ class Processes:
                 )
             yield cls(accelerator)
         finally:
-            if not foreign:  # its settings are those of the whole program; the next training may have others
+            if foreign:
+                GradientState().plugin_kwargs = accumulation
+            else:  # its settings are those of the whole program; the next training may have others
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
 
@@ -118,13 +126,28 @@ class Processes:
         clip(parameters, norm)
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all processes, by name; every process has the same names."""
+        """Sums over all processes, by name; every process has the same names.
+
+        Raises:
+            ProcessLost: where another process has ended; the reason is in the message where it could be told.
+        """
         if self.size == 1:
             return dict(sums)
-        values = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)
-        with self._together():
-            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return dict(zip(sorted(sums), values.tolist(), strict=True))
+        every = gather(dict(sums))
+        return {name: sum(own[name] for own in every) for name in sums}
+
+    def even(self, model: nn.Module) -> None:
+        """Statistics that a step has changed become their mean over all processes."""
+        if self.size == 1:
+            return
+        statistics = [
+            value for module in model.modules() if isinstance(module, _NormBase) and module.training
+            for value in module.buffers(recurse=False) if value.is_floating_point()
+        ]  # fmt: skip
+        if statistics:
+            add_up(statistics)
+            for value in statistics:
+                value.div_(self.size)
 
     @property
     def scale(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a training needs beside the default install, said before any work."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 
 from simprune.core.processes import count
 from simprune.settings import Finetune
+
+DIVIDING = tuple(f"ACCELERATE_USE_{way}" for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
 
 
 def check(how: Finetune, device: torch.device, folder: Path | None) -> None:
@@ -18,13 +21,20 @@ def check(how: Finetune, device: torch.device, folder: Path | None) -> None:
         folder: of the training.
 
     Raises:
-        ValueError: for TensorBoard without a folder, and for fp16 on a CPU.
+        ValueError: for TensorBoard without a folder, for fp16 on a CPU, and for a program that `accelerate launch` has
+            started to divide the model over processes.
         ImportError: for a package that is not installed.
 
     >>> check(Finetune(precision="fp16"), torch.device("cpu"), None)
     Traceback (most recent call last):
     ValueError: finetune.precision: fp16 needs a GPU; got a model on the CPU; choose bf16 or fp32
     """
+    for name in DIVIDING:
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise ValueError(
+                f"finetune: every process trains the whole model, and {name} asks for a divided one; start it by "
+                "torchrun, and choose lora and precision=bf16 where memory is short"
+            )
     if how.tensorboard and folder is None:
         raise ValueError("finetune.tensorboard: expected a folder to write to; got none; give folder=...")
     if how.precision == "fp16" and device.type == "cpu":
