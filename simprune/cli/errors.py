@@ -6,6 +6,8 @@ import traceback
 
 from simprune.core.blame import users_line
 
+LONGEST = 900  # characters of a message
+
 
 def report(error: Exception, told: bool = False) -> int:
     """Print an error unless it was told already, and return the exit code: 2 for wrong input, 70 for a defect."""
@@ -41,4 +43,14 @@ def one_line(error: BaseException) -> str | None:
         text = str(error.args[0]) if error.args else ""
         if not frames[-1][0].f_globals.get("__name__", "").startswith("simprune") or " " not in text:
             return None
-    return None if text is None else " ".join(text.split())
+    return None if text is None else _readable(" ".join(text.split()))
+
+
+def _readable(line: str) -> str:
+    """A line of at most `LONGEST` characters: what a damaged file says stands in the middle, what to do at the end.
+
+    >>> len(_readable("x" * 5000 + "; delete it"))
+    900
+    """
+    end = LONGEST // 3
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - end - 5]} ... {line[-end:]}"
