@@ -103,12 +103,16 @@ class Collected:
 
     def moments(self) -> Moments:
         """Of all rows so far, in float64; ValueError where there are none."""
+        moments = self.as_summed()
+        return Moments(moments.count, moments.mean, moments.scatter.double())
+
+    def as_summed(self) -> Moments:
+        """As `moments`, products in the precision in which they were summed up."""
         if self._rows:
             self._sum_up()
         if self._moments is None:
             raise ValueError("expected rows of shape (N, D) with N >= 1; got none")
-        moments = self._moments
-        return Moments(moments.count, moments.mean, moments.scatter.double())
+        return self._moments
 
     def _sum_up(self) -> None:
         rows = torch.cat(self._rows)

@@ -25,8 +25,9 @@ from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
 from simprune.scores.blocks import BlockContext, observe
 from simprune.scores.channels import ReaderMoments
-from simprune.scores.experts import EXPERTS, SCORE, WHY, nearest, score_experts
-from simprune.scores.output_changes import BlockLosses, output_changes
+from simprune.scores.channels._score import nearest
+from simprune.scores.experts import EXPERTS, SCORE, WHY, score_experts
+from simprune.scores.output_changes import BlockLosses, Key, OutputChanges, OutputLoss, output_changes
 from simprune.structures import check_structures, structure
 from simprune.trace.capture import read
 from simprune.trace.context import eval_mode
@@ -63,9 +64,10 @@ def estimate(
 ) -> Estimate:
     """The removable structures of a network, and their scores on calibration batches.
 
-    With the default scores the batches are walked at most three times: once to read the stream around blocks and the
-    correlations of channels, once for the second-order cost, once for the changes of the output; and once more where
-    that cost leaves groups out. Memory O(inputs x width) for the blocks and O(width^2) for the channels.
+    With the default scores the batches are walked twice: once to read the stream around blocks, once for the
+    second-order cost of channels and the changes of the output without blocks. The inputs that are held out are walked
+    once more for the changes of the output without channels, and all where that cost leaves groups out. Memory O(inputs
+    x width) for the blocks and O(width^2) for the channels.
 
     Args:
         network: the original.
@@ -97,7 +99,8 @@ def estimate(
     weighed = damage and score_part.facts.get("output_losses", False)
     experts = [group for group in groups if group.kind == EXPERTS]
     readable = [group for group in groups if group.kind != EXPERTS]
-    moments, block_losses = ReaderMoments(readable, apart=True, shared=True), BlockLosses(names if weighed else [])
+    compared = [] if score_part.facts.get("nearest", False) else readable  # the score does not say who is most alike
+    moments, block_losses = ReaderMoments(compared, apart=True, shared=True), BlockLosses(names if weighed else [])
     readings = [reading for reading in (moments, block_losses) if reading.sites]
     context, block_scores = None, dict[str, float]()
     if blocks:
@@ -110,9 +113,14 @@ def estimate(
     # Matrices of a group or block are as large as a layer, so they are reduced, and forgotten, as soon as possible.
     own = {name: nearest(values.mean(0).abs()) for name, values in moments.correlations()}
     alike = {name: most for some in processes.gather(own) for name, most in some.items()}
-    losses = {("block", name, 0): (loss,) for name, loss in block_losses.losses().items()}
+    losses: dict[Key, tuple[OutputLoss, ...]] = {
+        ("block", name, 0): (loss,) for name, loss in block_losses.losses().items()
+    }
+    of_blocks = OutputChanges(losses, network.axes)
     with step("score channels and heads"):
-        scores = dict(registry.bound("score", score, seed=seed)(network, calibration, readable)) if readable else {}
+        along = ([of_blocks],) if weighed and score_part.facts.get("beside", False) else ()
+        bound = registry.bound("score", score, seed=seed)
+        scores = dict(bound(network, calibration, readable, *along)) if readable else {}
         parts = dict.fromkeys(scores, score_part)
         left_out = [group for group in readable if group.name not in scores]
         if left_out:
@@ -122,9 +130,12 @@ def estimate(
     scores |= {name: expert.score for name, expert in of_experts.items()}
     damages, interactions = {name: 1 - value for name, value in block_scores.items()}, None
     if weighed:
+        losses = {} if of_blocks.walk is not None else losses  # they have been measured on the way
         for group in groups:
             losses |= {(group.kind, group.name, units): loss for units, loss in scores[group.name].losses.items()}
-        changes, interactions = output_changes(network.model, calibration, losses, seed, network.axes, network.weights)
+        changes, interactions = output_changes(
+            network.model, calibration, losses, seed, network.axes, network.weights, of_blocks
+        )
         for group in groups:
             scored = scores[group.name]
             scores[group.name] = scored.costing(
@@ -140,6 +151,7 @@ def estimate(
             damages = dict(zip(sorted(names, key=damages.__getitem__), sorted(measured.values()), strict=True))
             rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
             interactions = replace(interactions, rows=rows)
+    alike |= {name: scored.nearest for name, scored in scores.items() if scored.nearest}
     alike |= {name: nearest(expert.similarity) for name, expert in of_experts.items()}
     named = {name: (part.name, part.facts.get("why", UNITS_WHY)) for name, part in parts.items()}
     named |= dict.fromkeys(of_experts, (SCORE, WHY))

@@ -201,12 +201,3 @@ def _similarity(outputs: Tensor, sees: Tensor) -> Tensor:
     shared = (products * either).sum(2)
     squares = torch.einsum("et,eft->ef", length, either)
     return shared / (squares * squares.T).sqrt().clamp(min=1e-300)
-
-
-def nearest(similarity: Tensor) -> tuple[int, ...]:
-    """For every unit the other one that is most similar, from (units, units) similarities of at least -1.
-
-    >>> nearest(torch.tensor([[1.0, 0.2, 0.8], [0.2, 1.0, 0.1], [0.8, 0.1, 1.0]]))
-    (2, 0, 0)
-    """
-    return tuple(similarity.clone().fill_diagonal_(-2).argmax(1).tolist())

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from simprune.core import processes
 from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
-from simprune.core.holdout import Counting
+from simprune.core.holdout import Counting, held_out
 from simprune.core.moments import WIDE
 from simprune.core.redundancy import Interactions
 from simprune.core.spaced import enough, spaced
 from simprune.trace.axes import Axes, channels_last, like
 from simprune.trace.capture import Reading
 from simprune.trace.layers import changes_by_weights, in_full, stacked
-from simprune.trace.sensitivity import backpropagate
+from simprune.trace.sensitivity import Walk, Watcher, backpropagate
 from simprune.trace.sites import Site
 
 RIDGE = 1e-3  # of the mean input variance of a block, as in the repair
@@ -80,6 +80,9 @@ class OutputLoss:
     error: Error | None = None
     weights: Weights | None = None
     fitted: bool = False
+
+
+Losses = Mapping[Key, Sequence[OutputLoss]]
 
 
 class BlockLosses(Reading):
@@ -192,13 +195,79 @@ def _tokens(site: Site, value: Tensor) -> Tensor:
     return columns if at is None else columns[..., at.to(value.device)]
 
 
+class OutputChanges(Watcher):
+    """Reads how far removals change the output, input by input, while directions are propagated back.
+
+    Memory: one number per removal and input.
+
+    Args:
+        losses: at the outputs of modules, by the removal that causes them. Removals without losses are left out.
+        axes: of the model; without them the inputs of a batch lie along the first dimension everywhere.
+        held: whether only inputs that are held out run.
+    """
+
+    def __init__(self, losses: Losses, axes: Axes | None = None, held: bool = False) -> None:
+        modules: dict[str, list[tuple[Key, OutputLoss]]] = {}
+        for key, parts in losses.items():
+            for part in parts:
+                modules.setdefault(part.module, []).append((key, part))
+        super().__init__({name: partial(self._see, parts) for name, parts in modules.items()})
+        self.changes = {key: Changes(any(part.fitted for part in parts)) for key, parts in losses.items() if parts}
+        self.walk: Walk | None = None
+        self._axes, self._held, self._counting = axes, held, Counting()
+        self._mail = processes.Mail(lambda key, *content: self.changes[key].add(*content))
+
+    def begin(self, batch: Any) -> None:
+        self._counting.begin(rows_of(inputs_of(batch)))
+
+    def close(self) -> None:
+        self._mail.deliver()
+
+    def end(self, walk: Walk) -> None:
+        self.walk = walk
+
+    def damages(self) -> dict[Key, float]:
+        """Expected squared changes of the output, as shares of the output's variance, by removal."""
+        if self.walk is None:
+            return {}
+        unit = self.walk.count * max(self.walk.variance, 1e-300)
+        return {key: seen.squares() / unit for key, seen in self.changes.items()}
+
+    def _see(self, parts: Sequence[tuple[Key, OutputLoss]], layer: nn.Module, value: Tensor, output: Tensor) -> None:
+        output.register_hook(partial(self._add, parts, layer, value, output.detach()))
+
+    def _add(
+        self,
+        parts: Sequence[tuple[Key, OutputLoss]],
+        layer: nn.Module,
+        value: Tensor,
+        output: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        along = 0 if self._axes is None else self._axes.batch(parts[0][1].module, "output")
+        value, output, gradient = (tensor.movedim(along, 0) for tensor in (value, output, gradient))
+        counting = self._counting
+        held = torch.ones(len(value), dtype=torch.bool) if self._held else counting.held_out(len(value))
+        some_held = bool(held.any()) or (counting.any_held and len(value) >= counting.inputs)
+        together: dict[tuple[bool, ...], list[tuple[Key, OutputLoss]]] = {}  # parts by the rows that they look at
+        for key, part in parts:
+            looked = held if self.changes[key].fitted and some_held else torch.ones_like(held)
+            together.setdefault(tuple(looked.tolist()), []).append((key, part))
+        for chosen, some in together.items():
+            rows = torch.tensor(chosen)
+            at = slice(None) if rows.all() else rows.to(value.device)
+            for (key, _), change in zip(some, _changes(layer, some, value[at], output[at], gradient[at]), strict=True):
+                self._mail.send(key, counting.first, change.cpu(), len(value), held[rows])
+
+
 def output_changes(
     model: nn.Module,
     calibration: Iterable,
-    losses: Mapping[Key, Sequence[OutputLoss]],
+    losses: Losses,
     seed: int = 0,
     axes: Axes | None = None,
     weights: Mapping[str, float] | None = None,
+    beside: OutputChanges | None = None,
 ) -> tuple[dict[Key, float], Interactions]:
     """Damage of every removal, and the interactions of structures.
 
@@ -213,51 +282,29 @@ def output_changes(
         seed: of the random signs.
         axes: of the model; without them the inputs of a batch lie along the first dimension everywhere.
         weights: of outputs, by name; those that it does not name have the weight 1.
+        beside: what an earlier walk over the same batches with the same seed has read, of other removals. Where all
+            `losses` are fitted, only the inputs that are held out run after such a walk.
 
     Returns:
         Damages by removal, and the interactions by kind and name. Of several removals from one structure, that of the
         middle number of units interacts.
     """
-    watched: dict[str, list[tuple[Key, OutputLoss]]] = {}
-    for key, parts in losses.items():
-        for part in parts:
-            watched.setdefault(part.module, []).append((key, part))
-    if not watched:
+    earlier = None if beside is None else beside.walk
+    fitted = all(part.fitted for parts in losses.values() for part in parts)
+    after = earlier if earlier is not None and fitted and held_out(0, earlier.inputs).any() else None
+    own = OutputChanges(losses, axes, held=after is not None)
+    if own.watches:
+        backpropagate(model, calibration, [own], seed, weights, after)
+    parts = [own] if beside is None or earlier is None else [beside, own]
+    changes = {key: seen for part in parts for key, seen in part.changes.items()}
+    damages = {key: damage for part in parts for key, damage in part.damages().items()}
+    if not changes:
         return {}, Interactions({}, np.zeros((0, 0)))
-    changes = {key: _Changes(any(part.fitted for part in parts)) for key, parts in losses.items() if parts}
-    counting, mail = Counting(), processes.Mail(lambda key, *content: changes[key].add(*content))
-
-    def begin(batch: Any) -> None:
-        counting.begin(rows_of(inputs_of(batch)))
-
-    def see(parts: Sequence[tuple[Key, OutputLoss]], layer: nn.Module, value: Tensor, output: Tensor) -> None:
-        output.register_hook(partial(add, parts, layer, value, output.detach()))
-
-    def add(
-        parts: Sequence[tuple[Key, OutputLoss]], layer: nn.Module, value: Tensor, output: Tensor, gradient: Tensor
-    ) -> None:
-        along = 0 if axes is None else axes.batch(parts[0][1].module, "output")
-        value, output, gradient = (tensor.movedim(along, 0) for tensor in (value, output, gradient))
-        held = counting.held_out(len(value))
-        some_held = bool(held.any()) or (counting.any_held and len(value) >= counting.inputs)
-        together: dict[tuple[bool, ...], list[tuple[Key, OutputLoss]]] = {}  # parts by the rows that they look at
-        for key, part in parts:
-            looked = held if changes[key].fitted and some_held else torch.ones_like(held)
-            together.setdefault(tuple(looked.tolist()), []).append((key, part))
-        for chosen, some in together.items():
-            rows = torch.tensor(chosen)
-            at = slice(None) if rows.all() else rows.to(value.device)
-            for (key, _), change in zip(some, _changes(layer, some, value[at], output[at], gradient[at]), strict=True):
-                mail.send(key, counting.first, change.cpu(), len(value), held[rows])
-
-    watches = {name: partial(see, parts) for name, parts in watched.items()}
-    variance, count = backpropagate(model, calibration, watches, seed, mail.deliver, begin, weights)
-    damage = {key: seen.squares() / (count * max(variance, 1e-300)) for key, seen in changes.items()}
     numbers: dict[tuple[str, str], list[int]] = {}
     for kind, name, units in changes:
         numbers.setdefault((kind, name), []).append(units)
     middle = {key: changes[*key, sorted(units)[len(units) // 2]].judged() for key, units in numbers.items()}
-    return damage, Interactions({key: row for row, key in enumerate(middle)}, _correlation([*middle.values()]))
+    return damages, Interactions({key: row for row, key in enumerate(middle)}, _correlation([*middle.values()]))
 
 
 @torch.no_grad()
@@ -281,7 +328,7 @@ def _changes(
 
 
 @dataclass
-class _Changes:
+class Changes:
     """Changes of the output by one removal, one per input.
 
     Args:

@@ -135,7 +135,8 @@ class CouplingGraph:
         units = _units(width, entries.values())
 
         def of_units(by_channel: Channels | None) -> tuple[tuple[int, ...], ...]:
-            return tuple(tuple(sorted(set().union(*(by_channel[c] for c in unit)))) for unit in units if by_channel)
+            sets = (by_channel[unit[0]].union(*(by_channel[c] for c in unit[1:])) for unit in units if by_channel)
+            return tuple(tuple(sorted(entries)) for entries in sets)
 
         slices = tuple(
             Slice(tensor, dim, of_units(sets), side, of_units(entries.get((tensor, dim, INPUT))))

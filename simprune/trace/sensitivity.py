@@ -6,7 +6,8 @@ y, if the errors at different positions are not correlated. A network may have s
 divided by the root of its variance first, so that z is all of them, and each counts as a share of its own variance.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core import processes
-from simprune.core.batches import call_all, device_of, first_tensor, inputs_of, move, output_mask_of, tensors_in
+from simprune.core.batches import (
+    call_all,
+    device_of,
+    first_tensor,
+    inputs_of,
+    move,
+    output_mask_of,
+    rows_at,
+    tensors_in,
+)
 from simprune.core.example import example_of, rows_of
+from simprune.core.holdout import held_out
 from simprune.core.peekable import Peekable
 from simprune.core.spread import Spread
 from simprune.trace.caches import forgetting
@@ -27,15 +38,52 @@ from simprune.trace.outputs import Rows, add_rows, counted, rows_of_outputs, sha
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
 
 
+class Watcher:
+    """Watches modules while directions of the output are propagated back (see `backpropagate`).
+
+    Args:
+        watches: module -> a function of (module, its input, its output), called in the forward pass. It sees the
+            gradient if it registers a hook on the output.
+    """
+
+    def __init__(self, watches: Mapping[str, Watch]) -> None:
+        self.watches = watches
+
+    def begin(self, batch: Any) -> None:
+        """A batch, or a later one of its round, runs next."""
+
+    def close(self) -> None:
+        """A round of batches is over."""
+
+    def end(self, walk: "Walk") -> None:
+        """All batches are over."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk over all batches tells of the outputs.
+
+    Args:
+        variance: of the output, summed over its entries. Of several outputs, which are scaled, it is 1 in all.
+        count: number of output rows, of several outputs of the first one. Padded tokens are no rows.
+        inputs: number of inputs in all batches.
+        scales: what every output is multiplied with, by name; empty for one output.
+    """
+
+    variance: float
+    count: int
+    inputs: int
+    scales: Mapping[str, float]
+
+
 def backpropagate(
     model: nn.Module,
     calibration: Iterable,
-    watches: Mapping[str, Watch],
+    watchers: Sequence[Watcher],
     seed: int = 0,
-    close: Callable[[], object] = lambda: None,
-    begin: Callable[[Any], object] = lambda _: None,
     weights: Mapping[str, float] | None = None,
-) -> tuple[float, int]:
+    after: Walk | None = None,
+) -> Walk:
     """Propagate random directions of the output back through watched modules: one forward and one backward pass.
 
     Several processes share out the batches, in rounds of as many batches as there are processes. With one process a
@@ -46,39 +94,39 @@ def backpropagate(
     Args:
         model: the network.
         calibration: batches.
-        watches: module -> a function of (module, its input, its output), called in the forward pass. It sees the
-            gradient if it registers a hook on the output.
+        watchers: whoever watches modules.
         seed: of the directions.
-        close: called after every round.
-        begin: called with every batch, before the batch or a later one of its round runs.
         weights: of outputs, by name; those that it does not name have the weight 1.
+        after: an earlier walk over the same batches. Only inputs that are held out (`simprune.core.holdout`) run then,
+            in the directions that they had in that walk, and each output counts as it did there.
 
     Returns:
-        The variance of the output, summed over its entries, and the number of output rows. Of several outputs, which
-        are scaled, the variance is 1 in all, and the rows are those of the first. Padded tokens are no rows.
+        What the walk tells of the outputs; after an earlier walk, that one's variance, and the rows of this one.
 
     Raises:
         ValueError: when there are no batches, or no output depends on the inputs or varies with them.
     """
     batches = Peekable.of(calibration, "calibration")
     rows = rows_of_outputs(model, batches.first)
-    scales = _scales(model, batches, rows, weights) if len(rows) > 1 else {}
+    scales = {} if after is None else after.scales
+    if after is None and len(rows) > 1:
+        scales = _scales(model, batches, rows, weights)
     spreads: dict[str, Spread] = {}
     mail = processes.Mail(partial(_merge, spreads))
+    watched = [(name, watch) for watcher in watchers for name, watch in watcher.watches.items()]
     # Autograd computes only what leads to a target. All outputs get gradients on the way to the inputs, or else to a
     # parameter of every module, whose own gradients cost as much again.
-    at_inputs = _all_follow(model, batches.first, watches)
-    parameters = [] if at_inputs else [next(model.get_submodule(name).parameters()) for name in watches]
-    watched = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watches.items()]
+    at_inputs = _all_follow(model, batches.first, dict.fromkeys(name for name, _ in watched))
+    parameters = [] if at_inputs else [next(model.get_submodule(name).parameters()) for name, _ in watched]
 
-    def run(batch: Any, number: int) -> None:
-        """Run one batch, of which the first input has this number."""
+    def run(batch: Any, numbers: Sequence[int]) -> None:
+        """Run one batch, of whose inputs these are the numbers."""
         leading, leaves = _from_leaves(batch, device_of(model)) if at_inputs else (batch, parameters)
         mask = output_mask_of(batch)
         with forgetting(model):  # a tensor that the model stores would join the graphs of two batches
             outputs = call_all(model, leading)
         moving = {name: value for name, value in outputs.items() if name in (scales or outputs)}
-        directions = _directions(moving, rows, mask, _Signs(seed, number, rows_of(inputs_of(batch))))
+        directions = _directions(moving, rows, mask, _Signs(seed, numbers))
         changing = [name for name, value in moving.items() if value.requires_grad]
         if not changing:
             raise ValueError("no output of the network depends on its parameters, or none is of floating point")
@@ -91,19 +139,31 @@ def backpropagate(
         mail.send(*_spreads(outputs, rows, mask))
 
     number = 0
-    with eval_mode(model), torch.enable_grad(), hooks(after=watched), requiring(model, *parameters):
+    seen = [(model.get_submodule(name), partial(_see, watch)) for name, watch in watched]
+    with eval_mode(model), torch.enable_grad(), hooks(after=seen), requiring(model, *parameters):
         for some in processes.rounds(batches):
             for index, batch in enumerate(some):
-                begin(batch)
-                if index == processes.rank():
-                    run(batch, number)
-                number += rows_of(inputs_of(batch))
-            close()
+                inputs = rows_of(inputs_of(batch))
+                chosen = torch.ones(inputs, dtype=torch.bool) if after is None else held_out(number, inputs)
+                for watcher in watchers:
+                    watcher.begin(batch)
+                if index == processes.rank() and chosen.any():
+                    part = batch if chosen.all() else rows_at(batch, chosen)
+                    run(part, (number + chosen.nonzero().flatten()).tolist())
+                number += inputs
+            for watcher in watchers:
+                watcher.close()
             mail.deliver()
     counting = next(spread for name, spread in spreads.items() if name in scales or not scales)
-    if not counting.varies:
+    if after is not None:
+        walk = Walk(after.variance, counting.count, number, scales)
+    elif counting.varies:
+        walk = Walk(1.0 if scales else counting.variance, counting.count, number, scales)
+    else:
         raise ValueError(constant(batches, counting.count))
-    return (1.0 if scales else counting.variance), counting.count
+    for watcher in watchers:
+        watcher.end(walk)
+    return walk
 
 
 def _from_leaves(batch: Any, device: torch.device) -> tuple[Any, list[Tensor]]:
@@ -195,12 +255,11 @@ class _Signs:
 
     Args:
         seed: of all signs.
-        first: the number of the first input.
-        inputs: how many there are.
+        numbers: of the inputs.
     """
 
-    def __init__(self, seed: int, first: int, inputs: int) -> None:
-        self._seed, self._first, self._inputs = seed % 2**63, first, inputs
+    def __init__(self, seed: int, numbers: Sequence[int]) -> None:
+        self._seed, self._numbers = seed % 2**63, numbers
 
     def of(self, output: int, rows: int, width: int, tokens: Tensor | None = None) -> Tensor:
         """(rows, width) of -1 and 1 for an output.
@@ -211,13 +270,14 @@ class _Signs:
             width: entries of a row.
             tokens: which positions of every input are tokens, one input after another.
         """
-        counts = [rows // self._inputs] * self._inputs
-        if tokens is not None and len(tokens) % self._inputs == 0:
-            counts = tokens.view(self._inputs, -1).sum(1).tolist()
+        inputs = len(self._numbers)
+        counts = [rows // inputs] * inputs
+        if tokens is not None and len(tokens) % inputs == 0:
+            counts = tokens.view(inputs, -1).sum(1).tolist()
         if sum(counts) != rows:  # they belong to no input
             counts = [rows]
         parts = []
-        for number, some in enumerate(counts, self._first):
+        for number, some in zip(self._numbers, counts, strict=False):
             drawn = np.random.default_rng((self._seed, output, number)).integers(0, 2, (some, width), dtype=np.int8)
             parts.append(torch.from_numpy(drawn))
         return 2 * torch.cat(parts) - 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simprune.scores.channels import _elimination, _inputs
+from simprune.scores.channels import _elimination
 from simprune.scores.channels._elimination import Elimination
 from simprune.scores.channels._inputs import FEW, Gathered, Matrices, Rows
 
@@ -12,6 +12,10 @@ RIDGE = 1e-3
 
 def both(rows: torch.Tensor) -> tuple[Matrices, Rows]:
     return Matrices(torch.cov(rows.T, correction=0), rows.mean(0)), Rows(rows)
+
+
+def in_precision(inputs: Matrices, precision: torch.dtype) -> Matrices:
+    return Matrices(inputs.covariance.to(precision), inputs.mean)
 
 
 def one_by_one(covariance: torch.Tensor, weights: torch.Tensor, k: int) -> tuple[list[int], torch.Tensor]:
@@ -51,14 +55,15 @@ def test_every_cost_is_that_of_a_refit_from_the_start(count, k, pending, monkeyp
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_many_inputs_are_removed_in_the_same_order_in_single_precision(k, monkeypatch):
+def test_inputs_are_removed_in_the_same_order_in_single_precision(k):
     torch.manual_seed(0)
     rows, weights = torch.randn(99, 5) @ torch.randn(5, 48), torch.randn(3, 48, dtype=torch.float64)
     rows = (rows + 0.03 * torch.randn(99, 48)).double() + 3
     orders, costs = [], []
-    for wide in (49, 48):
-        monkeypatch.setattr(_inputs, "WIDE", wide)
-        elimination = Elimination(both(rows)[0].inverse(torch.arange(48), RIDGE), weights, 48 // k)
+    for precision in (torch.float64, torch.float32):
+        inverse = in_precision(both(rows)[0], precision).inverse(torch.arange(48), RIDGE)
+        assert inverse.blocks(k).dtype == precision
+        elimination = Elimination(inverse, weights, 48 // k)
         orders.append([])
         for _ in range(48 // k - 1):
             costs.append(elimination.costs().clone())
@@ -68,14 +73,12 @@ def test_many_inputs_are_removed_in_the_same_order_in_single_precision(k, monkey
     torch.testing.assert_close(costs[: len(orders[0])], costs[len(orders[0]) :], rtol=1e-2, atol=0)
 
 
-def test_what_single_precision_cannot_invert_is_inverted_in_double(monkeypatch):
-    monkeypatch.setattr(_inputs, "WIDE", 48)
-    torch.manual_seed(0)
-    inputs = both(torch.randn(9, 48, dtype=torch.float64))[0]
-    inverse = inputs.inverse(torch.arange(48), 1e-9).rows(slice(None))
-    damping = 1e-9 * inputs.covariance.diagonal().mean() + 1e-12
-    expected = torch.linalg.inv(inputs.covariance + damping * torch.eye(48, dtype=torch.float64))
-    torch.testing.assert_close(inverse, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+def test_what_single_precision_cannot_invert_is_inverted_in_double():
+    scale = 500 + 997 * torch.arange(48.0).square() % 1548
+    covariance = torch.outer(scale, scale) + 0.25 * torch.eye(48)  # which single precision holds exactly
+    assert torch.linalg.cholesky_ex(covariance).info > 0
+    inverse = Matrices(covariance, torch.zeros(48)).inverse(torch.arange(48), 0.0).rows(slice(None))
+    torch.testing.assert_close(inverse, torch.linalg.inv(covariance.double()), rtol=1e-6, atol=1e-6)
 
 
 def test_units_may_be_some_of_the_inputs_in_any_order():

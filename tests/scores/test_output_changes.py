@@ -9,8 +9,10 @@ import simprune as sp
 from simprune.core.holdout import held_out
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.core.redundancy import Interactions
-from simprune.scores.output_changes import BlockLosses, OutputLoss, output_changes
+from simprune.scores.output_changes import BlockLosses, OutputChanges, OutputLoss, output_changes
 from simprune.trace.capture import read
+from simprune.trace.hooks import hooks
+from simprune.trace.sensitivity import backpropagate
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -142,6 +144,24 @@ def test_a_fitted_loss_is_judged_by_the_inputs_that_were_held_out(line):
         change, z = error[held] @ model[1].weight.T, model(x)
     expected = change.square().mean(0).sum() / (z - z.mean()).square().mean(0).sum()
     assert damage["channels", "a", 1] == pytest.approx(float(expected))
+
+
+def test_after_a_walk_over_all_inputs_those_that_are_held_out_suffice_for_fitted_losses(line):
+    """The directions are the same in both walks, and so are the damages and how far the removals interact."""
+    model, x = line
+    batches, error = list(x.split(7)), torch.randn(5, 4, dtype=torch.float64)
+    block = {("block", "a", 0): [OutputLoss("0", lambda value, output: output.sin())]}
+    units = {("channels", "a", 1): [OutputLoss("0", lambda value, output: value @ error.T, fitted=True)]}
+    together, expected = output_changes(model, batches, {**block, **units}, seed=3)
+
+    rows, beside = [], OutputChanges(block)
+    backpropagate(model, batches, [beside], seed=3)
+    with hooks(before=[(model, lambda _, args, kwargs: rows.append(len(args[0])))]):
+        apart, interactions = output_changes(model, batches, units, seed=3, beside=beside)
+    assert sum(rows) < len(x) / 2
+    assert apart == pytest.approx(together)
+    assert interactions.rows == expected.rows
+    np.testing.assert_allclose(interactions.values, expected.values, atol=1e-12)
 
 
 def few_inputs_network(width):

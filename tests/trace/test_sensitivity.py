@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.trace.outputs import Rows, rows_of_outputs
-from simprune.trace.sensitivity import backpropagate
+from simprune.trace.sensitivity import Watcher, backpropagate
 
 BATCHES = list(torch.randn(3, 8, 3, 6, 6, generator=torch.Generator().manual_seed(0)).unbind())
 
@@ -32,8 +32,8 @@ def gradients(model: nn.Module, batches=BATCHES, seed: int = 0) -> tuple[float, 
     def watch(_: nn.Module, __: Tensor, output: Tensor) -> None:
         output.register_hook(lambda gradient: total.append(gradient.square().sum((0, 2, 3))))
 
-    variance, count = backpropagate(model, batches, {"first": watch}, seed)
-    return variance, count, torch.stack(total).sum(0) / (variance * count)
+    walk = backpropagate(model, batches, [Watcher({"first": watch})], seed)
+    return walk.variance, walk.count, torch.stack(total).sum(0) / (walk.variance * walk.count)
 
 
 def conv(out: int, bias: float = 0.0) -> nn.Conv2d:
@@ -128,9 +128,9 @@ def test_padding_is_no_row():
     mask[:2, 3:] = 0
     model, seen = Tokens(), []
     watch = {"first": lambda _, __, output: output.register_hook(seen.append)}
-    variance, count = backpropagate(model, [{"x": x, "attention_mask": mask}], watch)
+    walk = backpropagate(model, [{"x": x, "attention_mask": mask}], [Watcher(watch)])
     rows = model(x).detach()[mask.bool()].double()
-    assert count == 16 and variance == pytest.approx(float(rows.var(0, correction=0).sum()))
+    assert walk.count == 16 and walk.variance == pytest.approx(float(rows.var(0, correction=0).sum()))
     assert not seen[0][mask == 0].any() and seen[0][mask == 1].abs().eq(1).all()
 
 

@@ -16,7 +16,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from simprune.core.moments import WIDE, Collected
+from simprune.core.moments import Collected
 from simprune.scores.channels._elimination import Dense, Factored
 from simprune.trace.layers import stacked
 
@@ -38,38 +38,46 @@ class Gathered:
         rows = self._collected.rows()
         if rows is not None and FEW * len(rows) < rows.shape[1]:
             return Rows(rows.double().cpu())
-        moments = self._collected.moments()
+        moments = self._collected.as_summed()
         return Matrices(moments.covariance.cpu(), moments.mean.cpu())
 
 
 class Matrices:
-    """The covariance as a matrix (inputs, inputs)."""
+    """The covariance as a matrix (inputs, inputs), of many inputs in single precision, as it was summed up.
+
+    Single precision suffices for many inputs, and takes half the time: what it rounds off a factor of the covariance is
+    less than the least ridge adds.
+    """
 
     def __init__(self, covariance: Tensor, mean: Tensor) -> None:
         self.covariance, self.mean = covariance, mean
 
-    def _root(self, matrix: Tensor, ridge: float) -> Tensor:
-        """Lower factor of a part of the covariance; `ridge` times the mean variance is added to the diagonal first."""
-        matrix.diagonal().add_(ridge * self.covariance.diagonal().mean() + 1e-12)
-        return torch.linalg.cholesky(matrix, out=matrix)
+    def _root(self, count: int, ridge: float) -> Tensor:
+        """Lower factor of the first inputs' covariance; `ridge` times the mean variance is added to its diagonal.
+
+        In double precision where single precision has no factor.
+        """
+        part, more = self.covariance[:count, :count], ridge * float(self.covariance.diagonal().mean()) + 1e-12
+        ridged = part.clone()
+        ridged.diagonal().add_(more)
+        root, failed = torch.linalg.cholesky_ex(ridged)
+        if not failed:
+            return root
+        ridged = part.double()
+        ridged.diagonal().add_(more)
+        return torch.linalg.cholesky(ridged, out=ridged)
 
     def blocks(self, columns: Tensor) -> Tensor:
         """Covariances among the k inputs of every unit, (units, k, k), for their numbers `columns`, (units, k)."""
-        return self.covariance[columns[:, :, None], columns[:, None, :]]
+        return self.covariance[columns[:, :, None], columns[:, None, :]].double()
+
+    def covariances(self, columns: Tensor) -> Tensor:
+        """(units, units) covariances of units, summed over their k inputs; for the inputs' numbers as in `blocks`."""
+        return torch.stack([self.covariance[ones[:, None], ones].double() for ones in columns.T]).sum(0)
 
     def inverse(self, columns: Tensor, ridge: float) -> Dense:
-        """The entries of the inverse covariance for some inputs, by their numbers.
-
-        Of many inputs in single precision where that suffices for a factor: the elimination takes half the time then,
-        and its order is the same, because the ridge is far above the rounding.
-        """
-        root = self._root(self.covariance.clone(), ridge) if len(self.covariance) < WIDE else None
-        if root is None:
-            ridged = self.covariance.float()
-            ridged.diagonal().add_(ridge * ridged.diagonal().mean())
-            root, failed = torch.linalg.cholesky_ex(ridged)
-            root = self._root(self.covariance.clone(), ridge) if failed else root
-        inverse = torch.cholesky_inverse(root)
+        """The entries of the inverse covariance for some inputs, by their numbers."""
+        inverse = torch.cholesky_inverse(self._root(len(self.covariance), ridge))
         whole = torch.equal(columns, torch.arange(len(inverse)))
         return Dense(inverse if whole else inverse[columns][:, columns])
 
@@ -97,10 +105,10 @@ class Matrices:
         Yields:
             (outputs, first inputs) for every count.
         """
-        root = self._root(self.covariance.clone(), ridge)
-        halves = root.T @ matrix.T
+        root = self._root(len(self.covariance), ridge)
+        halves = root.T @ matrix.T.to(root)
         for count in counts:
-            yield torch.linalg.solve_triangular(root[:count, :count].T, halves[:count], upper=True).T
+            yield torch.linalg.solve_triangular(root[:count, :count].T, halves[:count], upper=True).T.double()
 
     def replacing(self, matrix: Tensor, count: int, rows: Tensor) -> Callable[[float], Tensor]:
         """What the first inputs give in place of the others, least squares with a ridge.
@@ -113,13 +121,14 @@ class Matrices:
         Returns:
             A function of the ridge, relative to the mean variance of the inputs, that returns (rows, outputs).
         """
-        wanted, first = self.covariance[:count, count:] @ matrix[:, count:].T, rows[:, :count]
+        wanted = self.covariance[:count, count:] @ matrix[:, count:].T.to(self.covariance)
+        first = rows[:, :count].to(self.covariance)
 
         def at(ridge: float) -> Tensor:
-            root = self._root(self.covariance[:count, :count].clone(), ridge)
+            root = self._root(count, ridge)
             if len(rows) < len(matrix):
-                return torch.cholesky_solve(first.T, root).T @ wanted
-            return first @ torch.cholesky_solve(wanted, root)
+                return torch.cholesky_solve(first.T.to(root), root).T @ wanted.to(root)
+            return first.to(root) @ torch.cholesky_solve(wanted.to(root), root)
 
         return at
 
@@ -140,6 +149,10 @@ class Rows:
     def blocks(self, columns: Tensor) -> Tensor:
         parts = self.rows[:, columns].movedim(0, 1)  # (units, rows, k)
         return parts.mT @ parts
+
+    def covariances(self, columns: Tensor) -> Tensor:
+        parts = self.rows[:, columns.T].flatten(0, 1)  # (rows x k, units)
+        return parts.T @ parts
 
     def inverse(self, columns: Tensor, ridge: float) -> Factored:
         root = self._root(self.rows, ridge)

@@ -76,7 +76,7 @@ class ReaderMoments(Reading):
         for group in self.groups:
             if self.mail is not None and self.owners[group.name] != processes.rank():
                 continue
-            correlations = torch.stack([_correlation(moments) for moments in self.of(group)])
+            correlations = torch.stack([correlation_of(moments.covariance.cpu()) for moments in self.of(group)])
             for key in [key for key in self._collected if key[0] == group.name]:
                 del self._collected[key]
             yield group.name, correlations
@@ -86,9 +86,12 @@ def _width(read: tuple[str, Tensor]) -> int:
     return read[1].numel()
 
 
-def _correlation(moments: Moments) -> Tensor:
-    """Correlation matrix on the CPU; a dead channel has zero variance and correlates with nothing, itself included."""
-    covariance = moments.covariance.cpu()
+def correlation_of(covariance: Tensor) -> Tensor:
+    """A covariance as correlations, in place; a dead channel has no variance and correlates with nothing, nor itself.
+
+    >>> correlation_of(torch.tensor([[4.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])).tolist()
+    [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
     scale = covariance.diagonal().clamp(min=0).sqrt()
     alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
     inverse = torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))

@@ -23,6 +23,8 @@ class ChannelScore:
             groups.
         losses: what the outputs of the layers that read the group lose when the first units of the order are removed,
             by how many are (see `levels`), for scores that refit these layers.
+        nearest: for every channel the other one that is most like it, for scores that compare them (their fact
+            `nearest`).
 
     >>> score = ChannelScore(order=(1, 2, 0), redundancy=(0.0, 1.0, 0.5), damage=(0.5, 0.125, 0.25))
     >>> score.costing({1: 0.25, 2: 0.75}).damage
@@ -33,6 +35,7 @@ class ChannelScore:
     redundancy: tuple[float, ...]
     damage: tuple[float, ...]
     losses: Mapping[int, tuple[OutputLoss, ...]] = field(default_factory=dict, compare=False, repr=False)
+    nearest: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, order: Sequence[int], redundancy: Tensor, damage: Tensor) -> "ChannelScore":
@@ -64,6 +67,15 @@ def levels(size: int) -> list[int]:
     """
     counts = (round(size * share) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16))
     return sorted({min(max(count, 1), max(size - 1, 1)) for count in counts})
+
+
+def nearest(similarity: Tensor) -> tuple[int, ...]:
+    """For every unit the other one that is most similar, from (units, units) similarities of at least -1.
+
+    >>> nearest(torch.tensor([[1.0, 0.2, 0.8], [0.2, 1.0, 0.1], [0.8, 0.1, 1.0]]))
+    (2, 0, 0)
+    """
+    return tuple(similarity.clone().fill_diagonal_(-2).argmax(1).tolist())
 
 
 def reading_weights(group: UnitGroup) -> list[Slice]:

@@ -1,6 +1,7 @@
 """Scores from correlations: how much of a channel do other channels of its group explain, one of them or all?"""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._moments import ReaderMoments
-from simprune.scores.channels._score import ChannelScore, by_similarity, by_unexplained
+from simprune.scores.channels._score import ChannelScore, by_similarity, by_unexplained, nearest
 from simprune.trace.capture import read
 from simprune.trace.network import Network
 
@@ -20,6 +21,7 @@ TIE = 1e-6  # share by which two channels may differ and count as equal: the fir
     "score",
     "predictability",
     why="the others predict {least:.1%} or more (mean {mean:.1%}) of the variance of each",
+    nearest=True,
 )
 def predictability(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: the share of a channel's variance that the remaining channels cannot predict linearly, over all channels.
@@ -32,7 +34,7 @@ def predictability(network: Network, calibration: Iterable, groups: Sequence[Uni
     return {name: by_prediction(correlations) for name, correlations in moments.correlations()}
 
 
-@register("score", "correlation")
+@register("score", "correlation", nearest=True)
 def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: (1 - r^2) / channels, where r is the strongest absolute correlation with a remaining channel.
 
@@ -45,13 +47,14 @@ def correlation(network: Network, calibration: Iterable, groups: Sequence[UnitGr
     scores = {}
     for name, correlations in moments.correlations():
         alive = correlations.diagonal(dim1=1, dim2=2)[:, :, None] > 0.5
-        scores[name] = by_similarity(torch.where(alive, correlations.abs().clamp(max=1), 1.0).mean(0))
+        score = by_similarity(torch.where(alive, correlations.abs().clamp(max=1), 1.0).mean(0))
+        scores[name] = replace(score, nearest=nearest(correlations.mean(0).abs()))
     return scores
 
 
 def by_prediction(correlations: Tensor) -> ChannelScore:
     """The score of one group by its predictability, from its (readers, C, C) correlations."""
-    return by_unexplained(*eliminate(correlations))
+    return replace(by_unexplained(*eliminate(correlations)), nearest=nearest(correlations.mean(0).abs()))
 
 
 def eliminate(correlations: Tensor) -> tuple[list[int], Tensor]:

@@ -28,7 +28,8 @@ from simprune.core.structures import Slice, UnitGroup
 from simprune.core.ties import first_least
 from simprune.scores.channels._elimination import Elimination
 from simprune.scores.channels._inputs import Gathered
-from simprune.scores.channels._score import ChannelScore, levels, reading_weights
+from simprune.scores.channels._moments import correlation_of
+from simprune.scores.channels._score import ChannelScore, levels, nearest, reading_weights
 from simprune.scores.output_changes import OutputLoss, Weights
 from simprune.trace.layers import (
     Convolution,
@@ -42,7 +43,7 @@ from simprune.trace.layers import (
     taps,
 )
 from simprune.trace.network import Network
-from simprune.trace.sensitivity import backpropagate
+from simprune.trace.sensitivity import Watcher, backpropagate
 
 RIDGE = 1e-3  # of the mean input variance, for the order of removal
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # that are tried for the refit after it, as in the repair
@@ -58,9 +59,16 @@ RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors 
     source="Hassibi and Stork 1993, for structures",
     why="the others, readers refitted, make up for {least:.1%} or more (mean {mean:.1%}) of each",
     output_losses=True,
+    nearest=True,
+    beside=True,
 )
 def second_order(
-    network: Network, calibration: Iterable, groups: Sequence[UnitGroup], *, seed: int = 0
+    network: Network,
+    calibration: Iterable,
+    groups: Sequence[UnitGroup],
+    beside: Sequence[Watcher] = (),
+    *,
+    seed: int = 0,
 ) -> dict[str, ChannelScore]:
     """Damage: expected squared change of the output without a channel, as a share of the output's variance.
 
@@ -74,29 +82,18 @@ def second_order(
         group: [part for part in reading_weights(group) if can_be_fitted(model.get_submodule(part.module))]
         for group in groups
     }
-    counting, owner = Counting(), _owners(weights)
+    owner = _owners(weights)
     sums = {part.module: _Sums(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
-    mail = processes.Mail(lambda key, what, *content: getattr(sums[key], what)(*content), owner.__getitem__)
-    readers = {
-        name: _Reader(each.layer, counting, partial(mail.send, name), network.axes.batch(name, "input"))
-        for name, each in sums.items()
-    }
-
-    def begin(batch: Any) -> None:
-        counting.begin(rows_of(inputs_of(batch)))
-        for name, reader in readers.items():
-            reader.mask = mask_at(batch, name)
-
-    watches = {name: reader.watch for name, reader in readers.items()}
-    if not watches:  # as where grouped convolutions alone read the groups
+    if not sums:  # as where grouped convolutions alone read the groups
         return {}
-    variance, _ = backpropagate(model, calibration, watches, seed, mail.deliver, begin, network.weights)
-    del watches
+    readers = _Readers(sums, owner, network)
+    walk = backpropagate(model, calibration, [readers, *beside], seed, network.weights)
+    del readers
     scores: dict[str, ChannelScore] = {}
     last = {part.module: group.name for group, parts in weights.items() for part in parts}
     for group, parts in weights.items():
         if parts and owner[parts[0].module] == processes.rank():
-            surgeons = [_Surgeon(part, sums[part.module], variance) for part in parts]
+            surgeons = [_Surgeon(part, sums[part.module], walk.variance) for part in parts]
             scores[group.name] = _eliminate(group.size, surgeons)
         for part in parts:
             if last[part.module] == group.name:  # what was read is as large as a layer, or larger
@@ -150,6 +147,27 @@ class _Sums:
         product = product.double() * share
         self.gradients = product if self.gradients is None else self.gradients + product
         self.samples += samples
+
+
+class _Readers(Watcher):
+    """Reads what layers get and the gradients at their outputs, for the processes that look after the layers."""
+
+    def __init__(self, sums: "Mapping[str, _Sums]", owner: Mapping[str, int], network: Network) -> None:
+        self._counting = Counting()
+        self._mail = processes.Mail(lambda key, what, *content: getattr(sums[key], what)(*content), owner.__getitem__)
+        self._of = {
+            name: _Reader(each.layer, self._counting, partial(self._mail.send, name), network.axes.batch(name, "input"))
+            for name, each in sums.items()
+        }
+        super().__init__({name: reader.watch for name, reader in self._of.items()})
+
+    def begin(self, batch: Any) -> None:
+        self._counting.begin(rows_of(inputs_of(batch)))
+        for name, reader in self._of.items():
+            reader.mask = mask_at(batch, name)
+
+    def close(self) -> None:
+        self._mail.deliver()
 
 
 @dataclass
@@ -215,6 +233,7 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     order: list[int] = []
     damage = torch.zeros(size, dtype=torch.float64)
     alone = torch.stack([reader.alone() for reader in readers]).sum(0)
+    similarity = torch.stack([reader.correlations() for reader in readers]).mean(0)
     floor = NOTHING * float(alone.mean())
     eliminations = [_elimination(together) for together in _alike(readers)]
     for _ in range(size - 1):
@@ -230,7 +249,7 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
     score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
     losses = zip(*(reader.losses(score.order, levels(size)) for reader in readers), strict=True)
-    return replace(score, losses=dict(zip(levels(size), losses, strict=True)))
+    return replace(score, losses=dict(zip(levels(size), losses, strict=True)), nearest=nearest(similarity))
 
 
 def _alike(readers: "Sequence[_Surgeon]") -> "list[list[_Surgeon]]":
@@ -276,6 +295,10 @@ class _Surgeon:
         """(channels,) error without a channel when nothing is refitted."""
         weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
         return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
+
+    def correlations(self) -> Tensor:
+        """(channels, channels) absolute correlations; the entries of a channel count as samples of one number."""
+        return correlation_of(self.inputs.covariances(self.columns)).abs()
 
     def reads_what(self, other: "_Surgeon") -> bool:
         """Whether the other layer gets the same inputs, such as the layers of queries and of keys."""
