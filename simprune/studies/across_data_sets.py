@@ -12,14 +12,14 @@ from torch import Tensor, nn
 import simprune as sp
 from simprune.core.registry import register
 from simprune.measures.gradients import sketched
-from simprune.studies._rank import kendall_interval
-from simprune.studies._related import classes_sharing, noisy, permuted_pixels
 from simprune.studies.findings import Figure, Findings, Table
 from simprune.studies.frame import Run
 from simprune.studies.images import Images
 from simprune.studies.layers import layers_of
 from simprune.studies.networks import accuracy, answers
 from simprune.studies.statistics import mean
+from simprune.studies.tools.rank import kendall_interval
+from simprune.studies.tools.related import classes_sharing, noisy, permuted_pixels
 from simprune.trace.gradients import capture_gradients
 from simprune.trace.sites import Site
 

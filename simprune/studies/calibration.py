@@ -12,10 +12,10 @@ from torch import Tensor
 
 import simprune as sp
 from simprune.core.registry import register
-from simprune.studies._removals import Bench
 from simprune.studies.frame import Figure, Findings, Images, Run, Table
 from simprune.studies.networks import accuracy, agreement, answers, damage, shifted
 from simprune.studies.statistics import bootstrap, mean
+from simprune.studies.tools.removals import Bench
 
 ENOUGH = 0.001  # agreement that the next hundred inputs have to add, or there are enough
 STRUCTURES = ("channels", "heads", "blocks")

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import simprune as sp
 from simprune.core.registry import register
-from simprune.studies._choices import Choice, label_of, measure_of
-from simprune.studies._matching import match_layers
 from simprune.studies.findings import Figure, Findings, Table
 from simprune.studies.frame import Run, Subject
 from simprune.studies.layers import balanced, check_layout, layers_of, representations
+from simprune.studies.tools.choices import Choice, label_of, measure_of
+from simprune.studies.tools.matching import match_layers
 
 GBS_CENTRED = {"name": "gbs", "center": True}
 MEASURES: tuple[Choice, ...] = (

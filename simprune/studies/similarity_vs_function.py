@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import simprune as sp
 from simprune.core.registry import register
-from simprune.studies._removals import calibration_of, names
 from simprune.studies.frame import Figure, Findings, Run, Subject, Table
 from simprune.studies.grounding import NEEDED, measures_of_rows
 from simprune.studies.layers import balanced, layers_of, representations
 from simprune.studies.networks import answers, steps_for
 from simprune.studies.statistics import bootstrap, mean, spearman
+from simprune.studies.tools.removals import calibration_of, names
 
 # What two networks answer, compared: large is different for all of them after `_different`.
 FUNCTIONAL = (

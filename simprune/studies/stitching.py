@@ -9,12 +9,12 @@ from torch import Tensor
 
 import simprune as sp
 from simprune.core.registry import register
-from simprune.studies._choices import Choice, label_of, measure_of
 from simprune.studies.findings import Figure, Findings, Table
 from simprune.studies.frame import Run, Subject
 from simprune.studies.layers import balanced, layers_of, representations
 from simprune.studies.networks import STEPS
 from simprune.studies.statistics import bootstrap, kendall, mean
+from simprune.studies.tools.choices import Choice, label_of, measure_of
 
 MEASURES: tuple[Choice, ...] = (
     "gbs",

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from simprune.studies._removals import Bench, calibration_of, plan_of, removals
 from simprune.studies.frame import Run, Subject
-from simprune.studies.grounding import by_network, correlation, findings_of
 from simprune.studies.networks import answers, damage
+from simprune.studies.summaries.grounding import findings_of
+from simprune.studies.tools.correlations import by_network, correlation
+from simprune.studies.tools.removals import Bench, calibration_of, plan_of, removals
 from simprune.zoo import ViT
 
 

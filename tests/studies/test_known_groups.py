@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from simprune.studies._known_groups import (
+from simprune.studies.frame import Run
+from simprune.studies.images import read_images
+from simprune.studies.tools.known_groups import (
     TESTS,
     conformity,
     marked,
@@ -16,8 +18,6 @@ from simprune.studies._known_groups import (
     rates,
     with_shortcut,
 )
-from simprune.studies.frame import Run
-from simprune.studies.images import read_images
 
 GROUPS = [group for group in range(4) for _ in range(5)]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from simprune.studies import prediction as study
-from simprune.studies.prediction import features, findings_of, loss_of, loss_scale, predicted
+from simprune.studies.summaries.prediction import PREDICTORS, findings_of
+from simprune.studies.tools.left_out import features, loss_of, loss_scale, predicted
 
 
 def cases_of(noise, seed=0, networks=20, each=15):
@@ -27,7 +28,7 @@ def cases_of(noise, seed=0, networks=20, each=15):
     return cases
 
 
-USED = study.PREDICTORS["expected damage"]
+USED = PREDICTORS["expected damage"]
 
 
 def quality(cases, wanted=USED):
@@ -46,7 +47,7 @@ def test_intervals_cover_what_they_promise_on_networks_that_were_left_out(noise)
 
 def test_what_is_known_makes_errors_smaller_than_the_cost_alone():
     cases = cases_of(0.1)
-    assert quality(cases)[0] < 0.3 * quality(cases, study.PREDICTORS["cost alone"])[0]
+    assert quality(cases)[0] < 0.3 * quality(cases, PREDICTORS["cost alone"])[0]
 
 
 def test_a_network_does_not_see_its_own_outcomes():

@@ -11,11 +11,11 @@ from scipy.stats import kendalltau, multivariate_normal
 from torch import nn
 
 import simprune as sp
-from simprune.studies._attacks import attacked, noised
-from simprune.studies._matching import best_matches, match_layers
-from simprune.studies._rank import kendall_interval, tau_of_draws
-from simprune.studies._related import classes_sharing, noisy, permuted_pixels
-from simprune.studies._transfer import h_score, knn_accuracy, leep, log_me, n_leep, probe_accuracy
+from simprune.studies.tools.attacks import attacked, noised
+from simprune.studies.tools.matching import best_matches, match_layers
+from simprune.studies.tools.rank import kendall_interval, tau_of_draws
+from simprune.studies.tools.related import classes_sharing, noisy, permuted_pixels
+from simprune.studies.tools.transfer import h_score, knn_accuracy, leep, log_me, n_leep, probe_accuracy
 
 RNG = np.random.default_rng(0)
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from simprune.studies.transferability import SCORES, TRUTHS, _findings
+from simprune.studies.summaries.transferability import TRUTHS, findings_of
+from simprune.studies.tools.transfer import SCORES
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_score_equal_to_the_truth_has_correlation_one_and_its_opposite_minus_o
         one = {"name": str(number), "architecture": "ab"[number % 2], "parameters": 5}
         rows.append(one | {"scores": scores, "truths": truths, "seconds": seconds})
     layers = [{"name": "0", "architecture": "a", "layers": [[str(i), i, dict.fromkeys(SCORES, i)] for i in range(3)]}]
-    findings = _findings(rows, layers, seed=0)
+    findings = findings_of(rows, layers, seed=0)
     taus = {tuple(row[:3]): row[3] for row in findings.table("tau").rows}
     for group in ("all", "a", "b"):
         assert taus["fine-tuned", group, "motif share"] == [1.0, 1.0, 1.0]

@@ -3,8 +3,12 @@
 Features are (N, D), labels (N,) integers, source predictions (N, Z) rows of probabilities.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+import simprune as sp
 
 
 def log_me(features: ArrayLike, labels: ArrayLike, rounds: int = 100) -> float:
@@ -142,3 +146,18 @@ def _one_hot(labels: ArrayLike) -> np.ndarray:
     """(N, classes) of the classes that occur, in their order."""
     names, numbers = np.unique(np.asarray(labels), return_inverse=True)
     return np.eye(len(names))[numbers]
+
+
+# Of features, the source's predictions, and labels.
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "motif share": lambda features, _, labels: float(sp.measures.get("gbs_motif").describe(features, labels=labels)),
+    "modularity": lambda features, _, labels: float(
+        sp.measures.get("graph_modularity").describe(features, labels=labels)
+    ),
+    "LogME": lambda features, _, labels: log_me(features, labels),
+    "H-score": lambda features, _, labels: h_score(features, labels),
+    "LEEP": lambda _, predictions, labels: leep(predictions, labels),
+    "N-LEEP": lambda features, _, labels: n_leep(features, labels),
+    "k-NN accuracy": lambda features, _, labels: knn_accuracy(features, labels),
+    "linear probe": lambda features, _, labels: cross_probe_accuracy(features, labels),
+}

@@ -1,0 +1,1 @@
+"""What studies are built from: removals, attacks, matches of layers, related data sets, and their statistics."""
