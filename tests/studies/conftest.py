@@ -5,6 +5,7 @@ import pytest
 
 import simprune as sp
 from simprune.core.registry import find
+from simprune.report.study import CHARTS
 from simprune.studies.frame import Run
 from simprune.studies.images import read_images
 
@@ -33,13 +34,17 @@ def run_study(tmp_path_factory, images_file):
 
 
 @pytest.fixture(scope="session")
-def findings_of(tmp_path_factory, images_file):
-    """Gives the findings of a study on the small images, without pages and figures, which take longer to draw."""
+def compute(tmp_path_factory, images_file):
+    """Gives the findings of a study on the small images; its figures are drawn, but no file is, which takes longer."""
     folder = tmp_path_factory.mktemp("findings")
 
-    def compute(name, models=(), **options):
+    def findings_of(name, models=(), training=None, **options):
         part = find("study", name)
-        run = Run(folder / name, folder / "networks", quick=True, data=str(images_file), models=models)
-        return part.make(run, **(part.options | dict(part.facts["quick"]) | options))
+        folders = folder / name, folder / "networks"
+        run = Run(*folders, quick=True, data=str(images_file), models=models, training=training)
+        findings = part.make(run, **(part.options | dict(part.facts["quick"]) | options))
+        for figure in findings.to_dict()["figures"]:
+            CHARTS[figure["chart"]](**figure["data"])
+        return findings
 
-    return compute
+    return findings_of

@@ -40,11 +40,11 @@ def test_data_sets_grow_further_apart(images_file) -> None:
     assert distances == sorted(distances)
 
 
-def test_a_planted_relation_is_recovered(findings_of) -> None:
+def test_a_planted_relation_is_recovered(compute) -> None:
     options = {"families": ("pixels",), "levels": 2, "architecture": "vgg", "seeds": 1, "steps": 60, "shuffles": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        findings = findings_of("across_data_sets", inputs=(60, 40), sketch=16, **options)
+        findings = compute("across_data_sets", inputs=(60, 40), sketch=16, **options)
     rows = {tuple(row[:4]): row for row in findings.table("tau").rows}
     assert rows["pixels", "common", "features", "CKA"][4][0] == 1
     for key, row in rows.items():

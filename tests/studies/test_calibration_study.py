@@ -49,9 +49,9 @@ def test_inputs_of_a_kind_are_what_they_say(tmp_path, images_file):
     }
 
 
-def test_the_study_runs_and_refuses_more_inputs_than_there_are(run_study):
-    findings = run_study("calibration", architectures=["vgg"], numbers=[16, 64], draws=2, kinds_at=64, training=10)
+def test_the_study_runs_and_refuses_more_inputs_than_there_are(compute):
+    findings = compute("calibration", architectures=["vgg"], numbers=[16, 64], draws=2, kinds_at=64, training=10)
     assert findings.table("both").column("inputs") == [16, 64]
     assert len(findings.table("kinds").rows) == len(KINDS)
     with pytest.raises(ValueError, match="numbers: expected at most"):
-        run_study("calibration", architectures=["vgg"], numbers=[10_000], training=10)
+        compute("calibration", architectures=["vgg"], numbers=[10_000], training=10)

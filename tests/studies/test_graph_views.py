@@ -7,11 +7,11 @@ from simprune.studies.networks import build, train
 
 
 @pytest.fixture(scope="module")
-def findings(findings_of, images_file):
+def findings(compute, images_file):
     images = read_images(str(images_file))
     model = train(build("vgg", images, width=0.5), images, steps=60)
     options = {"models": [lambda: model] * 2, "inputs": 80, "counts": (40,), "degrees": (3, 6), "edges": (2, 20, 500)}
-    return findings_of("graph_views", attack=0.2, **options)
+    return compute("graph_views", attack=0.2, **options)
 
 
 def test_classes_are_in_the_graphs_unless_labels_are_shuffled(findings) -> None:

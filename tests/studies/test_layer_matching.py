@@ -19,8 +19,8 @@ def vgg(images_file):
 MEASURES = ["cka_debiased", {"name": "gbs", "center": True}]
 
 
-def test_copies_match_perfectly_and_shuffled_inputs_do_not(findings_of, vgg) -> None:
-    findings = findings_of("layer_matching", models=[vgg(0)] * 3, measures=MEASURES, inputs=60)
+def test_copies_match_perfectly_and_shuffled_inputs_do_not(compute, vgg) -> None:
+    findings = compute("layer_matching", models=[vgg(0)] * 3, measures=MEASURES, inputs=60)
     accuracy = findings.table("accuracy")
     assert accuracy.column("accuracy") == [[1.0, 1.0, 1.0]] * 4
     assert set(findings.table("layers").column("accuracy")) == {1.0}
@@ -33,11 +33,11 @@ def test_copies_match_perfectly_and_shuffled_inputs_do_not(findings_of, vgg) -> 
             assert row[4][0] < 0.6, "centred features of shuffled inputs have little in common"
 
 
-def test_a_run_that_goes_on_reads_no_network_again(findings_of, vgg, monkeypatch) -> None:
+def test_a_run_that_goes_on_reads_no_network_again(compute, vgg, monkeypatch) -> None:
     options = {"models": [vgg(0), vgg(1)], "measures": ["cka"], "inputs": 40, "layouts": ["pool"]}
-    first = findings_of("layer_matching", **options)
+    first = compute("layer_matching", **options)
     monkeypatch.setattr("simprune.studies.layer_matching.representations", None)
-    assert findings_of("layer_matching", **options).tables == first.tables
+    assert compute("layer_matching", **options).tables == first.tables
 
 
 def test_wrong_requests_are_refused_before_any_training(run_study, vgg) -> None:

@@ -84,7 +84,6 @@ def test_findings_say_whether_it_holds():
     assert all(math.isfinite(value) for case in cases_of(0.1)[:3] for value in features(case, "accuracy", USED))
 
 
-def test_the_study_runs(run_study):
-    findings = run_study("prediction", architectures=["vgg"], seeds=3, shares=[0.7, 0.4], inputs=48, training=10)
+def test_the_study_runs(compute):
+    findings = compute("prediction", architectures=["vgg"], seeds=3, shares=[0.7, 0.4], inputs=48, training=10)
     assert findings.table("quality").rows[0][3] == 12
-    assert (run_study.folder / "prediction-quick" / "figures" / "agreement.png").is_file()

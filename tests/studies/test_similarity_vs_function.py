@@ -35,10 +35,10 @@ def test_findings_put_it_first_and_check_the_controls():
     assert "by ignores" in findings.controls[1]
 
 
-def test_the_study_runs(run_study):
-    findings = run_study("similarity_vs_function", architectures=["vgg"], seeds=2, measures=["cka"],
-                         functional=["disagreement"], inputs=40, training=10)  # fmt: skip
+def test_the_study_runs(compute):
+    findings = compute("similarity_vs_function", architectures=["vgg"], seeds=2, measures=["cka"],
+                       functional=["disagreement"], inputs=40, training=10)  # fmt: skip
     assert findings.table("distances").column("relative") == [*KINDS]
     assert findings.controls[0] == "Every network is nearest to itself by every measure."
     with pytest.raises(ValueError, match="leave out models"):
-        run_study("similarity_vs_function", models=[lambda: VGG(1, 4, (4,), (1,), 8)])
+        compute("similarity_vs_function", models=[lambda: VGG(1, 4, (4,), (1,), 8)])

@@ -13,10 +13,10 @@ def images(images_file):
 
 
 @pytest.fixture(scope="module")
-def findings(findings_of, images):
+def findings(compute, images):
     model = train(build("vgg", images, depth=0.5), images, steps=60)
     measures = ["cka", {"name": "gbs", "k": 3}]
-    return findings_of("stitching", models=[lambda: model] * 2, inputs=80, fit=128, epochs=1, measures=measures)
+    return compute("stitching", models=[lambda: model] * 2, inputs=80, fit=128, epochs=1, measures=measures)
 
 
 def cases(findings) -> list[dict]:
@@ -56,7 +56,7 @@ def test_halves_and_classes_must_fit(run_study, images) -> None:
         run_study("stitching", models=[lambda: build("vgg", images), lambda: build("residual", images)])
 
 
-def test_a_random_bottom_is_worse(findings_of) -> None:
+def test_a_random_bottom_is_worse(compute) -> None:
     halves = ("trained/trained", "random/trained")
     options = {
         "architectures": ("vgg",),
@@ -67,6 +67,6 @@ def test_a_random_bottom_is_worse(findings_of) -> None:
         "epochs": 1,
         "measures": ["cka"],
     }
-    rows = {row[1]: row for row in findings_of("stitching", steps=60, **options).table("averages").rows}
+    rows = {row[1]: row for row in compute("stitching", steps=60, **options).table("averages").rows}
     assert rows["random/trained"][2] < rows["trained/trained"][2]
     assert rows["random/trained"][4] < rows["trained/trained"][4], "and has fewer triangles within one class"

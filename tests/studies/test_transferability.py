@@ -7,10 +7,10 @@ from simprune.studies.tools.transfer import SCORES
 
 
 @pytest.fixture(scope="module")
-def findings(findings_of):
+def findings(compute):
     sources = ("all classes", "untrained")
     options = {"architectures": ("vgg",), "sources": sources, "steps": 80, "tune_steps": 10, "tune_seeds": 1}
-    return findings_of("transferability", target_images=80, **options)
+    return compute("transferability", target_images=80, **options)
 
 
 def networks(findings) -> dict[str, dict[str, float]]:
