@@ -27,6 +27,7 @@ from simprune.core.plan import Plan
 from simprune.core.progress import progress, step
 from simprune.core.redundancy import Redundancy
 from simprune.edit.configuration import reopens
+from simprune.edit.generation import generation_lost
 from simprune.edit.layer_changes import layer_changes
 from simprune.edit.reopening import is_pretrained
 from simprune.planners.budget import Amount
@@ -333,6 +334,8 @@ class Run:
         verdict = rest.pop("verdict")
         if is_pretrained(recovered.model):
             report["transformers"] = reopens(recovered.model, self.given.calibration.first).to_dict()
+            if lost := generation_lost(recovered.model, self.given.model, self.given.calibration.first):
+                self.notes.append(lost)
         return report | {
             "plan": plan.to_dict() | {"expected": expected, "edits": edits},
             "layers": layer_changes(plan, self.network),

@@ -7,7 +7,7 @@ name, and others are not touched.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -118,6 +118,7 @@ def rewritten(config: Any, stays: Sequence[bool], path: str) -> Iterator[tuple[s
         dense = [index for index in range(count) if index in dense or (index + 1) % step]
         yield "mlp_only_layers", [number[index] for index in dense if index in number]
         yield "decoder_sparse_step", 1
+    yield from _stages(values, stays)
     parts = path.split(".")
     for name, value in values.items():
         if any(name.startswith(f"{side}_") and side not in parts for side in SIDES if set(SIDES) & set(parts)):
@@ -133,6 +134,24 @@ def rewritten(config: Any, stays: Sequence[bool], path: str) -> Iterator[tuple[s
             continue
         elif NUMBERS.search(name) and _are_numbers(value, count):
             yield name, type(value)(number[index] for index in value if index in number)
+
+
+def _stages(values: Mapping[str, Any], stays: Sequence[bool]) -> Iterator[tuple[str, Any]]:
+    """Fields of a backbone that names the stem and every layer as a stage, and those of which it gives the outputs.
+
+    >>> values = {"stage_names": ["stem", "stage1", "stage2"], "_out_indices": [1, 2]}
+    >>> list(_stages(values, [False, True]))
+    [('stage_names', ['stem', 'stage1']), ('_out_indices', [1]), ('_out_features', ['stage1'])]
+    """
+    names = values.get("stage_names")
+    if not isinstance(names, list) or len(names) != len(stays) + 1:
+        return
+    left = [0, *(number for number, stay in enumerate(stays, 1) if stay)]
+    given = [number % len(names) for number in values.get("_out_indices") or ()]
+    chosen = [left.index(number) for number in given if number in left] or [len(left) - 1]
+    yield "stage_names", names[: len(left)]
+    yield "_out_indices", chosen
+    yield "_out_features", [names[number] for number in chosen]
 
 
 def _are_numbers(value: Any, count: int) -> bool:

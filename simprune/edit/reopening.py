@@ -86,7 +86,7 @@ def saved_in(model: nn.Module, folder: str, example: Example, **options: Any) ->
     """
     fields: Any = vars(model.config)
     before = dict(fields)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         try:
             model.save_pretrained(folder, **options)  # pyright: ignore[reportCallIssue]
             other, gaps = _open(model, folder)
@@ -107,7 +107,7 @@ def rebuilt(model: nn.Module, config: Any, example: Example) -> tuple[nn.Module 
     """
     left_out = getattr(model, "_keys_to_ignore_on_save", None) or ()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         try:
             stored = type(config).from_dict(json.loads(copy.deepcopy(config).to_json_string(use_diff=False)))
             other, gaps = _open(model, None, config=stored, state_dict=tensors, dtype=getattr(model, "dtype", None))
@@ -174,7 +174,7 @@ def _words(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within the block transformers prints no progress and no list of tensors."""
     from transformers.utils import logging
 

@@ -43,7 +43,8 @@ class Bypass(nn.Module):
         arguments = {**dict(enumerate(args)), **kwargs}
         x = arguments[sources[0]] if sources[0] in arguments else first_tensor(tuple(arguments.values()))
         assert x is not None
-        if self.layer_idx is not None and arguments.get("key_value_states") is None:  # not attention to an encoder
+        to_encoder = getattr(self, "is_cross_attention", False) or arguments.get("key_value_states") is not None
+        if self.layer_idx is not None and not to_encoder:
             _advance_caches(arguments, self.layer_idx, x)
         outputs = (self.stand_in(x), *(arguments.get(source) for source in sources[1:]))
         return outputs if isinstance(self.layout, tuple) else outputs[0]

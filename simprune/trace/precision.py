@@ -1,16 +1,19 @@
 """Half precision: proofs, statistics and solves are made in float32, whatever a model holds."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from simprune.core.copies import sharing
 
 HALF = (torch.bfloat16, torch.float16)
+COMPARE_TYPES = ("conv", "lstm", "gru", "rnn", "scaled_dot_product")  # how the names of functions begin
 
 
 def in_half(model: nn.Module) -> bool:
@@ -46,9 +49,31 @@ class InSingle(TorchDispatchMode):
     torch.float32
     """
 
+    def __enter__(self) -> "InSingle":
+        self._before = _WidenFirst()
+        self._before.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._before.__exit__(*error)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        named = {name: tree_map(_widen, value) for name, value in (kwargs or {}).items()}
-        return func(*tree_map(_widen, args), **named)
+        return func(*tree_map(_widen, args), **tree_map(_widen, kwargs or {}))
+
+
+class _WidenFirst(TorchFunctionMode):
+    """Within the block, functions that compare the types of their arguments before they are dispatched get float32.
+
+    Code that asks for the type of a tensor of half precision is told float32.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        compares = getattr(func, "__name__", "").startswith(COMPARE_TYPES)
+        widen = partial(tree_map, _widen) if compares else lambda value: value
+        result = func(*widen(args), **widen(kwargs or {}))
+        return _widen(result) if isinstance(result, torch.dtype) else result
 
 
 def _widen(value: Any) -> Any:

@@ -91,8 +91,11 @@ ENCODERS = {
 }  # fmt: skip
 IMAGES = {
     "vit": ("ViT", "ForImageClassification", IMAGE, "vit.layers"),
-    "deit": ("DeiT", "ForImageClassification", IMAGE, "deit.layers"),
-}
+    "dinov2": (
+        "Dinov2", "ForImageClassification", {**HIDDEN, "mlp_ratio": 2, "image_size": 16, "patch_size": 4},
+        "dinov2.encoder.layer",
+    ),
+}  # fmt: skip
 DECODERS = {**CAUSAL, **SEQUENCES}  # that generate
 STACKED = {**DECODERS, **ENCODERS, **IMAGES, "clip": ("", "", {}, ("text_model.encoder.layers",))}
 

@@ -11,9 +11,11 @@ import simprune as sp
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.core.structures import UnitGroup
+from simprune.edit.generation import generation_lost
 from simprune.structures import structure
 from simprune.trace.network import Network
-from tests.edit.families import DECODERS, STACKED, batch, make, stacks
+from tests.edit import families
+from tests.edit.families import DECODERS, STACKED, batch, make, stacks, transformers
 
 
 def edited(model: nn.Module, inputs: dict, *edits: Edit) -> Any:
@@ -87,6 +89,8 @@ def test_one_side_of_an_encoder_and_decoder_loses_layers(name, side):
     counts = {"t5": ("num_layers", "num_decoder_layers")}.get(name, ("encoder_layers", "decoder_layers"))
     assert [getattr(small.config, count) for count in counts] == [4 - (side == 0), 4 - (side == 1)]
     assert sp.reopens(small, inputs)
+    lost = generation_lost(small, model, inputs)  # a cache of T5 has as many layers as its encoder
+    assert ("generate(use_cache=False)" in lost) == ((name, side) == ("t5", 0)) == bool(lost)
 
 
 def test_widths_are_restated_where_they_belong():
@@ -224,6 +228,17 @@ def test_half_precision_opens(dtype):
     model, inputs = make("llama").to(dtype), batch("llama")
     outcome = sp.reopens(without(model, inputs, "model.layers.1"), inputs)
     assert outcome.opens, outcome.reason
+
+
+def test_attention_to_an_encoder_leaves_the_cache_of_the_words_alone():
+    words = transformers.BertConfig(**families.TOKENS, **families.SIZES)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(words, words)
+    model = transformers.EncoderDecoderModel(config=config).eval()
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    with pytest.warns(UserWarning, match="from_pretrained cannot open the result"):
+        small = without(model, batch("t5"), "decoder.bert.encoder.layer.1.crossattention")
+    asked = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "input_ids": batch("t5")["input_ids"]}
+    assert torch.equal(small.generate(**asked, use_cache=True), small.generate(**asked, use_cache=False))
 
 
 def test_lists_that_have_nothing_to_do_with_layers_stay():
