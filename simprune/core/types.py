@@ -40,9 +40,11 @@ def has_type(value: Any, hint: Any) -> bool:
 def type_name(hint: Any) -> str:
     """An annotation as a person would write it.
 
-    >>> type_name(int), type_name(Literal["mean", "sum"])
-    ('int', "'mean' or 'sum'")
+    >>> type_name(int), type_name(Literal["mean", "sum"]), type_name(Sequence[str])
+    ('int', "'mean' or 'sum'", 'a list of str')
     """
+    if typing.get_origin(hint) in (Sequence, list):
+        return f"a list of {type_name(typing.get_args(hint)[0])}"
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)

@@ -16,6 +16,7 @@ from simprune.core.names import did_you_mean
 from simprune.core.options import takes_options
 from simprune.core.progress import say
 from simprune.settings import Study
+from simprune.studies.checking import check_size, check_study_options
 from simprune.studies.code import code_of_study
 from simprune.studies.findings import Figure, Findings, Table
 from simprune.studies.frame import Run
@@ -77,6 +78,7 @@ def study(name: str, **options: Any) -> Findings:
     own = (dict(part.facts.get("quick", {})) if shared.quick else {}) | options
     registry.check_options(part, own)
     own = part.options | own
+    check_study_options(part, own, bool(shared.models))
     parent = Path(shared.folder)
     folder = parent / (f"{name}-quick" if shared.quick else name)
     run = Run(
@@ -84,7 +86,8 @@ def study(name: str, **options: Any) -> Findings:
         shared.seed, code_of_study(part.make),
     )  # fmt: skip
     settings = dict(run.described) | own  # reads the images, whose errors come before any work, as those of models
-    _ = run.own
+    if not run.own:
+        check_size(run.images)
     if not run.steps.is_dir() and run.steps.parent.is_dir():
         say(f"the steps in {run.steps.parent} are of other code; they are computed again")
     findings = part.make(run, **own)

@@ -35,6 +35,7 @@ Rows = dict[str, tuple[Tensor, Tensor]]  # features and gradients of every layer
     "study",
     "across_data_sets",
     source="arXiv:2003.11498; Clarkson, Woodruff 2013",
+    least={"levels": 2, "seeds": 1, "steps": 1, "inputs": 2, "sketch": 1, "shuffles": 1},
     quick={"seeds": 1, "steps": 150, "inputs": (120, 90), "sketch": 32, "levels": 3},
 )
 def across_data_sets(
@@ -75,9 +76,12 @@ def across_data_sets(
     if run.models:
         raise ValueError("across_data_sets trains its own networks, on data sets that it relates; leave out models")
     unknown = [family for family in families if family not in FAMILIES]
-    if unknown or not families or levels < 2:
-        got = f"{', '.join(unknown) or 'families'} and levels={levels}"
-        raise ValueError(f"families: expected some of {', '.join(FAMILIES)}, and at least 2 levels; got {got}")
+    if unknown or not families:
+        raise ValueError(f"families: expected some of {', '.join(FAMILIES)}; got {', '.join(unknown) or 'none'}")
+    if "classes" in families and run.images.classes < 4:
+        raise ValueError(f"families: classes needs images of at least 4 classes; got {run.images.classes}")
+    if len(inputs) != 2:
+        raise ValueError(f"inputs: expected two numbers, of the reference's images and of others; got {list(inputs)}")
     sp.measures.get("gradient_cka", sketch=sketch)
     rows, reached = [], []
     for family in families:

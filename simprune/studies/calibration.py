@@ -51,6 +51,7 @@ KINDS = {  # of calibration inputs, by what they are
     "study",
     "calibration",
     source="our own; the effect is reported by Williams and Aletras (arXiv:2311.09755) for language models",
+    least={"seeds": 1, "numbers": 1, "draws": 1, "kinds_at": 1},
     quick={"architectures": ("residual", "vgg"), "numbers": (16, 64, 256), "draws": 3},
 )
 def calibration(
@@ -84,8 +85,11 @@ def calibration(
     """
     cases: list[Case] = []
     most = max(numbers)
-    if most > len(run.images.train):
-        raise ValueError(f"numbers: expected at most {len(run.images.train)}, the images of training; got {most}")
+    if max(most, kinds_at) > len(run.images.train):
+        got = max(most, kinds_at)
+        raise ValueError(f"numbers, kinds_at: expected at most {len(run.images.train)} images of training; got {got}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected more than 0 and at most 1; got {share}")
     for subject in run.progress(run.subjects(architectures, seeds), "draw calibration inputs"):
         whole = Bench(run, subject, _drawn(run, USUAL, most, 0), STRUCTURES)
         asked: list[tuple[str, str, int, int]] = []

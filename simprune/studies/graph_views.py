@@ -25,6 +25,7 @@ PGD_STEPS = 10
     "study",
     "graph_views",
     source="arXiv:2111.11165; arXiv:2111.12485",
+    least={"seeds": 1, "inputs": 2, "degrees": 1},
     quick={
         "architectures": ("residual", "vgg"),
         "seeds": 2,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from simprune.core.registry import register
+from simprune.studies.checking import check_parts
 from simprune.studies.frame import Findings, Run
 from simprune.studies.summaries.grounding import findings_of
 from simprune.studies.tools.chosen import costs_of_choices
@@ -19,6 +20,7 @@ from simprune.studies.tools.said import NEEDED, measures_of_rows, said_of
     "study",
     "grounding",
     source="design after Klabunde et al., ReSi (arXiv:2408.00531); removals are our own",
+    least={"seeds": 1, "channels": 0, "others": 0, "layers": 0, "inputs": 2, "finetune": 0, "groups": 0},
     quick={"architectures": ("residual", "vgg", "vit"), "seeds": 1, "channels": 5, "others": 4, "layers": 1,
            "measures": ("cka_debiased", "procrustes_size_shape", "linear_regression"), "finetune": 1, "groups": 2},
 )  # fmt: skip
@@ -69,8 +71,11 @@ def grounding(
         scores, block_scores, measures: names; none: all that are registered and fit.
         inputs: calibration images.
         finetune: epochs of the fine-tuning; 0: none.
-        groups: networks of every group; fewer than 2: no tests of measures by groups.
+        groups: networks of every group; fewer than 2: no tests of measures by groups. With channels=0 others=0 layers=0
+            these tests are all that is done.
     """
+    for kind, wanted in (("score", scores), ("block_score", block_scores), ("measure", measures)):
+        check_parts(kind, wanted)
     cases: list[Case] = []
     choices: list[dict[str, Any]] = []
     calibration = calibration_of(run.images, inputs, run.seed_of("calibration"))

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simprune.sources import Batches
-
-CIFAR = "cifar10_lossless.npz"  # the file of a folder that holds several
-TRAIN = ("train", "calibration")  # prefixes of the arrays with images to train on
+from simprune.studies.arrays import read_arrays
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def read_images(data: str | None = None, size: int | None = None) -> Images:
     >>> read_images().train.shape
     torch.Size([1000, 1, 8, 8])
     """
-    images = _digits() if data is None else _arrays(_file(Path(data).expanduser()))
+    images = _digits() if data is None else Images(*read_arrays(Path(data).expanduser()))
     return images if size is None or size == images.side else _resized(images, size)
 
 
@@ -114,43 +112,6 @@ def _digits() -> Images:
     shaped = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     numbers = torch.tensor(labels).long()
     return Images(shaped[train], numbers[train], shaped[test], numbers[test])
-
-
-def _file(path: Path) -> Path:
-    """The .npz file that a path names, or that lies in a folder."""
-    if path.is_dir():
-        files = [path / CIFAR] if (path / CIFAR).is_file() else sorted(path.glob("*.npz"))
-        if len(files) != 1:
-            raise ValueError(f"data: expected a folder with one .npz file; {path} has {len(files)}; name the file")
-        return files[0]
-    if not path.is_file():
-        raise FileNotFoundError(f"data: no file or folder {path}")
-    return path
-
-
-def _arrays(path: Path) -> Images:
-    try:
-        arrays = np.load(path, allow_pickle=False)
-        names = set(arrays.files)
-    except (ValueError, OSError, AttributeError) as error:
-        raise ValueError(f"data: {path} is no readable .npz file ({error})") from None
-    prefix = next((prefix for prefix in TRAIN if f"{prefix}_images" in names), "train")
-    wanted = [f"{prefix}_images", f"{prefix}_labels", "test_images", "test_labels"]
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise ValueError(f"data: {path} lacks {', '.join(missing)}; it holds {', '.join(sorted(names))}")
-    train, train_labels, test, test_labels = (arrays[name] for name in wanted)
-    for name, images, labels in ((wanted[0], train, train_labels), ("test_images", test, test_labels)):
-        if images.ndim != 4 or images.dtype not in (np.uint8, np.float32) or len(images) != len(labels):
-            what = "4 axes of uint8 or float32, as many as labels"
-            raise ValueError(f"data: expected {name} with {what}; got {images.dtype} {images.shape}, {labels.shape}")
-    pixels = [torch.tensor(images) for images in (train, test)]
-    if train.dtype == np.uint8:
-        pixels = [images.permute(0, 3, 1, 2).float() / 255 for images in pixels]
-        mean, deviation = pixels[0].mean((0, 2, 3), keepdim=True), pixels[0].std((0, 2, 3), keepdim=True)
-        pixels = [((images - mean) / deviation.clamp_min(1e-6)).contiguous() for images in pixels]
-    numbers = [torch.tensor(labels).long() for labels in (train_labels, test_labels)]
-    return Images(pixels[0], numbers[0], pixels[1], numbers[1], path.stem)
 
 
 def _resized(images: Images, size: int) -> Images:

@@ -36,6 +36,7 @@ SHUFFLES = 3  # of the inputs, for the baseline
     "study",
     "layer_matching",
     source="arXiv:1905.00414; arXiv:2111.11165",
+    least={"seeds": 2, "inputs": 2},
     quick={"seeds": 3, "inputs": 200, "architectures": ("residual", "vgg")},
 )
 def layer_matching(
@@ -70,8 +71,6 @@ def layer_matching(
     chosen = [measure_of(choice) for choice in measures]  # errors in them come before any training
     for layout in layouts:
         check_layout(layout)
-    if not run.models and seeds < 2:
-        raise ValueError(f"layer_matching compares networks of one architecture: seeds must be at least 2, got {seeds}")
     groups = _groups(run.subjects(architectures, seeds))
     images, labels = balanced(run.images, inputs, run.seed)
     jobs = [(name, layout, number) for name in groups for layout in layouts for number in range(len(chosen))]

@@ -31,6 +31,7 @@ GRID = np.geomspace(SMALLEST, 10, 61)  # damages at which they are simulated
     "study",
     "prediction",
     source="our own; intervals by leave-one-out residuals after Barber et al. (arXiv:1905.02928)",
+    least={"seeds": 1, "inputs": 2},
     quick={"architectures": ("residual", "vgg"), "seeds": 2, "shares": (0.8, 0.5)},
 )
 def prediction(
@@ -61,6 +62,8 @@ def prediction(
         shares: of the multiply-adds that plans keep.
         inputs: calibration images.
     """
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares: expected some above 0 and at most 1; got {list(shares)}")
     cases: list[Case] = []
     calibration = calibration_of(run.images, inputs, run.seed_of("calibration"))
     for subject in run.progress(run.subjects(architectures, seeds), "predict"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import simprune as sp
 from simprune.core.registry import register
+from simprune.studies.checking import check_parts
 from simprune.studies.frame import Figure, Findings, Run, Subject, Table
 from simprune.studies.grounding import NEEDED, measures_of_rows
 from simprune.studies.layers import balanced, layers_of, representations
@@ -36,6 +37,7 @@ Case = dict[str, Any]
     "study",
     "similarity_vs_function",
     source="Klabunde et al., arXiv:2305.06329 (survey); pairs at known distance after Ding et al., arXiv:2108.01661",
+    least={"seeds": 2, "inputs": 2},
     quick={"architectures": ("vgg",), "seeds": 3, "measures": ("cka", "procrustes_size_shape", "linear_regression")},
 )
 def similarity_vs_function(
@@ -67,12 +69,14 @@ def similarity_vs_function(
         inputs: test images for representations.
 
     Raises:
-        ValueError: for networks of your own, and for a single seed.
+        ValueError: for networks of your own, and for an unknown measure.
     """
     if run.models:
         raise ValueError("similarity_vs_function trains relatives of its networks; leave out models")
-    if seeds < 2:
-        raise ValueError(f"seeds: expected at least 2; got {seeds}")
+    check_parts("measure", measures)
+    check_parts("functional", functional)
+    if not functional:
+        raise ValueError("functional: expected some measures of answers; got none")
     images, _ = balanced(run.images, inputs, run.seed_of("images"))
     wanted, cases, same = names(measures, measures_of_rows()), [], []
     for subject in run.progress(run.subjects(architectures, seeds), "compare relatives"):

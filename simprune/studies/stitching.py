@@ -42,6 +42,7 @@ RANKS = ("architecture", "cases", "by", "tau", "count")
     "study",
     "stitching",
     source="arXiv:2111.11165; arXiv:2106.07682; arXiv:2110.14633; arXiv:2412.11299",
+    least={"pairs": 1, "steps": 1, "inputs": 2, "fit": 2, "epochs": 1, "k": 1},
     quick={"architectures": ("vgg",), "pairs": 2, "inputs": 200, "fit": 200},
 )
 def stitching(

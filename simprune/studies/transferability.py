@@ -28,6 +28,7 @@ from simprune.trace.sites import Site
     "study",
     "transferability",
     source="arXiv:2111.11165; arXiv:2102.11005; arXiv:2002.12462; arXiv:2011.11200; H-score: Bao et al. 2019",
+    least={"steps": 1, "target_images": 1, "tune_steps": 1, "tune_seeds": 1},
     quick={"architectures": ("residual", "vgg"), "steps": 150, "tune_steps": 60},
 )
 def transferability(
@@ -62,8 +63,8 @@ def transferability(
         tune_seeds: fine-tunings of every network, whose mean is the truth.
     """
     unknown = [source for source in sources if source not in SOURCES]
-    if unknown:
-        raise ValueError(f"sources: expected some of {', '.join(SOURCES)}; got {', '.join(unknown)}")
+    if unknown or not sources:
+        raise ValueError(f"sources: expected some of {', '.join(SOURCES)}; got {', '.join(unknown) or 'none'}")
     target, candidates = candidates_for(run, architectures, sources, steps, target_images)
     rows, by_layer = [], []
     for candidate in run.progress(candidates, "score and fine-tune"):

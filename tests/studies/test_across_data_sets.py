@@ -57,7 +57,7 @@ def test_a_planted_relation_is_recovered(compute) -> None:
 def test_families_and_levels_are_checked(run_study, images_file) -> None:
     with pytest.raises(ValueError, match="families: expected some of classes, pixels, noise"):
         run_study("across_data_sets", families=["colour"])
-    with pytest.raises(ValueError, match="at least 2 levels"):
+    with pytest.raises(ValueError, match="levels must be at least 2"):
         run_study("across_data_sets", levels=1)
     model = build("vgg", read_images(str(images_file)))
     with pytest.raises(ValueError, match="leave out models"):

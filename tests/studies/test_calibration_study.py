@@ -53,5 +53,5 @@ def test_the_study_runs_and_refuses_more_inputs_than_there_are(compute):
     findings = compute("calibration", architectures=["vgg"], numbers=[16, 64], draws=2, kinds_at=64, training=10)
     assert findings.table("both").column("inputs") == [16, 64]
     assert len(findings.table("kinds").rows) == len(KINDS)
-    with pytest.raises(ValueError, match="numbers: expected at most"):
+    with pytest.raises(ValueError, match="kinds_at: expected at most"):
         compute("calibration", architectures=["vgg"], numbers=[10_000], training=10)

@@ -193,6 +193,15 @@ def _conclusions(
                 sentences.append(
                     f"What {score} chooses costs, after repair, {value:.2f}{bounds} times what chance chooses."
                 )
+    for table in tables:
+        if table.name == "tests":
+            known = {row[0]: row[-1] for row in table.rows}
+            shown = dict.fromkeys((table.rows[0][0], *(name for name in ("cka", "gbs") if name in known)))
+            sentences.append(
+                "Networks that are known to differ: mean rate of passed tests: "
+                + ", ".join(f"{name} {known[name]:.2f}" for name in shown)
+                + f" (of {len(known)} measures, median {float(np.median([*known.values()])):.2f})."
+            )
     return sentences
 
 

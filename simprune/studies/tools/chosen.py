@@ -15,6 +15,8 @@ from simprune.studies.tools.removals import Bench, Removal, names
 
 def costs_of_choices(bench: Bench, inputs: int, scores: Sequence[str], most: int) -> list[dict[str, Any]]:
     """What it costs to remove the half of a layer's channels that a score chooses."""
+    if not most:
+        return []
     run, subject = bench.run, bench.subject
     rng = np.random.default_rng(run.seed_of(subject.key, "choices"))
     layers = [entry.name for entry in bench.redundancy.channels if entry.group.kind == "channels"]

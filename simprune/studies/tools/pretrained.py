@@ -45,6 +45,8 @@ def candidates_for(
             raise ValueError("transferability ranks networks: name at least two models")
         target = _first_images(images, count)
         return target, [Candidate(s.name, s.architecture, partial(copy.deepcopy, s.model), s.key) for s in subjects]
+    if images.classes < 4:
+        raise ValueError(f"transferability needs images of at least 4 classes; got {images.classes}")
     first, second = _halves(images, run.generator("halves"))
     size = images.classes // 2
     pools = {name: classes_sharing(images.classes, size, shared, run.seed) for name, shared in _shared(size).items()}

@@ -136,7 +136,9 @@ class Bench:
 
 
 def calibration_of(images: Images, inputs: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches for calibration, drawn from the images to train on."""
+    """Batches for calibration, drawn from the images to train on; ValueError where there are fewer."""
+    if inputs > len(images.train):
+        raise ValueError(f"inputs: expected at most {len(images.train)}, the images to train on; got {inputs}")
     return list(images.batches(inputs, seed=seed))
 
 
