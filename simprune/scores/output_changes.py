@@ -161,7 +161,7 @@ def _loss(name: str, moments: _Moments, axis: int | None) -> OutputLoss:
     inputs, cross = covariance[:, :width], covariance[:, width:]
     damping = RIDGE * inputs.diagonal().mean() + 1e-12
     ridged = inputs + damping * torch.eye(width, dtype=inputs.dtype, device=inputs.device)
-    weight = torch.linalg.solve(ridged, cross).T
+    weight = torch.cholesky_solve(cross, torch.linalg.cholesky(ridged)).T
     constant = (mean[width:] - weight @ mean[:width]).float()
     return OutputLoss(name, _Unexplained(weight.float(), constant, axis))  # one of every block is held
 
@@ -246,6 +246,8 @@ class OutputChanges(Watcher):
     ) -> None:
         along = 0 if self._axes is None else self._axes.batch(parts[0][1].module, "output")
         value, output, gradient = (tensor.movedim(along, 0) for tensor in (value, output, gradient))
+        if len(output) > len(value) and len(output) % len(value) == 0:  # all tokens of all inputs, one after another
+            output, gradient = (tensor.unflatten(0, (len(value), -1)) for tensor in (output, gradient))
         counting = self._counting
         held = torch.ones(len(value), dtype=torch.bool) if self._held else counting.held_out(len(value))
         some_held = bool(held.any()) or (counting.any_held and len(value) >= counting.inputs)

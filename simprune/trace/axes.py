@@ -30,6 +30,7 @@ from simprune.trace.layers import is_conv1d
 
 SECOND = ("convolution", "native_batch_norm", "cudnn_batch_norm", "native_group_norm")  # operators over dimension 1
 LAST = ("mm", "addmm", "bmm", "baddbmm", "embedding")  # operators that give channels last
+BEHIND = ("view_as_real", "unfold")  # operators that add a dimension behind the others
 RESHAPING = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze")
 
 
@@ -220,6 +221,10 @@ def moved(operator: str, args: tuple, source: Tensor, axis: int, output: Tensor)
     if operator in ("transpose", "t"):
         swapped = [dim % dims for dim in (args[1:3] if operator == "transpose" else (0, 1))]
         return swapped[1 - swapped.index(axis)] if axis in swapped else axis
+    if operator in BEHIND:
+        return axis
+    if operator == "view_as_complex":  # the last dimension becomes one number
+        return axis if axis < dims - 1 else None
     if operator in RESHAPING:
         before = prod(source.shape[:axis])
         same = [dim for dim, n in enumerate(output.shape) if n == size and prod(output.shape[:dim]) == before]

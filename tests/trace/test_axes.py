@@ -22,6 +22,8 @@ MOVES = {  # what happens to maps (2, 6, 4, 8) of a convolution -> the dimension
     "mean kept": (lambda x: x.mean((2, 3), keepdim=True), 1, 0),
     "largest": (lambda x: x.amax(3), 1, 0),
     "stack": (lambda x: torch.stack([x, x], 1), 2, 0),
+    "complex": (lambda x: torch.view_as_real(torch.view_as_complex(torch.stack([x, x], -1))), 1, 0),
+    "overlapping": (lambda x: x.unfold(3, 4, 2), 1, 0),
     "unsqueeze": (lambda x: x[:, None], 2, 0),
     "pool": (lambda x: F.max_pool2d(x, 2), 1, 0),
     "resize": (lambda x: F.interpolate(x, scale_factor=2), 1, 0),
