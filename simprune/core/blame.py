@@ -51,6 +51,30 @@ def raised_by_a_model(error: BaseException) -> bool:
     return any(_runs_a_model(frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+def failing_module(error: BaseException) -> str | None:
+    """The name, within the model that ran, of the innermost module in whose forward pass an error was raised.
+
+    Returns:
+        "" for the model itself; None where no forward pass raised it, or simprune's own code in one.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> try:
+    ...     nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3))(torch.zeros(1, 2))
+    ... except RuntimeError as error:
+    ...     print(failing_module(error))
+    1
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [index for index, frame in enumerate(frames) if _owner(frame.f_code.co_filename) == "simprune"]
+    last = ours[-1] + 1 if ours else 0
+    running = [frame.f_locals.get("self") for frame in frames[last:] if _runs_a_model(frame.f_code)]
+    if not running or running[0] is None:
+        return None
+    names = {id(module): name for name, module in running[0].named_modules()}
+    return names.get(id(running[-1]), "")
+
+
 def with_line(error: BaseException) -> str:
     """The type of an error, the first line of its text, and the innermost line of code outside of libraries.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import all_tensors
+from simprune.core.blame import failing_module, with_line
 from simprune.core.copies import sharing, unshare
 from simprune.core.cost import Example
 from simprune.core.plan import Plan
@@ -53,7 +54,17 @@ def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Mo
                 structure.remove(small, network.example, edits)
     except NotPrunable as reason:
         raise ValueError(f"plan: {reason}") from None
-    output = _verify(small, network, effects)
+    try:
+        output = _verify(small, network, effects)
+    except Exception as error:  # a foreign forward pass may raise anything
+        if (module := failing_module(error)) is None:
+            raise
+        edited = ", ".join(dict.fromkeys(edit.name for edit in plan.edits))
+        where = f"in {module}" if module else "in its own forward pass"
+        raise ValueError(
+            f"plan: the network does not run without what the edits of {edited} remove: {with_line(error)}, {where}; "
+            "delete one of these edits, or keep these modules (exclude)"
+        ) from error
     with_rules(small, network.source, effects.removed, effects.dropped)
     _delete(small, network.example, output)
     restate(small, network.example)

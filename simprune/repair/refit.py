@@ -323,7 +323,12 @@ class Repair:
         inside = {name for name, module in small.named_modules() if can_be_folded(module)}
         behind = {layer: {**self.normalisers, **norms}.get(layer, "").removeprefix(segment.prefix) for layer in short}
         folded = {short[layer]: norm if norm in inside else None for layer, norm in behind.items()}
-        return [Refit(segment.name or "the model", *fit_block(small, folded, pairs, axis=axis, batch=along, held=held))]
+        name = segment.name or "the model"
+        try:
+            return [Refit(name, *fit_block(small, folded, pairs, axis=axis, batch=along, held=held))]
+        except NotImplementedError as error:  # some operators, such as grid_sample, have no forward derivative in torch
+            self.notes.append(f"{name} was not fitted as a whole: {str(error).partition(chr(10))[0]}")
+            return []
 
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""

@@ -21,12 +21,13 @@ from simprune.trace.precision import InSingle, widened
 def prove(
     network: Network, groups: Sequence[UnitGroup], structure: UnitStructure
 ) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
-    """Groups of which the middle unit can be removed, and the names of the others with the reason.
+    """Groups of which units in the middle can be removed, and the names of the others with the reason.
 
-    The network without the unit has to run, to return an output of the same shape, to cost what is predicted, and to
-    equal a network whose readers ignore the unit (normalisations across channels are replaced in both). All groups are
-    tried at once. When that fails, those that many layers make are tried apart from the others, because the width of a
-    stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
+    The network without the units has to run, to return an output of the same shape, to cost what is predicted, and to
+    equal a network whose readers ignore the units (normalisations across channels are replaced in both). All groups are
+    tried at once; those of one size lose different numbers of units, because two that have to stay equally wide would
+    otherwise prove each other. When that fails, those that many layers make are tried apart from the others, because
+    the width of a stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
 
     Args:
         network: the original.
@@ -51,15 +52,16 @@ def prove(
 
 
 def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
-    """Why these groups cannot lose their middle units together; None when they can."""
+    """Why these groups cannot lose units together, one or more of each; None when they can."""
     cut = sharing(network.model)
     before, (args, kwargs) = network.outputs, network.example
     lost: Counter[tuple[str, int]] = Counter()
+    gone = _numbers(groups)
     try:
-        edits = [((group.name,), group.expand([group.size // 2])) for group in groups]
+        edits = [((group.name,), group.expand(units)) for group, units in zip(groups, gone, strict=True)]
         structure.remove_from_copy(network, cut, edits)
-        for group in groups:
-            lost.update(group.cut([group.size // 2]))
+        for group, units in zip(groups, gone, strict=True):
+            lost.update(group.cut(units))
         with eval_mode(cut), torch.no_grad():
             after = all_tensors(cut(*args, **kwargs))
         if not before or not same_shapes(before, after):
@@ -68,8 +70,9 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
         without = _unmixed(cut, network)
         release(cut)  # one edited copy at a time
         masked = sharing(network.model)
-        for group in groups:
-            structure.ignore(masked, group, group.size // 2)
+        for group, units in zip(groups, gone, strict=True):
+            for unit in units:
+                structure.ignore(masked, group, unit)
         ignored = _unmixed(masked, network)
         release(masked)
     except NotPrunable as reason:
@@ -81,6 +84,21 @@ def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStruc
     if network.costs.after(lost) != actual:
         return "what the network costs without a part of it cannot be predicted"
     return None
+
+
+def _numbers(groups: Sequence[UnitGroup]) -> list[range]:
+    """The units that every group loses: from its middle on, of each group of one size another number where it can.
+
+    >>> _numbers([UnitGroup("a", 8, ()), UnitGroup("b", 8, ()), UnitGroup("c", 2, ()), UnitGroup("d", 2, ())])
+    [range(4, 5), range(4, 6), range(1, 2), range(1, 2)]
+    """
+    before: Counter[int] = Counter()
+    numbers = []
+    for group in groups:
+        most = max(1, min(group.size // 2, group.size - group.least))
+        numbers.append(range(group.size // 2, group.size // 2 + 1 + before[group.size] % most))
+        before[group.size] += 1
+    return numbers
 
 
 def _unmixed(model: nn.Module, network: Network) -> dict[str, Tensor]:

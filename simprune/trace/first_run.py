@@ -48,12 +48,18 @@ def check_module(model: Any, name: str = "model") -> None:
         raise ValueError(f"{expected} with layers; got a TorchScript module; give the module that was scripted")
     if hasattr(model, "_orig_mod"):
         raise ValueError(f"{expected} as it was written; got one from torch.compile; give {name}._orig_mod")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(f"{expected} as it was before {type(model).__name__}; give {name}.module")
+    for key, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(f"{name}: {key} is a TorchScript module; put the module that was scripted in its place")
     if _unlayered(model):
         raise ValueError(f"{expected} with layers; got a graph of torch.export; give the module that was exported")
     stored = offloaded(model)
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
-            raise ValueError(f"{name}: {key} is lazy and has no shape yet; run the model on one batch first")
+            advice = "run the model on one batch first, or delete what no batch uses"
+            raise ValueError(f"{name}: {key} is lazy and has no shape yet; {advice}")
         if tensor.is_meta and id(tensor) not in stored:
             raise ValueError(f"{name}: {key} is on the meta device and has no values; load the weights first")
         if tensor.device.type == "mps":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simprune.core.batches import device_of, inputs_of, move
-from simprune.core.blame import raised_by_a_model, with_line
+from simprune.core.blame import failing_module, raised_by_a_model, with_line
 from simprune.core.copies import sharing
 from simprune.core.peekable import WALKS, Peekable, Walk
 from simprune.trace.first_run import check_answers
@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 MODELS = {"model": "model", "small": "smaller model", "teacher": "teacher"}  # arguments, and their names in errors
 DATA = ("calibration", "train", "validation", "test")  # arguments, which errors call by the same names
+MEMORY = (MemoryError, torch.OutOfMemoryError)  # errors that are neither the model's fault nor the data's
 LONGEST = 60.0  # seconds for which data are looked through
 
 
@@ -29,8 +30,8 @@ def batches_in_errors(models: Mapping[str, nn.Module], data: Mapping[str, Any] |
     """Within the block, an error of a model that is due to a batch names the batch and its number.
 
     The models, as they were handed over, run again on the batches that walks are at, and on all data where an edited
-    model, or batches that were stored, have failed. Where they run, the fault is not the data's, and the error is
-    passed on as it is.
+    model, or batches that were stored, have failed. Where they run, the fault is not the data's: an error in the
+    forward pass of an edited model, or on part of a batch, names the module, and any other is passed on as it is.
 
     Args:
         models: by their names in errors.
@@ -54,6 +55,12 @@ def batches_in_errors(models: Mapping[str, nn.Module], data: Mapping[str, Any] |
             _check(models, walk, error)
         if raised_by_a_model(error):
             _look_through(models, data or {}, error)
+        if models and not isinstance(error, MEMORY) and (module := failing_module(error)) is not None:
+            where = f", in {module}" if module else ""
+            raise ValueError(
+                f"the model runs on all batches, but not on parts of them or not with layers changed: "
+                f"{with_line(error)}{where}; it may take a batch size or a width for granted"
+            ) from error
         raise
     finally:
         WALKS.clear()

@@ -36,6 +36,10 @@ from simprune.trace.hooks import hooks
 from simprune.trace.outputs import Rows, add_rows, counted, rows_of_outputs, shares_of
 
 Watch = Callable[[nn.Module, Tensor, Tensor], None]  # (module, its input, its output that carries gradients)
+OVERWRITTEN = (
+    "the model changes a tensor in place that its own backward pass needs, so that it has no gradients; write the "
+    "operation without the underscore, such as x = x + y in place of x.add_(y)"
+)
 
 
 class Watcher:
@@ -104,7 +108,8 @@ def backpropagate(
         What the walk tells of the outputs; after an earlier walk, that one's variance, and the rows of this one.
 
     Raises:
-        ValueError: when there are no batches, or no output depends on the inputs or varies with them.
+        ValueError: when there are no batches, when no output depends on the inputs or varies with them, and for a model
+            that overwrites what its backward pass needs.
     """
     batches = Peekable.of(calibration, "calibration")
     rows = rows_of_outputs(model, batches.first)
@@ -130,12 +135,17 @@ def backpropagate(
         changing = [name for name, value in moving.items() if value.requires_grad]
         if not changing:
             raise ValueError("no output of the network depends on its parameters, or none is of floating point")
-        torch.autograd.grad(
-            [outputs[name] for name in changing],
-            leaves,
-            [directions[name] * scales.get(name, 1.0) for name in changing],
-            allow_unused=True,
-        )
+        try:
+            torch.autograd.grad(
+                [outputs[name] for name in changing],
+                leaves,
+                [directions[name] * scales.get(name, 1.0) for name in changing],
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "inplace operation" in str(error):
+                raise ValueError(OVERWRITTEN) from error
+            raise
         mail.send(*_spreads(outputs, rows, mask))
 
     number = 0

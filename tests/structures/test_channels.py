@@ -71,3 +71,37 @@ def test_a_model_that_fails_says_so_itself():
     model, x = build("Residual")
     with pytest.raises(RuntimeError, match="channels"):
         names(model, x[:, :2])
+
+
+class Unpooled(nn.Module):
+    """The positions that one layer's maxima have are those of another layer's values: both stay equally wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid, self.back = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x, places = F.max_pool2d(self.first(x), 2, return_indices=True)
+        return self.head(F.max_unpool2d(self.back(self.mid(x).relu()), places, 2))
+
+
+class Tied(nn.Module):
+    """Two layers in a row with one weight, whose inputs are the first one's outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid, self.next, self.head = (nn.Linear(*pair) for pair in ((3, 8), (8, 8), (8, 8), (8, 2)))
+        self.next.weight = self.mid.weight
+
+    def forward(self, x):
+        return self.head(self.next(self.mid(self.first(x).relu()).relu()).relu())
+
+
+@pytest.mark.parametrize(
+    "model, x, refused", [(Unpooled, (2, 3, 4, 4), {"first", "back"}), (Tied, (2, 3), {"first", "mid", "next"})]
+)
+def test_groups_that_could_only_shrink_by_equal_numbers_do_not_prove_each_other(model, x, refused):
+    groups, reasons = structure("channels").find(Network(model().eval(), ((torch.randn(x),), {})))
+    assert {name for name, _ in reasons} == refused | {"head"}
+    assert {group.name for group in groups} == ({"mid"} if model is Unpooled else set())

@@ -51,6 +51,7 @@ NO_MODULES = {
         lambda: torch.compile(network(), backend="eager"),
         r"got one from torch.compile; give (model|small)._orig_mod",
     ),
+    "in DataParallel": (lambda: nn.DataParallel(network()), r"before DataParallel; give (model|small).module"),
     "a program": (exported, "got a program of torch.export; give the module that was exported"),
     "a graph": (lambda: exported().module(), "got a graph of torch.export; give the module that was exported"),
 }
@@ -83,11 +84,56 @@ def test_a_scripted_module_is_refused():
 
     with pytest.raises(ValueError, match="got a TorchScript module; give the module that was scripted"):
         check_module(Scripted())
+    with pytest.raises(ValueError, match="model: 1 is a TorchScript module; put the module that was scripted in its"):
+        check_module(nn.Sequential(nn.Linear(2, 2), Scripted()))
 
 
 def test_a_traced_graph_of_layers_is_a_network():
     graph = torch.fx.symbolic_trace(network())
     assert sp.analyze(graph, [X]).channels[0].name == sp.analyze(network(), [X]).channels[0].name
+
+
+class Demanding(nn.Module):
+    """Raises, in its middle, what a check of its input returns."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.first, self.check, self.last = nn.Linear(4, 12), check, nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if reason := self.check(x):
+            raise RuntimeError(reason)
+        return self.last(x)
+
+
+def test_a_model_that_runs_on_whole_batches_alone_is_one_line():
+    model = nn.Sequential(Demanding(lambda x: "16, please" if len(x) not in (1, 2, 16) else ""))
+    with pytest.raises(ValueError, match="but not on parts of them .*RuntimeError: 16, please .*, in 0; ") as caught:
+        sp.analyze(model, [X])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_fails_without_what_a_plan_removes_is_one_line():
+    """The proof, with one unit less, has passed."""
+    model = Demanding(lambda x: "too narrow" if x.shape[1] < 11 else "")
+    plan = sp.plan(sp.analyze(model, [X]), budget={"macs": 0.5})
+    with pytest.raises(ValueError, match="does not run without what the edits of first remove: .*too narrow") as caught:
+        sp.apply(plan, model)
+    assert "in its own forward pass" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_that_overwrites_what_its_backward_pass_needs_is_one_line():
+    class Overwriting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).sigmoid_().add_(1))
+
+    with pytest.raises(ValueError, match="changes a tensor in place that its own backward pass needs"):
+        sp.analyze(Overwriting(), [X])
 
 
 WRONG_BATCHES = {
