@@ -7,6 +7,7 @@ kill the work is started again until it ends; its files must be those of the und
 """
 
 import argparse
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -160,6 +162,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         wholes, seconds = {}, {}
         for work in WORK:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                Path(name, "first", work).mkdir(parents=True)
+                WORK[work](Path(name, "first", work))  # here, so that all processes have its modules already
             first = time.monotonic()
             if ended(start(work, Path(name, work))):
                 raise RuntimeError(f"{work} fails undisturbed")

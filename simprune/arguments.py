@@ -11,7 +11,6 @@ from torch import nn
 from simprune.checks import Gate
 from simprune.checks.sets import gates_of
 from simprune.core import registry
-from simprune.core.batches import device_of
 from simprune.core.in_step import require_same
 from simprune.core.names import did_you_mean
 from simprune.core.peekable import Peekable
@@ -74,13 +73,8 @@ class Arguments:
         tuned = settings.finetune is not None and settings.finetune.epochs
         if tuned and train is None:
             raise ValueError("finetune needs training batches; got none; give train=..., or leave finetune out")
-        if tuned and not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                "finetune: expected parameters that can be trained; got a model in which all are frozen; call "
-                "model.requires_grad_(True), or leave finetune out"
-            )
         if settings.finetune is not None and tuned:
-            check_training(settings.finetune, device_of(model), None if folder is None else Path(folder))
+            check_training(settings.finetune, model, None if folder is None else Path(folder))
         return cls(model, batches, train, test, settings, plan, validation)
 
     def check_runs(self) -> None:

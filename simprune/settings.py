@@ -97,8 +97,8 @@ class Finetune(Options):
     accumulate: int = option(1, "batches of a step, which is then as one with a larger batch", least=1)
     ema: float = option(0.0, "share of averaged weights that stays at every step; 0: no average", least=0, below=1)
     batchnorm: Literal["auto", "train", "frozen"] = option(
-        "auto", "train: BatchNorm normalises by its batch; frozen: by its statistics, which stay; auto: frozen where "
-        "batches have fewer than 8 inputs",
+        "auto", "train: BatchNorm normalises by its batch; frozen: by its statistics, which stay; auto: frozen for "
+        "batches of fewer than 8 inputs",
     )  # fmt: skip
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "of forward and backward passes, by accelerate; weights stay as they are"

@@ -4,8 +4,10 @@ One multiply-add is one mac (FLOPs = 2 x macs). Macs are counted per input of th
 """
 
 import math
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 Example = tuple[tuple, dict]  # positional and keyword arguments of a forward pass
 Key = tuple[str, int]  # name of a tensor, and one of its dimensions
@@ -77,6 +79,10 @@ class Term:
     per_element: tuple[float, int, int]
     replaces: str = ""
 
+    def elements(self, cut: Mapping[Key, int]) -> int:
+        """How many entries it has without those that are cut."""
+        return math.prod(length - cut.get(key, 0) if key else length for length, key in self.factors)
+
     def dropped(self, blocks: Collection[str]) -> bool:
         """Whether the term does not count when the modules `blocks` are removed whole."""
         around = any(f"{self.owner}.".startswith(f"{block}.") for block in blocks if block != self.replaces)
@@ -121,16 +127,47 @@ class CostModel:
         Raises:
             ValueError: for a stand-in of a module whose stream is not known.
         """
-        cut = cut or {}
-        sums = [0.0, 0, 0]
-        for term in self.terms(stand_ins or {}):
-            if not term.dropped(dropped):
-                elements = math.prod(length - cut.get(key, 0) if key else length for length, key in term.factors)
-                sums = [total + elements * value for total, value in zip(sums, term.per_element, strict=True)]
+        cut, touched = cut or {}, set[int]()
+        for what in (*cut, *dropped):
+            touched.update(self._touched.get(what, ()))
+        changing = [self._terms[number] for number in touched]
+        sums = list(self._sums)
+        for sign, terms, taken in ((-1, changing, {}), (1, [*changing, *self._standing_in(stand_ins or {})], cut)):
+            for term in terms:
+                if sign < 0 or not term.dropped(dropped):
+                    elements = sign * term.elements(taken)
+                    sums = [total + elements * value for total, value in zip(sums, term.per_element, strict=True)]
         return Cost(round(sums[0]), int(sums[1]), int(sums[2]))
 
     def terms(self, stand_ins: Mapping[str, str]) -> Iterator[Term]:
         """All summands of the cost, those of the stand-ins included."""
+        yield from self._terms
+        yield from self._standing_in(stand_ins)
+
+    @cached_property
+    def _terms(self) -> list[Term]:
+        """The summands of the cost of the whole model."""
+        return list(self._whole())
+
+    @cached_property
+    def _sums(self) -> tuple[float, ...]:
+        """Macs, params and bytes of the whole model."""
+        elements = [term.elements({}) for term in self._terms]
+        values = zip(*(term.per_element for term in self._terms), strict=True)
+        return tuple(sum(map(operator.mul, elements, value)) for value in values) or (0.0, 0, 0)
+
+    @cached_property
+    def _touched(self) -> dict[Key | str, list[int]]:
+        """The numbers of the summands that a cut of a tensor, or the removal of a module, can change."""
+        touched: dict[Key | str, list[int]] = {}
+        for number, term in enumerate(self._terms):
+            parts = term.owner.split(".")
+            around = {".".join(parts[: count + 1]) for count in range(len(parts))}
+            for what in around | {key for _, key in term.factors if key is not None}:
+                touched.setdefault(what, []).append(number)
+        return touched
+
+    def _whole(self) -> Iterator[Term]:
         for name, tensor in self.tensors.items():
             factors = tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape))
             yield Term(name, factors, (tensor.macs_per_element, int(tensor.parameter), tensor.itemsize))
@@ -138,6 +175,8 @@ class CostModel:
             yield Term(name, (), (macs, 0, 0))
         for name, (tensor, dim, macs) in self.products.items():
             yield Term(name, ((self.tensors[tensor].shape[dim], (tensor, dim)),), (macs, 0, 0))
+
+    def _standing_in(self, stand_ins: Mapping[str, str]) -> Iterator[Term]:
         for name, replace in stand_ins.items():
             if replace in ("linear", "mean"):
                 if name not in self.streams:

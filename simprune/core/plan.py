@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -218,6 +219,8 @@ class Plan:
         for key, kind in (("fingerprint", str), ("inputs", dict), ("edits", list)):
             if not isinstance(data.get(key), kind):
                 raise ValueError(f"plan: {key} must be a {kind.__name__}; got {shown(data.get(key))}")
+        for key in (*MAPPINGS, "edits"):
+            _refuse_infinite(data.get(key), f"plan: {key}")
         mappings: dict[str, Any] = {name: data.get(name) or {} for name in MAPPINGS}
         for name, value in mappings.items():
             if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -235,6 +238,16 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Read plan.yaml; raises FileNotFoundError or ValueError."""
         return cls.from_yaml(read_text(path))
+
+
+def _refuse_infinite(value: Any, where: str) -> None:
+    """Raise ValueError for NaN and infinite numbers, which no plan is written with."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite number; got {value}")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        if isinstance(item, dict | list | float):
+            _refuse_infinite(item, f"{where}.{key}")
 
 
 class PlainDumper(yaml.SafeDumper):

@@ -194,6 +194,22 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_folder(path: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        OSError: in one line, where it cannot be made.
+
+    >>> require_folder(Path("/dev/null/results"))
+    Traceback (most recent call last):
+    NotADirectoryError: /dev/null/results cannot be a folder (Not a directory); choose another one
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be a folder ({error.strerror}); choose another one") from None
+
+
 def refuse_overwriting(path: Path, what: str, remedy: str) -> None:
     """Raise FileExistsError, with what to do, for a file or a folder with something in it."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):

@@ -80,6 +80,8 @@ def test_a_plan_that_is_no_text_is_one_line(tmp_path):
         (("planner:", "planner: [1]\nplaner:"), "planner"),
         (("macs: 10", "10: 3"), "original must be a mapping of names"),
         (("end: true", "end: false"), "cut off"),
+        (("macs: 10", "macs: .nan"), "plan: original.macs: expected a finite number; got nan"),
+        (("macs: 0.5", "macs: .inf"), "plan: budget.macs: expected a finite number; got inf"),
         (("[1, 4]", "[1, 8]"), r"channels \[8\] are out of range; the layer has channels 0 to 7"),
         (("[1, 4]", "[-1, 4]"), "out of range"),
         (("[1, 4]", "[4, 4]"), r"channels \[4\] are listed twice"),

@@ -103,7 +103,7 @@ def test_nothing_to_learn_from_is_an_error(task):
     with pytest.raises(ValueError, match="no labels and there is no teacher"):
         finetune(model, [x])
     with pytest.raises(ValueError, match="no batches"):
-        finetune(model, [], teacher=model)
+        finetune(model, [], teacher=copy.deepcopy(model))
 
 
 class Spy(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import simprune as sp
-from simprune.repair.training import finetune, state
+from simprune.repair.training import finetune, notes_of, state
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.optimizer import Average, restore
 from simprune.settings import Finetune
@@ -152,6 +152,58 @@ def test_labels_that_do_not_fit_are_refused_before_training(labels, message):
     assert same(model.state_dict(), before)
 
 
+def sharing():
+    model = chain()
+    return {"small": model, "teacher": nn.Sequential(model[0], nn.Linear(8, 3))}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (lambda: {"small": chain().requires_grad_(False)}, "all are frozen"),
+        (lambda: {"small": nn.BatchNorm1d(4, affine=False)}, "all are frozen, or that has none"),
+        (lambda: {"teacher": nn.Linear(4, 5)}, "teacher: expected outputs like those of the model"),
+        (lambda: {"teacher": len}, "teacher: expected a torch.nn.Module"),
+        (sharing, "small and teacher share the parameter 0.weight"),
+        (lambda: {"train": [(torch.full((20, 4), torch.inf), torch.zeros(20).long())]}, "before the training is"),
+        (lambda: {"validation": []}, "validation has no batches"),
+        (lambda: {"calibration": []}, "calibration has no batches"),
+        (lambda: {"validation": [torch.zeros(2, 4)]}, "validation: expected labels"),
+        (lambda: {"seed": -1}, "seed: expected a whole number"),
+        (lambda: {"until_passed": True, "passes": 3}, "passes: expected a function"),
+        (lambda: {"folder": "/dev/null/x"}, "cannot be a folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_before_any_step(arguments, message):
+    call = {"small": chain(), "train": classes(), **arguments()}
+    before = copy.deepcopy(call["small"].state_dict())
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        finetune(**call)
+    assert same(call["small"].state_dict(), before) and "\n" not in str(error.value)
+
+
+def test_a_training_that_diverges_ends_there_and_is_undone():
+    model = chain()
+    before = copy.deepcopy(model.state_dict())
+    history = finetune(model, classes(), epochs=5, lr=1e30)
+    assert len(history) == 1 and history[0]["diverged"] and same(model.state_dict(), before)
+    assert any("no finite number; choose a smaller finetune.lr" in note for note in notes_of(history))
+
+
+def test_a_batch_of_one_input_is_normalised_by_the_statistics_that_there_are():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), torch.randn(65, 4)
+    labels = torch.arange(65) % 3
+    finetune(model, list(zip(x.split(32), labels.split(32), strict=True)), epochs=1)  # 32, 32 and 1
+    assert model[1].running_mean.abs().sum() > 0
+
+
+def test_the_log_of_an_earlier_training_in_the_same_folder_is_not_lost(tmp_path):
+    (tmp_path / "training.jsonl").write_text("of somebody else")
+    finetune(chain(), classes(), epochs=1, folder=tmp_path)
+    assert (tmp_path / "training-before.jsonl").read_text() == "of somebody else"
+    assert "of somebody" not in (tmp_path / "training.jsonl").read_text()
+
+
 def test_training_ends_when_it_no_longer_helps():
     history = finetune(chain(), classes(), validation=list(classes(16, shuffle=None)), epochs=9, lr=1e-12, patience=1)
     assert len(history) == 2 and "held_out" in history[0]
@@ -213,7 +265,7 @@ def test_a_training_killed_at_any_step_ends_as_one_that_was_not(how, teacher, tm
 
 SCRIPT = """
 import os, signal, sys, torch
-from simprune.repair.training import finetune, state
+from simprune.repair.training import finetune, notes_of, state
 from tests.repair.test_training_laws import job
 state.SECONDS = 0.0
 save = state.State.save

@@ -129,8 +129,13 @@ class GateKeys(Options):
 def gates(recipe: Recipe) -> list[Gate] | None:
     """The recipe's gates, None for the default ones, which fit the outputs; ValueError or KeyError as of `Gate`."""
     check = recipe.check
+    if check.gates is None and check.name is None:
+        raise ValueError(
+            "check: expected a check set or gates; got null, which would check nothing; leave it out for the default "
+            "set, or leave out data.test to compare nothing"
+        )
     if check.gates is None:
-        return check_gates(check.choice) if check.name not in (None, "default") else None
+        return None if check.name == "default" else check_gates(check.choice)
     return check_gates([Gate(**vars(GateKeys.of(gate))) for gate in check.gates])
 
 

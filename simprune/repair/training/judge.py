@@ -14,6 +14,7 @@ from simprune.repair.training.objective import Objective
 from simprune.repair.training.processes import Processes
 from simprune.trace.context import eval_mode
 
+WHAT = {"teacher": "damage", "loss": "loss"}  # that decides, by what it is taken from
 SHARES = {"accuracy": ("accurate", "labelled"), "agreement": ("agreeing", "compared")}
 Outputs = Mapping[str, Tensor]
 
@@ -40,6 +41,10 @@ class Judge:
         self.by: Literal["teacher", "loss"] = "teacher" if alone else "loss"
         if how.select != "auto":
             self.by = how.select
+        if objective.teacher is None and not labelled:
+            raise ValueError(
+                "validation: expected labels, as there is no teacher to follow; got none; give one of them"
+            )
         if self.by == "teacher" and objective.teacher is None:
             raise ValueError("finetune.select: expected a teacher, whose answers decide; got none; choose loss")
         self.damage = self.guard = self._totals = None
@@ -70,6 +75,24 @@ class Judge:
         if self.guard is not None:
             figures["damage"] = self.guard.of(self._sums(small, self.calibration, self.guard.squares))
         return figures
+
+    def before(self, small: nn.Module) -> dict[str, float]:
+        """The same of a model that is not trained yet; ValueError where they are no numbers to compare with."""
+        figures = self.figures(small)
+        if not math.isfinite(figures["held_out"]):
+            raise ValueError(
+                f"finetune: the {WHAT[self.by]} before the training is {figures['held_out']}, so no epoch can be "
+                "judged; look for infinite inputs"
+            )
+        return figures
+
+    def row(self, figures: Mapping[str, float], before: Mapping[str, float]) -> dict[str, Any]:
+        """What is said of an epoch, from the figures after it and from before the training."""
+        row: dict[str, Any] = {**figures, "before": before["held_out"], "by": self.by, "judged_on": self.held.source}
+        row |= {"damage_before": before["damage"]} if "damage" in before else {}
+        row |= {"never_met": True} if self.held.keys and not self.held.met else {}
+        drift = drifting(before, figures)
+        return row if drift is None else row | {"drift": drift}
 
     def _judged(self, batch: Any, outputs: Outputs, wanted: Outputs) -> dict[str, float]:
         """What adds up to the figures, of a part of the held-out inputs."""
@@ -143,7 +166,7 @@ def notes_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     notes, first, last = [], history[0], history[-1]
     stays = next((row for row in history if row["kept"]), None)
-    what = {"teacher": "damage", "loss": "loss"}[first["by"]]
+    what = WHAT[first["by"]]
     on = {"validation": "validation inputs", "held out": "held-out training inputs", "train": "training inputs"}
     inputs = on[first["judged_on"]]
     helped = [row for row in history if row["held_out"] < row["before"]]
@@ -154,19 +177,25 @@ def notes_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
             f"epochs that helped on {inputs}; to follow labels all the same, set finetune.select to loss"
         )
     elif stays is None:
-        least = min(row["held_out"] for row in history)
+        numbers = [row["held_out"] for row in history if math.isfinite(row["held_out"])]
+        after = f"{min(numbers):.3g} or more" if numbers else "no finite number"
         notes.append(
             f"training did not help and was undone: the {what} on {inputs} was {first['before']:.3g} before it, and "
-            f"{least:.3g} or more after its epochs"
+            f"{after} after its epochs"
         )
     elif not last["kept"]:
         notes.append(f"epoch {stays['epoch']} of {len(history)} stays, after which {inputs} fared worse")
+    if "diverged" in last:
+        notes.append(
+            f"training ended in step {last['diverged']}, where its loss was no finite number; choose a smaller "
+            "finetune.lr"
+        )
     if first["judged_on"] == "train":
         notes.append(
             f"fewer than {LEAST} training inputs could be held out, so epochs were judged on inputs that were trained "
             "on; give more, or a validation split"
         )
-    if first.get("never_met"):
+    if first.get("never_met") and "diverged" not in first:
         notes.append(
             "training inputs differ from walk to walk, as by augmentation, so that those held out were trained on in "
             "other forms; give a validation split"

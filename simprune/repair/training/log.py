@@ -8,6 +8,7 @@ from simprune.core.plain import finite
 from simprune.core.store import write_whole
 
 FILE = "training.jsonl"
+BEFORE = "training-before.jsonl"  # the log of an earlier training in the same folder
 
 
 class Log:
@@ -15,7 +16,8 @@ class Log:
 
     Args:
         folder: of the training; None for none.
-        steps: that are done where a training goes on; lines of later ones are removed, since they are done again.
+        steps: that are done where a training goes on; lines of later ones are removed, since they are done again. None
+            where it begins: what an earlier one has written becomes `BEFORE`.
         tensorboard: whether TensorBoard gets the figures as well.
 
     >>> import tempfile
@@ -25,17 +27,19 @@ class Log:
     '{"step": 1, "loss": 0.5}\\n'
     """
 
-    def __init__(self, folder: Path | None, steps: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path | None, steps: int | None = None, tensorboard: bool = False) -> None:
         self.path, self.board = None if folder is None else folder / FILE, None
         if folder is None or self.path is None:
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= steps]
-        write_whole(self.path, "".join(f"{line}\n" for line in kept))
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
+        if steps is None and lines:
+            self.path.replace(self.path.with_name(BEFORE))
+        done = [line for line in lines if 0 < _step(line) <= (steps or 0)]
+        write_whole(self.path, "".join(f"{line}\n" for line in done))
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self.board = SummaryWriter(str(folder), purge_step=steps + 1)
+            self.board = SummaryWriter(str(folder), purge_step=(steps or 0) + 1)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """Add a line with figures after a step, which are numbered from 1 through all epochs."""
@@ -53,3 +57,11 @@ class Log:
         if self.board is not None:
             self.board.close()
             self.board = None
+
+
+def _step(line: str) -> int:
+    """The step that a line is of; 0 for one that was cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0

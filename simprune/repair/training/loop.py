@@ -22,24 +22,23 @@ from simprune.core.progress import progress, say
 from simprune.core.weights import digest
 from simprune.repair.training.adapters import adapted
 from simprune.repair.training.held import Held
-from simprune.repair.training.judge import Judge, better, drifting
+from simprune.repair.training.judge import Judge, better
 from simprune.repair.training.log import Log
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.optimizer import (
     Average,
-    batchnorm_of,
+    BatchNorms,
     optimizer_of,
     restore,
     share_of_rate,
     tensors_of,
-    train_mode,
 )
 from simprune.repair.training.processes import Processes
 from simprune.repair.training.randomness import begin_epoch, own_randomness, set_random_states
-from simprune.repair.training.requirements import check
+from simprune.repair.training.requirements import check, check_call
 from simprune.repair.training.state import Place, State
 from simprune.settings import Finetune
-from simprune.trace.first_run import check_module, check_runs
+from simprune.trace.first_run import check_runs
 from simprune.trace.later_runs import names_failing_batches
 
 
@@ -90,7 +89,8 @@ def finetune(
         calibration: batches of the repair, of which about a quarter is held out, 512 inputs at most; None: none are.
         passes: for `until_passed`: called with the model and the held-out batches after every epoch; training ends, and
             this epoch stays, when it returns true, as `lambda model, held: sp.validate(teacher, model, held).passed`.
-        folder: for the state of the training, a log in JSON lines, training.jsonl, and figures for TensorBoard.
+        folder: for the state of the training, a log in JSON lines, training.jsonl, and figures for TensorBoard; the log
+            of an earlier training there becomes training-before.jsonl.
         seed: of what is random in the model, such as dropout, and of the order of data.
         {options}
 
@@ -113,14 +113,12 @@ def finetune(
     [1, 2]
     """
     how = Finetune.of(options)
-    check_module(small, "small")
+    check_call(how, small, teacher, passes, seed)
     train = Peekable.of(train, "train")
     validation = None if validation is None else Peekable.of(validation, "validation")
     calibration = None if calibration is None else Peekable.of(calibration, "calibration")
     folder = None if folder is None else Path(folder)
-    check(how, device_of(small), folder)
-    if how.until_passed and passes is None:
-        raise ValueError("finetune.until_passed: expected what decides whether a model passes; got none; give passes=")
+    check(how, small, folder)
     if not how.epochs:
         return []
     with own_randomness(), _modes(small), Processes.of(how, device_of(small)) as processes:
@@ -130,12 +128,15 @@ def finetune(
             raise ValueError("train has no batches; give at least one")
         require_same(small)
         require_same_batch("train", first)
-        check_runs(small, first, "train")
+        check_runs(small, first, "train", "smaller model")
+        for batches in (validation, calibration):
+            if batches is not None:
+                check_runs(small, batches.first, batches.name, "smaller model")
         objective = Objective.of(small, teacher, first, how)
         begin_epoch(train, seed, 0)
         held = Held(train, validation, calibration, None if folder is None else first)
         judge = Judge(held, objective, processes)
-        batchnorm = batchnorm_of(first, how, processes.size)
+        norms = BatchNorms(small, how, processes.size)
         steps = math.ceil(held.count / how.accumulate) * how.epochs
         context = {"options": asdict(how), "seed": seed, "batches": held.count, "processes": processes.size}
         if folder is not None:
@@ -149,20 +150,21 @@ def finetune(
             average = Average(small, how.ema) if how.ema else None
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-            place, best, states = state.load(small, optimizer, average) or (Place(), {}, {})
-            log = Log(folder if first_process() else None, place.steps, how.tensorboard)
+            stored = state.load(small, optimizer, average)
+            place, best, states = stored or (Place(), {}, {})
+            log = Log(folder if first_process() else None, place.steps if stored else None, how.tensorboard)
             step, stepper = processes.prepare(_Step(small, objective), optimizer)
             processes.scale = place.scale
             if not place.before:
-                place.before = judge.figures(small)
+                place.before = judge.before(small)
                 place.best, best = place.before["held_out"], tensors_of(small)
                 state.save(place, small, optimizer, average, best, always=True)
 
             epochs = range(place.epoch, 0 if place.finished else how.epochs + 1)
             for epoch in progress(epochs, "fine-tune"):
                 begin_epoch(train, seed, epoch)
-                train_mode(small, batchnorm)
-                done = place.step
+                norms.begin()
+                done, diverged = place.step, False
                 for number, batches in enumerate(_groups(held.training(train), how.accumulate), 1):
                     if number <= done:
                         if number == done:
@@ -171,7 +173,10 @@ def finetune(
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * share_of_rate(place.steps, steps, how.warmup)
                     stepper.zero_grad()
-                    loss = _backward(step, objective, batches, processes)
+                    loss = _backward(step, objective, batches, processes, norms)
+                    if not math.isfinite(loss):
+                        diverged = True
+                        break
                     if how.clip is not None:
                         processes.clip(parameters, how.clip)
                     stepper.step()
@@ -182,7 +187,7 @@ def finetune(
                     place.scale = processes.scale
                     log.write(place.steps, {"loss": loss, "rate": optimizer.param_groups[0]["lr"]})
                     state.save(place, small, optimizer, average, best, always=False)
-                if not place.step:
+                if not place.step and not diverged:
                     raise ValueError("train has no batches; give at least one")
 
                 with nullcontext() if average is None else average.used_in(small):
@@ -192,19 +197,15 @@ def finetune(
                     if passed or better(figures, place.best, place.before):
                         place.stays, place.stale = epoch, 0
                         place.best, best = figures["held_out"], tensors_of(small)
-                row: dict[str, Any] = {"epoch": epoch, "loss": place.total / place.step, **figures}
-                row |= {"before": place.before["held_out"], "by": judge.by, "judged_on": held.source}
-                row |= {"damage_before": place.before["damage"]} if "damage" in place.before else {}
+                row = {"epoch": epoch, "loss": place.total / max(place.step, 1)} | judge.row(figures, place.before)
                 row |= {"passed": True} if passed else {}
-                row |= {"never_met": True} if held.keys and not held.met else {}
-                drift = drifting(place.before, figures)
-                if drift is not None:
-                    row["drift"] = drift
-                    say(f"fine-tune: after epoch {epoch}, {drift}")
+                row |= {"loss": loss, "diverged": place.steps + 1} if diverged else {}
+                if "drift" in row:
+                    say(f"fine-tune: after epoch {epoch}, {row['drift']}")
                 place.history.append(row)
                 log.write(place.steps, row)
                 tired = how.patience is not None and place.stale > how.patience
-                place.finished = epoch == how.epochs or tired or passed
+                place.finished = epoch == how.epochs or tired or passed or diverged
                 place.epoch, place.step, place.total = epoch + 1, 0, 0.0
                 state.save(place, small, optimizer, average, best, always=True)
                 if place.finished:
@@ -235,12 +236,19 @@ def _groups(batches: Iterable, size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _backward(step: Callable[..., Tensor], objective: Objective, batches: Sequence[Any], processes: Processes) -> float:
+def _backward(
+    step: Callable[..., Tensor],
+    objective: Objective,
+    batches: Sequence[Any],
+    processes: Processes,
+    norms: BatchNorms,
+) -> float:
     """The gradient of the loss over all batches of a step and all processes, and the loss."""
     weights = [objective.weights(batch) for batch in batches]
     totals = {name: sum(own[name] for own in weights) for name in weights[0]}
     whole = 0.0
     for number, batch in enumerate(batches, 1):
+        norms.meet(batch)
         part, counts = processes.part(batch)
         last = number == len(batches)
         with processes.joining(last):

@@ -45,7 +45,8 @@ class Objective:
         """What fits the model and its first batch.
 
         Raises:
-            ValueError: where labels do not fit the outputs, and where there is nothing to learn from.
+            ValueError: where labels do not fit the outputs, where the teacher has other outputs, and where there is
+            nothing to learn from.
         """
         if how.features and teacher is None:
             raise ValueError("finetune.features: expected a teacher, whose features are followed; got none")
@@ -53,6 +54,8 @@ class Objective:
             outputs = call_all(small, batch)
             main = outputs[main_name(outputs)]
             own_tokens = labels_of(batch) is None and teacher is None and _is_language_model(small, batch, main)
+            if teacher is not None:
+                _require_alike(outputs, _answers(teacher, batch))
         labels, ids, mask = labels_of(batch), token_ids_of(batch), output_mask_of(batch)
         if labels is None and teacher is None and not own_tokens:
             raise ValueError(NOTHING)
@@ -106,8 +109,7 @@ class Objective:
         labelled = self.labels(batch) is not None
         if self.teacher is None or (labelled and not self.how.distill and self.features is None):
             return {}
-        with eval_mode(self.teacher), torch.no_grad():
-            return call_all(self.teacher, batch)
+        return _answers(self.teacher, batch)
 
     def between(
         self,
@@ -213,6 +215,18 @@ class Objective:
         """Scores of both models without those at padding; of one score two, of no and yes."""
         values = _real((main, wanted), mask)
         return [two_scores(value.reshape(-1, 1)) for value in values] if main.shape[1:] in ((), (1,)) else values
+
+
+def _answers(teacher: nn.Module, batch: Any) -> dict[str, Tensor]:
+    with eval_mode(teacher), torch.no_grad():
+        return call_all(teacher, batch)
+
+
+def _require_alike(outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the teacher has the outputs of the model."""
+    own, theirs = ({name: tuple(value.shape) for name, value in values.items()} for values in (outputs, wanted))
+    if own != theirs:
+        raise ValueError(f"teacher: expected outputs like those of the model, {own}; got {theirs}; give its original")
 
 
 def two_scores(logit: Tensor) -> Tensor:

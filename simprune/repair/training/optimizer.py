@@ -115,25 +115,32 @@ def restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             value.copy_(tensors[name])
 
 
-def batchnorm_of(batch: Any, how: Finetune, processes: int) -> str:
-    """How BatchNorm is trained, "train" or "frozen", where batches are like this one.
+class BatchNorms:
+    """The BatchNorms of a model in training: they normalise by a batch, or by their statistics, which stay.
 
     Args:
-        batch: the first one.
+        model: that is trained.
         how: the settings.
         processes: by which every batch is shared out.
 
-    >>> batchnorm_of(torch.zeros(32, 3), Finetune(), 1), batchnorm_of(torch.zeros(31, 3), Finetune(), 4)
-    ('train', 'frozen')
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    >>> norms = BatchNorms(model, Finetune())
+    >>> norms.begin()
+    >>> norms.meet(torch.zeros(3, 4))  # so few inputs have no statistics of their own
+    >>> model.training, model[1].training
+    (True, False)
     """
-    if how.batchnorm != "auto":
-        return how.batchnorm
-    return "frozen" if rows_of(inputs_of(batch)) < SMALL * processes else "train"
 
+    def __init__(self, model: nn.Module, how: Finetune, processes: int = 1) -> None:
+        self.model, self.how, self.few = model, how.batchnorm, SMALL * processes
+        self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
-def train_mode(model: nn.Module, batchnorm: str) -> None:
-    """Training mode; where BatchNorm is "frozen", its statistics are used as they are and do not change."""
-    model.train()
-    for module in model.modules():
-        if batchnorm == "frozen" and isinstance(module, _BatchNorm):
-            module.eval()
+    def begin(self) -> None:
+        """Training mode of the whole model."""
+        self.model.train()
+
+    def meet(self, batch: Any) -> None:
+        """Their mode for a batch: that of the settings; where these leave it open, by how many inputs it has."""
+        trains = rows_of(inputs_of(batch)) >= self.few if self.how == "auto" else self.how == "train"
+        for norm in self.norms:
+            norm.train(trains)

@@ -1,31 +1,37 @@
-"""What a training needs beside the default install, said before any work."""
+"""What a training needs, said before any work."""
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import nn
 
+from simprune.core.batches import device_of
 from simprune.core.processes import count
+from simprune.core.store import require_folder
+from simprune.core.weights import refuse_infinite
 from simprune.settings import Finetune
+from simprune.trace.first_run import check_module
 
 DIVIDING = tuple(f"ACCELERATE_USE_{way}" for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
 
 
-def check(how: Finetune, device: torch.device, folder: Path | None) -> None:
+def check(how: Finetune, model: nn.Module, folder: Path | None) -> None:
     """Raise unless a training can begin as it is asked for.
 
     Args:
         how: the settings.
-        device: of the model.
+        model: that is trained, or that it is made of.
         folder: of the training.
 
     Raises:
-        ValueError: for TensorBoard without a folder, for fp16 on a CPU, and for a program that `accelerate launch` has
-            started to divide the model over processes.
+        ValueError: for TensorBoard without a folder, for fp16 on a CPU, for a model that has nothing to train, and for
+            a program that `accelerate launch` has started to divide the model over processes.
         ImportError: for a package that is not installed.
+        OSError: for a folder that cannot be made.
 
-    >>> check(Finetune(precision="fp16"), torch.device("cpu"), None)
+    >>> check(Finetune(precision="fp16"), nn.Linear(2, 1), None)
     Traceback (most recent call last):
     ValueError: finetune.precision: fp16 needs a GPU; got a model on the CPU; choose bf16 or fp32
     """
@@ -35,9 +41,14 @@ def check(how: Finetune, device: torch.device, folder: Path | None) -> None:
                 f"finetune: every process trains the whole model, and {name} asks for a divided one; start it by "
                 "torchrun, and choose lora and precision=bf16 where memory is short"
             )
+    if not how.lora and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "finetune: expected parameters that can be trained; got a model in which all are frozen, or that has none; "
+            "call model.requires_grad_(True), or leave finetune out"
+        )
     if how.tensorboard and folder is None:
         raise ValueError("finetune.tensorboard: expected a folder to write to; got none; give folder=...")
-    if how.precision == "fp16" and device.type == "cpu":
+    if how.precision == "fp16" and device_of(model).type == "cpu":
         raise ValueError("finetune.precision: fp16 needs a GPU; got a model on the CPU; choose bf16 or fp32")
     needs = {
         "finetune.tensorboard": ("tensorboard", how.tensorboard),
@@ -48,3 +59,39 @@ def check(how: Finetune, device: torch.device, folder: Path | None) -> None:
     for what, (package, needed) in needs.items():
         if needed and find_spec(package) is None:
             raise ImportError(f"{what} needs the package {package}; pip install simprune[train]")
+    if folder is not None:
+        require_folder(folder)
+
+
+def check_call(how: Finetune, small: Any, teacher: Any, passes: Any, seed: Any) -> None:
+    """Raise ValueError unless the arguments of a training fit each other.
+
+    Args:
+        how: the settings.
+        small: the model.
+        teacher: the original, or None.
+        passes: what decides whether a model passes, or None.
+        seed: of the training.
+
+    >>> check_call(Finetune(), nn.Linear(2, 1), None, None, -1)
+    Traceback (most recent call last):
+    ValueError: seed: expected a whole number of at least 0; got -1
+    """
+    check_module(small, "small")
+    refuse_infinite(small, dict(small.named_parameters()), "small")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: expected a whole number of at least 0; got {seed!r}")
+    if passes is not None and not callable(passes):
+        raise ValueError(f"passes: expected a function of a model and batches; got {type(passes).__name__}")
+    if how.until_passed and passes is None:
+        raise ValueError("finetune.until_passed: expected what decides whether a model passes; got none; give passes=")
+    if teacher is None:
+        return
+    check_module(teacher, "teacher")
+    theirs = {id(parameter) for parameter in teacher.parameters()}
+    shared = next((name for name, parameter in small.named_parameters() if id(parameter) in theirs), None)
+    if shared is not None:
+        raise ValueError(
+            f"small and teacher share the parameter {shared}, which the training would change in both; give a copy, as "
+            "copy.deepcopy and simprune.apply make it"
+        )
