@@ -61,7 +61,8 @@ def across_data_sets(
     images in the order of their classes. The baseline shuffles the images of one side: what remains is not similarity.
     Kendall's tau between the relation and the value, over networks whose relations differ; intervals draw networks.
 
-    Cost: the training, a forward and a backward pass per network and way, and kernels of N x N per layer.
+    Cost: the training, a forward and a backward pass per network and way, and kernels of N x N per layer; the quick
+    version takes a minute of one core.
 
     Args:
         families: of related data sets: "classes", "pixels", "noise".

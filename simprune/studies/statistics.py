@@ -58,7 +58,7 @@ def bootstrap(
     return value, float(low), float(high)
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float | None]) -> float:
     """The mean of what is known; NaN where nothing is.
 
     >>> mean([1.0, float("nan"), 3.0])

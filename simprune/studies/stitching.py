@@ -71,7 +71,8 @@ def stitching(
     replaced activations that the direct map explains ("match"), how far the layers are apart, and how deep the lower
     one is.
 
-    Cost: the training, L x L least squares and L trained maps per pair of networks.
+    Cost: about eight minutes of one core on CIFAR-10 at 8 pixels for three architectures; the quick version takes one.
+    It is the training, L x L least squares and L trained maps per pair of networks.
 
     Args:
         architectures: of the networks that the study trains; your own are stitched within their class.

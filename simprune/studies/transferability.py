@@ -52,7 +52,8 @@ def transferability(
     Baselines: a random score and the number of parameters. The same scores also rank the layers of every network,
     against a linear probe on that layer. The processor time of every score stands beside that of fine-tuning.
 
-    Cost: one training per source and architecture, and tune_seeds short ones.
+    Cost: one training per source and architecture, and tune_seeds short ones; the quick version takes a minute of one
+    core.
 
     Args:
         architectures: of the networks that the study trains; your own are ranked for the run's images instead.

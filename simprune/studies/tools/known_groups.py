@@ -4,6 +4,7 @@ After Klabunde et al., ReSi (arXiv:2408.00531): labels at random, a shortcut in 
 of one network, where nearer layers should be more alike.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import simprune as sp
 from simprune.studies.frame import Images, Run
 from simprune.studies.layers import balanced, layers_of, representations
+from simprune.studies.statistics import mean
 
 TESTS = ("labels at random", "shortcut", "shifted images", "layers")
 CHANCE = 0.5  # of every test but that of layers, whose chance is 1/3: the outer pair of three is the least alike
@@ -104,15 +106,16 @@ def _rates(
 ) -> dict[str, float | None]:
     if test == "layers":
         return _of_layers(run, architecture, seeds, inputs, measures)
-    rows, groups = [], []
+    rows, groups, labels = [], [], torch.tensor([])
     for group, make, images in _groups(run, test, architecture):
-        shown, _ = balanced(images, inputs, run.seed_of("images"))
+        shown, labels = balanced(images, inputs, run.seed_of("images"))
         for seed in range(seeds):
             model = make(seed)
             (layer,) = layers_of(model)[-1:]
             rows.append(representations(model, shown, [layer])[layer])
             groups.append(group)
-    return {name: conformity(_distances(measure, rows), groups) for name, measure in measures.items()}
+    distances = {name: _distances(measure, rows, labels) for name, measure in measures.items()}
+    return {name: None if apart is None else conformity(apart, groups) for name, apart in distances.items()}
 
 
 def _groups(run: Run, test: str, architecture: str) -> list[tuple[Any, Callable[[int], nn.Module], Images]]:
@@ -135,21 +138,28 @@ def _groups(run: Run, test: str, architecture: str) -> list[tuple[Any, Callable[
 def _of_layers(
     run: Run, architecture: str, seeds: int, inputs: int, measures: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    shown, _ = balanced(run.images, inputs, run.seed_of("images"))
-    found: dict[str, list[float]] = {name: [] for name in measures}
+    shown, labels = balanced(run.images, inputs, run.seed_of("images"))
+    passed: dict[str, list[float | None]] = {name: [] for name in measures}
     for seed in range(seeds):
         model = run.network(architecture, seed)
         rows = [*representations(model, shown, layers_of(model)).values()]
         for name, measure in measures.items():
-            found[name].append(monotonicity(_distances(measure, rows), len(rows)))
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            apart = _distances(measure, rows, labels)
+            passed[name].append(None if apart is None else monotonicity(apart, len(rows)))
+    return {name: None if None in values else mean(values) for name, values in passed.items()}
 
 
-def _distances(measure: Any, rows: Sequence[Tensor]) -> dict[tuple[int, int], float]:
+def _distances(measure: Any, rows: Sequence[Tensor], labels: Tensor) -> dict[tuple[int, int], float] | None:
+    """How far representations of the same images are apart; None for a measure that does not compare all of them."""
     sign = -1 if measure.larger_is_more_similar else 1
-    prepared = [measure.prepare(matrix) for matrix in rows]
-    pairs = combinations(range(len(rows)), 2)
-    return {(i, j): sign * float(measure.compare(prepared[i], prepared[j])) for i, j in pairs}
+    prepared = measure.prepare_all(dict(enumerate(rows)), labels if measure.needs_labels else None)
+    distances = {}
+    for i, j in combinations(range(len(rows)), 2):
+        try:
+            distances[i, j] = sign * float(measure.compare(prepared[i], prepared[j]))
+        except ValueError:  # layers of unequal widths, to a measure that maps unit to unit
+            return None
+    return distances if all(math.isfinite(value) for value in distances.values()) else None
 
 
 def measures_by_name(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
