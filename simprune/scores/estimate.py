@@ -24,6 +24,7 @@ from simprune.core.registry import Choice
 from simprune.core.structures import Block, UnitGroup
 from simprune.measures import Measure
 from simprune.scores.blocks import BlockContext, observe
+from simprune.scores.blocks.at_output import worse_at_output
 from simprune.scores.channels import ReaderMoments
 from simprune.scores.channels._score import nearest
 from simprune.scores.experts import EXPERTS, SCORE, WHY, score_experts
@@ -143,7 +144,7 @@ def estimate(
             )
         measured = {name: changes["block", name, 0] for name in names}
         if block_part.facts.get("measured_damage", False):
-            damages = measured
+            damages = worse_at_output(network, blocks, measured)
         else:
             # Blocks keep the order of their scores: the most redundant block gets the least of the measured damages,
             # the next one the second least, and so on. Such blocks do not interact, since the score already says how

@@ -3,7 +3,6 @@
 import itertools
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -266,3 +265,39 @@ def test_wrong_scores_and_options_are_refused(score, message):
 def test_a_name_without_options_is_a_score():
     part, options = read("block_score", "similarity")
     assert (part.name, options) == ("similarity", {})
+
+
+class Adding(nn.Module):
+    """A block that adds to its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return x + self.layer(x)
+
+
+def speaker(words=12, width=16):
+    """A network that scores the tokens which it takes; its first block is linear, and changes the answers most."""
+    torch.manual_seed(0)
+    curved = [nn.Sequential(nn.Linear(width, 24), nn.GELU(), nn.Linear(24, width)) for _ in range(4)]
+    blocks = [Adding(layer) for layer in (nn.Linear(width, width), *curved)]
+    blocks[0].layer.weight.data *= 4
+    return nn.Sequential(nn.Embedding(words, width), *blocks, nn.Linear(width, words)).eval()
+
+
+@torch.no_grad()
+def test_a_block_that_a_language_models_answers_need_is_not_the_first_to_go():
+    model, ids = speaker(), torch.randint(12, (40, 8), generator=torch.Generator().manual_seed(1))
+    with torch.enable_grad():
+        found = analyze(model, [ids], structures=("blocks",)).blocks
+    order = [entry.block.name for entry in sorted(found, key=lambda entry: entry.damage)]
+    moved = {}
+    for name in order:
+        rest = nn.Sequential(*(part for key, part in model.named_children() if key != name))
+        moved[name] = divergence(model(ids[:2]), rest(ids[:2]))
+    assert order[-1] == max(moved, key=moved.get) == "1"
+    damages = {entry.block.name: entry.damage for entry in found}
+    ratios = {name: damages[name] / moved[name] for name in order}
+    assert 0 < ratios["1"] <= min(ratios.values()) * (1 + 1e-3)  # in units in which answers move
