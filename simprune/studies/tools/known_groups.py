@@ -152,7 +152,9 @@ def _of_layers(
 def _distances(measure: Any, rows: Sequence[Tensor], labels: Tensor) -> dict[tuple[int, int], float] | None:
     """How far representations of the same images are apart; None for a measure that does not compare all of them."""
     sign = -1 if measure.larger_is_more_similar else 1
-    prepared = measure.prepare_all(dict(enumerate(rows)), labels if measure.needs_labels else None)
+    prepared = measure.prepare_all(
+        {str(i): row for i, row in enumerate(rows)}, labels if measure.needs_labels else None
+    )
     distances = {}
     for i, j in combinations(range(len(rows)), 2):
         try:
