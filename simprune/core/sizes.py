@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,37 @@ def memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return MEMORY
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take: what the machine has free, or what is left of the limit of its group."""
+    free = [memory()]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with suppress(OSError, ValueError):
+        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(most - used)
+    return min(free)
+
+
+def refuse_large(needed: float, what: str, remedy: str) -> None:
+    """Raise ValueError where work would take more memory than is free.
+
+    Args:
+        needed: bytes.
+        what: takes them, as the error begins.
+        remedy: what to do, as it ends.
+
+    >>> refuse_large(1e18, "score", "take another one")
+    Traceback (most recent call last):
+    ValueError: score: about 1e+09 GB of memory are needed, and ... GB are free; take another one
+    """
+    free = free_memory()
+    if needed > free:
+        raise ValueError(
+            f"{what}: about {needed / 1e9:.3g} GB of memory are needed, and {free / 1e9:.3g} GB are free; {remedy}"
+        )
 
 
 def refuse_huge(build: Callable[[], Any], what: str, most: int | None = None) -> None:

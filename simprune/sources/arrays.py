@@ -73,7 +73,10 @@ def arrays(
         key = f"{split}_images"
         if key not in archive:
             raise ValueError(f"{path} has no array {key!r}; {did_you_mean(key, archive.files)}")
-        tensors = [_images(read(key), f"{path}: {key}", mean, std)]
+        stored = read(key)
+        if stored.ndim < 2 or not len(stored):
+            raise ValueError(f"{path}: {key}: expected one image or more, (N, ...); got the shape {stored.shape}")
+        tensors = [_images(stored, f"{path}: {key}", mean, std)]
         if f"{split}_labels" in archive:
             tensors.append(_labels(read(f"{split}_labels"), tensors[0], f"{path}: {split}_labels"))
         return Batches(*tensors, batch_size=batch_size, shuffle=shuffle)

@@ -82,3 +82,14 @@ def test_layers_that_read_the_same_inputs_are_as_one_layer_of_all_outputs():
         scores.append(second_order(network, [x[:200], x[200:]], structure("channels").find(network)[0])["first"])
     assert scores[0].order == scores[1].order
     assert scores[1].damage == pytest.approx(scores[0].damage, rel=0.1)
+
+
+def test_layers_too_wide_for_the_memory_that_is_free_are_refused_before_any_pass(perceptron, monkeypatch):
+    model, x, groups = perceptron
+    network, runs = network_of(model, x), []
+    _ = network.axes  # which is traced once
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    monkeypatch.setattr("simprune.core.sizes.free_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="are needed, and 1e-06 GB are free; most of it for 2 \\(3 x 6\\)"):
+        second_order(network, [x], groups)
+    assert not runs

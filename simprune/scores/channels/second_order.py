@@ -23,6 +23,7 @@ from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
 from simprune.core.moments import gram
 from simprune.core.registry import register
+from simprune.core.sizes import refuse_large
 from simprune.core.spaced import enough, spaced
 from simprune.core.structures import Slice, UnitGroup
 from simprune.core.ties import first_least
@@ -86,6 +87,7 @@ def second_order(
     sums = {part.module: _Sums(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
     if not sums:  # as where grouped convolutions alone read the groups
         return {}
+    _require_memory({name: each.layer for name, each in sums.items() if owner[name] == processes.rank()})
     readers = _Readers(sums, owner, network)
     walk = backpropagate(model, calibration, [readers, *beside], seed, network.weights)
     del readers
@@ -100,6 +102,23 @@ def second_order(
                 sums.pop(part.module, None)
     known = {name: score for some in processes.gather(scores) for name, score in some.items()}
     return {group.name: known[group.name] for group in weights if group.name in known}
+
+
+def _require_memory(layers: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError where the sums of these layers, and the work on the largest of them, take more than is free.
+
+    That is for every layer 8 bytes an entry for the products of its gradients, and 2 for the losses at every level of a
+    removal; for the largest also the eigenvectors of these products, and its weights some times in double precision.
+    """
+    lasting, work, largest = 0, 0, ""
+    for name, layer in layers.items():
+        outputs, inputs = matrix_of(layer).shape
+        products = min(outputs, inputs) ** 2
+        lasting += 8 * products + 2 * len(levels(inputs)) * outputs * inputs
+        if (most := 32 * products + 24 * outputs * inputs) > work:
+            work, largest = most, f"{name} ({outputs} x {inputs})"
+    remedy = f"most of it for {largest}; choose score=magnitude, which needs no products, or remove blocks alone"
+    refuse_large(lasting + work, "score second_order", remedy)
 
 
 def _owners(weights: Mapping[UnitGroup, Sequence[Slice]]) -> dict[str, int]:
