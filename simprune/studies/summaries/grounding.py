@@ -26,6 +26,9 @@ NOTE = (
 )
 NOTE_TOGETHER = "Both kinds of scores expect damage in one unit, so that a plan can weigh depth against width."
 TITLE_TESTS = "Measures by networks that are known to differ"
+NOTE_TESTS = (
+    "Rates of passed tests; chance is 0.5, of layers 1/3. Without a value: the measure does not compare all of them."
+)
 NOTE_CHOICES = (
     "Half of a layer's channels goes; geometric means over layers and networks of damage as a share of that by random "
     "numbers, the smallest after repair first, with 95 % intervals by bootstrap over networks."
@@ -72,7 +75,7 @@ def findings_of(
             pooled_over_networks(cases, seed),
         ),
         Table("choices", "What a score of channels chooses", CHOSEN, ratios_to_chance(choices, seed), NOTE_CHOICES),
-        Table("tests", TITLE_TESTS, ("measure", *TESTS, "mean"), _tests(tested or {})),
+        Table("tests", TITLE_TESTS, ("measure", *TESTS, "mean"), _tests(tested or {}), NOTE_TESTS),
         Table(
             "removals", "Removals", ("kind", "networks", "removals", "median damage", "after repair"), _counts(cases)
         ),
@@ -136,7 +139,8 @@ def _tests(tested: Mapping[str, Mapping[str, float | None]]) -> list[list[Any]]:
     rows = []
     for measure in dict.fromkeys(name for values in tested.values() for name in values):
         passed = [tested[test].get(measure) for test in TESTS]
-        rows.append([measure, *passed, mean([value for value in passed if value is not None])])
+        if known := [value for value in passed if value is not None]:
+            rows.append([measure, *passed, mean(known)])
     return sorted(rows, key=lambda row: -row[-1])
 
 
