@@ -42,15 +42,24 @@ def inputs_of(batch: Any) -> tuple[tuple, dict]:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Labels of one batch, or None.
+    """Labels of one batch, or None; ValueError for labels that are no tensor, such as a mapping of those of outputs.
 
     >>> labels_of({"input_ids": torch.zeros(1, 4), "labels": torch.tensor([3])})
     tensor([3])
+    >>> labels_of((torch.zeros(2, 4), {"boxes": torch.zeros(2, 4)}))
+    Traceback (most recent call last):
+    ValueError: labels: expected a tensor, one label per input; got a dict; give those of the main output, or None
     """
     if isinstance(batch, Mapping):
         return next((batch[key] for key in LABEL_KEYS if key in batch), None)
     if isinstance(batch, tuple | list) and len(batch) == 2 and batch[1] is not None:
-        return torch.as_tensor(batch[1])
+        try:
+            return torch.as_tensor(batch[1])
+        except (TypeError, ValueError, RuntimeError):  # as of detectors, whose targets are a list of mappings
+            raise ValueError(
+                f"labels: expected a tensor, one label per input; got a {type(batch[1]).__name__}; give those of the "
+                "main output, or None"
+            ) from None
     return None
 
 
