@@ -86,15 +86,31 @@ class Attended(nn.Module):
         return self.head(self.mid(x * self.map(x).sigmoid()).relu())
 
 
-SHAPES = {Gate: (6,), Waves: (1, 12), Mixer: (9, 6), Complex: (6,), Attended: (3, 6, 6)}
+class Sampled(nn.Module):
+    """Maps sampled at places that a layer gives, as deformable layers do, which have no forward derivative in torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.places, self.head = nn.Conv2d(8, 2, 1), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        plain = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
+        x = F.grid_sample(x, plain + 0.1 * self.places(x).permute(0, 2, 3, 1).tanh(), align_corners=False)
+        return self.head(self.mid(x).relu())
+
+
+SHAPES = {Gate: (6,), Waves: (1, 12), Mixer: (9, 6), Complex: (6,), Attended: (3, 6, 6), Sampled: (3, 6, 6)}
 PRUNED = {
     Gate: {"value", "mid"},
     Waves: {"gates.0"},
     Mixer: {"over", "wide"},
     Complex: {"first", "mid"},
     Attended: {"first", "mid"},
+    Sampled: {"mid"},
 }
-EXPORTED = (Waves,)  # exporting takes a second
+EXPORTED = (Waves, Sampled)  # exporting takes a second
 
 
 @pytest.mark.parametrize("kind", SHAPES)
