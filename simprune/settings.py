@@ -112,9 +112,10 @@ class Finetune(Options):
     )
     feature_measure: Choice = option("cka", "of that distance; a measure that has gradients", kind="measure")
     temperature: float = option(2.0, "by which the original's answers are softened", above=0)
-    select: Literal["auto", "teacher", "loss"] = option(
-        "auto", "what decides on held-out inputs which epoch stays: teacher, the distance from the original's answers, "
-        "or loss; auto: loss where labels are learned, else teacher",
+    select: Literal["auto", "teacher", "loss", "last"] = option(
+        "auto", "what decides which epoch stays: teacher, the distance from the original's answers to held-out inputs, "
+        "or loss on them; auto: loss where labels are learned, else teacher; last: the last epoch stays, whatever they "
+        "say",
     )  # fmt: skip
     until_passed: bool = option(False, "whether training ends as soon as all gates pass on held-out inputs")
     patience: int | None = option(

@@ -80,6 +80,12 @@ def test_no_epoch_stays_that_loses_on_held_out_calibration_inputs_unless_somethi
     assert any("the damage on 32 held-out calibration inputs was" in note for note in notes_of(history)) is undone
 
 
+def test_the_last_epoch_stays_where_it_is_asked_for_and_a_note_says_what_it_lost():
+    undone, history = followed(calibration=96, select="last")
+    assert not undone and [row["kept"] for row in history] == [False] * (len(history) - 1) + [True]
+    assert any("the last epoch stays, although the damage on 32" in note for note in notes_of(history))
+
+
 def test_with_few_held_out_calibration_inputs_a_note_says_that_they_cannot_judge():
     undone, history = followed(calibration=32)
     assert not undone and any("8 are held out, fewer than 16" in note for note in notes_of(history))

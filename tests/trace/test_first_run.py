@@ -281,8 +281,8 @@ def test_later_batches_of_training_and_tests_are_named_as_well(option):
 
 def test_a_batch_of_one_input_that_batchnorm_cannot_train_on_is_named():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    how = {"epochs": 1, "distill": 0.0, "batchnorm": "train"}
     with pytest.raises(ValueError, match="on train batch 2 in training mode: ValueError: Expected more than 1 value"):
-        how = {"epochs": 1, "distill": 0.0, "batchnorm": "train"}
         sp.compress(model, calibration=[X], train=[(X, Y), (X[:1], Y[:1])], finetune=how)
 
 

@@ -16,13 +16,18 @@ from simprune.trace.context import eval_mode
 
 WHAT = {"teacher": "damage", "loss": "loss"}  # that decides, by what it is taken from
 SHARES = {"accuracy": ("accurate", "labelled"), "agreement": ("agreeing", "compared")}
+UNSEEN = (  # an original that knows the inputs by heart answers them better than its training could
+    "; if the original was trained on these inputs, give a validation split that it has not seen, or set "
+    "finetune.select to last"
+)
 Outputs = Mapping[str, Tensor]
 
 
 class Judge:
     """Judges a model on held-out inputs, by its damage against the teacher or by the loss of its training.
 
-    On held-out calibration inputs the damage must not grow, unless labels alone are followed or `select` is the loss.
+    On held-out calibration inputs the damage must not grow, unless labels alone are followed or `select` is the loss
+    or the last epoch.
 
     Args:
         held: the inputs.
@@ -39,7 +44,7 @@ class Judge:
         how, labelled = objective.how, objective.labels(next(iter(held.batches))) is not None
         alone = objective.teacher is not None and (how.distill == 1 or not labelled)
         self.by: Literal["teacher", "loss"] = "teacher" if alone else "loss"
-        if how.select != "auto":
+        if how.select in ("teacher", "loss"):
             self.by = how.select
         if objective.teacher is None and not labelled:
             raise ValueError(
@@ -181,10 +186,15 @@ def notes_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
         after = f"{min(numbers):.3g} or more" if numbers else "no finite number"
         notes.append(
             f"training did not help and was undone: the {what} on {inputs} was {first['before']:.3g} before it, and "
-            f"{after} after its epochs"
+            f"{after} after its epochs" + (UNSEEN if first["judged_on"] != "validation" else "")
         )
     elif not last["kept"]:
         notes.append(f"epoch {stays['epoch']} of {len(history)} stays, after which {inputs} fared worse")
+    if last["kept"] and last.get("damage", 0.0) > last.get("damage_before", math.inf):
+        notes.append(
+            f"the last epoch stays, although the damage on {last['calibration_inputs']} held-out calibration inputs "
+            f"rose from {last['damage_before']:.3g} to {last['damage']:.3g}"
+        )
     if "diverged" in last:
         notes.append(
             f"training ended in step {last['diverged']}, where its loss was no finite number; choose a smaller "

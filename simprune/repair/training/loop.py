@@ -70,9 +70,9 @@ def finetune(
     Epochs are judged on inputs that are not trained on: a validation split, or about one training input in eight, 512
     at most. The weights that are best on them stay: of an epoch, or from before the training where it did not help.
     Nor does an epoch stay after which the damage on held-out calibration inputs is larger than before the training,
-    unless labels alone are followed, or `select` is loss, or the epoch passes. Nothing is selected on test data. Where
-    fewer than 16 training inputs could be held out, all are trained on and judged on. The training mode comes back as
-    it was.
+    unless labels alone are followed, or `select` is loss or last, or the epoch passes. Nothing is selected on test
+    data. Where fewer than 16 training inputs could be held out, all are trained on and judged on. The training mode
+    comes back as it was.
 
     A training with a folder goes on where it was interrupted, when it is called with the same arguments again, and
     ends with the weights of a training that was not. Data come in the same order then if they are a list, or a
@@ -194,7 +194,8 @@ def finetune(
                     figures = judge.figures(small)
                     passed = how.until_passed and passes is not None and passes(small, held.batches)
                     place.stale += 1
-                    if passed or better(figures, place.best, place.before):
+                    stays = how.select == "last" and not diverged
+                    if passed or stays or better(figures, place.best, place.before):
                         place.stays, place.stale = epoch, 0
                         place.best, best = figures["held_out"], tensors_of(small)
                 row = {"epoch": epoch, "loss": place.total / max(place.step, 1)} | judge.row(figures, place.before)
