@@ -17,6 +17,8 @@ from simprune.trace.flow import normalisations
 from simprune.trace.network import Network
 from simprune.trace.precision import InSingle, widened
 
+NUMBERS = 8  # of units that groups of one size lose in a proof, at most: every other number is a cut to be tried
+
 
 def prove(
     network: Network, groups: Sequence[UnitGroup], structure: UnitStructure
@@ -25,9 +27,9 @@ def prove(
 
     The network without the units has to run, to return an output of the same shape, to cost what is predicted, and to
     equal a network whose readers ignore the units (normalisations across channels are replaced in both). All groups are
-    tried at once; those of one size lose different numbers of units, because two that have to stay equally wide would
-    otherwise prove each other. When that fails, those that many layers make are tried apart from the others, because
-    the width of a stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
+    tried at once; those of one size lose different numbers of units in turn, because two that have to stay equally wide
+    would otherwise prove each other. When that fails, those that many layers make are tried apart from the others,
+    because the width of a stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
 
     Args:
         network: the original.
@@ -95,7 +97,7 @@ def _numbers(groups: Sequence[UnitGroup]) -> list[range]:
     before: Counter[int] = Counter()
     numbers = []
     for group in groups:
-        most = max(1, min(group.size // 2, group.size - group.least))
+        most = max(1, min(NUMBERS, group.size // 2, group.size - group.least))
         numbers.append(range(group.size // 2, group.size // 2 + 1 + before[group.size] % most))
         before[group.size] += 1
     return numbers

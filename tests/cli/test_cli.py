@@ -118,11 +118,11 @@ def test_smallest_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
 # ---- compress as a function ----
 
 
-@pytest.mark.parametrize("check, code", [("check=default", 3), (LOOSE, 3), ("check.name=null", 0)])
-def test_nothing_checked_is_no_success(folder, capsys, check, code):
+@pytest.mark.parametrize("check", ["check=default", LOOSE])
+def test_nothing_checked_is_no_success(folder, capsys, check):
     untested = ["structures=[blocks]", "reconstruct=none", "+data.test=false", check]
-    assert commands.compress(job("compress", *untested)) == code
-    assert ("nothing was checked" in capsys.readouterr().out) == (code == 3)
+    assert commands.compress(job("compress", *untested)) == 3
+    assert "nothing was checked" in capsys.readouterr().out
     assert (folder / "out" / "bundle").is_dir()
 
 

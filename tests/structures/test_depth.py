@@ -14,14 +14,14 @@ from simprune.zoo.residual import ResidualCNN
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def deep(depth: int, shortcut: str) -> nn.Module:
+def deep(depth: int, shortcut: str, widths: tuple[int, int] = (6, 8)) -> nn.Module:
     torch.manual_seed(0)
-    return ResidualCNN(widths=(6, 8), depths=(depth, depth), shortcut=shortcut).eval()
+    return ResidualCNN(widths=widths, depths=(depth, depth), shortcut=shortcut).eval()
 
 
 def passes(kind: str, depth: int, shortcut: str) -> tuple[int, int, int]:
-    """Forward passes of a first layer, or of one like it, while structures are found; how many are, and are not."""
-    network = Network.trace(deep(depth, shortcut), IMAGES)
+    """Forward passes of the first layer while structures are found; how many are, and are not."""
+    network = Network.trace(deep(depth, shortcut, (10, 12)), IMAGES)  # in no proof does a layer keep three inputs
     count, forward = 0, nn.Conv2d.forward
 
     def counted(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import simprune as sp
 from simprune.checks import Gate
+from simprune.repair import least_squares
 from simprune.trace import network as traced
 from simprune.trace.network import Network
 from tests.networks import build
 
 PARTS = ("visits", "order", "normalisers", "attentions", "coupling", "costs", "block_calls", "output", "fingerprint")
-TRACES = ("CouplingGraph", "cost_model", "execution", "visit_lightly")
+TRACES = ("CouplingGraph", "cost_model", "execution")
 
 
 @pytest.fixture
@@ -64,8 +65,10 @@ def counted(monkeypatch):
 
         return trace
 
-    for name in TRACES:
+    for name in (*TRACES, "visit_lightly"):
         monkeypatch.setattr(traced, name, counting(name, getattr(traced, name)))
+    prepare = least_squares.prepare
+    monkeypatch.setattr(least_squares, "prepare", lambda *args: (counts.update(["repair"]), prepare(*args))[1])
     return counts
 
 
@@ -98,6 +101,7 @@ def test_a_run_traces_the_original_once(run, case, counted):
     model, batches = case
     run(model, batches)
     assert {name: counted[name, id(model)] for name in TRACES} == dict.fromkeys(TRACES, 1)
+    assert 1 <= counted["visit_lightly", id(model)] <= 1 + counted["repair"]  # which forgets the activations
 
 
 class Walked:
