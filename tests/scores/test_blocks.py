@@ -16,7 +16,7 @@ from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.core.registry import bound, parts, read
 from simprune.measures import SimilarityMatrix
-from simprune.scores.blocks import BlockContext, observe
+from simprune.scores.blocks import BlockContext, observe, stream
 from simprune.scores.blocks.segments import fisher_partition, within
 from simprune.structures import find_blocks, structure
 from simprune.trace.network import Network
@@ -302,3 +302,22 @@ def test_a_block_that_a_language_models_answers_need_is_not_the_first_to_go():
     damages = {entry.block.name: entry.damage for entry in found}
     ratios = {name: damages[name] / moved[name] for name in order}
     assert 0 < ratios["1"] <= min(ratios.values()) * (1 + 1e-3)  # in units in which answers move
+
+
+def test_points_are_compared_in_parts_that_do_not_grow_with_depth(monkeypatch):
+    unit = F.normalize(torch.randn(50, 7, 5, dtype=torch.float64), dim=2)
+    cosine = torch.einsum("pad,pbd->pab", unit, unit).clamp(-1, 1)
+    angle = torch.arccos(cosine) / torch.pi * (1 - torch.eye(7))
+    largest = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            largest.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    monkeypatch.setattr(stream, "ENTRIES", 3 * 7**2)
+    with Seen():
+        sums = stream._between(unit)
+    assert max(largest) <= max(3 * 7**2, unit.numel())
+    torch.testing.assert_close(sums, torch.stack([cosine.sum(0), angle.sum(0)]))

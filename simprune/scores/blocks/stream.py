@@ -31,6 +31,7 @@ from simprune.trace.network import Network
 from simprune.trace.sites import Site
 
 POSITIONS = 1024  # of one batch, spread over its inputs and their positions, at which cosines are computed
+ENTRIES = 2**22  # positions x points x points that are compared at once: bounds the memory of deep networks
 GOLDEN = 0.6180339887498949  # multiples of the golden ratio, modulo 1, are spread evenly
 
 
@@ -207,10 +208,7 @@ class _Reader:
         sums = {}
         for number, names in self.points.items():
             unit = torch.stack([self.unit[name] for name in names], 1)  # (positions, points, width)
-            cosine = (unit @ unit.mT).clamp(-1, 1)
-            angle = torch.arccos(cosine) / torch.pi
-            angle.diagonal(dim1=1, dim2=2).zero_()
-            sums[number] = torch.stack([cosine.sum(0), angle.sum(0)]), len(unit)
+            sums[number] = _between(unit), len(unit)
         self.mail.send("batch", self.rows, sums)
         self.unit, self.rows = {}, {}
 
@@ -240,6 +238,26 @@ class _Reader:
             self.sums[number] = torch.stack([state[f"cosine/{number}"], state[f"angle/{number}"]]).to(device)
             self.count[number] = int(state[f"count/{number}"])
         return int(state["done"])
+
+
+def _between(unit: Tensor) -> Tensor:
+    """Cosines and angles between points, summed over positions, as (2, points, points).
+
+    Args:
+        unit: (positions, points, width) of length 1.
+
+    >>> _between(torch.eye(2, dtype=torch.float64)[None]).tolist()
+    [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.5], [0.5, 0.0]]]
+    """
+    points = unit.shape[1]
+    sums = unit.new_zeros(2, points, points)
+    for part in unit.split(max(1, ENTRIES // points**2)):
+        cosine = (part @ part.mT).clamp_(-1, 1)
+        sums[0] += cosine.sum(0)
+        angle = cosine.arccos_().div_(torch.pi)
+        angle.diagonal(dim1=1, dim2=2).zero_()
+        sums[1] += angle.sum(0)
+    return sums
 
 
 def _some_positions(site: Site, value: Tensor) -> Tensor:
