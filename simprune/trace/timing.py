@@ -18,7 +18,6 @@ from simprune.trace.context import evaluation
 
 Timer = Callable[[nn.Module, tuple, dict], float]  # seconds of one call of a module with these arguments
 SECONDS = 0.02  # for which `clock` repeats a call
-LONG = 5  # a call that takes as many times the seconds for which it would be repeated is timed once
 ROUNDS = 15  # of timing networks in turns
 
 
