@@ -82,6 +82,8 @@ def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, 
             size = entry.group.size
             order = random.Random(draw).sample(range(size), size) if chance else entry.order
             edits.append(Edit("channels", entry.group.name, tuple(order[: size - round(share * size)]), size))
+    if len(edits) != (layers := len(peers.layers_of(model))):
+        raise ValueError(f"{len(edits)} of {layers} MLPs can lose hidden units: the row would be of a larger model")
     return repaired(edits, redundancy, model, calibration)
 
 
