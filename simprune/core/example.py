@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simprune.core.batches import inputs_of
+from simprune.core.batches import inputs_of, tensors_in
 from simprune.core.cost import Example
 from simprune.core.options import shown
 
@@ -17,6 +17,7 @@ BUILT = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
+DEPTH = 8  # of containers within an argument
 ROWS = 2  # the smallest batch on which BatchNorm can run in training mode
 
 
@@ -26,12 +27,18 @@ def example_of(batch: Any) -> Example:
 
 
 def mapped(function: Callable[[Any], Any], args: Sequence, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
-    """Arguments with a function applied to every value.
+    """Arguments with a function applied to every value, also inside of tuples, lists and mappings.
 
-    >>> mapped(abs, (-1,), {"scale": -2})
-    ((1,), {'scale': 2})
+    >>> mapped(abs, (-1, {"sizes": [-3]}), {"scale": -2})
+    ((1, {'sizes': [3]}), {'scale': 2})
     """
-    return tuple(map(function, args)), {key: function(value) for key, value in kwargs.items()}
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: of(item) for key, item in value.items()}
+        return type(value)(map(of, value)) if type(value) in (tuple, list) else function(value)
+
+    return tuple(map(of, args)), {key: of(value) for key, value in kwargs.items()}
 
 
 def _cut(value: Any) -> Any:
@@ -48,11 +55,15 @@ def describe(example: Example) -> dict[str, Any]:
     >>> describe(((torch.zeros(2, 3),), {}))
     {'args': [{'shape': [2, 3], 'dtype': 'float32'}], 'kwargs': {}}
     """
-    args, kwargs = mapped(_describe, *example)
-    return {"args": list(args), "kwargs": kwargs}
+    args, kwargs = example
+    return {"args": [*map(_describe, args)], "kwargs": {key: _describe(value) for key, value in kwargs.items()}}
 
 
 def _describe(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _describe(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [*map(_describe, value)]
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     return value if isinstance(value, bool | int | float | str | type(None)) else None
@@ -80,12 +91,15 @@ def check_description(description: Any, where: str) -> None:
         raise ValueError(f"{where}: expected at most {ELEMENTS:,} numbers in an example; got {elements:,}")
 
 
-def _checked_size(value: Any, where: str) -> int:
+def _checked_size(value: Any, where: str, depth: int = 0) -> int:
     """Numbers in a described value; ValueError for what describes none."""
     if isinstance(value, bool | int | float | str | type(None)):
         return 0
-    if not isinstance(value, Mapping) or set(value) != {"shape", "dtype"}:
-        raise ValueError(f"{where}: expected shape and dtype, or a plain value; got {shown(value)}")
+    if not _is_of_tensor(value):
+        if not isinstance(value, list | tuple | Mapping) or depth == DEPTH:
+            raise ValueError(f"{where}: expected shape and dtype, or a plain value; got {shown(value)}")
+        items = value.values() if isinstance(value, Mapping) else value
+        return sum(_checked_size(item, where, depth + 1) for item in items)
     shape, name = value["shape"], value["dtype"]
     whole = isinstance(shape, list | tuple) and all(
         isinstance(size, int) and not isinstance(size, bool) for size in shape
@@ -99,6 +113,11 @@ def _checked_size(value: Any, where: str) -> int:
     return math.prod(shape)
 
 
+def _is_of_tensor(description: Any) -> bool:
+    """Whether a part of a description stands for a tensor; other mappings are arguments of their own."""
+    return isinstance(description, Mapping) and set(description) == {"shape", "dtype"}
+
+
 def from_description(description: Mapping[str, Any], device: torch.device | str = "cpu") -> Example:
     """An example of the described shapes: seeded noise for floats, ones for integers (a valid token, an open mask).
 
@@ -107,18 +126,21 @@ def from_description(description: Mapping[str, Any], device: torch.device | str 
     check_description(description, "inputs")
     generator = torch.Generator().manual_seed(0)
 
-    def make(value: Any) -> Any:
+    def built(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [*map(built, value)]
         if not isinstance(value, Mapping):
             return value
+        if not _is_of_tensor(value):
+            return {key: built(item) for key, item in value.items()}
         dtype = getattr(torch, value["dtype"])
         if dtype.is_floating_point:
             return torch.randn(*value["shape"], generator=generator).to(device, dtype)
         return torch.ones(*value["shape"], dtype=dtype, device=device)
 
-    return mapped(make, description["args"], description["kwargs"])
+    return tuple(map(built, description["args"])), built(description["kwargs"])
 
 
 def rows_of(example: Example) -> int:
     """Number of inputs in an example: the length of its first tensor, or 1 when it has none."""
-    args, kwargs = example
-    return next((len(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)), 1)
+    return next((len(value) for value in tensors_in(example) if value.ndim), 1)

@@ -232,6 +232,17 @@ def _item(batch: Any) -> bool:
     return isinstance(label, int | float) or (isinstance(label, Tensor) and label.ndim == 0)
 
 
+def _takes_one(model: nn.Module, whole: tuple | dict) -> bool:
+    """Whether a model runs on all arguments of a batch as one."""
+    args, _ = move(example_of(((whole,), None)), device_of(model))
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(*args)
+    except Exception:  # it is another fault, which the caller says
+        return False
+    return True
+
+
 def _advice(model: nn.Module, batch: Any) -> str:
     """What the user probably has to change, as the end of an error; empty where nothing is known."""
     args, kwargs = inputs_of(batch)
@@ -246,4 +257,7 @@ def _advice(model: nn.Module, batch: Any) -> str:
     own = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
     if own is not None and first.is_floating_point() and first.dtype != own.dtype:
         return f"{shape} and its weights of {str(own.dtype).removeprefix('torch.')}: give both the same type"
+    if _takes_one(model, kwargs or args):
+        kind = "dict" if kwargs else "tuple"
+        return f"; the model takes the whole {kind} as its one argument: give batches as (({kind},), labels)"
     return f"{shape}; the first dimension counts inputs"

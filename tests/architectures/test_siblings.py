@@ -132,3 +132,31 @@ def test_the_whole_path_works_and_the_original_stays_as_it_was(kind):
         torch.testing.assert_close(exported(batches[0]), small(batches[0]))
     sum(value.abs().sum() for value in all_tensors(small.train()(batches[0])).values()).backward()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class OneDict(nn.Module):
+    """Takes all inputs in one dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.facts, self.head = nn.Linear(6, 16), nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": self.head((self.image(batch["image"]) + self.facts(batch["facts"])).relu())}
+
+
+def one_dict() -> nn.Module:
+    torch.manual_seed(0)
+    return OneDict().eval()
+
+
+def test_a_model_that_takes_one_dict_is_pruned_and_reopened_and_an_error_says_how_to_give_it(tmp_path):
+    inputs = [{"image": torch.randn(16, 6), "facts": torch.randn(16, 4)} for _ in range(3)]
+    with pytest.raises(ValueError, match=r"takes the whole dict as its one argument: give .* \(\(dict,\), labels\)"):
+        sp.analyze(one_dict(), inputs)
+    batches = [((values,), None) for values in inputs]
+    result = sp.compress(one_dict(), calibration=batches, budget={"macs": 0.6}, structures=("channels",))
+    assert result.model.head.in_features < 16
+    sp.save(tmp_path / "bundle", result)
+    reopened = sp.load(tmp_path / "bundle", model=one_dict)
+    assert torch.equal(reopened(inputs[0])["logits"], result.model(inputs[0])["logits"])
