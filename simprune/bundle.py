@@ -31,7 +31,7 @@ from simprune.core.plain import finite
 from simprune.core.plan import PlainDumper, Plan
 from simprune.core.redundancy import Redundancy
 from simprune.core.store import refuse_overwriting, whole_folder
-from simprune.core.weights import AGAIN, load_weights, refuse_infinite, writing_weights
+from simprune.core.weights import AGAIN, load_weights, refuse_infinite
 from simprune.edit.apply import apply
 from simprune.repair.absorb import absorbed, empty
 from simprune.report import render
@@ -174,7 +174,7 @@ def _write(folder: Path, result: Result, recipe: dict | None) -> None:
     (folder / "plan.yaml").write_bytes(result.plan.to_yaml().encode())
     (folder / "recipe.yaml").write_bytes(_recipe_text(recipe).encode())
     (folder / "report.html").write_bytes(render(report, recipe, files=FILES).encode())
-    writing_weights(lambda: save_model(result.model, str(folder / "model.safetensors")))
+    save_model(result.model, str(folder / "model.safetensors"))
     shutil.copymode(folder / "plan.yaml", folder / "model.safetensors")  # safetensors makes it private
     files = {name: _sha256(folder / name) for name in HASHED} | {"report.json": _digest(report)}
     (folder / "report.json").write_bytes(_json(report | {"files": files}))

@@ -244,11 +244,18 @@ def validate(job: Job) -> int:
     page = job.write("verdict.html", render_verdict(content, evidence.to_dict()))
     lines = [verdict.table(console.width()), f"written to {path}", f"page: {page}"]
     if recipe.junit is not None and processes.first():
-        Path(recipe.junit).parent.mkdir(parents=True, exist_ok=True)
-        Path(recipe.junit).write_text(junit(content), encoding="utf-8")  # which may be a pipe or /dev/stdout
+        _write_junit(Path(recipe.junit), junit(content))
         lines.append(f"JUnit: {recipe.junit}")
     show(*lines)
     return EXIT[verdict.outcome]
+
+
+def _write_junit(path: Path, content: str) -> None:
+    """Write a file whole; what is there and is none, such as a pipe or a link like /dev/stdout, is written into."""
+    if path.exists() and (path.is_symlink() or not path.is_file()):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_whole(path, content)
 
 
 def _function_of(recipe: Recipe) -> nn.Module:

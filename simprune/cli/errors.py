@@ -35,8 +35,9 @@ def one_line(error: BaseException) -> str | None:
 
         text = explain(error)
     if text is None and isinstance(error, OSError):
-        said = f"{error.filename}: {error.strerror}; choose another path, or see to rights and space there"
-        text = said if error.filename is not None and error.strerror else str(error)
+        where = "a file that could not be read or written" if error.filename is None else error.filename
+        said = f"{where}: {error.strerror}; choose another path, or see to rights and space there"
+        text = said if error.strerror else str(error)
     if text is None and type(error) is ValueError and "embedded null byte" in str(error):
         text = "a path has a zero byte in it; expected the name of a file or folder"
     if text is None and type(error) in (ValueError, KeyError):

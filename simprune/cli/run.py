@@ -117,11 +117,12 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
             objective = sweep.objective(recipe, figures)
         except KeyboardInterrupt:
             if sweeping or _left(out, command):
-                interrupted = out.parent if sweeping else out
-                print(f"simprune: to go on, add {quote(f'resume={interrupted}')} to the same command", file=sys.stderr)
+                _say_how_to_go_on(out.parent if sweeping else out)
             raise
         except Exception as error:
             code, reason = report(error, processes.stop(error)), one_line(error) or type(error).__name__
+            if isinstance(error, OSError) and not sweeping and _left(out, command):  # such as a full disk
+                _say_how_to_go_on(out)
         finally:
             if out.is_dir() and [path.name for path in out.iterdir()] == [LOG]:
                 (out / LOG).unlink()  # nothing came of it
@@ -168,6 +169,11 @@ def _resumed(folder: str, command: str) -> str:
         names = " and no ".join(RESUMABLE[command])
         raise FileNotFoundError(f"no {what} to go on with in {folder}: it has no {names}")
     return folder
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    if processes.first():
+        print(f"simprune: to go on, add {quote(f'resume={folder}')} to the same command", file=sys.stderr)
 
 
 def _quoted(folder: str) -> str:

@@ -16,7 +16,7 @@ from simprune.core import processes
 from simprune.core.plain import settings
 from simprune.core.reading import read_text
 from simprune.core.store import write_whole
-from simprune.core.weights import digest_of, writing_weights
+from simprune.core.weights import digest_of
 
 SETTINGS = "settings.json"
 SECONDS = 60.0  # between two savings of a stage that is still running
@@ -101,7 +101,7 @@ class Checkpoint:
         metadata = {"sha256": digest_of(unshared)}
         write_whole(
             self.folder / f"{stage}.safetensors",
-            lambda path: writing_weights(lambda: save_file(unshared, path, metadata)),
+            lambda path: save_file(unshared, path, metadata),
         )
         self.saved = time.monotonic()
 

@@ -13,6 +13,8 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any, TypeVar
 
+from simprune.core.store import append_whole
+
 T = TypeVar("T")
 
 LOGGER = logging.getLogger("simprune")
@@ -125,7 +127,7 @@ def reporting(log: Path | None = None) -> Iterator[None]:
     """
     level, onward, handlers = LOGGER.level, LOGGER.propagate, list[logging.Handler]()
     if log is not None:
-        handlers.append(_LogFile(log, encoding="utf-8", delay=True))
+        handlers.append(_LogFile(log))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     bars = None
     if sys.stderr.isatty():
@@ -153,12 +155,16 @@ def reporting(log: Path | None = None) -> Iterator[None]:
         LOGGER.propagate = onward
 
 
-class _LogFile(logging.FileHandler):
-    """A log whose folder need not be there before its first line."""
+class _LogFile(logging.Handler):
+    """Adds every line whole to a file, whose folder need not be there before its first line."""
 
-    def _open(self) -> Any:
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        return super()._open()
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add a line; OSError where it cannot be written, as on a full disk, where nothing else could be either."""
+        append_whole(self.path, f"{self.format(record)}\n".encode())
 
 
 def _terminal() -> Any:

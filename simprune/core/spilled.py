@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from simprune.core.store import naming, write_all
+
 IN_MEMORY = 2**28  # bytes
 CHUNK = 2**23  # entries that are looked at together
 
@@ -22,7 +24,7 @@ class Spilled:
 
     def __init__(self, rows: Tensor) -> None:
         self.dtype, self.width, self.count = rows.dtype, rows.shape[1], 0
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it is open as long as the object lives
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # it is open as long as the object lives
         weakref.finalize(self, self._file.close)
         self.add(rows)
 
@@ -34,9 +36,14 @@ class Spilled:
         return self.count
 
     def add(self, rows: Tensor) -> None:
-        """Append (n, width) rows."""
+        """Append (n, width) rows.
+
+        Raises:
+            OSError: in one line, where the disk of temporary files is full.
+        """
         self._file.seek(0, 2)
-        self._file.write(rows.contiguous().view(torch.uint8).numpy().data)
+        with naming(f"{tempfile.gettempdir()} (for temporary files; the variable TMPDIR names another folder)"):
+            write_all(self._file, rows.contiguous().flatten().view(torch.uint8).numpy().data)
         self.count += len(rows)
 
     def read(self, start: int, stop: int) -> Tensor:

@@ -4,12 +4,16 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 try:
     import fcntl
@@ -17,6 +21,69 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 ASIDE = "-earlier"  # what the name of a folder ends in that was moved aside
+UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing, which name no file
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within the block errors of writing, as on a full disk, name a path.
+
+    Args:
+        path: that is written.
+
+    Raises:
+        OSError: with the path, where something within the block cannot be written.
+
+    >>> with naming("results/plan.yaml"):
+    ...     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'results/plan.yaml'
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno not in UNNAMED:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
+    """Write all bytes to a file without a buffer, which may take a part at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Add bytes to the end of a file, all of them, or none where an error is raised.
+
+    Args:
+        path: of the file; its folder is created if it is missing.
+        content: a line, for example.
+
+    Raises:
+        OSError: with the path, where they cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     append_whole(Path(folder, "log"), b"one\\n")
+    ...     append_whole(Path(folder, "log"), b"two\\n")
+    ...     Path(folder, "log").read_text()
+    'one\\ntwo\\n'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            write_all(file, content)
+        except BaseException:
+            file.truncate(before)
+            raise
 
 
 def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
@@ -26,12 +93,20 @@ def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
         path: of the file; its folder is created if it is missing.
         content: a text, or a function that writes to the path that it is called with, such as that of safetensors.
 
+    Raises:
+        OSError: with the path, where it cannot be written.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_whole(Path(folder, "a", "plan.yaml"), "edits: []")
     ...     Path(folder, "a", "plan.yaml").read_text()
     'edits: []'
     """
+    with naming(path):
+        _write_whole(path, content)
+
+
+def _write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _tidy(path, ".*.partial")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # two processes do not write into one file
@@ -64,6 +139,7 @@ def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         FileExistsError: for a folder with something in it, unless `replace`.
+        OSError: with the folder, where it cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -74,7 +150,7 @@ def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _tidy(folder, ".partial-*")
-    with _held_folder(folder) as partial:
+    with naming(folder), _held_folder(folder) as partial:
         try:
             yield partial
             for path in (*partial.rglob("*"), partial):

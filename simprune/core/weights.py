@@ -1,7 +1,7 @@
 """Weights of a model: loaded from safetensors without pickle, and hashed."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,6 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Non
             raise ValueError(f"{path} does not fit {type(model).__name__}: it {problem} {names[0]!r}{more}")
     refuse_infinite(model, stored, str(path))
     model.load_state_dict(stored, strict=False)
-
-
-def writing_weights(write: Callable[[], object]) -> None:
-    """Call a function that writes with safetensors; OSError where that cannot write, as on a full disk."""
-    try:
-        write()
-    except SafetensorError as error:
-        raise OSError(f"weights cannot be written: {error}") from error
 
 
 def refuse_infinite(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:

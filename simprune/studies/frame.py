@@ -16,7 +16,7 @@ from simprune.core.plain import finite
 from simprune.core.progress import progress
 from simprune.core.reading import read_text
 from simprune.core.store import write_whole
-from simprune.core.weights import digest, load_weights, writing_weights
+from simprune.core.weights import digest, load_weights
 from simprune.sources import model_from
 from simprune.studies.code import code_of_networks, code_of_study
 from simprune.studies.findings import Figure, Findings, Table
@@ -168,7 +168,7 @@ class Run:
         for _ in progress([None], f"train {architecture} {seed}"):
             train(model, images, first, **training)
         state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-        write_whole(path, lambda partial: writing_weights(lambda: save_file(state, partial)))
+        write_whole(path, lambda partial: save_file(state, partial))
         return model
 
     def subjects(self, architectures: Sequence[str], seeds: int, **changes: Any) -> Sequence[Subject]:

@@ -1,15 +1,20 @@
 """An interrupted analysis goes on where it was, and ends as if nothing had happened."""
 
+import errno
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from simprune import api as pipeline
 from simprune import measures
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.peekable import Peekable
-from simprune.core.store import write_whole
+from simprune.core.progress import reporting, say
+from simprune.core.spilled import Spilled
+from simprune.core.store import append_whole, write_whole
 from simprune.scores.estimate import estimate
 from simprune.trace.network import Network
 from tests.networks import build
@@ -96,6 +101,44 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, error):
         assert [*path.parent.iterdir()] == before
         write_whole(path, "whole")
     assert path.read_text() == "whole"
+
+
+@contextmanager
+def files_of_at_most(size):
+    """As on a full disk, nothing is written beyond so many bytes of a file."""
+    resource = pytest.importorskip("resource")
+    most, system = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, system))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, system))
+
+
+def test_what_a_full_disk_does_not_take_is_named_and_leaves_what_was_there(tmp_path):
+    path, log = tmp_path / "new" / "a.txt", tmp_path / "log"
+    writes = {
+        path: lambda: append_whole(path, b"x" * 300),
+        path.with_suffix(".yaml"): lambda: write_whole(path.with_suffix(".yaml"), "x" * 300),
+        path.with_suffix(".weights"): lambda: write_whole(
+            path.with_suffix(".weights"), lambda partial: save_file({"a": torch.ones(90)}, partial)
+        ),
+    }
+    for name, write in writes.items():
+        for before in ("", "a line\n"):
+            write_whole(name, before)
+            with files_of_at_most(200), pytest.raises(OSError, match=rf"too large: '{name}'") as caught:
+                write()
+            assert caught.value.errno == errno.EFBIG and name.read_text() == before
+        write()
+    assert not [*path.parent.glob(".*")] and path.read_text() == "a line\n" + "x" * 300
+    with files_of_at_most(200), pytest.raises(OSError, match="TMPDIR"):
+        Spilled(torch.zeros(5, 20))
+    with reporting(log):
+        say("one")
+        with files_of_at_most(200), pytest.raises(OSError, match=str(log)):
+            say("x" * 200)
+    assert log.read_text().count("\n") == 1 and "x" not in log.read_text()
 
 
 def test_a_file_written_whole_has_the_rights_of_a_new_file_and_is_flushed(tmp_path, monkeypatch):

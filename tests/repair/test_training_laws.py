@@ -1,11 +1,13 @@
 """Laws of fine-tuning: what it must leave alone, what it must reach, and that an interruption changes nothing."""
 
 import copy
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import simprune as sp
+from simprune.core import store
 from simprune.repair.training import finetune, notes_of, state
 from simprune.repair.training.objective import Objective
 from simprune.repair.training.optimizer import Average, restore
@@ -263,6 +266,60 @@ def test_a_training_killed_at_any_step_ends_as_one_that_was_not(how, teacher, tm
         assert (folder / "training.jsonl").read_text() == lines
 
 
+def test_a_training_goes_on_after_any_write_that_a_full_disk_does_not_take(tmp_path, monkeypatch):
+    """The first write that fails leaves half of its bytes; later ones are not tried."""
+    tensorboard = find_spec("tensorboard") is not None
+    calls, fails = [], [0]
+    whole_write, whole_flush = store.write_all, store.flush
+
+    def write(file, content):
+        calls.append("line")
+        if len(calls) == fails[0]:
+            whole_write(file, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole_write(file, content)
+
+    def flush(path):
+        calls.append("file")
+        if len(calls) == fails[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole_flush(path)
+
+    monkeypatch.setattr(state, "SECONDS", 0.0)
+    monkeypatch.setattr(store, "write_all", write)
+    monkeypatch.setattr(store, "flush", flush)
+    model, data, options = job("adamw", True)
+    options |= {"tensorboard": tensorboard, "epochs": 1}
+    history = finetune(model, data, folder=tmp_path / "whole", **options)
+    lines, writes = (tmp_path / "whole" / "training.jsonl").read_text(), len(calls)
+    assert {"line", "file"} == {*calls}
+    for number in (1, 2, 5, *range(writes // 2, writes // 2 + 4), writes):
+        folder, (again, data, _) = tmp_path / str(number), job("adamw", True)
+        before = copy.deepcopy(again.state_dict())
+        calls.clear()
+        fails[0] = number
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}"):
+            finetune(again, data, folder=folder, **options)
+        assert same(again.state_dict(), before), "the same model is trained again"
+        assert not [*folder.rglob("*.partial")]
+        log = folder / "training.jsonl"
+        assert not log.is_file() or all(json.loads(line) for line in log.read_text().splitlines())
+        for events in folder.glob("events.out.*"):
+            records(events)
+        assert finetune(again, data, folder=folder, **options) == history
+        assert same(again.state_dict(), model.state_dict()) and log.read_text() == lines
+
+
+def records(path):
+    """The events of a file for TensorBoard; AssertionError where one is cut off."""
+    content, found = path.read_bytes(), 0
+    while content:
+        size = int.from_bytes(content[:8], "little") + 16  # with the length and two checksums
+        assert len(content) >= size
+        content, found = content[size:], found + 1
+    return found
+
+
 SCRIPT = """
 import os, signal, sys, torch
 from simprune.repair.training import finetune, notes_of, state
@@ -313,8 +370,12 @@ def test_a_loader_of_torch_comes_in_the_same_order_for_the_same_seed():
 
 def test_tensorboard_gets_the_figures(tmp_path):
     pytest.importorskip("tensorboard")
-    finetune(chain(), classes(), epochs=1, folder=tmp_path, tensorboard=True)
-    assert list(tmp_path.glob("events.out.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = finetune(chain(), classes(), epochs=2, folder=tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("rate")] == [*range(1, len(events.Scalars("rate")) + 1)]
+    assert [event.value for event in events.Scalars("held_out")] == pytest.approx([row["held_out"] for row in history])
     with pytest.raises(ValueError, match="folder"):
         finetune(chain(), classes(), epochs=1, tensorboard=True)
 

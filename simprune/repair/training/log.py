@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from simprune.core.plain import finite
-from simprune.core.store import write_whole
+from simprune.core.store import append_whole, write_whole
+from simprune.repair.training.board import Board
 
 FILE = "training.jsonl"
 BEFORE = "training-before.jsonl"  # the log of an earlier training in the same folder
@@ -13,6 +14,8 @@ BEFORE = "training-before.jsonl"  # the log of an earlier training in the same f
 
 class Log:
     """A file of JSON lines in the folder of a training; without a folder nothing is written.
+
+    Every line is written whole, or an error is raised that names the file.
 
     Args:
         folder: of the training; None for none.
@@ -36,27 +39,15 @@ class Log:
             self.path.replace(self.path.with_name(BEFORE))
         done = [line for line in lines if 0 < _step(line) <= (steps or 0)]
         write_whole(self.path, "".join(f"{line}\n" for line in done))
-        if tensorboard:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self.board = SummaryWriter(str(folder), purge_step=(steps or 0) + 1)
+        self.board = Board(folder, steps or 0) if tensorboard else None
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """Add a line with figures after a step, which are numbered from 1 through all epochs."""
         if self.path is None:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite({"step": step} | figures)) + "\n")
+        append_whole(self.path, (json.dumps(finite({"step": step} | figures)) + "\n").encode())
         if self.board is not None:
-            for name, value in figures.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Write what TensorBoard has not yet."""
-        if self.board is not None:
-            self.board.close()
-            self.board = None
+            self.board.write(step, {name: value for name, value in figures.items() if isinstance(value, float)})
 
 
 def _step(line: str) -> int:

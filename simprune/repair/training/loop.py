@@ -121,7 +121,7 @@ def finetune(
     check(how, small, folder)
     if not how.epochs:
         return []
-    with own_randomness(), _modes(small), Processes.of(how, device_of(small)) as processes:
+    with own_randomness(), _as_before(small, folder), Processes.of(how, device_of(small)) as processes:
         begin_epoch(train, seed, 0)
         first = next(iter(train), None)
         if first is None:
@@ -215,7 +215,6 @@ def finetune(
             restore(small, best)
             for row in place.history:
                 row["kept"] = row["epoch"] == place.stays
-            log.close()
     return place.history
 
 
@@ -266,11 +265,20 @@ def _watched(objective: Objective) -> Any:
 
 
 @contextmanager
-def _modes(model: nn.Module) -> Iterator[None]:
-    """After the block every module is in the mode from before it."""
+def _as_before(model: nn.Module, folder: Path | None) -> Iterator[None]:
+    """After the block every module is in the mode from before it.
+
+    After an error a model whose training is stored in a folder has its weights from before as well, so that the same
+    call with the same model goes on with what is stored.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    weights = None if folder is None else tensors_of(model)
     try:
         yield
+    except BaseException:
+        if weights is not None:
+            restore(model, weights)
+        raise
     finally:
         for module, training in modes:
             module.training = training

@@ -3,9 +3,12 @@
 import io
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
+
+from simprune.core.store import write_whole
 
 from ..marks import tag
 from .style import COLUMN, VARIABLES, Chart, styled
@@ -16,11 +19,11 @@ MAGNIFIED = 1.7  # pixels of a page per point, so that text of 8 points is read 
 @styled()
 def save(charts: Mapping[str, Chart], folder: Path) -> list[Path]:
     """Write charts by name as .svg and .png (300 dpi) and return the paths; the same charts give the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for name in charts for ending in ("svg", "png")]
     for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        charts[path.stem].figure.savefig(path, dpi=300, metadata=metadata)
+        ending = path.suffix[1:]
+        drawn = partial(charts[path.stem].figure.savefig, dpi=300, format=ending)
+        write_whole(path, partial(drawn, metadata={"Date": None} if ending == "svg" else None))
     return paths
 
 

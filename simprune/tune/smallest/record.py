@@ -20,7 +20,7 @@ from simprune.core.checkpoint import refuse_other_settings
 from simprune.core.plan import Plan
 from simprune.core.reading import read_text
 from simprune.core.store import write_whole
-from simprune.core.weights import load_weights, writing_weights
+from simprune.core.weights import load_weights
 from simprune.edit.apply import apply
 from simprune.trace.network import Network
 from simprune.tune.smallest.attempts import Attempt
@@ -94,7 +94,7 @@ class Record:
             "sha256": None,
         }
         if name is not None and best == len(attempts) - 1:
-            write_whole(self.folder / name, lambda path: writing_weights(lambda: save_model(model, str(path))))
+            write_whole(self.folder / name, lambda path: save_model(model, str(path)))
             content["sha256"] = _sha256(self.folder / name)
         elif name is not None:
             content["sha256"] = self._state()["sha256"]
