@@ -4,9 +4,9 @@ The ridge pulls towards the weights that are there, not to zero: a layer whose c
 stays near a function that works on all inputs. How strongly it pulls is decided by inputs that are held out of the fit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -23,6 +23,8 @@ UNJUDGED = 1e-3  # the ridge where no inputs can be held out
 SINGLE = 1e-3  # from this ridge on, the equations of a wide layer are solved in single precision, as its products are
 
 Weights = tuple[Tensor, Tensor]  # (outputs, inputs x kernel) and the intercept (outputs,), in float64
+Solve = Callable[[float], Weights]  # of a ridge
+Errors = Callable[[float | None], Tensor]  # what weights leave of held-out rows, by their ridge; None: those present
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,27 @@ def fit(
     fitting, judging = (some.problem(shared) for some in sums)
     whole, chosen = _merged(fitting, judging), UNJUDGED if ridge == "auto" else ridge
     if ridge == "auto" and fitting is not None and judging is not None:
-        # Where rows are few, a quarter of them says little: every quarter is held out in turn.
-        folds = whole.folds() if isinstance(whole, FewRows) else [(fitting, judging)]
-        chosen = _best_ridge(folds, present)
-    solved = present if chosen is None else whole.solve(chosen, present)
+        if isinstance(whole, FewRows):  # a quarter of them says little: every quarter is held out in turn
+            chosen = _best_ridge(whole.in_turn(present))
+        else:
+            chosen = _best_ridge(_on(judging, fitting.solver(present), present))
+    solved = present if chosen is None else whole.solver(present)(chosen)
     spread = whole.total.clamp(min=1e-30)
     before, after = (float(whole.errors(weights).sum() / spread) for weights in (present, solved))
     return Fit(*solved, before, after, chosen)
 
 
-def _best_ridge(folds: "Sequence[tuple[Problem, Problem]]", present: Weights) -> float | None:
+def _on(judging: "Problem", solve: Solve, present: Weights) -> Errors:
+    """Errors, on the rows to judge by, of weights that were fitted to others."""
+    return lambda ridge: judging.errors(present if ridge is None else solve(ridge))
+
+
+def _best_ridge(errors: Errors) -> float | None:
     """The ridge whose weights predict held-out inputs best; None where the present weights do.
 
     Where rows are few, the others' error must also be larger by more than a standard error: otherwise the choice would
     follow the draw.
-
-    Args:
-        folds: problems to fit, and others to judge by.
-        present: the weights that are there.
     """
-
-    def errors(ridge: float | None) -> Tensor:
-        weights = [present if ridge is None else fitting.solve(ridge, present) for fitting, _ in folds]
-        return torch.cat([judging.errors(fitted) for fitted, (_, judging) in zip(weights, folds, strict=True)])
-
     without = errors(None)
     best, least = None, without
     for ridge in RIDGES:
@@ -250,19 +249,23 @@ class Products:
             self.total + other.total + step.square().sum() * factor,
         )
 
-    def solve(self, ridge: float, present: Weights | None = None) -> Weights:
+    def solver(self, present: Weights | None = None) -> Solve:
         """The weights of least squared error + ridge x squared change of the present weights (zeros where None)."""
         wanted = self.cross if present is None else self.cross - self.gram @ present[0].T
-        damping = ridge * self.gram.diagonal().mean() + 1e-12
-        single = len(self.gram) >= WIDE and ridge >= SINGLE
-        weight = None if not single else _solved(self.gram.float(), wanted.float(), damping)
-        if weight is None:
-            weight = _solved(self.gram.clone(), wanted, damping)
-        if weight is None:  # rounding has made the products indefinite, by less than other methods notice
-            ridged = self.gram + damping * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
-            weight = torch.linalg.solve(ridged, wanted).T
-        weight = weight if present is None else present[0] + weight
-        return weight, self.target - weight @ self.mean
+
+        def solve(ridge: float) -> Weights:
+            damping = ridge * self.gram.diagonal().mean() + 1e-12
+            single = len(self.gram) >= WIDE and ridge >= SINGLE
+            weight = None if not single else _solved(self.gram.float(), wanted.float(), damping)
+            if weight is None:
+                weight = _solved(self.gram.clone(), wanted, damping)
+            if weight is None:  # rounding has made the products indefinite, by less than other methods notice
+                ridged = self.gram + damping * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+                weight = torch.linalg.solve(ridged, wanted).T
+            weight = weight if present is None else present[0] + weight
+            return weight, self.target - weight @ self.mean
+
+        return solve
 
     def errors(self, weights: Weights) -> Tensor:
         """(1,) the sum of squares that these weights leave."""
@@ -297,14 +300,6 @@ class FewRows:
         inputs, targets = torch.cat([self.inputs, other.inputs]), torch.cat([self.targets, other.targets])
         return FewRows(inputs, targets, self.intercept)
 
-    def folds(self) -> "list[tuple[FewRows, FewRows]]":
-        """Every `SHARE`-th of the rows, next to each other, held out of the others: (others, held out)."""
-        parts = torch.arange(len(self.inputs), device=self.inputs.device).tensor_split(SHARE)
-        return [(self._at(torch.cat([*parts[:i], *parts[i + 1 :]])), self._at(parts[i])) for i in range(SHARE)]
-
-    def _at(self, rows: Tensor) -> "FewRows":
-        return FewRows(self.inputs[rows], self.targets[rows], self.intercept)
-
     def products(self) -> Products:
         """The same problem as sums of products.
 
@@ -316,22 +311,76 @@ class FewRows:
         total = targets.square().sum(dtype=torch.float64)
         return Products(len(inputs), mean.double(), target.double(), products, cross, total)
 
-    def solve(self, ridge: float, present: Weights) -> Weights:
+    @cached_property
+    def _kernel(self) -> Tensor:
+        """(rows, rows) products of inputs about their mean, computed in the rows' precision as in `products`."""
+        return gram(self._centred(self.inputs)[1]).double()
+
+    def _missing(self, present: Weights) -> Tensor:
+        """(rows, outputs) by how much the present weights, without an intercept, miss the targets."""
+        return self.targets.double() - self.inputs.double() @ present[0].T
+
+    def solver(self, present: Weights) -> Solve:
         """As of `Products`."""
-        (mean, inputs), (target, targets) = (self._centred(rows.double()) for rows in (self.inputs, self.targets))
-        kernel = inputs @ inputs.T
-        kernel.diagonal().add_(ridge * kernel.trace() / inputs.shape[1] + 1e-12)
-        change = torch.linalg.solve(kernel, targets - inputs @ present[0].T)
-        weight = present[0] + change.T @ inputs
-        return weight, target - weight @ mean
+        change_of = self._changing(self._kernel, self._missing(present))
+        inputs, (mean, target) = (
+            self.inputs.double(),
+            (self._mean(rows.double()) for rows in (self.inputs, self.targets)),
+        )
+
+        def solve(ridge: float) -> Weights:
+            weight = present[0] + change_of(ridge).T @ inputs
+            return weight, target - weight @ mean
+
+        return solve
+
+    def _changing(self, kernel: Tensor, missing: Tensor) -> Callable[[float], Tensor]:
+        """Ridge -> (rows, outputs) coefficients of rows, whose sum is the change of the weights; they add up to 0."""
+        kernel, missing = self._about_mean(self._about_mean(kernel).T), self._about_mean(missing)
+        variance = kernel.trace() / self.inputs.shape[1]
+
+        def change(ridge: float) -> Tensor:
+            ridged = kernel.clone()
+            ridged.diagonal().add_(ridge * variance + 1e-12)
+            root, failed = torch.linalg.cholesky_ex(ridged)
+            return torch.linalg.solve(ridged, missing) if failed else torch.cholesky_solve(missing, root)
+
+        return change
+
+    def in_turn(self, present: Weights) -> Errors:
+        """(rows,) squares that weights leave of every row, fitted to the rows without those next to it.
+
+        Every `SHARE`-th of the rows, next to each other, is held out of the others.
+        """
+        missing, kernel = self._missing(present), self._kernel
+        rows = torch.arange(len(missing), device=missing.device)
+        folds = [(rows[(rows < part[0]) | (rows > part[-1])], part) for part in rows.tensor_split(SHARE)]
+        changes = [self._changing(kernel[others][:, others], missing[others]) for others, _ in folds]
+
+        def errors(ridge: float | None) -> Tensor:
+            if ridge is None:
+                return (missing - present[1]).square().sum(1)
+            left = []
+            for (others, part), change in zip(folds, changes, strict=True):
+                products = kernel[part][:, others] - self._mean(kernel[others][:, others])
+                left.append(missing[part] - self._mean(missing[others]) - products @ change(ridge))
+            return torch.cat(left).square().sum(1)
+
+        return errors
 
     def errors(self, weights: Weights) -> Tensor:
         """(rows,) the squares that these weights leave of every row."""
         return (self.inputs.double() @ weights[0].T + weights[1] - self.targets.double()).square().sum(1)
 
+    def _mean(self, rows: Tensor) -> Tensor:
+        """The mean of rows, zero for a fit through the origin."""
+        return rows.mean(0) if self.intercept else torch.zeros_like(rows[0])
+
+    def _about_mean(self, rows: Tensor) -> Tensor:
+        return rows - self._mean(rows)
+
     def _centred(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean, zero for a fit through the origin, and the rows without it."""
-        mean = rows.mean(0) if self.intercept else torch.zeros_like(rows[0])
+        mean = self._mean(rows)
         return mean, rows - mean
 
 

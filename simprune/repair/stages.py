@@ -90,7 +90,8 @@ class StageTable:
                 row["latency_ms"] = 1e3 * sum(entry.seconds for entry in own) / len(own)
                 row["latency_spread_ms"] = [1e3 * sum(entry.spread[end] for entry in own) / len(own) for end in (0, 1)]
                 row["latency_told_apart"] = all(entry.told_apart for entry in own)
-        return bench(self.batch, device_of(self.models[self.architectures[0][0]]))
+        turns = min(entry.turns for entry in timed.values())
+        return bench(self.batch, device_of(self.models[self.architectures[0][0]]), turns)
 
 
 def _architecture(model: nn.Module) -> str:

@@ -88,7 +88,7 @@ def fit_stand_ins(
         if module.constant:
             module.set(part.scatter, part.mean[len(inputs) :])
         else:
-            module.set(*Products.of(part, len(inputs)).solve(RIDGE))
+            module.set(*Products.of(part, len(inputs)).solver()(RIDGE))
     return [*stand_ins]
 
 

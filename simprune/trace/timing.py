@@ -1,6 +1,8 @@
 """How long networks take: the median over turns, so that a slow moment of the machine meets all networks."""
 
 import platform
+import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,9 @@ from simprune.trace.context import evaluation
 
 Timer = Callable[[nn.Module, tuple, dict], float]  # seconds of one call of a module with these arguments
 SECONDS = 0.02  # for which `clock` repeats a call
-ROUNDS = 15  # of timing networks in turns
+ROUNDS = 15  # of timing networks in turns, at most
+LEAST = 5  # such rounds that suffice after `ENOUGH` seconds
+ENOUGH = 4.0
 
 
 def clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
@@ -32,12 +36,12 @@ def clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
 def _clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
     from torch.utils import benchmark  # which imports setuptools, and takes half a second
 
+    timer = timeit.Timer(partial(module, *args, **kwargs), timer=benchmark.timer)  # which waits for a GPU
     with evaluation(module):
-        run = {"run": partial(module, *args, **kwargs)}
-        timer = benchmark.Timer("run()", globals=run, num_threads=torch.get_num_threads())
-        once = timer.timeit(1).mean  # after calls that are not counted, which warm up
+        timer.timeit(1)  # warms up
+        once = timer.timeit(1)
         calls = round(SECONDS / once)
-        return timer.timeit(calls).mean if calls > 1 else once
+        return timer.timeit(calls) / calls if calls > 1 else once
 
 
 def batch_of(example: Example, size: int | None) -> Example:
@@ -87,12 +91,16 @@ def default_size(macs: float, rows: int = 2) -> int:
 
 @dataclass(frozen=True)
 class Latency:
-    """The seconds of one network in a rotation: the median, the quartiles, and those of its ratio to the first one."""
+    """The seconds of one network in a rotation: the median, the quartiles, and those of its ratio to the first one.
+
+    `turns`: how often it was timed.
+    """
 
     seconds: float
     spread: tuple[float, float]
     ratio: float
     ratio_spread: tuple[float, float]
+    turns: int
 
     @property
     def told_apart(self) -> bool:
@@ -102,7 +110,9 @@ class Latency:
 
 
 def rotate(models: Sequence[nn.Module], example: Example, timer: Timer | None = None) -> list[Latency]:
-    """Time networks in turns, `ROUNDS` times one after another, so that all meet the same slow and fast moments.
+    """Time networks in turns, one after another, so that all meet the same slow and fast moments.
+
+    There are `ROUNDS` turns, or `LEAST` where these take `ENOUGH` seconds.
 
     Args:
         models: the first is the one that others are compared with.
@@ -118,12 +128,14 @@ def rotate(models: Sequence[nn.Module], example: Example, timer: Timer | None = 
     [1.0, 0.5]
     """
     timed = timer or clock
-    turns = [[timed(model, *example) for model in models] for _ in range(ROUNDS)]
+    begun, turns = time.perf_counter(), list[list[float]]()
+    while len(turns) < LEAST or (len(turns) < ROUNDS and processes.once(lambda: time.perf_counter() - begun) < ENOUGH):
+        turns.append([timed(model, *example) for model in models])
     columns = list(zip(*turns, strict=True))
     rows = []
     for column in columns:
         ratios = [seconds / first for seconds, first in zip(column, columns[0], strict=True)]
-        rows.append(Latency(median(column), _quartiles(column), median(ratios), _quartiles(ratios)))
+        rows.append(Latency(median(column), _quartiles(column), median(ratios), _quartiles(ratios), len(turns)))
     return rows
 
 
@@ -134,11 +146,11 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def bench(example: Example, device: torch.device) -> dict[str, Any]:
+def bench(example: Example, device: torch.device, turns: int) -> dict[str, Any]:
     """What a latency depends on beside the network: inputs of a call, threads, device, its name, turns."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     facts = {"batch_size": rows_of(example), "threads": torch.get_num_threads(), "device": str(device), "name": name}
-    return facts | {"turns": ROUNDS}
+    return facts | {"turns": turns}
 
 
 def _processor() -> str:

@@ -136,5 +136,5 @@ def test_wide_layers_are_solved_in_single_precision_where_the_ridge_allows_it(ri
 def test_products_that_rounding_made_indefinite_are_solved_all_the_same():
     gram = torch.diag(torch.tensor([1.0, 1.0, -1e-9], dtype=torch.float64))
     cross, zero = torch.ones(3, 1, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    weight, _ = Products(9, zero, zero[:1], gram, cross, torch.ones((), dtype=torch.float64)).solve(0.0)
+    weight, _ = Products(9, zero, zero[:1], gram, cross, torch.ones((), dtype=torch.float64)).solver()(0.0)
     torch.testing.assert_close(weight[0, :2], torch.ones(2, dtype=torch.float64))

@@ -81,3 +81,8 @@ def test_no_sentence_about_latency_where_its_spread_covers_the_difference(spread
     small = {"name": "pruned", **cost, "macs": 50, "latency_ms": 2.0}
     stages = [{"name": "original", **cost, "macs": 100, "latency_ms": 2.0}, small | {"latency_spread_ms": spread}]
     assert ("Latency does not follow the" in render({"stages": stages})) == said
+
+
+def test_networks_that_take_long_are_timed_in_fewer_turns(monkeypatch):
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
+    assert {entry.turns for entry in rotate([network(), network(8)], ((X,), {}))} == {timing.LEAST}
