@@ -29,6 +29,7 @@ from simprune.core import processes
 from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import importable
 from simprune.core.progress import reporting
+from simprune.core.store import refuse_links
 from simprune.repair.training.state import STATE
 from simprune.settings import REBUILT, Settings
 from simprune.trace.later_runs import batches_in_errors
@@ -168,6 +169,7 @@ def _resumed(folder: str, command: str) -> str:
         what = "search or training" if command == "compress" else "analysis"
         names = " and no ".join(RESUMABLE[command])
         raise FileNotFoundError(f"no {what} to go on with in {folder}: it has no {names}")
+    refuse_links(*Path(folder).iterdir())
     return folder
 
 

@@ -68,6 +68,7 @@ def append_whole(path: Path, content: bytes) -> None:
 
     Raises:
         OSError: with the path, where they cannot be written.
+        ValueError: for a link, since what it names is somebody else's.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -76,6 +77,7 @@ def append_whole(path: Path, content: bytes) -> None:
     ...     Path(folder, "log").read_text()
     'one\\ntwo\\n'
     """
+    refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
@@ -284,6 +286,25 @@ def require_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(f"{path} cannot be a folder ({error.strerror}); choose another one") from None
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise ValueError for a symbolic link among files, and in folders, that are added to, gone on with and removed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "state").symlink_to("/home")
+    ...     refuse_links(Path(folder))
+    Traceback (most recent call last):
+    ValueError: ...state is a link, and what it names may be somebody else's; remove it, or start in a new folder
+    """
+    for path in paths:
+        below = (Path(root, name) for root, folders, files in os.walk(path) for name in (*folders, *files))
+        link = next((each for each in (path, *below) if each.is_symlink()), None)
+        if link is not None:
+            raise ValueError(
+                f"{link} is a link, and what it names may be somebody else's; remove it, or start in a new folder"
+            )
 
 
 def refuse_overwriting(path: Path, what: str, remedy: str) -> None:

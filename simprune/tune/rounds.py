@@ -20,6 +20,7 @@ from simprune.planners.budget import Budget
 from simprune.repair.recovery import Recovered, Recovery
 from simprune.repair.stages import StageTable
 from simprune.repair.stand_ins import fit_stand_ins
+from simprune.repair.training.state import ROUND
 from simprune.trace.context import eval_mode
 from simprune.trace.network import Network
 
@@ -91,7 +92,7 @@ class Procedure:
         fit_stand_ins(small, plan, original, self.recovery.calibration)
         stages = self.table.beside()
         stages.add("pruned", small)
-        folder = None if self.folder is None else self.folder / f"round-{number}"
+        folder = None if self.folder is None else self.folder / f"{ROUND}{number}"
         recovered = self.recovery.recover(small, plan, original, stages.add, folder)
         verdict = None if self.judge is None else self.judge(recovered.model)
         return Round(plan, recovered, stages.rows, verdict, budget)

@@ -321,6 +321,10 @@ def test_an_analysis_is_interrupted_and_goes_on(folder, capsys, monkeypatch):
     assert "add resume=half to the same command" in capsys.readouterr().err.replace(str(folder) + "/", "")
     assert main(["analyze", OWN, *few, "resume=half", "measure=cka"]) == 2
     assert "other settings (recipe.measure" in capsys.readouterr().err
+    (folder / "half" / "figures").symlink_to(folder / "mine")
+    assert main(["analyze", OWN, *few, "resume=half"]) == 2
+    assert "figures is a link" in capsys.readouterr().err
+    (folder / "half" / "figures").unlink()
     assert main(["analyze", OWN, *few, "resume=half"]) == 0
     for name in ("redundancy.json", "blocks.csv"):
         assert (folder / "half" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -139,6 +140,17 @@ def test_what_a_full_disk_does_not_take_is_named_and_leaves_what_was_there(tmp_p
         with files_of_at_most(200), pytest.raises(OSError, match=str(log)):
             say("x" * 200)
     assert log.read_text().count("\n") == 1 and "x" not in log.read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_a_link_is_replaced_by_a_file_and_never_added_to(tmp_path):
+    link, outside = tmp_path / "link", tmp_path / "outside"
+    outside.write_text("somebody's")
+    link.symlink_to(outside)
+    with pytest.raises(ValueError, match="link is a link"):
+        append_whole(link, b"a line")
+    write_whole(link, "ours")
+    assert outside.read_text() == "somebody's" and link.read_text() == "ours" and not link.is_symlink()
 
 
 def test_a_file_written_whole_has_the_rights_of_a_new_file_and_is_flushed(tmp_path, monkeypatch):

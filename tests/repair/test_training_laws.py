@@ -52,17 +52,20 @@ def test_regression_reaches_least_squares():
     torch.testing.assert_close(torch.cat([model.weight.T, model.bias[None]]), wanted, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_accumulated_batches_are_one_larger_batch(optimizer):
+@pytest.mark.parametrize("more", [{}, {"optimizer": "adamw"}, {"lora": 2, "ema": 0.9}], ids=["sgd", "adamw", "lora"])
+def test_accumulated_batches_are_one_larger_batch(more):
+    if "lora" in more:
+        pytest.importorskip("peft")
     x = torch.randn(24, 4)
     labels = torch.randint(3, (24,)).masked_fill(torch.arange(24) % 5 == 0, -100)  # unequal numbers that count
     teacher, model = chain()[:2].append(nn.Linear(8, 3)), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     one, two = copy.deepcopy(model), copy.deepcopy(model)
-    how = {"epochs": 2, "optimizer": optimizer, "teacher": teacher, "validation": [x], "lr": 0.01, "clip": 1.0}
+    how = {"epochs": 2, "teacher": teacher, "validation": [x], "lr": 0.01, "clip": 1.0, "select": "last"} | more
     finetune(one, [(x[:14], labels[:14]), (x[14:], labels[14:])], accumulate=2, **how)
     finetune(two, [(x, labels)], **how)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), model.parameters(), strict=True))
 
 
 def test_an_average_of_equal_weights_is_these_weights():
@@ -229,17 +232,19 @@ class Killed(Exception):
 VARIANTS = {
     "sgd": {"momentum": 0.9},
     "adamw": {"optimizer": "adamw", "warmup": 0.3, "ema": 0.9, "accumulate": 2, "clip": 0.5},
+    "lora": {"lora": 2, "ema": 0.9, "accumulate": 2},
 }
 
 
 def job(how, teacher=False):
+    if how == "lora":
+        pytest.importorskip("peft")
     torch.manual_seed(3)
     model, data = chain(), classes(96)
     return model, data, {"epochs": 2, "lr": 0.05, "teacher": chain() if teacher else None, **VARIANTS[how]}
 
 
-@pytest.mark.parametrize("how", VARIANTS)
-@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("how, teacher", [("sgd", False), ("adamw", True), ("lora", False)])
 def test_a_training_killed_at_any_step_ends_as_one_that_was_not(how, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(state, "SECONDS", 0.0)
     model, data, options = job(how, teacher)
@@ -355,6 +360,27 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
     relabelled = [(x, 2 - labels) for x, labels in data]
     with pytest.raises(ValueError, match="training inputs and labels"):
         finetune(job("sgd")[0], relabelled, folder=tmp_path, **options)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_links_in_a_training_are_refused_or_replaced_and_what_they_name_stays(tmp_path):
+    folder, outside = tmp_path / "training", tmp_path / "outside"
+    for path in (folder, outside / "state"):
+        path.mkdir(parents=True)
+    (outside / "notes").write_text("somebody's")
+    (folder / "training.jsonl").symlink_to(outside / "notes")
+    finetune(chain(), classes(), epochs=1, folder=folder)
+    state.forget(folder)
+    assert not (folder / "training.jsonl").is_symlink() and not (folder / "state").exists()
+    (folder / "state").symlink_to(outside)
+    (folder / "round-1").symlink_to(outside)
+    with pytest.raises(ValueError, match="state is a link"):
+        finetune(chain(), classes(), epochs=1, folder=folder)
+    (tmp_path / "other" / "state").mkdir(parents=True)
+    state.forget(folder)
+    state.forget(tmp_path)
+    assert (outside / "notes").read_text() == "somebody's" and (outside / "state").is_dir()
+    assert (tmp_path / "other" / "state").is_dir(), "a folder of that name which no training has made"
 
 
 def test_a_loader_of_torch_comes_in_the_same_order_for_the_same_seed():

@@ -150,6 +150,23 @@ def test_a_study_writes_findings_a_page_and_figures_that_are_functions_of_them(t
     ]
 
 
+def test_links_in_the_folder_of_a_study_are_read_or_replaced_and_what_they_name_stays(tmp_path):
+    sp.study("counting", folder=tmp_path, jobs=2)
+    one, two = sorted((tmp_path / "counting" / "steps").rglob("*.json"))
+    outside, page = tmp_path / "outside", tmp_path / "counting" / "page.md"
+    one.rename(outside)
+    content, written = outside.read_bytes(), page.read_bytes()
+    one.symlink_to(outside)
+    two.unlink()
+    two.symlink_to(tmp_path / "nowhere")
+    page.unlink()
+    page.symlink_to(outside)
+    DONE.clear()
+    sp.study("counting", folder=tmp_path, jobs=2)
+    assert len(DONE) == 1 and outside.read_bytes() == content and not (tmp_path / "nowhere").exists()
+    assert not two.is_symlink() and not page.is_symlink() and len(page.read_bytes()) == len(written)
+
+
 def test_a_damaged_step_is_one_line(tmp_path):
     sp.study("counting", folder=tmp_path, jobs=1)
     (path,) = (tmp_path / "counting" / "steps").rglob("*.json")

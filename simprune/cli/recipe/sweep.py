@@ -17,7 +17,7 @@ from simprune.core.checkpoint import refuse_other_settings
 from simprune.core.names import did_you_mean
 from simprune.core.plain import finite
 from simprune.core.reading import read_text
-from simprune.core.store import write_whole
+from simprune.core.store import refuse_links, write_whole
 from simprune.settings import Recipe
 
 OBJECTIVES = {
@@ -59,9 +59,10 @@ def write_job(out: Path, code: int, error: str | None, figures: Mapping[str, Any
 
 
 def resumed(folder: str) -> str:
-    """The folder of an interrupted sweep; FileNotFoundError for another one."""
+    """The folder of an interrupted sweep; FileNotFoundError for another one, ValueError for links in it."""
     if not any(Path(folder).glob("[0-9]*")):
         raise FileNotFoundError(f"no sweep to go on with in {folder}: it has no folders of jobs, such as 0")
+    refuse_links(*Path(folder).iterdir())
     return folder
 
 

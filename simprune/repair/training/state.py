@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core.checkpoint import Checkpoint
-from simprune.core.processes import first
+from simprune.core.processes import first, once
+from simprune.core.store import refuse_links
 from simprune.repair.training.optimizer import Average, restore, tensors_of
 from simprune.repair.training.randomness import random_states
 
 SECONDS = 60.0  # between two savings within an epoch
 STAGE = "training"
 STATE = "state"  # the folder of the state within that of a training
+ROUND = "round-"  # with a number, the folder of the training of a round
 
 
 @dataclass
@@ -45,15 +47,15 @@ class Place:
 def forget(folder: Path | None) -> None:
     """Remove what trainings in a folder would go on from, when their results are stored elsewhere; logs stay.
 
-    Folders that are empty then go as well. Of several processes the first alone removes.
+    Their folders go as well where they are empty then. Of several processes the first alone removes.
     """
     if folder is None or not first():
         return
-    for path in [*folder.glob(STATE), *folder.glob(f"*/{STATE}")]:
-        shutil.rmtree(path, ignore_errors=True)
-    for path in [*folder.glob("*/"), folder]:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    for path in [*folder.glob(f"{ROUND}*/"), folder]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path / STATE, ignore_errors=True)
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 class State:
@@ -66,11 +68,14 @@ class State:
         context: settings that have to be the same for the training to go on.
 
     Raises:
-        ValueError: for a folder of a training with other settings.
+        ValueError: for a folder of a training with other settings, or with links in its state.
     """
 
     def __init__(self, folder: Path | None, context: Mapping[str, Any]) -> None:
-        self.checkpoint = None if folder is None else Checkpoint(folder / STATE, context, SECONDS)
+        self.checkpoint = None
+        if folder is not None:
+            once(lambda: refuse_links(folder / STATE))
+            self.checkpoint = Checkpoint(folder / STATE, context, SECONDS)
 
     def save(
         self,

@@ -19,7 +19,7 @@ from simprune.core import processes
 from simprune.core.checkpoint import refuse_other_settings
 from simprune.core.plan import Plan
 from simprune.core.reading import read_text
-from simprune.core.store import write_whole
+from simprune.core.store import refuse_links, write_whole
 from simprune.core.weights import load_weights
 from simprune.edit.apply import apply
 from simprune.trace.network import Network
@@ -49,12 +49,13 @@ class Record:
             settings: of the search; those in the folder must equal them.
 
         Raises:
-            ValueError: for a folder that holds something else, or a search with other settings.
+            ValueError: for a folder that holds something else, a search with other settings, or links.
         """
         return processes.once(lambda: self._load(settings))
 
     def _load(self, settings: Mapping[str, Any]) -> list[Attempt]:
         path = self.folder / STATE
+        refuse_links(path, *self.folder.glob("step-*"))
         if not path.is_file():
             if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} is not empty and holds no search; give the search a folder of its own")
@@ -100,7 +101,7 @@ class Record:
             content["sha256"] = self._state()["sha256"]
         content["digest"] = _digest(content)
         write_whole(self.folder / STATE, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        for path in self.folder.glob("*.safetensors*"):
+        for path in self.folder.glob("step-*.safetensors"):
             if path.name != name:
                 path.unlink()
 
