@@ -2,20 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from simprune.core.batches import all_tensors
 from simprune.core.copies import release, sharing
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
-from simprune.trace.context import eval_mode
+from simprune.structures.comparison import Comparison
 from simprune.trace.cost import measure_cost
-from simprune.trace.flow import normalisations
 from simprune.trace.network import Network
-from simprune.trace.precision import InSingle, widened
 
 NUMBERS = 8  # of units that groups of one size lose in a proof, at most: every other number is a cut to be tried
 
@@ -26,19 +21,25 @@ def prove(
     """Groups of which units in the middle can be removed, and the names of the others with the reason.
 
     The network without the units has to run, to return an output of the same shape, to cost what is predicted, and to
-    equal a network whose readers ignore the units (normalisations across channels are replaced in both). All groups are
-    tried at once; those of one size lose different numbers of units in turn, because two that have to stay equally wide
-    would otherwise prove each other. When that fails, those that many layers make are tried apart from the others,
-    because the width of a stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
+    equal a network whose readers ignore the units (see `simprune.structures.comparison`). All groups are tried at once;
+    those of one size lose different numbers of units in turn, because two that have to stay equally wide would
+    otherwise prove each other. When that fails, those that many layers make are tried apart from the others, because
+    the width of a stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
 
     Args:
         network: the original.
         groups: of units of one kind.
         structure: the kind.
     """
+    return _prove(Comparison(network), network, groups, structure)
+
+
+def _prove(
+    comparison: Comparison, network: Network, groups: Sequence[UnitGroup], structure: UnitStructure
+) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
     if not groups:
         return [], []
-    reason = _failure(network, groups, structure)
+    reason = _failure(comparison, network, groups, structure)
     if reason is None:
         return list(groups), []
     if len(groups) == 1:
@@ -47,41 +48,46 @@ def prove(
     most = len(by_producers[-1].producers)
     wide = sum(len(group.producers) * 2 > most for group in groups)
     split = len(groups) - wide if wide < len(groups) else len(groups) // 2
-    parts = [prove(network, part, structure) for part in (by_producers[:split], by_producers[split:])]
+    parts = [_prove(comparison, network, part, structure) for part in (by_producers[:split], by_producers[split:])]
     rank = {group.name: number for number, group in enumerate(groups)}
     proven = sorted((group for part, _ in parts for group in part), key=lambda group: rank[group.name])
     return proven, sorted((item for _, part in parts for item in part), key=lambda item: rank[item[0]])
 
 
-def _failure(network: Network, groups: Sequence[UnitGroup], structure: UnitStructure) -> str | None:
+def _failure(
+    comparison: Comparison, network: Network, groups: Sequence[UnitGroup], structure: UnitStructure
+) -> str | None:
     """Why these groups cannot lose units together, one or more of each; None when they can."""
-    cut = sharing(network.model)
-    before, (args, kwargs) = network.outputs, network.example
+    before = network.outputs
     lost: Counter[tuple[str, int]] = Counter()
     gone = _numbers(groups)
+    actual, same = None, False
     try:
         edits = [((group.name,), group.expand(units)) for group, units in zip(groups, gone, strict=True)]
-        structure.remove_from_copy(network, cut, edits)
         for group, units in zip(groups, gone, strict=True):
             lost.update(group.cut(units))
-        with eval_mode(cut), torch.no_grad():
-            after = all_tensors(cut(*args, **kwargs))
-        if not before or not same_shapes(before, after):
-            return "its output is the network's output"
-        actual = measure_cost(cut, network.example)
-        without = _unmixed(cut, network)
-        release(cut)  # one edited copy at a time
-        masked = sharing(network.model)
-        for group, units in zip(groups, gone, strict=True):
-            for unit in units:
-                structure.ignore(masked, group, unit)
-        ignored = _unmixed(masked, network)
-        release(masked)
+        for height in comparison.heights():
+            cut = sharing(network.model)
+            structure.remove_from_copy(network, cut, edits)
+            without = comparison.outputs(cut, height)
+            if height is None:
+                if not before or not same_shapes(before, without):
+                    return "its output is the network's output"
+                actual = measure_cost(cut, network.example)
+            release(cut)  # one edited copy at a time
+            masked = sharing(network.model)
+            for group, units in zip(groups, gone, strict=True):
+                for unit in units:
+                    structure.ignore(masked, group, unit)
+            same = comparison.same(without, comparison.outputs(masked, height), height)
+            release(masked)
+            if same:
+                break
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without one of its {groups[0].kind} ({kind_of(error)} in its forward pass)"
-    if not all(_close(without[name], ignored[name]) for name in before):
+    if not same:
         return "removing a part of it differs from ignoring that part: more depends on it than the trace shows"
     if network.costs.after(lost) != actual:
         return "what the network costs without a part of it cannot be predicted"
@@ -103,36 +109,9 @@ def _numbers(groups: Sequence[UnitGroup]) -> list[range]:
     return numbers
 
 
-def _unmixed(model: nn.Module, network: Network) -> dict[str, Tensor]:
-    """The outputs of a model on the network's example without normalisation across channels; the model changes."""
-    _stop_mixing(model)
-    args, kwargs = widened(network.example)
-    with eval_mode(model), torch.no_grad(), InSingle():  # rounding of half precision would hide a wrong coupling
-        return all_tensors(model(*args, **kwargs))
-
-
-def _stop_mixing(model: nn.Module) -> None:
-    """Make normalisations across channels tanh, in place, so that removing a channel does not change the others.
-
-    tanh is bounded, so that nothing overflows, and nonlinear, so that a channel at a wrong index changes the output.
-    """
-
-    def entrywise(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return torch.tanh(x)
-
-    for module in normalisations(model):
-        module.forward = entrywise
-
-
 def same_shapes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
     """Whether outputs have the same names and shapes."""
     return {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs differ by at most a thousandth of the largest entry."""
-    scale = float(b.abs().max()) + 1e-6
-    return bool((a - b).abs().max() <= 1e-3 * scale)
 
 
 def kind_of(error: Exception) -> str:
