@@ -7,10 +7,11 @@ Each batch waits in a thread of its own, and one thread runs at a time, so the a
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,12 +47,12 @@ _threads = _Threads()
 
 
 class _Pass:
-    """The forward pass of one batch, in a thread; it stops before every watched layer and waits."""
+    """The forward pass of one batch, in a thread; it stops at every watched layer and waits."""
 
     def __init__(self, model: nn.Module, call: Example) -> None:
         self.model, self.call = model, call
         self.layer: str | None = None  # where the pass waits; None once it has finished
-        self.arguments: Example = (), {}  # what that layer is about to get
+        self.arguments: Example = (), {}  # what that layer is about to get, or has given
         self.error: BaseException | None = None
         self.abandoned = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -73,7 +74,7 @@ class _Pass:
         self._stopped.release()
 
     def pause(self, layer: str, arguments: Example) -> None:
-        """Wait before a layer until `resume`; runs in this pass's thread."""
+        """Wait at a layer until `resume`; runs in this pass's thread."""
         self.layer, self.arguments = layer, arguments
         self._stopped.release()
         self._go.acquire()
@@ -96,8 +97,10 @@ class _Pass:
 
 
 @contextmanager
-def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) -> Iterator[Advance]:
-    """Pause a model before one layer after another, all batches side by side.
+def lockstep(
+    model: nn.Module, calls: Iterable[Example], layers: Sequence[str], behind: Collection[str] = ()
+) -> Iterator[Advance]:
+    """Pause a model before one layer after another, or behind it, all batches side by side.
 
     Memory: the live activations of every batch's pass at one layer.
 
@@ -105,10 +108,12 @@ def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) 
         model: runs in evaluation mode, without gradients.
         calls: arguments of the model, batch by batch.
         layers: names of the modules to stop at, in order of execution; they run once per batch.
+        behind: those of them to stop at once they have run.
 
     Returns:
         A function that runs every batch up to the layer of a name, and returns the arguments that the layer is about to
-        get, batch by batch. It raises ValueError where a batch reaches another layer first, and errors of the model.
+        get, or what it gave as the only argument, batch by batch. It raises ValueError where a batch reaches another
+        layer first, and errors of the model.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> with lockstep(model, [((torch.zeros(4, 2),), {})], ["0", "2"]) as advance:
@@ -122,6 +127,9 @@ def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) 
         if current in passes:  # not a pass of another lockstep through the same layer
             current.pause(name, (args, kwargs))
 
+    def pause_behind(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        pause(name, module, (output,), {})
+
     def advance(layer: str) -> list[Example]:
         for waiting in passes:
             waiting.resume()
@@ -130,7 +138,9 @@ def lockstep(model: nn.Module, calls: Iterable[Example], layers: Sequence[str]) 
                 raise ValueError(f"expected every batch to reach {layer} next; one reached {reached}")
         return [waiting.arguments for waiting in passes]
 
-    with eval_mode(model), hooks([(model.get_submodule(name), partial(pause, name)) for name in layers]):
+    before = [(model.get_submodule(name), partial(pause, name)) for name in layers if name not in behind]
+    after = [(model.get_submodule(name), partial(pause_behind, name)) for name in layers if name in behind]
+    with eval_mode(model), hooks(before, after):
         passes += [_Pass(model, call) for call in calls]
         try:
             yield advance

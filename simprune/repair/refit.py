@@ -83,6 +83,7 @@ class Repair:
         halves: of blocks, whose last layers are fitted to the stream.
         stream: the ridge of these layers; None for that of all others.
         shared: whether layers are fitted to the batches of all processes, of which this one runs some.
+        inputs: how many all processes have; None before `run`.
     """
 
     small: nn.Module
@@ -100,6 +101,7 @@ class Repair:
     halves: Halves = field(default_factory=Halves)
     stream: Ridge | None = None
     shared: bool = False
+    inputs: int | None = None
 
     def run(self, layers: Sequence[str], batches: Sequence[Any], title: str = "") -> list[Refit]:
         """Refit layers one after another, to inputs from layers that are refitted.
@@ -118,10 +120,11 @@ class Repair:
         for batch in batches:
             known.append(Batch(first, rows_of(inputs_of(batch)), partial(mask_at, batch)))
             first += known[-1].inputs
+        repair = replace(self, inputs=first)
         if 1 < processes.count() <= len(batches) and not self.together and not self.repeats:
             turn = slice(processes.rank(), None, processes.count())
-            return replace(self, shared=True)._run(layers, batches[turn], known[turn], title)
-        return self._run(layers, batches, known, title)
+            return replace(repair, shared=True)._run(layers, batches[turn], known[turn], title)
+        return repair._run(layers, batches, known, title)
 
     def _run(self, layers: Sequence[str], batches: Sequence[Any], known: Sequence[Batch], title: str) -> list[Refit]:
         """`run`, on the batches of this process."""
@@ -135,8 +138,9 @@ class Repair:
                 units = self._units(stretch)
                 entries, followers = [*units], self.halves.successors
                 stops = [stop for entry in entries for stop in (entry, followers.get(entry)) if stop is not None]
+                alone = {entry for entry in entries if units[entry][0] is None} - {*followers.values()}
                 with (
-                    lockstep(self.model, calls[0], [*dict.fromkeys(stops)]) as original,
+                    lockstep(self.model, calls[0], [*dict.fromkeys(stops)], behind=alone) as original,
                     lockstep(self.small, calls[1], entries) as pruned,
                 ):
                     reached: list[Example] | None = None  # where the original's passes stand, if that is the next entry
@@ -159,7 +163,7 @@ class Repair:
                                 goals = [stream_of(self.model.get_submodule(entry), call) for call in originals]
                         entering = list(zip(originals, pruned(entry), known, strict=True))
                         if segment is None:
-                            refits.append(self._layer(entry, entering))
+                            refits.append(self._layer(entry, entering, behind=entry in alone))
                         else:
                             refits += self._segment(segment, inside, entering, goals)
         return refits
@@ -218,11 +222,13 @@ class Repair:
         calls: Sequence[Calls],
         block: Sequence[Calls] = (),
         goals: Sequence[Tensor] | None = None,
+        behind: bool = False,
     ) -> Refit:
         """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost.
 
         A layer that adds to the stream is fitted to the stream. `block`: calls of the block around the layer. `goals`:
-        the stream that is wanted behind the block, per batch.
+        the stream that is wanted behind the block, per batch. `behind`: whether the original's calls hold what the
+        layer gave, and not what it gets.
         """
         layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
 
@@ -246,7 +252,8 @@ class Repair:
                         value, target = value / size.to(value), target / size.to(target)
                 else:
                     args, kwargs = original
-                    target = source.forward(*args, **kwargs).index_select(channel_dim(layer), remaining)
+                    output = args[0] if behind else source.forward(*args, **kwargs)
+                    target = output.index_select(channel_dim(layer), remaining)
                 if block and half is None and name in self.shortcuts:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
@@ -257,7 +264,7 @@ class Repair:
                 yield x, y
 
         ridge = self.ridge if self.stream is None or name not in self.halves.layers else self.stream
-        solved = fit(layer, pairs(), ridge, not through_origin, held, self.shared)
+        solved = fit(layer, pairs(), ridge, not through_origin, held, self.shared, self.inputs)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)
@@ -274,14 +281,17 @@ class Repair:
         inner = {layer: layer.removeprefix(segment.prefix) for layer in layers}
         by_layer = [short for layer, short in inner.items() if layer not in self.halves.layers]
         with (
-            lockstep(segment.of(self.model), map(copied, originals if by_layer else ()), by_layer) as original,
+            lockstep(
+                segment.of(self.model), map(copied, originals if by_layer else ()), by_layer, by_layer
+            ) as original,
             lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]) as pruned,
         ):
             refits = []
             for layer, short in inner.items():
                 reached = pruned(short)
-                wanted = original(short) if short in by_layer else reached  # the stream says what others should give
-                refits.append(self._layer(layer, list(zip(wanted, reached, batches, strict=True)), calls, goals))
+                own = short in by_layer
+                wanted = original(short) if own else reached  # the stream says what others should give
+                refits.append(self._layer(layer, list(zip(wanted, reached, batches, strict=True)), calls, goals, own))
         return [*refits, *self._whole(segment, calls, goals)] if segment in self.together else refits
 
     def _whole(self, segment: Segment, calls: Sequence[Calls], goals: Sequence[Tensor] | None = None) -> list[Refit]:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from simprune.core import processes
 from simprune.core.holdout import SHARE, Counting
 from simprune.core.moments import WIDE, Moments, gram
-from simprune.trace.layers import matrix_of, patches, positions, stacked
+from simprune.core.spaced import LEAST
+from simprune.trace.layers import matrix_of, pairs_of, stacked
 
 Ridge = float | Literal["auto"]
 RIDGES = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+ROWS = 64  # as many times the width of a layer in rows suffice; neighbours in a map say little more
 UNJUDGED = 1e-3  # the ridge where no inputs can be held out
 SINGLE = 1e-3  # from this ridge on, the equations of a wide layer are solved in single precision, as its products are
 
@@ -48,6 +50,7 @@ def fit(
     intercept: bool = True,
     held: Iterable[Tensor] | None = None,
     shared: bool = False,
+    inputs: int | None = None,
 ) -> Fit:
     """Least squares of target outputs on a layer's inputs, with a ridge on the change of the layer's weights.
 
@@ -65,6 +68,8 @@ def fit(
             are numbered as they come.
         shared: whether the pairs are those of this process, of several that take batches in turn; all processes get
             the fit to the pairs of all.
+        inputs: how many there are in all pairs, of all processes; None where every position of a map is to be fitted,
+            and not as many as give `ROWS` times the width.
 
     Returns:
         The weights and the errors on all inputs.
@@ -79,6 +84,7 @@ def fit(
     present = weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().to(torch.float64, copy=True)
     sums = [_Sums(intercept, matrix_of(layer)) for _ in range(2)]  # of inputs that are not held out, and that are
     counting, masks = Counting(), None if held is None else iter(held)
+    most = None if inputs is None else max(LEAST, -(-ROWS * weight.shape[1] // inputs))
     for number, (x, targets) in enumerate(pairs):
         counting.begin(len(x))
         out = counting.held_out() if masks is None else next(masks)
@@ -87,7 +93,7 @@ def fit(
         for some, part in zip(sums, (~out, out), strict=True):
             if part.any():
                 rows = slice(None) if part.all() else part.to(x.device)
-                some.add(number, patches(layer, x[rows], targets), positions(layer, targets[rows]))
+                some.add(number, *pairs_of(layer, x[rows], targets[rows], most))
     fitting, judging = (some.problem(shared) for some in sums)
     whole, chosen = _merged(fitting, judging), UNJUDGED if ridge == "auto" else ridge
     if ridge == "auto" and fitting is not None and judging is not None:

@@ -110,6 +110,27 @@ def patches(layer: nn.Module, x: Tensor, output: Tensor | None = None) -> Tensor
     return F.unfold(x, kernel, dilation, 0, stride)
 
 
+def pairs_of(layer: nn.Module, x: Tensor, output: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Patches and `positions` of a layer's input and output, (N, width, positions) each.
+
+    Args:
+        layer: as `can_be_fitted` accepts.
+        x: its input.
+        output: a tensor of its output's shape.
+        most: number of positions of a map, where it has at least twice as many; None for all.
+
+    >>> layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 20, 20)
+    >>> [tuple(part.shape) for part in pairs_of(layer, x, layer(x), 64)]
+    [(2, 27, 64), (2, 4, 64)]
+    """
+    values = positions(layer, output)
+    maps = isinstance(layer, Convolution) and not isinstance(layer, Transposed)
+    at = spaced(values.shape[2], most) if maps and most is not None else None
+    if at is None or most is None:
+        return patches(layer, x, output), values
+    return some_patches(layer, x, output, most), values[..., at.to(values.device)]
+
+
 def some_patches(layer: nn.Module, x: Tensor, output: Tensor, most: int) -> Tensor:
     """(N, inputs x kernel, positions) as `patches`, with N inputs also for a linear layer, at some of the positions.
 

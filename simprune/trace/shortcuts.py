@@ -6,6 +6,8 @@ what the shortcut carries, and by which factor the layer's output is scaled befo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from simprune.trace.axes import Axes, channels_last
 from simprune.trace.bypass import Bypass
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
-from simprune.trace.layers import channel_dim, matrix_of
+from simprune.trace.layers import PLAIN, channel_dim, matrix_of
 from simprune.trace.precision import in_half, in_single, widened
 from simprune.trace.rewritten import make_plain
 from simprune.trace.visits import Visit
@@ -169,9 +171,18 @@ def zero_copy(block: nn.Module) -> nn.Module:
     silent = sharing(block)
     make_plain(silent)  # a norm of zeros would divide by zero
     silent.eval()  # a statement of its own, because eval() of some foreign modules does not return the module
+    for layer in silent.modules():
+        if type(layer).forward in PLAIN:
+            layer.forward = partial(_zeros, sharing(layer).to("meta"))
     for parameter in silent.parameters():
         fill(parameter, 0)
     return silent
+
+
+def _zeros(layer: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    """What a layer without weights gives, of which only the shape is computed, by a copy on the meta device."""
+    output = layer(x.to("meta"), *args)
+    return torch.zeros_like(output, device=x.device)
 
 
 def _gain(block: nn.Module, layer: str, call: Example, axis: int | None) -> Tensor | None:
