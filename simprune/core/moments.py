@@ -145,10 +145,19 @@ def gram(columns: Tensor) -> Tensor:
     width = len(columns)
     if width < SMALL:
         return columns @ columns.T
-    step, product = -(-width // 8), columns.new_empty(width, width)
-    for start in range(0, width, step):
-        stop = min(start + step, width)
+    product = columns.new_empty(width, width)
+    for start, stop in strips(width):
         part = columns[start:stop] @ columns[start:].T
         product[start:stop, start:] = part
         product[start:, start:stop] = part.T
     return product
+
+
+def strips(width: int) -> list[tuple[int, int]]:
+    """First and last rows, the last not included, of parts of a symmetric matrix that are computed one by one.
+
+    >>> strips(4), strips(600)[:2]
+    ([(0, 4)], [(0, 75), (75, 150)])
+    """
+    step = width if width < SMALL else -(-width // 8)
+    return [(start, min(start + step, width)) for start in range(0, width, max(step, 1))]

@@ -20,7 +20,7 @@ from simprune.core import processes
 from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
 from simprune.core.holdout import Counting, held_out
-from simprune.core.moments import WIDE
+from simprune.core.moments import WIDE, gram
 from simprune.core.redundancy import Interactions
 from simprune.core.spaced import enough, spaced
 from simprune.trace.axes import Axes, channels_last, like
@@ -143,7 +143,8 @@ class _Moments:
         rows = stacked(in_full(inputs), in_full(added))
         mean = rows.mean(1)
         rows -= mean[:, None]
-        products = rows[: len(rows) // 2] @ rows.T
+        entered, rest = rows.chunk(2)
+        products = torch.cat([gram(entered), entered @ rest.T], 1)
         return cls(rows.shape[1], mean.double(), products if len(products) >= WIDE else products.double())
 
     def merge(self, other: "_Moments") -> "_Moments":

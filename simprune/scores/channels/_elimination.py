@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simprune.core.moments import strips
+
 PENDING = 192  # removed inputs, after which what remains is updated; of a wide layer, every 12th of them
 AHEAD = 2  # as many times the units that are removed until then have their products with all weights ready
 
@@ -53,7 +55,11 @@ class Dense:
     def reduced(self, rows: Tensor, halves: Tensor, remaining: Tensor) -> "Dense":
         numbers = remaining.nonzero().flatten()
         left = self.matrix.index_select(0, numbers).index_select(1, numbers)
-        return Dense(left.addmm_(rows[:, remaining].T, halves[:, remaining], alpha=-1))
+        rows, halves = rows[:, remaining], halves[:, remaining]
+        for start, stop in strips(len(left)):  # half is computed and half mirrored
+            left[start:stop, start:].addmm_(rows[:, start:stop].T, halves[:, start:], alpha=-1)
+            left[stop:, start:stop] = left[start:stop, stop:].T
+        return Dense(left)
 
 
 class Factored:
