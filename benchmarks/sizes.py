@@ -1,7 +1,7 @@
 """Networks of extreme sizes: CPU seconds and peak memory of every stage, for many blocks or for wide layers.
 
 python -m benchmarks.sizes --blocks 60 120 500
-python -m benchmarks.sizes --width 5000 20000
+python -m benchmarks.sizes --width 6000 20000 --score magnitude
 """
 
 import argparse
@@ -51,7 +51,7 @@ def peak() -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
-def measure(name: str, build: Callable[..., Any], size: int, rows: Any) -> None:
+def measure(name: str, build: Callable[..., Any], size: int, score: str, rows: Any) -> None:
     """Every stage on one network, as rows for a table; it runs in a process of its own, whose peak is its own."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def measure(name: str, build: Callable[..., Any], size: int, rows: Any) -> None:
         return result
 
     rows.put((f"{size} {name}", bytes_ / MIB, "model", 0.0, peak()))
-    redundancy = stage("analyze", lambda: sp.analyze(model, batches))
+    redundancy = stage("analyze", lambda: sp.analyze(model, batches, score=score))
     plan = stage("plan", lambda: sp.plan(redundancy, {"macs": 0.5}))
     small = stage("apply", lambda: sp.apply(plan, model))
     stage("reconstruct", lambda: sp.reconstruct(small, plan, model, batches))
@@ -76,13 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs="*", default=[])
     parser.add_argument("--width", type=int, nargs="*", default=[])
+    parser.add_argument("--score", default="second_order", help="of channels; layers of 20,000 need magnitude")
     how = parser.parse_args()
     print("| network | MiB | stage | CPU seconds | peak MiB so far |\n|---|---|---|---|---|")
     work = [("blocks", chain, size) for size in how.blocks] + [("wide", wide, size) for size in how.width]
     for name, build, size in work:
         spawning = multiprocessing.get_context("spawn")
         rows = spawning.Queue()
-        process = spawning.Process(target=measure, args=(name, build, size, rows))
+        process = spawning.Process(target=measure, args=(name, build, size, how.score, rows))
         process.start()
         while process.is_alive() or not rows.empty():
             try:

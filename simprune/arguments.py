@@ -21,6 +21,7 @@ from simprune.planners.budget import MEASURED, Budget
 from simprune.planners.constraints import Constraints
 from simprune.repair.reconstruct import Rules
 from simprune.repair.training.requirements import check as check_training
+from simprune.scores.channels import refuse_wide
 from simprune.settings import Planner, Settings
 from simprune.trace.first_run import check_module, check_runs
 from simprune.trace.offload import at_hand
@@ -56,6 +57,9 @@ class Arguments:
     ) -> "Arguments":
         """Raises TypeError for an unknown argument, ValueError or KeyError for a wrong one; runs nothing."""
         settings = Settings.of_command(command, options)
+        check_module(model)
+        if plan is None:
+            refuse_wide(model, settings.structures, settings.score)
         check_model(model, settings)
         model = at_hand(model)
         check_budget(settings.budget, settings.planner, command, test, plan)

@@ -36,6 +36,7 @@ from simprune.report import render
 from simprune.report.analysis import render_analysis, save_figures, tables
 from simprune.report.frontier import frontier_csv, render_frontier, save_frontier
 from simprune.report.verdict import junit, render_verdict
+from simprune.scores.channels import refuse_wide
 from simprune.scores.estimate import estimate
 from simprune.settings import CONTROL, Settings
 from simprune.sources import Data, model_from
@@ -95,6 +96,7 @@ class Job:
 def analyze(job: Job) -> int:
     """Write redundancy.json, analysis.json, .html and .csv, and figures; print the table."""
     recipe, wanted = job.recipe, job.recipe.analysis
+    refuse_wide(job.model, recipe.structures, recipe.score)
     context = {"recipe": {key: job.resolved.get(key) for key in ANALYZED}, "model": digest(job.model)}
     checkpoint = Checkpoint(job.out / UNFINISHED, context)
     calibration = Peekable(job.data.calibration, "calibration")

@@ -80,6 +80,8 @@ def refuse_infinite(model: nn.Module, tensors: Mapping[str, Any], where: str) ->
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
+        if value.itemsize > 1 and value.sum().isfinite():  # in a tenth of the time, and in no memory
+            continue
         if value.isnan().any() or (name in parameters and not value.isfinite().all()):
             kind = "nan" if value.isnan().any() else "infinite entries"
             raise ValueError(f"{where}: {name} has {kind}; no model is kept with such weights: look at what made it")

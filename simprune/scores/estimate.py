@@ -1,6 +1,6 @@
 """The redundancy of a network: its structures are searched for, scored, and weighed by what they cost the output."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 from simprune.core import processes, registry
 from simprune.core.batches import first_tensor
 from simprune.core.checkpoint import Checkpoint
+from simprune.core.cost import CostModel
 from simprune.core.example import describe
 from simprune.core.progress import step
 from simprune.core.redundancy import (
@@ -62,6 +63,7 @@ def estimate(
     damage: bool = True,
     checkpoint: Checkpoint | None = None,
     seed: int = 0,
+    protects: Callable[[UnitGroup, CostModel], bool] | None = None,
 ) -> Estimate:
     """The removable structures of a network, and their scores on calibration batches.
 
@@ -82,6 +84,7 @@ def estimate(
             backward pass. It needs a score that says what readers lose (its fact `output_losses`).
         checkpoint: where finished stages of the blocks are saved, and looked up.
         seed: of scores that draw at random.
+        protects: whether a group of units stays in any plan, so that it need not be scored; None: none does.
 
     Returns:
         The redundancy, and the context in which blocks were scored.
@@ -96,6 +99,9 @@ def estimate(
     with step("find structures and prove removals"):
         _require_numbers(network)
     blocks, groups, refusals = _find(network, kinds)
+    if protects is not None:
+        refusals += [(group.name, "it is protected") for group in groups if protects(group, network.costs)]
+        groups = [group for group in groups if not protects(group, network.costs)]
     names = [block.name for block in blocks]
     weighed = damage and score_part.facts.get("output_losses", False)
     experts = [group for group in groups if group.kind == EXPERTS]
@@ -111,8 +117,7 @@ def estimate(
             block_scores = _score_blocks(context, names, block_score, seed)
     elif readings:
         read(network.model, calibration, readings, network.axes)
-    # Matrices of a group or block are as large as a layer, so they are reduced, and forgotten, as soon as possible.
-    own = {name: nearest(values.mean(0).abs()) for name, values in moments.correlations()}
+    own = dict(moments.nearest())
     alike = {name: most for some in processes.gather(own) for name, most in some.items()}
     losses: dict[Key, tuple[OutputLoss, ...]] = {
         ("block", name, 0): (loss,) for name, loss in block_losses.losses().items()

@@ -214,7 +214,8 @@ class CouplingGraph:
     def _tried_cuts(
         self, module: nn.Module, side: str, indices: Sequence[int], shapes: dict[str, tuple[int, ...]]
     ) -> list[tuple[str, int]]:
-        trial, unknown = sharing(module), f"no rule is known that removes channels of {self._names[module]}"
+        unknown = f"no rule is known that removes channels of {self._names[module]}"
+        trial = sharing(module).to("meta")  # shapes are all that is looked at
         try:
             self._handler(module, side)(trial, indices)
         except Exception:  # any failure inside torch-pruning means the same: it cannot cut this layer

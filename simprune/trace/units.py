@@ -1,10 +1,12 @@
 """The weights that produce the units of a group, one row per unit."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from simprune.core.structures import Slice
+
+ENTRIES = 2**22  # of weights in double precision that are looked at together
 
 
 def unit_rows(tensor: Tensor, dim: int, indices: Sequence[Sequence[int]]) -> Tensor:
@@ -20,8 +22,22 @@ def unit_rows(tensor: Tensor, dim: int, indices: Sequence[Sequence[int]]) -> Ten
     tensor([[0., 1., 4., 5.],
             [2., 3., 0., 0.]], dtype=torch.float64)
     """
-    rows = tensor.detach().double().cpu().movedim(dim, 0).flatten(1)
-    return nn.utils.rnn.pad_sequence([rows[list(entries)].flatten() for entries in indices], batch_first=True)
+    rows = tensor.detach().movedim(dim, 0)
+    units = [rows[list(entries)].double().cpu().flatten() for entries in indices]
+    return nn.utils.rnn.pad_sequence(units, batch_first=True)
+
+
+def parts_of_unit_rows(tensor: Tensor, dim: int, indices: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """The rows of `unit_rows`, a few units at a time, for what looks at every unit by itself.
+
+    >>> import torch
+    >>> [part.shape for part in parts_of_unit_rows(torch.zeros(3, 2**22), 0, [(0,), (1,), (2,)])]
+    [torch.Size([1, 4194304]), torch.Size([1, 4194304]), torch.Size([1, 4194304])]
+    """
+    width = max(1, tensor.numel() // tensor.shape[dim] * max(map(len, indices), default=1))
+    step = max(1, ENTRIES // width)
+    for start in range(0, len(indices), step):
+        yield unit_rows(tensor, dim, indices[start : start + step])
 
 
 def weight_slices(model: nn.Module, slices: Iterable[Slice]) -> list[Slice]:

@@ -7,7 +7,9 @@ from torch import nn
 
 from simprune.core.registry import bound
 from simprune.measures import get
+from simprune.scores.channels import ReaderMoments, _moments
 from simprune.structures import structure
+from simprune.trace.capture import read
 from simprune.trace.network import Network
 from tests.scores.scoring import scores_of
 
@@ -36,6 +38,24 @@ def test_leave_one_out_cka_is_the_measures_cka_of_what_is_kept(perceptron):
         least = min(least, float(get("cka")(hidden, hidden[:, sorted(score.order[gone:])])))
         lost = sum(score.damage[channel] for channel in score.order[:gone])
         assert 1 - lost == pytest.approx(least, abs=1e-6)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["products", "rows"])
+def test_who_is_most_alike_is_so_by_all_correlations_however_few_are_looked_at_together(perceptron, monkeypatch, wide):
+    model, x, groups = perceptron
+    monkeypatch.setattr(_moments, "FEW", 4)
+    if wide:
+        monkeypatch.setattr(_moments, "WIDE", 1)
+        monkeypatch.setattr("simprune.core.moments.gram", None)  # no matrix of all products is made
+        x = x[:5]
+    model[0].weight.data[4] = 0.0
+    moments = ReaderMoments(groups, apart=True)
+    read(model, [x[:3], x[3:]], [moments])
+    (most,) = dict(moments.nearest()).values()
+    alive = [0, 1, 2, 3, 5]  # a channel that never varies is like none
+    squared = np.corrcoef(model[:2](x).detach().numpy()[:, alive].T) ** 2
+    np.fill_diagonal(squared, -1)
+    assert [most[channel] for channel in alive] == [alive[other] for other in squared.argmax(1)]
 
 
 def test_the_first_to_go_leaves_the_greatest_cka(perceptron):

@@ -3,6 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+import simprune as sp
+from simprune.scores.channels import refuse_wide
 from simprune.scores.channels.second_order import second_order
 from simprune.structures import structure
 from simprune.trace.network import Network
@@ -93,3 +95,17 @@ def test_layers_too_wide_for_the_memory_that_is_free_are_refused_before_any_pass
     with pytest.raises(ValueError, match="are needed, and 1e-07 GB are free; most of it for 2 \\(3 x 6\\)"):
         second_order(network, [x], groups)
     assert not runs
+
+
+def test_layers_of_a_chain_that_are_too_wide_are_refused_before_the_model_runs(perceptron, monkeypatch):
+    model, x, _ = perceptron
+    runs = []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    monkeypatch.setattr("simprune.core.sizes.free_memory", lambda: 700)
+    for call in (lambda: sp.analyze(model, [x]), lambda: sp.compress(model, calibration=[x], budget={"macs": 0.5})):
+        with pytest.raises(ValueError, match="most of it for 2 \\(3 x 6\\); choose score=magnitude"):
+            call()
+    assert not runs
+    refuse_wide(model, ("blocks",), "second_order")
+    refuse_wide(nn.Sequential(nn.Linear(9, 9), nn.LayerNorm(9), nn.Linear(9, 9)), ("channels",), "second_order")
+    sp.analyze(model, [x], score="magnitude")

@@ -14,6 +14,8 @@ from simprune.trace.capture import Reading
 from simprune.trace.precision import require_finite
 from simprune.trace.sites import Layout, Site
 
+FEW = 256  # units whose correlations with all others are looked at together
+
 
 class ReaderMoments(Reading):
     """Reads the moments of every group's units at the input of every module that reads them.
@@ -81,6 +83,50 @@ class ReaderMoments(Reading):
                 del self._collected[key]
             yield group.name, correlations
 
+    def nearest(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name of every group with the other unit that correlates most with every unit, over all readers.
+
+        As `correlations`, a few units at a time: beside what was read, memory is O(units), where these are many.
+        """
+        if self._readers and not self._collected:
+            raise ValueError("calibration has no batches; give at least one")
+        for group in self.groups:
+            if self.mail is not None and self.owners[group.name] != processes.rank():
+                continue
+            keys = [key for key in self._collected if key[0] == group.name]
+            readers = [_Correlations(self._collected.pop(key)) for key in keys]
+            most: list[int] = []
+            for start in range(0, group.size, FEW):
+                units = slice(start, min(start + FEW, group.size))
+                alike = torch.stack([reader.of(units) for reader in readers]).mean(0).abs()
+                alike[torch.arange(len(alike)), torch.arange(units.start, units.stop)] = -2
+                most += alike.argmax(1).tolist()
+            yield group.name, tuple(most)
+
+
+class _Correlations:
+    """Correlations of some columns with all, from the rows while they are fewer than columns, else from products."""
+
+    def __init__(self, collected: Collected) -> None:
+        rows = collected.rows()
+        self._rows = None if rows is None or rows.shape[1] < WIDE else rows.float()
+        if self._rows is None:
+            moments = collected.as_summed()
+            self._products, self._count = moments.scatter.cpu(), moments.count
+            variances = self._products.diagonal().double() / self._count
+        else:
+            self._rows = self._rows - self._rows.mean(0, dtype=torch.float64).to(
+                self._rows
+            )  # exact where all are equal
+            self._count = len(self._rows)
+            variances = self._rows.square().sum(0).double().cpu() / self._count
+        self._inverse = _inverse_scale(variances)
+
+    def of(self, columns: slice) -> Tensor:
+        """(n, columns)."""
+        products = self._products[columns] if self._rows is None else (self._rows[:, columns].T @ self._rows).cpu()
+        return (products.double() / self._count).mul_(self._inverse).mul_(self._inverse[columns, None])
+
 
 def _width(read: tuple[str, Tensor]) -> int:
     return read[1].numel()
@@ -92,7 +138,12 @@ def correlation_of(covariance: Tensor) -> Tensor:
     >>> correlation_of(torch.tensor([[4.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])).tolist()
     [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    scale = covariance.diagonal().clamp(min=0).sqrt()
-    alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
-    inverse = torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))
+    inverse = _inverse_scale(covariance.diagonal())
     return covariance.mul_(inverse).mul_(inverse[:, None])
+
+
+def _inverse_scale(variances: Tensor) -> Tensor:
+    """One by the standard deviation of every channel; 0 for a dead one."""
+    scale = variances.clamp(min=0).sqrt()
+    alive = scale > 1e-12 * max(float(scale.max()), 1e-300)
+    return torch.where(alive, 1 / scale.where(alive, torch.ones_like(scale)), torch.zeros_like(scale))

@@ -16,18 +16,24 @@ from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import ChannelScore, by_damage, by_shares, by_similarity
 from simprune.trace.network import Network
-from simprune.trace.units import unit_rows, weight_slices
+from simprune.trace.units import parts_of_unit_rows, unit_rows, weight_slices
 
 
 @register("score", "magnitude", source="arXiv:1608.08710")
 def magnitude(network: Network, calibration: Iterable, groups: Sequence[UnitGroup]) -> dict[str, ChannelScore]:
     """Damage: a channel's share of the squared norm of its producers' weights (mean over producers).
 
-    The mean over producers extends the source to coupled groups. `calibration` is not read; cost O(weights).
+    The mean over producers extends the source to coupled groups. `calibration` is not read; time O(weights), and
+    hardly any memory.
     """
-    return {
-        group.name: by_shares([rows.square().sum(1) for rows in _produced(network.model, group)]) for group in groups
-    }
+    scores = {}
+    for group in groups:
+        sums = []
+        for part in weight_slices(network.model, group.slices):
+            rows = parts_of_unit_rows(network.model.get_parameter(part.tensor), part.dim, part.indices)
+            sums.append(torch.cat([some.square().sum(1) for some in rows]))
+        scores[group.name] = by_shares(sums)
+    return scores
 
 
 @register("score", "bn_scale", source="arXiv:1708.06519")

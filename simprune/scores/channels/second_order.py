@@ -23,12 +23,12 @@ from simprune.core.example import rows_of
 from simprune.core.holdout import Counting
 from simprune.core.moments import gram
 from simprune.core.registry import register
-from simprune.core.sizes import refuse_large
 from simprune.core.spaced import enough, spaced
 from simprune.core.structures import Slice, UnitGroup
 from simprune.core.ties import first_least
 from simprune.scores.channels._elimination import Elimination
 from simprune.scores.channels._inputs import Gathered
+from simprune.scores.channels._memory import require_memory
 from simprune.scores.channels._moments import correlation_of
 from simprune.scores.channels._score import ChannelScore, levels, nearest, reading_weights
 from simprune.scores.output_changes import OutputLoss, Weights
@@ -62,6 +62,7 @@ RANK = 1e-12  # eigenvalues below this share of the largest are rounding errors 
     output_losses=True,
     nearest=True,
     beside=True,
+    products=True,
 )
 def second_order(
     network: Network,
@@ -87,7 +88,7 @@ def second_order(
     sums = {part.module: _Sums(model.get_submodule(part.module)) for parts in weights.values() for part in parts}
     if not sums:  # as where grouped convolutions alone read the groups
         return {}
-    _require_memory({name: each.layer for name, each in sums.items() if owner[name] == processes.rank()})
+    require_memory({name: each.layer for name, each in sums.items() if owner[name] == processes.rank()})
     readers = _Readers(sums, owner, network)
     walk = backpropagate(model, calibration, [readers, *beside], seed, network.weights)
     del readers
@@ -102,23 +103,6 @@ def second_order(
                 sums.pop(part.module, None)
     known = {name: score for some in processes.gather(scores) for name, score in some.items()}
     return {group.name: known[group.name] for group in weights if group.name in known}
-
-
-def _require_memory(layers: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError where the sums of these layers, and the work on the largest of them, take more than is free.
-
-    That is for every layer 8 bytes an entry for the products of its gradients, and 2 for the losses at every level of a
-    removal; for the largest also the eigenvectors of these products, and its weights some times in double precision.
-    """
-    lasting, work, largest = 0, 0, ""
-    for name, layer in layers.items():
-        outputs, inputs = matrix_of(layer).shape
-        products = min(outputs, inputs) ** 2
-        lasting += 8 * products + 2 * len(levels(inputs)) * outputs * inputs
-        if (most := 32 * products + 24 * outputs * inputs) > work:
-            work, largest = most, f"{name} ({outputs} x {inputs})"
-    remedy = f"most of it for {largest}; choose score=magnitude, which needs no products, or remove blocks alone"
-    refuse_large(lasting + work, "score second_order", remedy)
 
 
 def _owners(weights: Mapping[UnitGroup, Sequence[Slice]]) -> dict[str, int]:
@@ -267,7 +251,8 @@ def _eliminate(size: int, readers: "Sequence[_Surgeon]") -> ChannelScore:
     damage[remaining] = alone[remaining]
     lost = torch.where(alone > 0, damage / alone.clamp(min=1e-300), 0).clamp(0, 1)
     score = ChannelScore.of([*order, *remaining], 1 - lost, damage)
-    losses = zip(*(reader.losses(score.order, levels(size)) for reader in readers), strict=True)
+    of_readers = [list(reader.losses(score.order, levels(size))) for reader in readers]  # one factor at a time
+    losses = zip(*of_readers, strict=True)
     return replace(score, losses=dict(zip(levels(size), losses, strict=True)), nearest=nearest(similarity))
 
 
