@@ -18,7 +18,7 @@ from simprune.core.plan import Plan
 from simprune.core.weights import refuse_infinite
 from simprune.measures import Measure
 from simprune.planners.budget import MEASURED, Budget
-from simprune.planners.constraints import Constraints
+from simprune.planners.constraints import RESIDUAL, Constraints
 from simprune.repair.reconstruct import Rules
 from simprune.repair.training.requirements import check as check_training
 from simprune.scores.channels import refuse_wide
@@ -58,7 +58,7 @@ class Arguments:
         """Raises TypeError for an unknown argument, ValueError or KeyError for a wrong one; runs nothing."""
         settings = Settings.of_command(command, options)
         check_module(model)
-        if plan is None:
+        if plan is None and set(settings.planner.protect) <= {RESIDUAL}:  # what is protected is not scored
             refuse_wide(model, settings.structures, settings.score)
         check_model(model, settings)
         model = at_hand(model)
