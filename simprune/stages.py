@@ -31,6 +31,7 @@ from simprune.edit.generation import generation_lost
 from simprune.edit.layer_changes import layer_changes
 from simprune.edit.reopening import is_pretrained
 from simprune.planners.budget import Amount
+from simprune.planners.constraints import Constraints
 from simprune.repair.absorb import absorb, notes_of
 from simprune.repair.outcome import outcomes
 from simprune.repair.recovery import Recovered, Recovery
@@ -100,8 +101,14 @@ class Run:
         """Whether the test batches have labels."""
         return self.table.original is not None and self.table.original.labelled
 
-    def redundancy(self, damage: bool = True, checkpoint: Checkpoint | None = None) -> Redundancy:
-        """How redundant every structure is, damages as trial removals show them."""
+    def redundancy(self, damage: bool = True, checkpoint: Checkpoint | None = None, whole: bool = True) -> Redundancy:
+        """How redundant every structure is, damages as trial removals show them.
+
+        Args:
+            damage: whether damages are measured at the output.
+            checkpoint: where finished stages of the blocks are stored.
+            whole: whether units that the run's planner protects are scored as well.
+        """
         settings, calibration = self.settings, self.given.calibration
         estimated = estimate(
             self.network,
@@ -113,6 +120,7 @@ class Run:
             damage,
             checkpoint,
             settings.seed,
+            None if whole else Constraints(settings.planner.protect).protects,
         )
         found = estimated.redundancy.replacing(settings.replace)
         return calibrate(found, self.network, calibration, settings.trials, settings.reconstruct)

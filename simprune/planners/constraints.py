@@ -41,9 +41,10 @@ class Constraints(settings.Constraints):
 
     def groups(self, redundancy: Redundancy) -> tuple[ChannelRedundancy, ...]:
         """The groups that may lose units: no layer that makes their channels is protected."""
-        return tuple(entry for entry in redundancy.channels if not self._protected(entry.group, redundancy.costs))
+        return tuple(entry for entry in redundancy.channels if not self.protects(entry.group, redundancy.costs))
 
-    def _protected(self, group: UnitGroup, costs: CostModel) -> bool:
+    def protects(self, group: UnitGroup, costs: CostModel) -> bool:
+        """Whether these units stay, because a layer that makes them is protected, or their residual stream."""
         if RESIDUAL in self.protect and is_stream(group, costs):
             return True
         names = (group.name, *group.producers)

@@ -2,6 +2,7 @@
 
 import pytest
 
+import simprune as sp
 from simprune import measures
 from simprune.core.registry import parts
 from simprune.planners.constraints import is_stream
@@ -89,3 +90,17 @@ def test_the_options_stand_in_the_plan_and_defaults_do_not(residual):
     assert dict(made.planner)["protect"] == ["blocks.1"]
     assert dict(made.planner)["round_to"] == 2
     assert "min_width" not in made.planner
+
+
+def test_compress_does_not_score_units_that_its_planner_protects():
+    model, x = build("Residual")
+    data = [x]
+    budget, planner = {"macs": 0.8}, {"name": "greedy", "protect": ["residual"]}
+    whole = sp.analyze(model, data, structures=("channels",))
+    result = sp.compress(
+        model, calibration=data, budget=budget, planner=planner, structures=("channels",), reconstruct="none"
+    )
+    assert result.redundancy is not None
+    streams = {entry.name for entry in whole.channels} - {entry.name for entry in result.redundancy.channels}
+    assert streams and {(name, "it is protected") for name in streams} <= {*result.redundancy.unprunable}
+    assert result.plan.edits == sp.plan(whole, budget, planner).edits
