@@ -4,9 +4,9 @@
 
 Llama shapes: 134M parameters in float32 (30 layers x 576, 49,152 tokens of vocabulary, tied) on 64 x 128 tokens, and
 1.1B in bfloat16 (22 layers x 2,048, 32,000 tokens) on 16 x 128. `depth` removes a fifth of the layers, `width` a tenth
-of the parameters as hidden units. Every figure comes from a process of its own, because a peak stays. The peak is that
-of resident memory beyond the process with the model and the data; it includes the edited model. Time is in CPU seconds,
-divided by those of a forward pass over the same tokens.
+of the parameters as hidden units. `analyze` includes the plan and the edit. Every figure comes from a process of its
+own, because a peak stays. The peak is that of resident memory beyond the process with the model and the data; it
+includes the edited model. Time is in CPU seconds, divided by those of a forward pass over the same tokens.
 """
 
 import argparse
@@ -28,7 +28,14 @@ import simprune as sp
 from simprune.core.batches import call
 
 STAGES = ("forward", "analyze", "apply", "reconstruct", "validate", "compress")
-PLANS = {"depth": (["blocks"], 0.85), "width": (["channels"], 0.9)}  # structures, and the share of parameters to keep
+PLANS: dict[str, dict[str, Any]] = {
+    "depth": {"structures": ["blocks"], "budget": {"params": 0.85}},
+    "width": {
+        "structures": ["channels"],
+        "budget": {"params": 0.9},
+        "planner": {"name": "greedy", "protect": ["residual"]},
+    },
+}
 TOKENS = 128
 MIB = 2**20
 
@@ -100,7 +107,7 @@ def forget_peak() -> int:
 
 def measure(model: str, kind: str, stage: str, sequences: int, batch: int) -> dict[str, float]:
     """One stage, in this process: CPU seconds, and the peak of resident memory beyond model and data in MiB."""
-    shape, (structures, share) = SHAPES[model], PLANS[kind]
+    shape = SHAPES[model]
     network = build(shape)
     ids = torch.randint(shape.fields["vocab_size"], (sequences, TOKENS), generator=torch.Generator().manual_seed(1))
     batches = [{"input_ids": part} for part in ids.split(batch)]
@@ -113,8 +120,7 @@ def measure(model: str, kind: str, stage: str, sequences: int, batch: int) -> di
                 call(network, each)
 
     def analyze() -> None:
-        redundancy = sp.analyze(network, batches, structures=structures)
-        sp.plan(redundancy, {"params": share}).save(plan_file)
+        sp.compress(network, calibration=batches, reconstruct="none", **PLANS[kind]).plan.save(plan_file)
 
     def edited() -> tuple[sp.Plan, nn.Module]:
         plan = sp.Plan.load(plan_file)
@@ -124,7 +130,7 @@ def measure(model: str, kind: str, stage: str, sequences: int, batch: int) -> di
         sp.reconstruct(small, plan, network, batches)
 
     def compress() -> None:
-        sp.compress(network, calibration=batches, structures=structures, budget={"params": share})
+        sp.compress(network, calibration=batches, **PLANS[kind])
 
     def validate() -> None:
         sp.validate(network, small, batches, "language_model")
