@@ -5,7 +5,7 @@ import site
 import sysconfig
 import traceback
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 LIBRARIES = tuple(
@@ -73,6 +73,26 @@ def failing_module(error: BaseException) -> str | None:
         return None
     names = {id(module): name for name, module in running[0].named_modules()}
     return names.get(id(running[-1]), "")
+
+
+def forward_of(error: BaseException) -> tuple[str, FrameType] | None:
+    """The innermost forward pass, written neither by torch nor by simprune, in which an error was raised.
+
+    Returns:
+        The name of its module within the model that ran, and the frame; None where there is no such forward pass.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    calls = [index for index, frame in enumerate(frames) if _runs_a_model(frame.f_code)]
+    if not calls:
+        return None
+    torch = str(Path(frames[calls[0]].f_code.co_filename).parents[2])
+    for index in reversed(range(calls[0], len(frames))):
+        file = frames[index].f_code.co_filename
+        if not file.startswith((torch, PACKAGE)):
+            model, module = (frames[call].f_locals["self"] for call in (calls[0], max(c for c in calls if c < index)))
+            names = {id(part): name for name, part in model.named_modules()}
+            return names.get(id(module), ""), frames[index]
+    return None
 
 
 def with_line(error: BaseException) -> str:

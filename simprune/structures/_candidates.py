@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
 from simprune.core.structures import NotPrunable
-from simprune.structures.proof import kind_of
+from simprune.structures.failures import kind_of
 from simprune.trace.carried import carried, settle
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.precision import HALF, in_half, in_single, tolerance, widened

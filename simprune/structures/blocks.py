@@ -19,7 +19,8 @@ from simprune.core.registry import register
 from simprune.core.structures import Block, NotPrunable
 from simprune.structures import Refusals, Structure
 from simprune.structures._candidates import branches_of, equal, resolve
-from simprune.structures.proof import kind_of, same_shapes
+from simprune.structures.failures import kind_of
+from simprune.structures.proof import same_shapes
 from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks

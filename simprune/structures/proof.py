@@ -9,6 +9,7 @@ from simprune.core.copies import release, sharing
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.structures.comparison import Comparison
+from simprune.structures.failures import failure
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
 
@@ -86,7 +87,7 @@ def _failure(
     except NotPrunable as reason:
         return str(reason)
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
-        return f"the network fails without one of its {groups[0].kind} ({kind_of(error)} in its forward pass)"
+        return failure(error, network.model, groups[0])
     if not same:
         return "removing a part of it differs from ignoring that part: more depends on it than the trace shows"
     if network.costs.after(lost) != actual:
@@ -112,13 +113,3 @@ def _numbers(groups: Sequence[UnitGroup]) -> list[range]:
 def same_shapes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
     """Whether outputs have the same names and shapes."""
     return {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
-
-
-def kind_of(error: Exception) -> str:
-    """What kind of error it is; its message would speak of what users have not written.
-
-    >>> kind_of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), kind_of(ArithmeticError())
-    ('a RuntimeError', 'an ArithmeticError')
-    """
-    name = type(error).__name__
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -10,14 +10,15 @@ from simprune.trace.layers import is_conv1d, matrix_of, output_dim
 # Names of the children that project queries, keys and values apart, all at once, and the heads' joint output.
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
 INTERLEAVED = ("query_key_value",)  # the queries of a key/value head, its key, its value, and so on for every one
-FUSED = (("qkv",), ("qkv_proj",), ("in_proj",), ("c_attn",), ("Wqkv",), INTERLEAVED)
+FUSED = (("qkv",), ("qkv_proj",), ("to_qkv",), ("in_proj",), ("c_attn",), ("Wqkv",), INTERLEAVED)
 OUTPUT = ("o_proj", "out_proj", "c_proj", "proj", "o", "to_out", "dense", "Wo")
 # Norms of queries and keys: within a head, or with an entry for every entry of all heads.
 NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "q_proj_layernorm", "k_proj_layernorm")
+NORM = "norm"  # a LayerNorm of what the projections get
 PARTED, PARTS = "CodeGenAttention", 4  # whose heads lie in so many parts, one for every core of a computer of its time
 PER_HEAD = ("sinks",)  # parameters with one entry for every query head
 # Names under which modules and configurations state numbers of heads and widths: a new spelling goes here alone.
-HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "h")
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "head_size")
 FUSED_WIDTHS = ("embed_dim",)  # of all heads together, where a single key/value head is fused with them
@@ -162,9 +163,11 @@ def _of_projections(modules: Mapping[str, nn.Module], name: str, module: nn.Modu
         rows, groups = [part for part in rows if part.heads == heads], heads
     rows += _beside(module, prefix, heads, groups, width, shared)
     joint = HeadRows(f"{output}.weight", 1 - output_dim(output_layer), heads)
-    reads = tuple((f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items())
+    reads = [(f"{layer}.weight", 1 - output_dim(projection)) for layer, projection in layers.items()]
+    if NORM in children:
+        reads += [(f"{prefix}{NORM}.{key}", 0) for key, _ in children[NORM].named_parameters()]
     writes = along_outputs(output, output_layer) if output.startswith(prefix) else ()
-    return Attention(name, heads, groups, width, tuple(rows), joint, reads, writes, shared)
+    return Attention(name, heads, groups, width, tuple(rows), joint, tuple(reads), writes, shared)
 
 
 def _of_parts(
@@ -191,10 +194,15 @@ def _projections(children: Mapping[str, nn.Module]) -> tuple[str, ...]:
 
 
 def _output_projection(modules: Mapping[str, nn.Module], name: str, children: Mapping[str, nn.Module]) -> str | None:
-    """Full name of the output projection: a child, or in BERT `output.dense` beside the attention."""
-    child = next((child for child in OUTPUT if _is_projection(children.get(child))), None)
-    if child is not None:
-        return f"{name}.{child}" if name else child
+    """Full name of the output projection: a child, or the first part of one, in front of a dropout.
+
+    In BERT it is `output.dense` beside the attention.
+    """
+    for child in OUTPUT:
+        parts = [*children.get(child, nn.Identity()).children()]
+        first = bool(parts) and _is_projection(parts[0]) and not any([*part.parameters()] for part in parts[1:])
+        if first or _is_projection(children.get(child)):
+            return (f"{name}." if name else "") + child + (".0" if first else "")
     parent = name.rpartition(".")[0]
     beside = f"{parent}.output.dense"
     return beside if parent and _is_projection(modules.get(beside)) else None
@@ -202,7 +210,9 @@ def _output_projection(modules: Mapping[str, nn.Module], name: str, children: Ma
 
 def _holds_only(module: nn.Module, known: set[str], output: str, name: str) -> bool:
     """Whether all parameters of a module lie in children that are known, or in the output projection."""
-    own = known | {output.removeprefix(f"{name}." if name else "")}
+    prefix = f"{name}." if name else ""
+    own = known | ({output.removeprefix(prefix).partition(".")[0]} if output.startswith(prefix) else set())
+    own |= {NORM} if isinstance(getattr(module, NORM, None), nn.LayerNorm) else set()
     others = (part for child, part in module.named_children() if child not in own)
     free = [key for key, _ in module.named_parameters(recurse=False) if key not in PER_HEAD]
     return not free and all(next(part.parameters(), None) is None for part in others)

@@ -30,5 +30,7 @@ def cut(model: nn.Module, tensor: str, dim: int, indices: Iterable[int]) -> None
     setattr(owner, attribute, new)
     if attribute == "weight" and isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = new.shape
+    elif attribute == "weight" and isinstance(owner, nn.LayerNorm | nn.RMSNorm):
+        owner.normalized_shape = tuple(new.shape)
     elif attribute == "weight" and is_conv1d(owner):
         owner.nx, owner.nf = new.shape  # type: ignore[assignment]

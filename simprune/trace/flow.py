@@ -199,6 +199,8 @@ class ChannelFlow(TorchDispatchMode):
         known = self._records.setdefault((target, dim, side), numbers)
         if known is not numbers and known.shape == numbers.shape:
             self._numbers.tie(known, numbers)  # it runs again, and reads the same entries
+            if bool((known == FREE).any()):  # such as zeros, before a recurrent layer has given anything
+                self._records[target, dim, side] = torch.where(known == FREE, numbers, known)
         elif known.shape != numbers.shape:
             self._numbers.pin(torch.cat([known, numbers]), f"{self._running[-1]} reads inputs of several widths")
 

@@ -101,7 +101,31 @@ class Sampled(nn.Module):
         return self.head(self.mid(x).relu())
 
 
-SHAPES = {Gate: (6,), Waves: (1, 12), Mixer: (9, 6), Complex: (6,), Attended: (3, 6, 6), Sampled: (3, 6, 6)}
+class Recurrent(nn.Module):
+    """A convolutional LSTM, whose state is zeros before its layer has given anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.gates, self.head = 8, nn.Conv2d(2 + 8, 32, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = cell = x.new_zeros(len(x), self.hidden, *x.shape[-2:])
+        for frame in x.unbind(1):
+            i, f, g, o = self.gates(torch.cat([frame, state], 1)).chunk(4, 1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            state = o.sigmoid() * cell.tanh()
+        return self.head(state)
+
+
+SHAPES = {
+    Gate: (6,),
+    Waves: (1, 12),
+    Mixer: (9, 6),
+    Complex: (6,),
+    Attended: (3, 6, 6),
+    Sampled: (3, 6, 6),
+    Recurrent: (3, 2, 4, 4),
+}
 PRUNED = {
     Gate: {"value", "mid"},
     Waves: {"gates.0"},
@@ -109,6 +133,7 @@ PRUNED = {
     Complex: {"first", "mid"},
     Attended: {"first", "mid"},
     Sampled: {"mid"},
+    Recurrent: {"gates"},
 }
 EXPORTED = (Waves, Sampled)  # exporting takes a second
 

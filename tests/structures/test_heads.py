@@ -228,4 +228,43 @@ def test_reasons_speak_no_other_library_s_words():
     model = nn.Sequential(nn.Linear(6, 8), Demanding(), nn.Linear(8, 3))
     groups, refused = structure("heads").find(Network(model, ((torch.randn(2, 5, 6),), {})))
     assert groups == []
-    assert dict(refused)["1"] == "the network fails without one of its heads (a RuntimeError in its forward pass)"
+    assert dict(refused)["1"].startswith("without one of its heads 1 fails (test_heads.py, line ")
+    assert "invalid for input" not in dict(refused)["1"]
+
+
+class Chunked(nn.Module):
+    """Attention with a norm of its own, one projection cut by `chunk`, and a dropout behind the output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm, self.to_qkv = 4, nn.LayerNorm(12), nn.Linear(12, 3 * 4 * 5, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(4 * 5, 12), nn.Dropout(0.1))
+
+    def forward(self, x):
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.to_qkv(self.norm(x)).chunk(3, -1)
+        )
+        return self.to_out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Added(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Chunked()
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def test_heads_cut_by_chunk_go_and_so_does_the_stream_around_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), Added(), Added(), nn.Linear(12, 3)).eval()
+    x = torch.randn(2, 7, 6)
+    network = Network(model, ((x,), {}))
+    (heads, refused), (channels, _) = (structure(kind).find(network) for kind in ("heads", "channels"))
+    assert [group.size for group in heads] == [4, 4] and refused == []
+    assert [group.size for group in channels] == [12]
+    edits = [Edit(group.kind, group.name, group.expand([1, 2]), group.width) for group in [*heads, *channels]]
+    small = apply(plan_of(model, x, *edits), model)
+    assert small[1].inner.to_qkv.weight.shape == (3 * 2 * 5, 10) and small[1].inner.norm.normalized_shape == (10,)
+    assert small(x).shape == (2, 7, 3)
