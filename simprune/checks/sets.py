@@ -10,6 +10,7 @@ from simprune.checks.corruptions import shifts
 from simprune.checks.verdict import Gate
 from simprune.core.batches import main_name
 from simprune.core.harness import require
+from simprune.core.labels import Labels
 from simprune.core.registry import bound, register
 
 Gates = str | Mapping[str, Any] | Sequence[Gate]  # a check set's name, a mapping with name and options, or gates
@@ -125,7 +126,7 @@ def tasks(
     return [Gate("task_accuracy_drop", limit=drop, options={"tasks": (task,), **shared}) for task in named]
 
 
-def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
+def fitting(outputs: Mapping[str, Tensor], labels: Labels | None) -> list[Gate]:
     """Default gates that fit what a model gives, one list per output where there are several.
 
     Class scores (N, C) get the set "default", maps with labels for every pixel the set "segmentation"; anything else,
@@ -134,15 +135,16 @@ def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
 
     Args:
         outputs: of the first test batch, by name.
-        labels: of the same batch.
+        labels: of the same batch, of the main output or by the name of the output.
 
     >>> import torch
     >>> [gate.measure for gate in fitting({"output": torch.zeros(2, 1, 8, 8)}, None)]
     ['relative_error']
     """
     if len(outputs) == 1:
-        (value,) = outputs.values()
-        if value.ndim == 3 and labels is not None and not fits(value, labels):
+        ((name, value),) = outputs.items()
+        own = labels.get(name) if isinstance(labels, Mapping) else labels
+        if value.ndim == 3 and own is not None and not fits(value, own):
             return gates_of(None)  # which raises: labels of tokens have no default set, one has to be chosen
     gates: list[Gate] = []
     with_labels = labelled(outputs, labels)
@@ -157,16 +159,19 @@ def fitting(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[Gate]:
     return gates
 
 
-def labelled(outputs: Mapping[str, Tensor], labels: Tensor | None) -> list[str]:
+def labelled(outputs: Mapping[str, Tensor], labels: Labels | None) -> list[str]:
     """Names of the outputs that labels belong to: those of fitting shape with as many classes as the first of them.
 
-    The main output comes first. Early exits and auxiliary heads of the same classes share its labels in this way.
+    The main output comes first. Early exits and auxiliary heads of the same classes share its labels in this way. Where
+    labels are by output, each has its own.
 
     >>> import torch
     >>> labelled({"a": torch.zeros(2, 3), "b": torch.zeros(2, 5), "c": torch.zeros(2, 3)}, torch.tensor([0, 1]))
     ['a', 'c']
     """
     names = sorted(outputs, key=lambda name: name != main_name(outputs))
+    if isinstance(labels, Mapping):
+        return [name for name in names if fits(outputs[name], labels.get(name))]
     fitting_ones = [name for name in names if fits(outputs[name], labels)]
     return [name for name in fitting_ones if outputs[name].shape[1] == outputs[fitting_ones[0]].shape[1]]
 

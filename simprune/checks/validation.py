@@ -16,8 +16,17 @@ from simprune.checks.sets import Gates, fitting, gates_of, labelled
 from simprune.checks.tokens import gates_of_tokens, lends_labels
 from simprune.checks.verdict import Gate, Verdict
 from simprune.core import processes
-from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
+from simprune.core.batches import (
+    call_all,
+    check_labels,
+    checked,
+    labels_by_output,
+    labels_of,
+    main_name,
+    output_mask_of,
+)
 from simprune.core.example import ROWS
+from simprune.core.labels import Labels, by_output, tensor_of
 from simprune.core.names import did_you_mean
 from simprune.core.pieces import pieces
 from simprune.functional import FORMS, FunctionalMeasure, Gathered, Outputs
@@ -88,7 +97,13 @@ def needs_no_labels(model: nn.Module, test: Iterable) -> bool:
 
 
 def _fitting(model: nn.Module, batch: Any, outputs: Mapping[str, Tensor]) -> list[Gate]:
-    return gates_of_tokens(model, batch, outputs) or fitting(outputs, labels_of(batch))
+    return gates_of_tokens(model, batch, outputs) or fitting(outputs, _labels_of(batch))
+
+
+def _labels_of(batch: Any) -> Labels | None:
+    """Labels of a batch: by output where some have their own, else those of the main output."""
+    named = labels_by_output(batch)
+    return named if any(labels is not None for labels in named.values()) else labels_of(batch)
 
 
 def rehearse(
@@ -117,7 +132,7 @@ def _run(
     def run(tally: _Tally, whole: Any, number: int) -> None:
         """Run both models on one batch."""
         for batch in [whole] if len(tally.inputs) > 1 else pieces(whole, size):  # corruptions go batch by batch
-            labels, mask = labels_of(batch), output_mask_of(batch)
+            labels, mask = _labels_of(batch), output_mask_of(batch)
             for inputs in tally.inputs:
                 a, b = (
                     call_all(network, corruptions.shifted(inputs, batch, network, limits, seed + number))
@@ -127,13 +142,14 @@ def _run(
                 tally.update(a, b, labels, inputs, lambda output, batch=batch: targets_of(batch, model, output))
                 if watch is not None and inputs == corruptions.CLEAN:
                     main = main_name(a)
-                    watch(batch, a[main], b[main], labels)
+                    watch(batch, a[main], b[main], labels_of(batch))
 
     with evaluation(model, small):
         for some in processes.rounds(batches):
             if tally is None:
                 few = next(pieces(some[0], ROWS))
-                outputs, labels = call_all(model, few), labels_of(few)
+                outputs, labels = call_all(model, few), _labels_of(few)
+                check_labels(few, outputs)
                 chosen = _fitting(model, few, outputs) if gates is None else gates
                 tally = _Tally(gates, labels is not None, correction, chosen)
                 if len(tally.inputs) > 1:
@@ -172,7 +188,7 @@ def check(
     Args:
         logits_a: logits (N, C), `Outputs`, or other outputs that the gates' measures take; several ones by name.
         logits_b: the same of the pruned model.
-        labels: (N,) class indices, or other labels that the measures take.
+        labels: (N,) class indices, or other labels that the measures take; of several outputs also by name.
         gates: a list of gates, the name of a check set, or None for gates that fit the outputs: for class scores the
             set "default" (without labels, without the gates that need them).
         seed: of the bootstrap.
@@ -192,7 +208,8 @@ def check(
     'pass'
     """
     outputs_a, outputs_b = (dict(x) if isinstance(x, Mapping) else {"output": x} for x in (logits_a, logits_b))
-    labels, targets = None if labels is None else torch.as_tensor(labels), None
+    targets: TokenTargets | None = None
+    labels = by_output(labels) or (None if labels is None else tensor_of(labels))
     shaped = all(isinstance(value, Tensor) for value in outputs_a.values())
     chosen = fitting(outputs_a, labels) if shaped and gates is None else gates
     tally = _Tally(gates, labels is not None, correction, chosen)
@@ -204,9 +221,13 @@ def check(
             {name: without_padding(torch.as_tensor(value), mask) for name, value in outputs.items()}
             for outputs in (outputs_a, outputs_b)
         )
-        targets = TokenTargets(labels, mask)
+        targets = TokenTargets(_main_labels(labels, outputs_a), mask)
     tally.update(outputs_a, outputs_b, labels, targets=lambda _: targets)
     return tally.verdict(seed)
+
+
+def _main_labels(labels: Labels | None, outputs: Mapping[str, Any]) -> Tensor | None:
+    return labels.get(main_name(outputs)) if isinstance(labels, Mapping) else labels
 
 
 class _Tally:
@@ -235,7 +256,7 @@ class _Tally:
         self,
         outputs_a: Mapping[str, Any],
         outputs_b: Mapping[str, Any],
-        labels: Tensor | None,
+        labels: Labels | None,
         inputs: str = corruptions.CLEAN,
         targets: Callable[[Tensor], TokenTargets | None] = lambda _: None,
     ) -> None:
@@ -245,7 +266,7 @@ class _Tally:
         """
         self._same_outputs(outputs_a, outputs_b)
         if inputs == corruptions.CLEAN:
-            self._count(outputs_a[main_name(outputs_a)], labels)
+            self._count(outputs_a[main_name(outputs_a)], _main_labels(labels, outputs_a), labels is not None)
         class_scores: dict[str, tuple[Outputs, Outputs]] = {}  # in float64, softmax and all, once for all gates
         for gate, measure, stream in zip(self.gates, self.measures, self.streams, strict=True):
             if gate.inputs != inputs or measure.form == "models":
@@ -253,7 +274,7 @@ class _Tally:
             name = self._output_of(gate)
             a, b = outputs_a[name], outputs_b[name]
             self._fits(measure, a, gate)
-            own = labels
+            own = labels.get(name) if isinstance(labels, Mapping) else labels
             if len(outputs_a) > 1 and not measure.needs_labels and name not in labelled(outputs_a, labels):
                 own = None  # they are another output's
             if measure.form == "classes":
@@ -298,11 +319,11 @@ class _Tally:
             raise ValueError(f"{gate.label}: no output {gate.output!r}; {did_you_mean(str(gate.output), self.names)}")
         return str(gate.output)
 
-    def _count(self, a: Any, labels: Tensor | None) -> None:
+    def _count(self, a: Any, labels: Tensor | None, labelled: bool) -> None:
         self.batches += 1
-        if (labels is not None) != self.labelled:
-            labelled = self.batches - 1 if self.labelled else 1
-            raise ValueError(f"{labelled} of {self.batches} test batches have labels; give labels to all or none")
+        if labelled != self.labelled:
+            some = self.batches - 1 if self.labelled else 1
+            raise ValueError(f"{some} of {self.batches} test batches have labels; give labels to all or none")
         shape = tuple(getattr(a, "shape", None) or torch.as_tensor(a).shape)
         self.count += shape[0] if shape else 0
         self.classes = shape[1] if len(shape) == 2 else 0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simprune.core.batches import inputs_of, labels_of, rows_at
+from simprune.core.batches import inputs_of, labels_by_output, labels_of, rows_at
 
 
 def pieces(batch: Any, size: int) -> Iterator[Any]:
@@ -63,11 +63,10 @@ def inputs_in(batch: Any) -> int | None:
     (3, None)
     """
     args, kwargs = inputs_of(batch)
-    labels = labels_of(batch)
+    labels = [*labels_by_output(batch).values()] or [labels_of(batch)]
     values = [*args, *kwargs.values()]
-    if any(isinstance(value, Mapping | list | tuple) for value in [*values, labels]):
+    if any(isinstance(value, Mapping | list | tuple) for value in [*values, *labels]):
         return None
     lengths = {len(value) for value in values if isinstance(value, Tensor) and value.ndim}
-    if isinstance(labels, Tensor):
-        lengths.add(len(labels) if labels.ndim else 0)
+    lengths |= {len(value) if value.ndim else 0 for value in labels if isinstance(value, Tensor)}
     return lengths.pop() if len(lengths) == 1 else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from simprune.core.batches import all_tensors, device_of, inputs_of, move, rows_at, tensors_in
+from simprune.core.batches import all_tensors, check_labels, device_of, inputs_of, move, rows_at, tensors_in
 from simprune.core.blame import with_line
 from simprune.core.cost import Example
 from simprune.core.example import example_of, mapped, rows_of
@@ -97,7 +97,9 @@ def check_runs(model: nn.Module, batch: Any, name: str, model_name: str = "model
     args, kwargs = move(example_of(batch), device_of(model))
     which = f"the first {name} batch"
     result, again = check_answers(model, batch, (args, kwargs), name, which, model_name, first=True)
-    for output, value in all_tensors(result).items():
+    outputs = all_tensors(result)
+    check_labels(batch, outputs)
+    for output, value in outputs.items():
         if output in again and not _same(value, again[output]):
             which = _first_to_differ(model, args, kwargs)
             raise ValueError(

@@ -71,6 +71,7 @@ def test_the_whole_path(name, tmp_path):
     assert sp.reconstruct(small, plan, model, calibration)
     small.train()(calibration[0]).sum().backward()
     output = small.eval()(calibration[0])
+    torch.testing.assert_close(torch.export.export(small, (calibration[0],)).module()(calibration[0]), output)
     bundle.save(tmp_path / "small", SimpleNamespace(model=small, plan=plan, report={"simprune": "0.1.0", "stages": []}))
     loaded = bundle.load(tmp_path / "small", lambda: make(name))
     assert torch.equal(loaded.eval()(calibration[0]), output)

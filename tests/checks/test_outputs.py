@@ -105,6 +105,33 @@ def test_labels_are_those_of_the_main_output_and_of_others_with_its_classes():
     assert drops == {"early", "logits"} and verdict.results[0].gate.output == "coarse"
 
 
+@pytest.mark.parametrize("pack", [named, lambda *outputs: outputs])
+def test_labels_by_output_are_those_of_their_outputs(pack):
+    """The pruned model turns one output around; gates see it at that output, whatever the main one is."""
+    scores, pixels = INPUTS.mean((2, 3)).argmax(1), INPUTS.argmax(1)
+    model, turned = Heads(pack), Heads(lambda a, b, c: pack(a, b.flip(1), c))
+    labels = pack(scores, pixels, None)
+    verdict = validate(model, turned, [(INPUTS, labels)])
+    name = [*labels][1] if isinstance(labels, dict) else "1"
+    drops = {(result.gate.measure, result.gate.output): result.value for result in verdict.results}
+    main = "scores" if name == "pixels" else "0"
+    assert drops["accuracy_drop", main] == 0 and drops["miou_drop", name] > 0.5
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ({"boxes": INPUTS}, "labels of the outputs scores, pixels, vector; got some of boxes"),
+        ([{"boxes": INPUTS}] * N, "got some of 0.boxes"),
+        ({"pixels": INPUTS.argmax(1)}, "those of the main output first, scores, or None for it; got pixels"),
+        ({"scores": object()}, "got a object"),
+    ],
+)
+def test_labels_that_fit_no_output_are_one_line(labels, message):
+    with pytest.raises(ValueError, match=message):
+        validate(Heads(named), Heads(named), [(INPUTS, labels)])
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_one_map_has_gates_that_fit_it_by_default(labelled):
     def pixels(_, y, __):

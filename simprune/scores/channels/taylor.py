@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simprune.core.batches import call_all, checked, labels_of, main_name, output_mask_of
+from simprune.core.batches import call_all, checked, labels_by_output, labels_of, main_name, output_mask_of
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import ChannelScore, by_damage
@@ -25,9 +25,10 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
     """Damage: squared first-order change of the loss when the weights that produce a channel are set to zero.
 
     The loss is cross-entropy where batches have class labels for logits (N, C), else the soft log-likelihood of
-    `simprune.trace.gradients`, which needs no labels; of several outputs the sum, with labels for the main one. One
-    forward and one backward pass; memory O(weights). The size of batches matters, since the gradient is the mean over a
-    batch and is squared then. Parameters, `requires_grad`, `.grad` and the mode are afterwards as before.
+    `simprune.trace.gradients`, which needs no labels; of several outputs the sum, with labels for the main one, or for
+    those that have their own. One forward and one backward pass; memory O(weights). The size of batches matters, since
+    the gradient is the mean over a batch and is squared then. Parameters, `requires_grad`, `.grad` and the mode are
+    afterwards as before.
     """
     model = network.model
     slices = {group.name: weight_slices(model, group.slices) for group in groups}
@@ -38,9 +39,10 @@ def taylor(network: Network, calibration: Iterable, groups: Sequence[UnitGroup])
         for batch in checked(calibration, "calibration"):
             with forgetting(model):
                 outputs, mask = call_all(model, batch), output_mask_of(batch)
+            named = labels_by_output(batch)
             loss = _loss(outputs.pop(main_name(outputs)), labels_of(batch), mask)
-            for other in outputs.values():
-                loss = loss + _loss(other, None, mask)
+            for name, other in outputs.items():
+                loss = loss + _loss(other, named.get(name), mask)
             gradients = torch.autograd.grad(loss, [*weights.values()], materialize_grads=True)
             products = {
                 name: weight.detach() * gradient
