@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+from simprune.core.names import around
+
 Example = tuple[tuple, dict]  # positional and keyword arguments of a forward pass
 Key = tuple[str, int]  # name of a tensor, and one of its dimensions
 KINDS = ("macs", "params", "bytes")
@@ -161,9 +163,8 @@ class CostModel:
         """The numbers of the summands that a cut of a tensor, or the removal of a module, can change."""
         touched: dict[Key | str, list[int]] = {}
         for number, term in enumerate(self._terms):
-            parts = term.owner.split(".")
-            around = {".".join(parts[: count + 1]) for count in range(len(parts))}
-            for what in around | {key for _, key in term.factors if key is not None}:
+            owners = {term.owner, *around(term.owner)}
+            for what in owners | {key for _, key in term.factors if key is not None}:
                 touched.setdefault(what, []).append(number)
         return touched
 

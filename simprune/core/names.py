@@ -1,4 +1,4 @@
-"""Names that users type: the nearest known name, and the function that `package.module:function` names."""
+"""Names: the nearest known name, the function that `package.module:function` names, the modules around a module."""
 
 import importlib
 import importlib.util
@@ -106,3 +106,13 @@ def fit(function: Callable, options: Iterable[str], name: str) -> None:
         unknown = [key for key in options if key not in signature.parameters]
         hint = f"; {did_you_mean(unknown[0], signature.parameters)}" if unknown else ""
         raise ValueError(f"{name}: {error}{hint}") from None
+
+
+def around(name: str) -> list[str]:
+    """The names of the modules around a module or tensor, from the outermost on, without the whole model.
+
+    >>> around("layer1.0.weight"), around("head")
+    (['layer1', 'layer1.0'], [])
+    """
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]

@@ -16,6 +16,7 @@ import scipy
 from numpy.typing import NDArray
 
 from simprune.core.cost import KINDS, Cost, Key
+from simprune.core.names import around
 from simprune.core.redundancy import BlockRedundancy, ChannelRedundancy, Redundancy
 from simprune.planners.constraints import Constraints, known_names
 
@@ -203,9 +204,11 @@ class Space:
 
         A group lies inside a block that it is named after, or whose submodule it is named after.
         """
-        names = [*(f"{menu.entry.name}." for menu in self.menus), *(entry.name for entry in self.blocks)]
-        inside = [[name.startswith(f"{entry.name}.") for name in names] for entry in self.blocks]
-        return np.array(inside, bool).reshape(len(self.blocks), len(names))
+        names = [*((menu.entry.name, *around(menu.entry.name)) for menu in self.menus)]
+        names += [(*around(entry.name),) for entry in self.blocks]
+        inside = np.zeros((len(self.blocks), len(names)), bool)
+        inside[_numbers([entry.name for entry in self.blocks], names)] = True
+        return inside
 
     @cached_property
     def interactions(self) -> Floats:
@@ -277,8 +280,8 @@ class _Terms:
 
     `lengths`: (terms, factors) the lengths that a selection can shorten, padded with 1. `element_costs`: (terms, 3)
     macs, params and bytes per element, times the lengths that no selection shortens. `drops`: (blocks, terms) 1 where a
-    term is dropped with a block. `stand_in_of`: (terms,) the block that a term's stand-in replaces; -1 for terms of the
-    original.
+    term is dropped with a block, sparse. `stand_in_of`: (terms,) the block that a term's stand-in replaces; -1 for those
+    of the original.
 
     A cut is one length that one group shortens. `table` holds the entries lost at every level, for all groups one after
     another; `offsets` and `groups` say for every cut where its part of the table begins and which group's level counts;
@@ -301,10 +304,9 @@ class _Terms:
         constant = [math.prod(length for length, key in term.factors if key not in cuttable) for term in terms]
         per_element = np.array([term.per_element for term in terms], float).reshape(len(terms), 3)
         self.element_costs = per_element * np.array(constant, float)[:, None]
-        drops = [
-            [name != term.replaces and f"{term.owner}.".startswith(f"{name}.") for term in terms] for name in names
-        ]
-        self.drops = np.array(drops, float).reshape(len(names), len(terms))
+        owners = [[name for name in (term.owner, *around(term.owner)) if name != term.replaces] for term in terms]
+        dropped = _numbers(names, owners)
+        self.drops = scipy.sparse.csr_array((np.ones(len(dropped[0])), dropped), shape=(len(names), len(terms)))
         self.stand_in_of = np.array([names.index(term.replaces) if term.replaces else -1 for term in terms], int)
         cuts: list[tuple[int, int, int]] = []  # where a part of the table begins, the group, the position of the length
         tables, start = [np.zeros(0)], 0
@@ -333,6 +335,20 @@ class _Terms:
 def _levels(menu: Menu, counts: Collection[int]) -> list[int]:
     """The levels of a menu that remove one of these numbers of units."""
     return [level for level, count in enumerate(menu.counts) if count in counts]
+
+
+def _numbers(names: Sequence[str], columns: Sequence[Collection[str]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The rows and columns of a table of names at which a column has the name.
+
+    >>> [numbers.tolist() for numbers in _numbers(["a", "b"], [["b"], [], ["a", "c", "b"]])]
+    [[1, 0, 1], [0, 2, 2]]
+    """
+    known: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        known.setdefault(name, []).append(row)
+    pairs = [(row, column) for column, own in enumerate(columns) for name in own for row in known.get(name, ())]
+    rows, places = np.array(pairs, np.intp).reshape(-1, 2).T
+    return rows, places
 
 
 def _lost(menu: Menu) -> dict[Key, Floats]:

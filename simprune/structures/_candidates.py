@@ -10,13 +10,14 @@ normalised or scaled before the sum.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from simprune.core.batches import copied, first_tensor
+from simprune.core.names import around
 from simprune.core.structures import NotPrunable
 from simprune.structures.failures import kind_of
 from simprune.trace.carried import carried, settle
@@ -32,7 +33,8 @@ def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, li
     """
     with eval_mode(model), uncached(model), torch.no_grad():
         shortcuts = [name for name, visit in visits.items() if carried(model.get_submodule(name), visit) is not None]
-    names = [name for name in shortcuts if not _adds_a_sibling(model, visits, name)]
+    made = _made_by_children(visits)
+    names = [name for name in shortcuts if not _adds_a_sibling(model, visits, name, made)]
 
     def descend(name: str) -> Iterator[tuple[str, list[str]]]:
         inner = _outermost([other for other in names if other.startswith(f"{name}.")])
@@ -49,10 +51,22 @@ def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, li
 
 def _outermost(names: list[str]) -> list[str]:
     """Those of some modules that are inside no other of them."""
-    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    known = set(names)
+    return [name for name in names if known.isdisjoint(around(name))]
 
 
-def _adds_a_sibling(model: nn.Module, visits: Mapping[str, Visit], name: str) -> bool:
+def _made_by_children(visits: Mapping[str, Visit]) -> dict[tuple[str, int], list[str]]:
+    """The modules inside of a module that return a tensor, by the module's name and the tensor's identity."""
+    made: dict[tuple[str, int], list[str]] = {}
+    for name, seen in visits.items():
+        if isinstance(seen.returned, Tensor):
+            made.setdefault((name.rpartition(".")[0], id(seen.returned)), []).append(name)
+    return made
+
+
+def _adds_a_sibling(
+    model: nn.Module, visits: Mapping[str, Visit], name: str, made: Mapping[tuple[str, int], Sequence[str]]
+) -> bool:
     """Whether a module gets what a sibling with weights made beside the stream, and so is only a part of a sub-block.
 
     An example is BERT's `output`, which adds the output of `intermediate` to the stream. A sibling that only normalises
@@ -60,12 +74,8 @@ def _adds_a_sibling(model: nn.Module, visits: Mapping[str, Visit], name: str) ->
     """
     visit, parent = visits[name], name.rpartition(".")[0]
     extra = {id(value) for key, value in [*enumerate(visit.args), *visit.kwargs.items()] if key != visit.stream_key}
-    siblings = (other for other in visits if other != name and other.rpartition(".")[0] == parent)
-    return any(
-        isinstance(visits[other].returned, Tensor) and id(visits[other].returned) in extra
-        for other in siblings
-        if has_matrix(model.get_submodule(other))
-    )
+    siblings = (other for value in extra for other in made.get((parent, value), ()) if other != name)
+    return any(has_matrix(model.get_submodule(other)) for other in siblings)
 
 
 def has_matrix(module: nn.Module) -> bool:
