@@ -280,8 +280,7 @@ class _Terms:
 
     `lengths`: (terms, factors) the lengths that a selection can shorten, padded with 1. `element_costs`: (terms, 3)
     macs, params and bytes per element, times the lengths that no selection shortens. `drops`: (blocks, terms) 1 where a
-    term is dropped with a block, sparse. `stand_in_of`: (terms,) the block that a term's stand-in replaces; -1 for those
-    of the original.
+    term is dropped with a block, sparse. `stand_in_of`: (terms,) the block that a term's stand-in replaces, or -1.
 
     A cut is one length that one group shortens. `table` holds the entries lost at every level, for all groups one after
     another; `offsets` and `groups` say for every cut where its part of the table begins and which group's level counts;
