@@ -52,8 +52,9 @@ class RMSNormPruner(LayernormPruner):
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
         if layer.elementwise_affine:
-            cut(layer, "weight", len(layer.normalized_shape) - 1, idxs)
-        layer.normalized_shape = (*layer.normalized_shape[:-1], layer.normalized_shape[-1] - len(idxs))
+            cut(layer, "weight", len(layer.normalized_shape) - 1, idxs)  # the shape follows
+        else:
+            layer.normalized_shape = (*layer.normalized_shape[:-1], layer.normalized_shape[-1] - len(idxs))
         return layer
 
     prune_in_channels = prune_out_channels
