@@ -13,6 +13,7 @@ from simprune.core.batches import first_tensor
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import CostModel
 from simprune.core.example import describe
+from simprune.core.heap import give_back
 from simprune.core.progress import step
 from simprune.core.redundancy import (
     BLOCK_WHY,
@@ -99,6 +100,7 @@ def estimate(
     with step("find structures and prove removals"):
         _require_numbers(network)
     blocks, groups, refusals = _find(network, kinds)
+    give_back()
     if protects is not None:
         refusals += [(group.name, "it is protected") for group in groups if protects(group, network.costs)]
         groups = [group for group in groups if not protects(group, network.costs)]
@@ -157,6 +159,7 @@ def estimate(
             damages = dict(zip(sorted(names, key=damages.__getitem__), sorted(measured.values()), strict=True))
             rows = {key: row for key, row in interactions.rows.items() if key[0] != "block"}
             interactions = replace(interactions, rows=rows)
+    give_back()
     alike |= {name: scored.nearest for name, scored in scores.items() if scored.nearest}
     alike |= {name: nearest(expert.similarity) for name, expert in of_experts.items()}
     named = {name: (part.name, part.facts.get("why", UNITS_WHY)) for name, part in parts.items()}

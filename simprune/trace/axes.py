@@ -31,6 +31,20 @@ from simprune.trace.layers import is_conv1d
 SECOND = ("convolution", "native_batch_norm", "cudnn_batch_norm", "native_group_norm")  # operators over dimension 1
 LAST = ("mm", "addmm", "bmm", "baddbmm", "embedding")  # operators that give channels last
 BEHIND = ("view_as_real", "unfold")  # operators that add a dimension behind the others
+REDUCING = (
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "prod",
+    "var",
+    "std",
+    "logsumexp",
+    "norm",
+    "linalg_vector_norm",
+)
 RESHAPING = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze")
 
 
@@ -96,7 +110,12 @@ def axes_of(model: nn.Module, example: Example) -> Axes:
     >>> axes_of(model, ((torch.zeros(2, 3, 8),), {})).outputs["1"]
     1
     """
-    following = _Following()
+    return follow(model, example)[0]
+
+
+def follow(model: nn.Module, example: Example) -> "tuple[Axes, Any, Following]":
+    """As `axes_of`; also what the model returned, and what is known of its tensors."""
+    following = Following()
     waiting: list[tuple[str, Tensor]] = []  # inputs whose axis a later layer tells
     inputs: dict[str, int] = {}
     outputs: dict[str, int] = {}
@@ -138,9 +157,9 @@ def axes_of(model: nn.Module, example: Example) -> Axes:
     args, kwargs = example
     following.batches.update((value, 0) for value in tensors_in((*args, *kwargs.values())) if value.ndim)
     with eval_mode(model), uncached(model), torch.no_grad(), hooks(befores, afters), following:
-        model(*args, **kwargs)
+        result = model(*args, **kwargs)
     late = {name: following.axes[value] for name, value in waiting if following.axes.get(value) is not None}
-    return Axes(late | inputs, outputs, batches)
+    return Axes(late | inputs, outputs, batches), result, following
 
 
 def own_axis(module: nn.Module, value: Tensor) -> int | None:
@@ -156,13 +175,19 @@ def own_axis(module: nn.Module, value: Tensor) -> int | None:
     return None
 
 
-class _Following(TorchDispatchMode):
-    """Remembers the dimensions of channels and of inputs of every tensor that lives, operator after operator."""
+class Following(TorchDispatchMode):
+    """Remembers the dimensions of channels and of inputs of every tensor that lives, operator after operator.
+
+    `gone` holds tensors whose channels were reduced or picked out, `shuffled` the factor of a pixel shuffle behind the
+    layer that made a tensor.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.axes: Any = WeakTensorKeyDictionary()
         self.batches: Any = WeakTensorKeyDictionary()
+        self.gone: Any = WeakTensorKeyDictionary()
+        self.shuffled: Any = WeakTensorKeyDictionary()
         self.origins: Any = WeakTensorKeyDictionary()  # what a tensor without known channels was computed from
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -172,6 +197,7 @@ class _Following(TorchDispatchMode):
             axis = self._after(operator, args, output) if output.ndim > 1 else None
             if axis is not None and output not in self.axes:
                 self.axes[output] = axis
+            self._mark(operator, args, output, axis)
             if axis is None:
                 self.origins.update(
                     (output, x) for x in tensors_in(args) if x.shape == output.shape and x is not output
@@ -180,6 +206,23 @@ class _Following(TorchDispatchMode):
             if batch is not None and output not in self.batches:
                 self.batches[output] = batch
         return result
+
+    def _mark(self, operator: str, args: tuple, output: Tensor, axis: int | None) -> None:
+        """Remember whether an output has lost its channels, or has them shuffled into its positions."""
+        if operator in SECOND or operator in LAST:
+            return
+        sources = [value for value in tensors_in(args) if value.ndim]
+        known = [value for value in sources if value in self.axes]
+        if axis is None:
+            lost = [value for value in known if loses(operator, args, value, self.axes[value])]
+            if lost or (not known and any(value in self.gone for value in sources)):
+                self.gone[output] = True
+        elif operator == "pixel_shuffle" and axis == 1 and output.ndim == 4:
+            self.shuffled[output] = args[1]
+        else:
+            factor = next((self.shuffled[value] for value in known if value in self.shuffled), None)
+            if factor is not None and any(value.shape == output.shape for value in known):
+                self.shuffled[output] = factor
 
     def tell(self, value: Tensor | None, axis: int) -> None:
         """State the dimension of the channels of a tensor, and of those that it was computed from, if it is unknown."""
@@ -211,6 +254,13 @@ class _Following(TorchDispatchMode):
             return None
         source = max(sources, key=lambda value: value.ndim)
         return moved(operator, args, source, self.axes[source], output)
+
+
+def loses(operator: str, args: tuple, source: Tensor, axis: int) -> bool:
+    """Whether an operator behind which no dimension `axis` is left picks or reduces along it, and mixes nothing."""
+    if operator in RESHAPING:
+        return source.shape[axis] == 1
+    return operator in ("select", "unbind") or operator in REDUCING
 
 
 def moved(operator: str, args: tuple, source: Tensor, axis: int, output: Tensor) -> int | None:

@@ -1,4 +1,4 @@
-"""The outputs of a network as rows: which axis holds the features follows from the operations that made them.
+"""The outputs of a network as rows: which axis holds the features follows from the trace (`simprune.trace.axes`).
 
 A row is one position of one input, and its entries are features: channels of a map, classes of a token. So a constant
 that the last layer adds to a feature adds nothing to the variance of the rows, in whatever layout the output comes.
@@ -12,18 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, copied
+from simprune.core.batches import all_tensors, copied, device_of, move
 from simprune.core.example import example_of
 from simprune.core.spread import Spread
-from simprune.trace.caches import forgetting
-from simprune.trace.context import eval_mode, requiring
-
-# The axis of the features in the result of an operation, by how the name of its node in autograd's graph begins.
-SECOND = ("Convolution", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "Upsample", "AvgPool", "MaxPool")
-LAST = ("Addmm", "Mm", "Bmm", "Baddbmm", "NativeLayerNorm", "FusedRmsNorm", "Embedding")
-VIEWS = ("View", "ReshapeAlias", "UnsafeView", "Squeeze", "Unsqueeze")
-GONE, MIXED = "gone", "mixed"  # an axis that the output does not have, or has as a part of another axis
-STEPS = 64  # operations between the last layer and an output
+from simprune.trace.axes import Following, follow
 
 
 @dataclass(frozen=True)
@@ -116,92 +108,23 @@ def weighted(names: Iterable[str], weights: Mapping[str, float] | None) -> dict[
 
 
 def rows_of_outputs(model: nn.Module, batch: Any) -> dict[str, Rows]:
-    """How the outputs of a model become rows, by name, from the graph of the operations that made them.
+    """How the outputs of a model become rows, by name, from where the trace says that their channels lie.
 
-    Where there is no graph, or a view mixes features with positions, features are the second of four axes or more, and
+    Where it does not say it, or a view mixes features with positions, features are the second of four axes or more, and
     the last of fewer. One forward pass on two inputs of a batch.
 
     >>> rows_of_outputs(nn.Conv1d(2, 3, 1), torch.zeros(2, 2, 8))
     {'output': Rows(axis=1, shuffle=1)}
     """
-    with eval_mode(model), torch.inference_mode(False), torch.enable_grad(), requiring(model, *model.parameters()):
-        args, kwargs = copied(example_of(batch))  # tensors of inference mode take no part in a graph
-        with forgetting(model):
-            outputs = call_all(model, (args, None) if args else kwargs)
-        return {name: _rows(value) for name, value in outputs.items()}
+    with torch.inference_mode(False):
+        _, result, following = follow(model, move(copied(example_of(batch)), device_of(model)))
+    return {name: _rows(value, following) for name, value in all_tensors(result).items()}
 
 
-def _rows(value: Tensor) -> Rows:
-    known = _walk(value) if value.ndim > 1 else None
-    return known or Rows(1 if value.ndim >= 4 else -1)
-
-
-def _walk(output: Tensor) -> Rows | None:
-    """Follow the graph back to the last layer; None where it does not tell which axis holds the features."""
-    places: list[int | str] = [*range(output.ndim)]  # of every axis of the tensor at hand: the output's axis
-    node: Any = output.grad_fn
-    for _ in range(STEPS):
-        if node is None:
-            return None
-        name, shape = node.name(), _shape(node)
-        if name.startswith("PixelShuffle") and places == [0, 1, 2, 3]:
-            return Rows(1, node._saved_upscale_factor)
-        if name.startswith((*SECOND, *LAST)) or "Pool" in name:
-            axis = places[-1 if name.startswith(LAST) else 1]
-            return Rows(None) if axis == GONE else Rows(int(axis)) if axis not in (0, MIXED) else None
-        before = _before(node, shape)
-        if before is None:
-            return None
-        wanted = _shape(before)
-        if name.startswith("Permute"):
-            dims = [_axis(dim, len(shape)) for dim in node._saved_dims]
-            places = [places[dims.index(axis)] for axis in range(len(dims))]
-        elif name.startswith("Transpose"):
-            first, second = (_axis(dim, len(shape)) for dim in (node._saved_dim0, node._saved_dim1))
-            places[first], places[second] = places[second], places[first]
-        elif name.startswith(VIEWS):
-            places = _through_view(places, shape, wanted)
-        elif name.startswith("Select"):
-            places.insert(_axis(node._saved_dim, len(wanted)), GONE)
-        elif len(wanted) != len(shape):
-            return None
-        node = before
-    return None
-
-
-def _axis(dim: int, ndim: int) -> int:
-    """An axis that autograd saved, where negative numbers may have become unsigned ones."""
-    return (dim - 2**64 if dim >= 2**63 else dim) % ndim
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    """The shape of the tensor that a node of the graph made."""
-    return tuple(node._input_metadata[0].shape)
-
-
-def _before(node: Any, shape: tuple[int, ...]) -> Any | None:
-    """The node that made the tensor an operation works on: of several, the first of the result's shape."""
-    nodes = [item for item, _ in node.next_functions if item is not None and not item.name().endswith("AccumulateGrad")]
-    return next((item for item in nodes if _shape(item) == shape), next(iter(nodes), None))
-
-
-def _through_view(places: list[int | str], after: Sequence[int], before: Sequence[int]) -> list[int | str]:
-    """The places of the axes before a view: of those that it leaves whole."""
-    result: list[int | str] = [GONE if size == 1 else MIXED for size in before]
-    i = j = 0
-    while i < len(before) and j < len(after):
-        first, second = i, j
-        left, right = before[i], after[j]
-        while left != right:
-            if left < right:
-                i += 1
-                left *= before[i]
-            else:
-                j += 1
-                right *= after[j]
-        i, j = i + 1, j + 1
-        olds = [axis for axis in range(first, i) if before[axis] > 1] or [first]
-        news = [axis for axis in range(second, j) if after[axis] > 1] or [second]
-        if len(olds) == len(news) == 1:
-            result[olds[0]] = places[news[0]]
-    return result
+def _rows(value: Tensor, following: Following) -> Rows:
+    axis = following.axes.get(value)
+    if value.ndim > 1 and value in following.gone:
+        return Rows(None)
+    if value.ndim > 1 and axis:  # inputs lie along the first one
+        return Rows(axis, following.shuffled.get(value, 1))
+    return Rows(1 if value.ndim >= 4 else -1)

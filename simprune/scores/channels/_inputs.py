@@ -28,18 +28,24 @@ class Gathered:
 
     def __init__(self) -> None:
         self._collected = Collected()
+        self._known: Matrices | Rows | None = None
 
     def add(self, inputs: Tensor) -> None:
         """Add the inputs of one batch, (samples, inputs, positions)."""
         self._collected.add(stacked(inputs).T)
 
     def inputs(self) -> "Matrices | Rows":
-        """What the score needs to know of the inputs."""
-        rows = self._collected.rows()
-        if rows is not None and FEW * len(rows) < rows.shape[1]:
-            return Rows(rows.double().cpu())
-        moments = self._collected.as_summed()
-        return Matrices(moments.covariance.cpu(), moments.mean.cpu())
+        """What the score needs to know of the inputs, of which no more are added then."""
+        if self._known is None:
+            rows = self._collected.rows()
+            if rows is not None and FEW * len(rows) < rows.shape[1]:
+                self._known = Rows(rows.double().cpu())
+            else:
+                moments = self._collected.as_summed()
+                moments.scatter.div_(moments.count)  # in place, because it may be as large as the layer many times over
+                self._known = Matrices(moments.scatter.cpu(), moments.mean.cpu())
+            self._collected = Collected()
+        return self._known
 
 
 class Matrices:

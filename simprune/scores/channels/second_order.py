@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from simprune.core import processes
 from simprune.core.batches import inputs_of, mask_at
 from simprune.core.example import rows_of
+from simprune.core.heap import give_back
 from simprune.core.holdout import Counting
 from simprune.core.moments import gram
 from simprune.core.registry import register
@@ -92,15 +93,19 @@ def second_order(
     readers = _Readers(sums, owner, network)
     walk = backpropagate(model, calibration, [readers, *beside], seed, network.weights)
     del readers
+    give_back()
     scores: dict[str, ChannelScore] = {}
     last = {part.module: group.name for group, parts in weights.items() for part in parts}
     for group, parts in weights.items():
         if parts and owner[parts[0].module] == processes.rank():
-            surgeons = [_Surgeon(part, sums[part.module], walk.variance) for part in parts]
-            scores[group.name] = _eliminate(group.size, surgeons)
+            # No name holds what is read while the next group is read.
+            scores[group.name] = _eliminate(
+                group.size, [_Surgeon(part, sums[part.module], walk.variance) for part in parts]
+            )
         for part in parts:
             if last[part.module] == group.name:  # what was read is as large as a layer, or larger
                 sums.pop(part.module, None)
+        give_back()
     known = {name: score for some in processes.gather(scores) for name, score in some.items()}
     return {group.name: known[group.name] for group in weights if group.name in known}
 
