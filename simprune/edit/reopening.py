@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import device_of, tensors_in
 from simprune.core.cost import Example
+from simprune.core.store import UNNAMED, naming
 from simprune.trace.context import eval_mode, uncached
 
 TOLERANCE = 1e-5  # share of the largest entry of an output, for types of single and double precision
@@ -83,14 +84,20 @@ def saved_in(model: nn.Module, folder: str, example: Example, **options: Any) ->
 
     Returns:
         The model that opens, if one does, and whether it is the same.
+
+    Raises:
+        OSError: with the folder, where the disk is full.
     """
     fields: Any = vars(model.config)
     before = dict(fields)
     with quiet(), torch.random.fork_rng(devices=[]):
         try:
-            model.save_pretrained(folder, **options)  # pyright: ignore[reportCallIssue]
+            with naming(folder):
+                model.save_pretrained(folder, **options)  # pyright: ignore[reportCallIssue]
             other, gaps = _open(model, folder)
         except Exception as error:  # configurations and classes refuse with errors of any type
+            if isinstance(error, OSError) and error.errno in UNNAMED:  # a full disk says nothing of the model
+                raise
             return None, Reopening(False, _words(error))
         finally:  # saving writes the class and the type of the weights into the configuration
             fields.clear()

@@ -1,10 +1,12 @@
 """Edited models of transformers: what `from_pretrained` opens is the same model, or it is said why not."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import simprune as sp
@@ -12,6 +14,7 @@ from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.core.structures import UnitGroup
 from simprune.edit.generation import generation_lost
+from simprune.edit.reopening import saved_in
 from simprune.structures import structure
 from simprune.trace.network import Network
 from tests.edit import families
@@ -256,3 +259,17 @@ def test_compress_says_whether_transformers_open_the_result():
     assert "transformers" not in sp.compress(plain, calibration=[torch.randn(32, 4)]).report
     with pytest.raises(ValueError, match="expected a model of transformers; got a Sequential"):
         sp.reopens(plain, torch.randn(2, 4))
+
+
+def test_a_full_disk_is_said_and_is_no_reason_why_a_model_does_not_open(tmp_path):
+    class Model:
+        config = SimpleNamespace(width=2)
+
+        def save_pretrained(self, folder):
+            self.config.width = 3
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    model: Any = Model()
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        saved_in(model, str(tmp_path), ((), {}))
+    assert model.config.width == 2
