@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from simprune.structures import structure
+from simprune.structures import _candidates, structure
 from simprune.trace.network import Network
 from simprune.zoo.residual import ResidualCNN
 from tests.networks import build
@@ -15,6 +15,15 @@ def found(model, x):
 def test_the_innermost_residual_modules_are_found_in_order():
     assert found(*build("Residual"))[0] == ["blocks.0", "blocks.1"]
     assert found(*build("Tokens"))[0] == ["layers.0", "layers.1"]
+
+
+def test_no_pair_of_blocks_is_compared_to_find_them(monkeypatch):
+    looked_at, has_matrix = [], _candidates.has_matrix
+    monkeypatch.setattr(_candidates, "has_matrix", lambda module: looked_at.append(module) or has_matrix(module))
+    model = ResidualCNN(in_channels=3, widths=(4,), depths=(9,)).eval()
+    network = Network(model, ((torch.randn(2, 3, 8, 8),), {}))
+    assert len(_candidates.resolve(model, network.visits)) == 9
+    assert len(looked_at) <= sum(1 for _ in model.modules())
 
 
 def test_networks_without_shortcuts_have_no_blocks():
