@@ -101,17 +101,25 @@ class Run:
         """Whether the test batches have labels."""
         return self.table.original is not None and self.table.original.labelled
 
-    def redundancy(self, damage: bool = True, checkpoint: Checkpoint | None = None, whole: bool = True) -> Redundancy:
+    def redundancy(
+        self,
+        damage: bool = True,
+        checkpoint: Checkpoint | None = None,
+        whole: bool = True,
+        network: Network | None = None,
+    ) -> Redundancy:
         """How redundant every structure is, damages as trial removals show them.
 
         Args:
             damage: whether damages are measured at the output.
             checkpoint: where finished stages of the blocks are stored.
             whole: whether units that the run's planner protects are scored as well.
+            network: of a later round; by default the original.
         """
         settings, calibration = self.settings, self.given.calibration
+        network = self.network if network is None else network
         estimated = estimate(
-            self.network,
+            network,
             calibration,
             self.given.measure,
             settings.structures,
@@ -123,7 +131,7 @@ class Run:
             None if whole else Constraints(settings.planner.protect).protects,
         )
         found = estimated.redundancy.replacing(settings.replace)
-        return calibrate(found, self.network, calibration, settings.trials, settings.reconstruct)
+        return calibrate(found, network, calibration, settings.trials, settings.reconstruct)
 
     def plan(self, redundancy: Redundancy, budget: Mapping[str, Amount | None] | None, **other: Any) -> Plan:
         """What goes for a budget; `other`: arguments in place of those of the run."""
@@ -161,10 +169,7 @@ class Run:
         settings = self.settings
 
         def analyze(network: Network) -> Redundancy:
-            how = (settings.structures, settings.score, settings.block_score)
-            found = estimate(network, self.given.calibration, self.given.measure, *how, seed=settings.seed).redundancy
-            found = found.replacing(settings.replace)
-            return calibrate(found, network, self.given.calibration, settings.trials, settings.reconstruct)
+            return self.redundancy(whole=False, network=network)
 
         def choose(network: Network, part: Redundancy, budget: Mapping[str, float]) -> Plan:
             return self.plan(part, budget, network=network)
