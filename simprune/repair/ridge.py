@@ -319,8 +319,9 @@ class FewRows:
 
     @cached_property
     def _kernel(self) -> Tensor:
-        """(rows, rows) products of inputs about their mean, computed in the rows' precision as in `products`."""
-        return gram(self._centred(self.inputs)[1]).double()
+        """(rows, rows) products of inputs about their mean, in the rows' precision as in `products`; few in double."""
+        kernel = gram(self._centred(self.inputs)[1])
+        return kernel if len(kernel) >= WIDE else kernel.double()
 
     def _missing(self, present: Weights) -> Tensor:
         """(rows, outputs) by how much the present weights, without an intercept, miss the targets."""
@@ -329,10 +330,8 @@ class FewRows:
     def solver(self, present: Weights) -> Solve:
         """As of `Products`."""
         change_of = self._changing(self._kernel, self._missing(present))
-        inputs, (mean, target) = (
-            self.inputs.double(),
-            (self._mean(rows.double()) for rows in (self.inputs, self.targets)),
-        )
+        mean, inputs = self._centred(self.inputs.double())
+        target = self._mean(self.targets.double())
 
         def solve(ridge: float) -> Weights:
             weight = present[0] + change_of(ridge).T @ inputs
@@ -346,10 +345,11 @@ class FewRows:
         variance = kernel.trace() / self.inputs.shape[1]
 
         def change(ridge: float) -> Tensor:
-            ridged = kernel.clone()
+            ridged = kernel.to(kernel.dtype if ridge >= SINGLE else torch.float64, copy=True)
             ridged.diagonal().add_(ridge * variance + 1e-12)
             root, failed = torch.linalg.cholesky_ex(ridged)
-            return torch.linalg.solve(ridged, missing) if failed else torch.cholesky_solve(missing, root)
+            wanted = missing.to(ridged)
+            return (torch.linalg.solve(ridged, wanted) if failed else torch.cholesky_solve(wanted, root)).double()
 
         return change
 
@@ -361,15 +361,16 @@ class FewRows:
         missing, kernel = self._missing(present), self._kernel
         rows = torch.arange(len(missing), device=missing.device)
         folds = [(rows[(rows < part[0]) | (rows > part[-1])], part) for part in rows.tensor_split(SHARE)]
-        changes = [self._changing(kernel[others][:, others], missing[others]) for others, _ in folds]
 
         def errors(ridge: float | None) -> Tensor:
             if ridge is None:
                 return (missing - present[1]).square().sum(1)
             left = []
-            for (others, part), change in zip(folds, changes, strict=True):
-                products = kernel[part][:, others] - self._mean(kernel[others][:, others])
-                left.append(missing[part] - self._mean(missing[others]) - products @ change(ridge))
+            for others, part in folds:
+                inside = kernel[others][:, others]
+                change = self._changing(inside, missing[others])(ridge)
+                products = kernel[part][:, others] - self._mean(inside)
+                left.append(missing[part] - self._mean(missing[others]) - products @ change.to(products))
             return torch.cat(left).square().sum(1)
 
         return errors

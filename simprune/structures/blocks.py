@@ -104,8 +104,9 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
             reasons[block.name] = f"it gets {lengths[block.name]} parts of {rows} inputs, other blocks whole inputs"
         else:
             tried.append(block)
-    for walk in _walks(tried):
-        reasons |= _failures(network, trial, [block for block in walk if block.name not in reasons])
+    with eval_mode(trial), uncached(trial), torch.no_grad():
+        for walk in _walks(tried):
+            reasons |= _failures(network, trial, [block for block in walk if block.name not in reasons])
     provable = [block for block in blocks if block.name not in reasons]
     return _chained(provable, network.visits), [(b.name, reasons[b.name]) for b in blocks if b.name in reasons]
 
@@ -134,7 +135,10 @@ def _failures(network: Network, trial: nn.Module, blocks: list[Block]) -> dict[s
 
 
 def _failure(network: Network, trial: nn.Module, blocks: list[Block]) -> str | None:
-    """Why the network cannot do without these blocks; None when it can. The trial is a copy, left as it was."""
+    """Why the network cannot do without these blocks; None when it can. The trial is a copy, left as it was.
+
+    It is in evaluation mode, uncached and without gradients.
+    """
     visits = [network.visits[block.name] for block in blocks]
     try:
         for block, visit in zip(blocks, visits, strict=True):
@@ -153,8 +157,7 @@ def _failure(network: Network, trial: nn.Module, blocks: list[Block]) -> str | N
 
 def _outputs(network: Network, trial: nn.Module) -> dict[str, Tensor]:
     args, kwargs = network.example
-    with eval_mode(trial), uncached(trial), torch.no_grad():
-        return all_tensors(trial(*args, **kwargs))
+    return all_tensors(trial(*args, **kwargs))
 
 
 def _returns_more(visit: Visit) -> bool:

@@ -1,6 +1,7 @@
 """Whether a network without units computes the same as one whose readers ignore them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -54,7 +55,8 @@ class Comparison:
         if height is not None:
             _replace_normalisations(copy, height)
         args, kwargs = widened(self._network.example)
-        with eval_mode(copy), torch.no_grad(), InSingle():  # rounding of half precision would hide a wrong coupling
+        # Rounding of half precision would hide a wrong coupling.
+        with eval_mode(copy), torch.no_grad(), InSingle() if in_half(copy) else nullcontext():
             return all_tensors(copy(*args, **kwargs))
 
     def same(self, without: Outputs, ignoring: Outputs, height: float | None) -> bool:
