@@ -99,15 +99,17 @@ def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, 
 
 def ours_mix(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """One plan of layers, halves, heads and hidden units that saves a share of all the blocks' parameters."""
-    structures = ["blocks", "sub_blocks", "heads", "channels"]
-    redundancy = sp.analyze(model, calibration, structures=structures, block_score=DIVERGENCE | {"steps": 10})
     whole = sum(parameter.numel() for parameter in model.parameters())
     inside = sum(parameter.numel() for layer in peers.layers_of(model) for parameter in layer.parameters())
-    planner = {"name": "random" if chance else "greedy", "protect": ["residual"]}
-    plan = sp.plan(redundancy, {"params": 1 - share * inside / whole}, planner, seed=draw)
-    small = sp.apply(plan, model)
-    sp.reconstruct(small, plan, model, calibration)
-    return small
+    return sp.compress(
+        model,
+        calibration=calibration,
+        structures=["blocks", "sub_blocks", "heads", "channels"],
+        block_score=DIVERGENCE | {"steps": 10},
+        planner={"name": "random" if chance else "greedy", "protect": ["residual"]},
+        budget={"params": 1 - share * inside / whole},
+        seed=draw,
+    ).model
 
 
 DIVERGENCE = {"name": "greedy_leave_one_out", "error": "divergence", "repair": False, "images": GREEDY}
