@@ -40,8 +40,9 @@ def failure(error: Exception, model: nn.Module, group: UnitGroup) -> str:
     if stopped is None:
         return f"{without}the network fails ({kind_of(error)} in its forward pass)"
     name, frame = stopped
-    module, original = frame.f_locals.get(frame.f_code.co_varnames[0]), model.get_submodule(name)
-    cause = _cause(frame.f_code, module if isinstance(module, nn.Module) else original, {group.size, group.width})
+    first = next((frame.f_locals.get(argument) for argument in frame.f_code.co_varnames), None)
+    module = first if isinstance(first, nn.Module) else dict(model.named_modules()).get(name, model)
+    cause = _cause(frame.f_code, module, {group.size, group.width})
     return f"{without}{name or 'the network'} fails ({_line(frame)}): {cause}"
 
 
