@@ -214,7 +214,7 @@ class Following(TorchDispatchMode):
         sources = [value for value in tensors_in(args) if value.ndim]
         known = [value for value in sources if value in self.axes]
         if axis is None:
-            lost = [value for value in known if loses(operator, args, value, self.axes[value])]
+            lost = [value for value in known if loses(operator, value, self.axes[value])]
             if lost or (not known and any(value in self.gone for value in sources)):
                 self.gone[output] = True
         elif operator == "pixel_shuffle" and axis == 1 and output.ndim == 4:
@@ -256,7 +256,7 @@ class Following(TorchDispatchMode):
         return moved(operator, args, source, self.axes[source], output)
 
 
-def loses(operator: str, args: tuple, source: Tensor, axis: int) -> bool:
+def loses(operator: str, source: Tensor, axis: int) -> bool:
     """Whether an operator behind which no dimension `axis` is left picks or reduces along it, and mixes nothing."""
     if operator in RESHAPING:
         return source.shape[axis] == 1
