@@ -119,6 +119,9 @@ def lockstep(
     >>> with lockstep(model, [((torch.zeros(4, 2),), {})], ["0", "2"]) as advance:
     ...     [args[0].shape for args, _ in [*advance("0"), *advance("2")]]
     [torch.Size([4, 2]), torch.Size([4, 3])]
+    >>> with lockstep(model, [((torch.zeros(4, 2),), {})], ["2"], behind=["2"]) as advance:
+    ...     advance("2")[0][0][0].shape
+    torch.Size([4, 1])
     """
     passes: list[_Pass] = []
 

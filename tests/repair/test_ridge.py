@@ -6,7 +6,7 @@ from torch import nn
 
 import simprune as sp
 from simprune.repair import ridge as module
-from simprune.repair.ridge import RIDGES, UNJUDGED, Products, fit
+from simprune.repair.ridge import RIDGES, UNJUDGED, FewRows, Products, fit
 from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, stacked
 
 LAYERS = {
@@ -68,6 +68,40 @@ def test_a_fit_never_makes_other_inputs_worse(count, seed):
     before = (layer(x) - wanted).square().sum()
     after = (x @ solved.matrix.float().T + solved.intercept.float() - wanted).square().sum()
     assert after <= 1.02 * before
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("wide", [10**6, 1])  # from which number of rows on kernels are in the rows' precision
+def test_held_out_errors_of_few_rows_are_those_of_fits_without_them(intercept, wide, monkeypatch):
+    monkeypatch.setattr(module, "WIDE", wide)
+    torch.manual_seed(0)
+    x, y = torch.randn(22, 30) + 2, torch.randn(22, 4)
+    layer = nn.Linear(30, 4)
+    present = layer.weight.detach().double(), layer.bias.detach().double() * intercept
+    errors = FewRows(x, y, intercept).in_turn(present)
+    for ridge in (1.0, 1e-2):
+        expected = torch.cat(
+            [
+                FewRows(x[part], y[part], intercept).errors(
+                    FewRows(x[others], y[others], intercept).products().solver(present)(ridge)
+                )
+                for part in torch.arange(22).tensor_split(4)
+                for others in [torch.tensor([row for row in range(22) if row not in part])]
+            ]
+        )
+        torch.testing.assert_close(errors(ridge), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_large_maps_are_fitted_at_as_many_positions_as_suffice_in_whatever_batches():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(4, 3, 3, padding=1), torch.randn(16, 4, 32, 32)
+    target = 2 * layer(x).detach() + torch.randn(16, 3, 32, 32)
+    whole = fit(layer, [(x, target)], 1e-3)
+    some = fit(layer, [(x, target)], 1e-3, inputs=16)
+    parts = fit(layer, [(x[:4], target[:4]), (x[4:], target[4:])], 1e-3, inputs=16)
+    assert not torch.equal(whole.matrix, some.matrix)
+    assert some.after == pytest.approx(whole.after, rel=0.05)
+    torch.testing.assert_close(some.matrix, parts.matrix, rtol=1e-4, atol=1e-5)
 
 
 def test_where_no_change_helps_the_weights_stay_to_the_bit():
