@@ -177,7 +177,7 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     """
     check_module(model)
     model = at_hand(model)
-    small = edit(plan, Network(model, from_description(plan.inputs, device_of(model))))
+    small = edit(plan, Network.of_plan(plan, model))
     if is_pretrained(small) and (unsaid := stand_ins_of(small)):
         warnings.warn(f"from_pretrained cannot open the result: no configuration says that {unsaid} went", stacklevel=3)
     return small
@@ -233,7 +233,7 @@ def reconstruct(
         network = Network.trace(model, batches.first)
         batches.divide(network.inputs_at_once)
     else:  # such as folding, which is given no batches
-        network = Network(model, from_description(plan.inputs))
+        network = Network.of_plan(plan, model)
     return repair(small, plan, network, batches, chosen)
 
 

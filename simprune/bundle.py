@@ -25,8 +25,6 @@ from torch import nn
 from simprune.checks import Verdict
 from simprune.core import processes
 from simprune.core.alone import one_at_a_time
-from simprune.core.batches import device_of
-from simprune.core.example import from_description
 from simprune.core.plain import finite
 from simprune.core.plan import PlainDumper, Plan
 from simprune.core.redundancy import Redundancy
@@ -110,7 +108,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Modu
         plan = Plan.load(folder / "plan.yaml")
         if original is None:
             original = _built(model)
-        small = apply(plan, Network(original, from_description(plan.inputs, device_of(original))))
+        small = apply(plan, Network.of_plan(plan, original))
         empty(small, report.get("folded", {}))
         load_weights(small, folder / "model.safetensors")
         return small.eval()

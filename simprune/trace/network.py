@@ -6,10 +6,11 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from simprune.core.batches import device_of, main_name, move
+from simprune.core.blame import with_line
 from simprune.core.cost import CostModel, Example
-from simprune.core.example import example_of
+from simprune.core.example import example_of, from_description
 from simprune.core.names import did_you_mean
-from simprune.core.plan import fingerprint
+from simprune.core.plan import Plan, fingerprint
 from simprune.core.structures import NotPrunable
 from simprune.trace.attention import Attention, attentions
 from simprune.trace.axes import Axes, axes_of
@@ -52,6 +53,23 @@ class Network:
     def trace(cls, model: nn.Module, batch: object, weights: Mapping[str, float] | None = None) -> "Network":
         """A network traced on the first two rows of a batch."""
         return cls(model, example_of(batch), weights)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, model: nn.Module) -> "Network":
+        """A network traced on an example of the shapes that a plan describes.
+
+        Raises:
+            ValueError: where the plan is of another model, or the model does not run on what it describes.
+        """
+        plan.check(model)
+        network = cls(model, from_description(plan.inputs))
+        try:
+            _ = network.outputs
+        except Exception as error:  # the model is the user's and may raise anything
+            raise ValueError(
+                f"plan: inputs: the model does not run on what they describe: {with_line(error)}; make the plan anew"
+            ) from error
+        return network
 
     @cached_property
     def weights(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Laws of applying a plan."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,21 @@ def test_edits_that_cannot_be_made_are_refused(edit, message):
     model, x = build("Residual")
     with pytest.raises(ValueError, match=message):
         apply(plan_of(model, x, edit), model)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [[], ["x"], [{"shpe": [2, 3], "dtype": "float32"}], [[{"shape": [2, 3], "dtype": "float32"}]],
+     [{"shape": [2, 5], "dtype": "float32"}], [{"shape": [2, 1, 12, 12], "dtype": "int64"}]],
+)  # fmt: skip
+def test_a_plan_whose_inputs_the_model_does_not_take_is_one_line(described):
+    model, x = build("Residual")
+    plan = replace(plan_of(model, x), inputs={"args": described, "kwargs": {}})
+    with pytest.raises(
+        ValueError, match="plan: inputs: the model does not run on what they describe: \\w+Error"
+    ) as error:
+        apply(plan, model)
+    assert "\n" not in str(error.value)
 
 
 def test_a_plan_of_another_model_is_refused():

@@ -75,8 +75,8 @@ def finetune(
     comes back as it was.
 
     A training with a folder goes on where it was interrupted, when it is called with the same arguments again, and
-    ends with the weights of a training that was not; until then the model has its weights from before. Data come in the same order then if they are a list, or a
-    `Batches` or DataLoader of torch.
+    ends with the weights of a training that was not; until then the model has its weights from before. Data come in the
+    same order then if they are a list, or a `Batches` or DataLoader of torch.
 
     Started by torchrun, all processes train the same model: every batch is shared out, and gradients are summed.
 
