@@ -138,7 +138,8 @@ class Repair:
                 units = self._units(stretch)
                 entries, followers = [*units], self.halves.successors
                 stops = [stop for entry in entries for stop in (entry, followers.get(entry)) if stop is not None]
-                alone = {entry for entry in entries if units[entry][0] is None} - {*followers.values()}
+                alone = {entry for entry in entries if units[entry][0] is None and self._narrows(entry)}
+                alone -= {*followers.values()}
                 with (
                     lockstep(self.model, calls[0], [*dict.fromkeys(stops)], behind=alone) as original,
                     lockstep(self.small, calls[1], entries) as pruned,
@@ -280,18 +281,18 @@ class Repair:
         originals, inputs, batches = zip(*calls, strict=True)
         inner = {layer: layer.removeprefix(segment.prefix) for layer in layers}
         by_layer = [short for layer, short in inner.items() if layer not in self.halves.layers]
+        behind = [inner[layer] for layer in layers if inner[layer] in by_layer and self._narrows(layer)]
+        theirs = map(copied, originals if by_layer else ())
         with (
-            lockstep(
-                segment.of(self.model), map(copied, originals if by_layer else ()), by_layer, by_layer
-            ) as original,
+            lockstep(segment.of(self.model), theirs, by_layer, behind) as original,
             lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]) as pruned,
         ):
             refits = []
             for layer, short in inner.items():
                 reached = pruned(short)
-                own = short in by_layer
-                wanted = original(short) if own else reached  # the stream says what others should give
-                refits.append(self._layer(layer, list(zip(wanted, reached, batches, strict=True)), calls, goals, own))
+                wanted = original(short) if short in by_layer else reached  # the stream says what others should give
+                pairs = list(zip(wanted, reached, batches, strict=True))
+                refits.append(self._layer(layer, pairs, calls, goals, behind=short in behind))
         return [*refits, *self._whole(segment, calls, goals)] if segment in self.together else refits
 
     def _whole(self, segment: Segment, calls: Sequence[Calls], goals: Sequence[Tensor] | None = None) -> list[Refit]:
@@ -339,6 +340,11 @@ class Repair:
         except NotImplementedError as error:  # some operators, such as grid_sample, have no forward derivative in torch
             self.notes.append(f"{name} was not fitted as a whole: {str(error).partition(chr(10))[0]}")
             return []
+
+    def _narrows(self, name: str) -> bool:
+        """Whether what a layer of the original gives is mostly no larger than what it gets, and so no loss to hold."""
+        outputs, inputs = matrix_of(self.model.get_submodule(name)).shape
+        return outputs <= inputs
 
     def _remaining(self, name: str) -> Tensor:
         """Outputs of the original's layer that the smaller one still has."""
