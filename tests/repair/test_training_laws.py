@@ -158,6 +158,19 @@ def test_labels_that_do_not_fit_are_refused_before_training(labels, message):
     assert same(model.state_dict(), before)
 
 
+class Two(nn.Linear):
+    """Two outputs, both with labels in the batches of `labelled_twice`."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return {"scores": y, "values": y[:, 0]}
+
+
+def labelled_twice():
+    labels = {"scores": torch.tensor([0, 1]), "values": torch.zeros(2)}
+    return {"small": Two(4, 3), "train": [(torch.randn(2, 4), labels)]}
+
+
 def sharing():
     model = chain()
     return {"small": model, "teacher": nn.Sequential(model[0], nn.Linear(8, 3))}
@@ -170,6 +183,7 @@ def sharing():
         (lambda: {"small": nn.BatchNorm1d(4, affine=False)}, "all are frozen, or that has none"),
         (lambda: {"teacher": nn.Linear(4, 5)}, "teacher: expected outputs like those of the model"),
         (lambda: {"teacher": len}, "teacher: expected a torch.nn.Module"),
+        (labelled_twice, "labels of values would not count"),
         (sharing, "small and teacher share the parameter 0.weight"),
         (lambda: {"train": [(torch.full((20, 4), torch.inf), torch.zeros(20).long())]}, "before the training is"),
         (lambda: {"validation": []}, "validation has no batches"),

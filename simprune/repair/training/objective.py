@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call_all, inputs_of, labels_of, main_name, output_mask_of, token_ids_of
+from simprune.core.batches import (
+    call_all,
+    inputs_of,
+    labels_by_output,
+    labels_of,
+    main_name,
+    output_mask_of,
+    token_ids_of,
+)
 from simprune.core.example import rows_of
 from simprune.core.tokens import is_causal, speaks
 from simprune.repair.training.features import Features
@@ -59,6 +67,13 @@ class Objective:
         labels, ids, mask = labels_of(batch), token_ids_of(batch), output_mask_of(batch)
         if labels is None and teacher is None and not own_tokens:
             raise ValueError(NOTHING)
+        by_name = labels_by_output(batch)
+        others = [name for name, value in by_name.items() if value is not None and name != main_name(outputs)]
+        if others and teacher is None:
+            raise ValueError(
+                f"finetune: labels of {', '.join(others)} would not count, because only those of the main output do; "
+                "give a teacher, which the others follow, or labels of the main output alone"
+            )
         if how.outputs != "auto":
             scores = how.outputs == "scores"
         elif labels is not None:
