@@ -151,7 +151,7 @@ def figures(setting: Setting, small: nn.Module) -> dict[str, Any]:
 def heal_language_model(options: argparse.Namespace, rows: Rows, add: Callable[[str, dict[str, Any]], None]) -> None:
     """One row with the repair and one without, for every draw of text."""
     from benchmarks._language import BATCH, LENGTH, Judge, batches, drawn, load_language_model, skills, windows
-    from benchmarks.language_models import CHOICE, DIVERGENCE, REPAIR
+    from benchmarks.language_models import REPAIRED
 
     def key(method: str, draw: int) -> str:
         return f"{LAYERS} layers|{method}|{options.tokens}|{options.seconds:g}|{draw}"
@@ -170,8 +170,8 @@ def heal_language_model(options: argparse.Namespace, rows: Rows, add: Callable[[
         calibration = batches(drawn(known, count, draw), BATCH)
         chosen = options.json.parent / f"training_layers_{draw}.yaml"
         if not chosen.is_file():  # one choice for all methods, as in benchmarks/language_models.py
-            score = DIVERGENCE | {"steps": LAYERS}
-            found = sp.analyze(model, calibration[:CHOICE], structures=["blocks"], block_score=score, damage=False)
+            score = REPAIRED | {"steps": LAYERS}
+            found = sp.analyze(model, calibration, structures=["blocks"], block_score=score, damage=False)
             entries = sorted(found.blocks, key=lambda entry: entry.damage)[:LAYERS]
             edits = tuple(Edit("block", entry.block.name) for entry in entries)
             sp.Plan(edits, found.fingerprint, found.inputs).save(chosen)
@@ -183,7 +183,7 @@ def heal_language_model(options: argparse.Namespace, rows: Rows, add: Callable[[
             start = time.process_time()
             small = sp.apply(plan, model)
             if method == "repaired":
-                sp.reconstruct(small, plan, model, calibration, REPAIR)
+                sp.reconstruct(small, plan, model, calibration)
             before, began = judge.compare(small), time.process_time()
             train = [part | {"labels": part["input_ids"]} for part in batches(known[order], BATCH)]
             steps = affordable(small, model, train, options.seconds)
