@@ -1,5 +1,7 @@
 """The benchmarks' door: help runs nothing, a wrong folder is one line, archives become the data folder."""
 
+import ast
+import importlib
 import pickle
 import subprocess
 import sys
@@ -37,6 +39,16 @@ def test_a_wrong_folder_is_one_line(tmp_path):
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert f"{folder}; make it by python -m benchmarks.prepare_data" in last
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_benchmarks_import_is_there_also_inside_of_functions(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("benchmarks", "simprune"):
+            module = importlib.import_module(str(node.module))
+            missing = [name.name for name in node.names if not hasattr(module, name.name)]
+            for name in missing:  # a module of a folder
+                importlib.import_module(f"{node.module}.{name}")
 
 
 def archive(folder: Path, content: object) -> Path:
