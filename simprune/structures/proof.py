@@ -64,8 +64,9 @@ def _failure(
     gone = _numbers(groups)
     actual, same = None, False
     try:
-        edits = [((group.name,), group.expand(units)) for group, units in zip(groups, gone, strict=True)]
+        edits = []
         for group, units in zip(groups, gone, strict=True):
+            edits.append(((group.name,), group.expand(units)))
             lost.update(group.cut(units))
         for height in comparison.heights():
             cut = sharing(network.model)

@@ -75,12 +75,9 @@ class ReaderMoments(Reading):
         What was read of a group is forgotten on the way, because it is large. ValueError when no batch was read. Of
         several processes that share the groups, each gives those that it looks after.
         """
-        for group in self.groups:
-            if self.mail is not None and self.owners[group.name] != processes.rank():
-                continue
-            correlations = torch.stack([correlation_of(moments.covariance.cpu()) for moments in self.of(group)])
-            for key in [key for key in self._collected if key[0] == group.name]:
-                del self._collected[key]
+        for group, read in self._own():
+            correlations = torch.stack([correlation_of(each.moments().covariance.cpu()) for each in read])
+            read.clear()
             yield group.name, correlations
 
     def nearest(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -88,13 +85,9 @@ class ReaderMoments(Reading):
 
         As `correlations`, a few units at a time: beside what was read, memory is O(units), where these are many.
         """
-        if self._readers and not self._collected:
-            raise ValueError("calibration has no batches; give at least one")
-        for group in self.groups:
-            if self.mail is not None and self.owners[group.name] != processes.rank():
-                continue
-            keys = [key for key in self._collected if key[0] == group.name]
-            readers = [_Correlations(self._collected.pop(key)) for key in keys]
+        for group, read in self._own():
+            readers = [_Correlations(each) for each in read]
+            read.clear()
             most: list[int] = []
             for start in range(0, group.size, FEW):
                 units = slice(start, min(start + FEW, group.size))
@@ -102,6 +95,15 @@ class ReaderMoments(Reading):
                 alike[torch.arange(len(alike)), torch.arange(units.start, units.stop)] = -2
                 most += alike.argmax(1).tolist()
             yield group.name, tuple(most)
+
+    def _own(self) -> Iterator[tuple[UnitGroup, list[Collected]]]:
+        """What was read of every group that this process looks after, by reader; it is forgotten here on the way."""
+        if self._readers and not self._collected:
+            raise ValueError("calibration has no batches; give at least one")
+        for group in self.groups:
+            if self.mail is None or self.owners[group.name] == processes.rank():
+                keys = [key for key in self._collected if key[0] == group.name]
+                yield group, [self._collected.pop(key) for key in keys]
 
 
 class _Correlations:
@@ -115,9 +117,8 @@ class _Correlations:
             self._products, self._count = moments.scatter.cpu(), moments.count
             variances = self._products.diagonal().double() / self._count
         else:
-            self._rows = self._rows - self._rows.mean(0, dtype=torch.float64).to(
-                self._rows
-            )  # exact where all are equal
+            mean = self._rows.mean(0, dtype=torch.float64)  # in double precision exact where all rows are equal
+            self._rows = self._rows - mean.to(self._rows)
             self._count = len(self._rows)
             variances = self._rows.square().sum(0).double().cpu() / self._count
         self._inverse = _inverse_scale(variances)
