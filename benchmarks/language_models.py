@@ -75,7 +75,7 @@ def ours_blocks(
 def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """The same share of every MLP's hidden units, by the score of channels, or by chance; then the repair."""
     score = "predictability" if chance else "second_order"
-    planner = {"name": "uniform", "protect": ["residual"]}  # what it protects is not scored
+    planner = {"name": "uniform", "protect": ["residual"]}  # what it protects is not scored; its plan is not used
     result = sp.compress(
         model,
         calibration=calibration,
