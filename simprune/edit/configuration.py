@@ -189,7 +189,7 @@ def _step(model: nn.Module, config: Any, wrong: Wrong) -> tuple[Any, Wrong] | No
 
 def _alternatives(config: Any, wrong: Wrong) -> Iterator[Any]:
     """Copies of a configuration with one field changed from a stated size to the actual one."""
-    pairs = dict.fromkeys(wrong.values())
+    pairs = dict.fromkeys((old, new) for old, new in wrong.values() if old and new)  # sizes of 0 say nothing
     for field, value in fields_of(config):
         if isinstance(value, bool):
             continue

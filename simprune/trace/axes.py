@@ -9,7 +9,7 @@ The inputs of a batch lie along the first dimension of what the network gets, an
 network may work on (positions, inputs, channels).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -31,6 +31,7 @@ from simprune.trace.layers import is_conv1d
 SECOND = ("convolution", "native_batch_norm", "cudnn_batch_norm", "native_group_norm")  # operators over dimension 1
 LAST = ("mm", "addmm", "bmm", "baddbmm", "embedding")  # operators that give channels last
 BEHIND = ("view_as_real", "unfold")  # operators that add a dimension behind the others
+NORMS = ("norm", "linalg_vector_norm")  # reductions whose second argument is the order of the norm
 REDUCING = (
     "mean",
     "sum",
@@ -42,9 +43,9 @@ REDUCING = (
     "var",
     "std",
     "logsumexp",
-    "norm",
-    "linalg_vector_norm",
+    *NORMS,
 )
+WINDOWS = ("im2col", "col2im")
 RESHAPING = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze")
 
 
@@ -284,9 +285,25 @@ def moved(operator: str, args: tuple, source: Tensor, axis: int, output: Tensor)
         return None if dim == axis else axis - (dim < axis)
     if operator == "stack":
         return axis + ((args[1] if len(args) > 1 else 0) % (dims + 1) <= axis)
-    if output.ndim < dims:  # a reduction over the dimensions of its second argument
-        gone = args[1] if len(args) > 1 else ()
+    if operator in WINDOWS:  # maps become windows, or windows maps; both have inputs and channels in front
+        return axis if axis < 2 else None
+    if operator == "index":
+        return _indexed(args[1], axis, output.ndim - dims)
+    if output.ndim < dims:  # a reduction over some dimensions
+        at = 2 if operator in NORMS else 1
+        gone = args[at] if len(args) > at else ()
         gone = {dim % dims for dim in (gone if isinstance(gone, list | tuple) else [gone]) if isinstance(dim, int)}
         kept = dims - len(gone) == output.ndim and axis not in gone
         return axis - sum(dim < axis for dim in gone) if kept else None
     return axis + output.ndim - dims  # broadcasting aligns dimensions from the right
+
+
+def _indexed(indices: Sequence[Tensor | None], axis: int, more: int) -> int | None:
+    """Where dimension `axis` lies after indexing by tensors, which adds `more` dimensions; None where it is picked."""
+    at = [dim for dim, index in enumerate(indices) if index is not None]
+    if axis in at:  # a list of entries stays where it was
+        return axis if len(at) == 1 and more == 0 else None
+    together = at == [*range(at[0], at[-1] + 1)]
+    if together and axis < at[0]:
+        return axis
+    return axis + more if together else None

@@ -30,6 +30,14 @@ MOVES = {  # what happens to maps (2, 6, 4, 8) of a convolution -> the dimension
     "pad": (lambda x: F.pad(x, (1, 1)), 1, 0),
     "scale": (lambda x: torch.ones(6, 1, 1) * x, 1, 0),
     "in place": (lambda x: x.permute(0, 2, 3, 1).contiguous().mul_(2), 3, 0),
+    "windows of maps": (lambda x: F.unfold(x, 2, stride=2), 1, 0),
+    "windows and back": (lambda x: F.fold(F.unfold(x, 2, stride=2), (4, 8), 2, stride=2), 1, 0),
+    "length of rows": (lambda x: x.norm(dim=3), 1, 0),
+    "length of columns": (lambda x: x.permute(2, 0, 1, 3).norm(dim=0), 1, 0),
+    "picked": (lambda x: x[:, :, torch.tensor([0, 2])], 1, 0),
+    "picked in a grid": (lambda x: x.transpose(1, 3)[:, torch.zeros(3, 2, dtype=torch.long)], 4, 0),
+    "picked in front": (lambda x: x.permute(2, 0, 1, 3)[torch.zeros(3, 2, dtype=torch.long)], 3, 2),
+    "masked": (lambda x: x.flatten(2)[:, :, torch.arange(32) % 2 == 0], 1, 0),
     "einsum": (lambda x: torch.einsum("nchw,cd->nhwd", x, torch.ones(6, 5)), 3, 0),
 }
 
