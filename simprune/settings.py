@@ -26,6 +26,13 @@ COMMANDS = (*ALL, "export")
 KINDS_OF_COST = Literal["macs", "params", "bytes", "latency"]
 
 
+def _check_weights(name: str, weights: Mapping[str, Any] | None) -> None:
+    """Raise ValueError unless the weights of outputs are finite and not negative."""
+    for output, weight in (weights or {}).items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise ValueError(f"{name}: expected numbers of at least 0; got {weight!r} for {output}")
+
+
 @dataclass(frozen=True)
 class Constraints(Options):
     """What a plan must leave alone, whoever makes it."""
@@ -106,6 +113,10 @@ class Finetune(Options):
     outputs: Literal["auto", "scores", "values"] = option(
         "auto", "what the main output is: class scores, or values such as embeddings; auto: as labels and names say"
     )
+    output_weights: Mapping[str, Any] | None = option(
+        None, "weights of outputs in the loss and in the damage that epochs are judged by, by name; those that it does "
+        "not name count 1; null: as the run says, or all alike", example="{aux: 0.4}",
+    )  # fmt: skip
     distill: float = option(0.5, "share of the loss that follows the original; 0: labels alone", least=0, most=1)
     features: float = option(
         0.0, "weight of the distance between what blocks of the model and of the original give; 0: none", least=0
@@ -123,6 +134,10 @@ class Finetune(Options):
     )
     lora: int = option(0, "rank of adapters of peft that are trained, then merged into weights; 0: none", least=0)
     tensorboard: bool = option(False, "whether figures are written for TensorBoard as well, beside the log")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weights("finetune.output_weights", self.output_weights)
 
     @classmethod
     def of(cls, values: Any) -> Self:
@@ -263,9 +278,7 @@ class Settings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, weight in (self.outputs or {}).items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-                raise ValueError(f"outputs: expected numbers of at least 0; got {weight!r} for {name}")
+        _check_weights("outputs", self.outputs)
 
     @classmethod
     def of_command(cls, command: str, options: Mapping[str, Any]) -> Self:

@@ -79,6 +79,8 @@ class Run:
         settings = given.settings
         tuned = settings.finetune
         training = tuned.to_dict() if tuned is not None and tuned.epochs else None
+        if training is not None and training["output_weights"] is None:
+            training["output_weights"] = settings.outputs
         given.check_runs()
         network = Network.trace(given.model, given.calibration.first, settings.outputs)
         weights = network.weights  # an unknown name is said before any work

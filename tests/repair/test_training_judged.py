@@ -91,13 +91,15 @@ def test_with_few_held_out_calibration_inputs_a_note_says_that_they_cannot_judge
     assert not undone and any("8 are held out, fewer than 16" in note for note in notes_of(history))
 
 
-def test_the_damage_is_that_of_the_answers():
+@pytest.mark.parametrize("weights", [None, {"aux": 4}, {"aux": 0}])
+def test_the_damage_is_that_of_the_answers(weights):
     torch.manual_seed(0)
     teacher, model, x = Pair().eval(), Pair().eval(), torch.randn(64, 4)
-    history = finetune(model, [x], teacher, epochs=1, lr=1e-12, validation=[x[:30], x[30:]], calibration=[x])
-    expected = agreement(answer(model, [x]), answer(teacher, [x]))["damage"]
+    how = {"validation": [x[:30], x[30:]], "calibration": [x], "output_weights": weights}
+    history = finetune(model, [x], teacher, epochs=1, lr=1e-12, **how)
+    expected = agreement(answer(model, [x]), answer(teacher, [x], weights))["damage"]
     (held,) = Held([x], [x], [x]).calibration
-    guarded = agreement(answer(model, [held]), answer(teacher, [held]))["damage"]
+    guarded = agreement(answer(model, [held]), answer(teacher, [held], weights))["damage"]
     assert [history[0]["before"], history[0]["damage_before"]] == pytest.approx([expected, guarded], rel=1e-5)
 
 
@@ -226,3 +228,11 @@ def test_embeddings_and_further_outputs_follow_the_teacher():
     after = [(a - b).norm() for a, b in zip(teacher(x).values(), model(x).values(), strict=True)]
     assert history[0]["by"] == "teacher" and "accuracy" not in history[0]
     assert all(late < 0.2 * early for early, late in zip(before, after, strict=True))
+
+
+def test_the_training_of_a_compression_weighs_outputs_like_the_run():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), Pair()).eval(), torch.randn(64, 4)
+    how = {"budget": {"macs": 0.8}, "structures": ["channels"], "reconstruct": "none", "outputs": {"aux": 0.5}}
+    for own in (None, {"aux": 2}):
+        made = sp.compress(model, calibration=[x], train=[x], finetune={"epochs": 1, "output_weights": own}, **how)
+        assert made.report["settings"]["finetune"]["output_weights"] == (own or {"aux": 0.5})

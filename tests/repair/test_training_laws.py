@@ -158,17 +158,69 @@ def test_labels_that_do_not_fit_are_refused_before_training(labels, message):
     assert same(model.state_dict(), before)
 
 
-class Two(nn.Linear):
-    """Two outputs, both with labels in the batches of `labelled_twice`."""
+class Three(nn.Module):
+    """Scores of classes, values, and a map of scores of pixels, with labels in the batches of `labelled`."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores, self.values, self.pixels = nn.Linear(4, 3), nn.Linear(4, 2), nn.Linear(4, 8)
 
     def forward(self, x):
-        y = super().forward(x)
-        return {"scores": y, "values": y[:, 0]}
+        return {"scores": self.scores(x), "values": self.values(x), "pixels": self.pixels(x).view(-1, 2, 2, 2)}
 
 
-def labelled_twice():
-    labels = {"scores": torch.tensor([0, 1]), "values": torch.zeros(2)}
-    return {"small": Two(4, 3), "train": [(torch.randn(2, 4), labels)]}
+def labelled(inputs=6, **changes):
+    labels = {"scores": torch.arange(inputs) % 3, "values": torch.randn(inputs, 2)}
+    labels["pixels"] = torch.arange(4 * inputs).view(inputs, 2, 2) % 2
+    return torch.randn(inputs, 4), labels | changes
+
+
+@torch.no_grad()
+def losses_of(model, batch):
+    x, labels = batch
+    answers, of = model(x), {"scores": F.cross_entropy, "values": F.mse_loss, "pixels": F.cross_entropy}
+    return {name: float(of[name](answers[name], labels[name])) for name in of if labels[name] is not None}
+
+
+@pytest.mark.parametrize("weights", [None, {"values": 4}, {"scores": 0, "pixels": 0.5}])
+@pytest.mark.parametrize("without", [None, "scores", "values"])
+def test_every_output_with_labels_has_its_objective_and_its_weight(weights, without):
+    model, batch = Three(), labelled(**({without: None} if without else {}))
+    terms = losses_of(model, batch)
+    known = {name: (weights or {}).get(name, 1) for name in terms}
+    mean = sum(known[name] * value for name, value in terms.items()) / sum(known.values())
+    assert loss_of(model, batch, output_weights=weights) == pytest.approx(mean, rel=1e-5)
+    teacher = copy.deepcopy(model)  # equal answers: the teacher's term is zero
+    assert loss_of(model, batch, output_weights=weights, teacher=teacher) == pytest.approx(mean / 2, rel=1e-5)
+
+
+def test_only_outputs_that_count_are_trained_and_all_of_them_learn():
+    model, batch = Three(), labelled(64)
+    start, before = copy.deepcopy(model.state_dict()), losses_of(model, batch)
+    how = {"validation": [batch], "weight_decay": 0.0, "select": "last"}
+    finetune(model, [batch], epochs=20, lr=0.1, **how)
+    assert all(value < before[name] for name, value in losses_of(model, batch).items())
+    model.load_state_dict(start)
+    finetune(model, [batch], epochs=2, lr=0.1, output_weights={"values": 0}, **how)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed == {"scores.weight", "scores.bias", "pixels.weight", "pixels.bias"}
+
+
+def test_labels_of_several_outputs_count_alike_in_batches_of_any_size():
+    x, labels = labelled(24)
+    labels["scores"] = labels["scores"].masked_fill(torch.arange(24) % 5 == 0, -100)
+    parts = [(x[part], {name: value[part] for name, value in labels.items()}) for part in (slice(14), slice(14, 24))]
+    one, two = (Three() for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    how = {"teacher": Three(), "validation": [(x, labels)], "lr": 0.01, "select": "last", "epochs": 2}
+    finetune(one, parts, accumulate=2, **how)
+    finetune(two, [(x, labels)], **how)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def three(changes=None, **options):
+    return {"small": Three(), "train": [labelled(**(changes or {}))], **options}
 
 
 def sharing():
@@ -183,7 +235,14 @@ def sharing():
         (lambda: {"small": nn.BatchNorm1d(4, affine=False)}, "all are frozen, or that has none"),
         (lambda: {"teacher": nn.Linear(4, 5)}, "teacher: expected outputs like those of the model"),
         (lambda: {"teacher": len}, "teacher: expected a torch.nn.Module"),
-        (labelled_twice, "labels of values would not count"),
+        (lambda: three({"values": torch.zeros(6, 5)}), r"output values: expected labels like .* shape \(6, 5\)"),
+        (lambda: three({"pixels": torch.full((6, 2, 2), 2)}), "output pixels: expected labels from 0 to 1"),
+        (lambda: three({"scores": None, "values": None, "pixels": None}), "no labels and there is no teacher"),
+        (lambda: three(output_weights={"boxes": 1}), "no output 'boxes'"),
+        (lambda: three(output_weights={"scores": -1}), "output_weights: expected numbers of at least 0; got -1"),
+        (lambda: three(dict.fromkeys(["scores", "pixels"]), output_weights={"values": 0}), "an output that has labels"),
+        (lambda: three(output_weights=dict.fromkeys(["scores", "values", "pixels"], 0)), "got 0 for all"),
+        (lambda: three(validation=[labelled(values=None)]), "validation: expected labels of values"),
         (sharing, "small and teacher share the parameter 0.weight"),
         (lambda: {"train": [(torch.full((20, 4), torch.inf), torch.zeros(20).long())]}, "before the training is"),
         (lambda: {"validation": []}, "validation has no batches"),

@@ -13,11 +13,12 @@ from simprune.trace.outputs import add_rows, as_rows, rows_of_outputs, shares_of
 
 
 class Damage:
-    """Squared changes of all outputs as shares of the variance that the teacher's have on the same inputs.
+    """Squared changes of all outputs as shares of the variance that the teacher's have on the same inputs, weighted.
 
     Args:
         teacher: the original.
         batches: of these inputs; at least one.
+        weights: of outputs, by name; those that it does not name have the weight 1.
 
     >>> teacher, batches = nn.Linear(3, 2), [torch.randn(8, 3)]
     >>> damage = Damage(teacher, batches)
@@ -25,13 +26,15 @@ class Damage:
     True
     """
 
-    def __init__(self, teacher: nn.Module, batches: Iterable) -> None:
+    def __init__(self, teacher: nn.Module, batches: Iterable, weights: Mapping[str, float] | None = None) -> None:
         self.rows = rows_of_outputs(teacher, next(iter(batches)))
         spreads: dict[str, Spread] = {}
         with eval_mode(teacher), torch.no_grad():
             for batch in batches:
                 add_rows(spreads, call_all(teacher, batch), self.rows, output_mask_of(batch))
-        self.shares = shares_of(spreads) or dict.fromkeys(spreads, 1.0)  # of outputs that never vary, squares as such
+        self.shares = shares_of(spreads, weights) or dict.fromkeys(
+            spreads, 1.0
+        )  # of outputs that never vary, squares as such
 
     def squares(self, batch: Any, outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
         """Summed squared changes of every output at a part of the inputs, which add up to those at all of them.

@@ -41,7 +41,8 @@ class Judge:
     def __init__(self, held: Held, objective: Objective, processes: Processes | None = None) -> None:
         self.held, self.objective = held, objective
         self.processes = Processes() if processes is None else processes
-        how, labelled = objective.how, objective.labels(next(iter(held.batches))) is not None
+        how, labels = objective.how, objective.labels(next(iter(held.batches)))
+        labelled = bool(labels)
         alone = objective.teacher is not None and (how.distill == 1 or not labelled)
         self.by: Literal["teacher", "loss"] = "teacher" if alone else "loss"
         if how.select in ("teacher", "loss"):
@@ -50,18 +51,21 @@ class Judge:
             raise ValueError(
                 "validation: expected labels, as there is no teacher to follow; got none; give one of them"
             )
+        missing = [name for name in objective.labelled if name not in labels]
+        if objective.teacher is None and missing:
+            raise ValueError(f"validation: expected labels of {', '.join(missing)}, as train has them; got none")
         if self.by == "teacher" and objective.teacher is None:
             raise ValueError("finetune.select: expected a teacher, whose answers decide; got none; choose loss")
         self.damage = self.guard = self._totals = None
         if self.by == "teacher" and objective.teacher is not None:
-            self.damage = Damage(objective.teacher, held.batches)
+            self.damage = Damage(objective.teacher, held.batches, how.output_weights)
         else:
             weights = [objective.weights(batch) for batch in held.batches]
             self._totals = {name: sum(own[name] for own in weights) for name in weights[0]}
         follows = objective.teacher is not None and how.select != "loss" and (how.distill > 0 or not labelled)
         self.calibration = held.calibration if follows else []
         if objective.teacher is not None and self.calibration and held.calibration_inputs >= LEAST:
-            self.guard = Damage(objective.teacher, self.calibration)
+            self.guard = Damage(objective.teacher, self.calibration, how.output_weights)
 
     def figures(self, small: nn.Module) -> dict[str, float]:
         """What a model is worth: the less, the better.

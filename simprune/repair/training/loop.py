@@ -63,9 +63,10 @@ def finetune(
     The loss is (1 - distill) x distance to the labels + distill x distance to the teacher's answers. Labels of whole
     numbers are classes of inputs, tokens or pixels: cross-entropy, and KL from the teacher's softened answers. Labels
     of floating point are values: squared errors. Without labels the teacher alone is followed; without a teacher the
-    labels alone. Labels belong to the main output; other outputs, and embeddings, follow the teacher by the squared
-    change as a share of its variance v, as log(1 + v). Labels of a language model are its tokens, and are shifted;
-    where it has neither labels nor a teacher, its own tokens are its labels.
+    labels alone. Of several outputs, distances are the mean over outputs by `output_weights`: over those with labels,
+    and over all where the teacher is followed. Embeddings, and further outputs without labels, follow the teacher by
+    the squared change as a share of its variance v, as log(1 + v). Labels of a language model are its tokens, and are
+    shifted; where it has neither labels nor a teacher, its own tokens are its labels.
 
     Epochs are judged on inputs that are not trained on: a validation split, or about one training input in eight, 512
     at most. The weights that are best on them stay: of an epoch, or from before the training where it did not help.
@@ -83,7 +84,7 @@ def finetune(
     Args:
         small: the model.
         train: batches with labels, (inputs, labels) or a dict; without labels where there is a teacher, and of a
-            language model.
+            language model. Labels of several outputs are a dict or tuple like these.
         teacher: the original.
         validation: batches on which epochs are judged; None: held out from `train`.
         calibration: batches of the repair, of which about a quarter is held out, 512 inputs at most; None: none are.
