@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
 
 from simprune.trace.labels import FREE, classed, thin, varies
+
+PARAMETER, BUFFER = 1, 2  # kinds of stored tensors
 
 
 class ChannelNumbers:
@@ -19,11 +21,55 @@ class ChannelNumbers:
         self._ties: list[Tensor] = []  # (2, n): numbers that go together
         self._pins: dict[int, str] = {}  # numbers that stay, with the reason
         self._alike: list[tuple[Tensor, tuple[int, ...], str]] = []  # channels must not differ along these dimensions
+        self._stored: dict[str, Tensor] = {}  # tensors of the model with a number for every entry
+        self._owners: list[Tensor] = []  # by number, up to the last of these: `PARAMETER`, `BUFFER` or 0
 
     def new(self, count: int) -> Tensor:
         """(count,) numbers that nothing has yet."""
         self._count += count
         return torch.arange(self._count - count, self._count)
+
+    def of_entries(self, name: str, tensor: Tensor) -> Tensor:
+        """A number for every entry of a tensor of the model: which of its dimensions holds channels shows later."""
+        labels = self.new(tensor.numel()).view(tensor.shape)
+        owner = PARAMETER if isinstance(tensor, nn.Parameter) else BUFFER
+        others = self._count - labels.numel() - sum(map(len, self._owners))
+        self._owners += [torch.zeros(others, dtype=torch.int8), torch.full((labels.numel(),), owner, dtype=torch.int8)]
+        self._stored[name] = labels
+        return labels
+
+    def is_stored(self, labels: Tensor, least: int = PARAMETER) -> bool:
+        """Whether all channels of a tensor come from stored tensors, or from buffers where `least` is `BUFFER`."""
+        if not self._stored:
+            return False
+        if len(self._owners) > 1:
+            self._owners = [torch.cat(self._owners)]
+        [owners], numbers = self._owners, thin(labels)
+        numbers = numbers[numbers != FREE]
+        if not numbers.numel() or bool((numbers >= len(owners)).any()):
+            return False
+        return bool((owners[numbers] >= least).all())
+
+    def stored(self) -> dict[str, tuple[int, Tensor]]:
+        """The dimension of channels, and the number of every channel, of tensors with a number for every entry.
+
+        It is the one at whose indices all entries have gone together with the same channels; entries that nothing was
+        combined with, such as positions that the example does not reach, fit in anywhere. Of several it is the last
+        one, and so it is where none fits.
+        """
+        if not self._stored:
+            return {}
+        classes = self.classes()
+        alone = np.bincount(classes) == 1
+        dims: dict[str, tuple[int, Tensor]] = {}
+        for name, labels in self._stored.items():
+            now = classed(labels, classes)
+            unused = torch.from_numpy(alone)[now]
+            long = [dim for dim, size in enumerate(labels.shape) if size > 1]
+            fits = [dim for dim in long if _agree(now.movedim(dim, 0), unused.movedim(dim, 0))]
+            dim = (fits or long)[-1]
+            dims[name] = dim, self.read(labels, dim)
+        return dims
 
     def pinned(self, reason: str) -> Tensor:
         """A number that stays, for a reason."""
@@ -90,3 +136,11 @@ class ChannelNumbers:
         ties = torch.cat(self._ties, 1).numpy() if self._ties else np.empty((2, 0), dtype=int)
         graph = coo_array((np.ones(ties.shape[1]), (ties[0], ties[1])), shape=(self._count, self._count))
         return connected_components(graph, directed=False)[1]
+
+
+def _agree(numbers: Tensor, unused: Tensor) -> bool:
+    """Whether the numbers at every index of the first dimension are the same, apart from those that are not used."""
+    rows, unused = (part.reshape(len(part), -1) for part in (numbers, unused))
+    least = rows.masked_fill(unused, torch.iinfo(rows.dtype).max).amin(1)
+    most = rows.masked_fill(unused, FREE).amax(1)
+    return bool(((least == most) | (most == FREE)).all())

@@ -19,7 +19,7 @@ from simprune.core.copies import sharing
 from simprune.core.cost import Example
 from simprune.core.structures import Coupling, NotPrunable, Slice
 from simprune.trace.bypass import put
-from simprune.trace.cut import cut
+from simprune.trace.cut import cut, stored
 from simprune.trace.explicit import make_explicit
 from simprune.trace.flow import ChannelFlow
 from simprune.trace.guarded import UNFOLLOWED, GuardedGraph
@@ -146,7 +146,7 @@ class CouplingGraph:
         return Coupling(units, slices)
 
     def _items(self, layer: str, by_flow: bool) -> Iterator[tuple[nn.Module | str, int, str, Channels]]:
-        """(module, or name of a parameter; dimension of the parameter; side; entries of every channel)."""
+        """(module, or name of a parameter or buffer; its dimension; side; entries of every channel)."""
         if by_flow:
             yield from self._flow.items(self.model.get_submodule(layer))
             return
@@ -167,7 +167,7 @@ class CouplingGraph:
                 yield module, 0, side, by_channel
 
     def _handler(self, target: nn.Module | str, side: str) -> Any:
-        """torch-pruning's function that cuts one side of a module; None for a parameter, which `cut` cuts."""
+        """torch-pruning's function that cuts one side of a module; None for a parameter or buffer, which `cut` cuts."""
         if isinstance(target, str):
             return None
         pruner: Any = self._graph.pruner(target)
@@ -265,7 +265,7 @@ class CouplingGraph:
             restate_lengths(model.get_submodule(owner), sizes)
 
     def _cut(self, model: nn.Module, target: nn.Module | str, dim: int, side: str, entries: Sequence[int]) -> None:
-        """Cut one side of a module, or a parameter, in a model with the names of this one."""
+        """Cut one side of a module, or a parameter or buffer, in a model with the names of this one."""
         if isinstance(target, str):
             cut(model, target, dim, entries)
             return
@@ -279,10 +279,10 @@ class CouplingGraph:
             self._handler(target, side)(module, entries)
 
     def _refuse_empty(self, gone: Mapping[tuple[nn.Module | str, int, str], set[int]], layers: Sequence[str]) -> None:
-        """NotPrunable where a module or a parameter would lose all that it has on a side."""
+        """NotPrunable where a module, parameter or buffer would lose all that it has on a side."""
         for (target, dim, side), entries in gone.items():
             if isinstance(target, str):
-                name, size = target, self.model.get_parameter(target).shape[dim]
+                name, size = target, stored(self.model, target).shape[dim]
             else:
                 pruner: Any = self._graph.pruner(target)
                 sizes = pruner.get_out_channels if side == "out" else pruner.get_in_channels

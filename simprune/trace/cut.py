@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simprune.trace.layers import is_conv1d
 
@@ -34,3 +34,13 @@ def cut(model: nn.Module, tensor: str, dim: int, indices: Iterable[int]) -> None
         owner.normalized_shape = tuple(new.shape)
     elif attribute == "weight" and is_conv1d(owner):
         owner.nx, owner.nf = new.shape  # type: ignore[assignment]
+
+
+def stored(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its name.
+
+    >>> stored(nn.BatchNorm1d(2), "running_mean")
+    tensor([0., 0.])
+    """
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute)

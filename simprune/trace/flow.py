@@ -8,6 +8,7 @@ not known keeps the channels that enter it.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from simprune.core.cost import Example
 from simprune.core.structures import NotPrunable
-from simprune.trace.channel_numbers import ChannelNumbers
+from simprune.trace.channel_numbers import BUFFER, ChannelNumbers
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.labels import FREE, along, classed, has_channels, lies_elsewhere, varies
 from simprune.trace.operators import Operators
@@ -27,6 +28,7 @@ from simprune.trace.rewritten import parametrizations
 
 Channels = list[set[int]]  # entries that belong to every channel
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+ENTRIES = 2**18  # of a parameter or buffer, up to which each has a number of its own
 UNITS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.PReLU, *NORMS)  # modules that are followed as a whole
 
 
@@ -56,6 +58,7 @@ class ChannelFlow(TorchDispatchMode):
         super().__init__()
         self._model, self._sides = model, sides
         self._names = {module: name for name, module in model.named_modules()}
+        self._inside = {part for unit in sides for part in unit.modules() if part is not unit}
         self._norms = set(normalisations(model))
         self._numbers = ChannelNumbers()
         self._running = [""]  # names of the modules that run
@@ -63,7 +66,7 @@ class ChannelFlow(TorchDispatchMode):
         self._labels = self._operators.labels
         self._outside = True  # whether operators are followed; within units they are not
         self._outputs: dict[nn.Module, Tensor] = {}  # numbers of a layer's output channels
-        self._records: dict[tuple[nn.Module | str, int, str], Tensor] = {}  # (module or parameter, dim, side)
+        self._records: dict[tuple[nn.Module | str, int, str], Tensor] = {}  # (module or stored tensor, dim, side)
         self._run(example)
         self._settle()
 
@@ -71,12 +74,8 @@ class ChannelFlow(TorchDispatchMode):
         args, kwargs = example
         model = self._model
         with uncached(model), eval_mode(model), self._wrapped(), torch.inference_mode():
-            for name, parameter in model.named_parameters():
-                long = [dim for dim, size in enumerate(parameter.shape) if size > 1]
-                if long and parameter.is_floating_point():  # channels lie along the last of them
-                    numbers = self._numbers.new(parameter.shape[long[-1]])
-                    self._record(name, long[-1], "out", numbers)
-                    self._labels[parameter] = along(numbers, parameter.shape, long[-1])
+            for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+                self._number(name, tensor)
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor) and value.is_floating_point():
                     self._labels[value] = self._numbers.pinned("it is coupled to the network's input").expand(
@@ -88,6 +87,20 @@ class ChannelFlow(TorchDispatchMode):
                 if isinstance(value, Tensor) and value in self._labels:
                     self._numbers.pin(self._labels[value], "its output is the network's output")
 
+    def _number(self, name: str, tensor: Tensor) -> None:
+        """Number the channels of a parameter or buffer, or all entries where it does not show which are channels."""
+        long, buffer = _long(tensor), not isinstance(tensor, nn.Parameter)
+        if not long or not (tensor.is_floating_point() or (buffer and tensor.dtype == torch.bool)):
+            return
+        owner, small = self._model.get_submodule(name.rpartition(".")[0]), tensor.numel() <= ENTRIES
+        unit = isinstance(owner, UNITS) or owner in self._sides or owner in self._inside
+        if not unit and small:
+            self._labels[tensor] = self._numbers.of_entries(name, tensor)
+        elif not buffer:  # channels lie along the last of them
+            numbers = self._numbers.new(tensor.shape[long[-1]])
+            self._record(name, long[-1], "out", numbers)
+            self._labels[tensor] = along(numbers, tensor.shape, long[-1])
+
     def _is_norm(self, name: str) -> bool:
         return self._model.get_submodule(name) in self._norms
 
@@ -95,9 +108,8 @@ class ChannelFlow(TorchDispatchMode):
     def _wrapped(self) -> Iterator[None]:
         """Within the block, modules say when they run, and units are followed as a whole."""
         own = {module: vars(module).get("forward") for module in self._names}
-        inside = {part for unit in self._sides for part in unit.modules() if part is not unit}
         for module in self._names:
-            unit = (isinstance(module, UNITS) or module in self._sides) and module not in inside
+            unit = (isinstance(module, UNITS) or module in self._sides) and module not in self._inside
             module.forward = self._unit(module, module.forward) if unit else self._named(module, module.forward)
         try:
             yield
@@ -141,6 +153,8 @@ class ChannelFlow(TorchDispatchMode):
         """Channels of a unit's output, with what it reads and writes on record."""
         if module in self._sides:
             for labels in inputs:
+                if self._numbers.is_stored(labels, BUFFER):
+                    continue  # such as angles of positions
                 self._record(module, 0, "in", self._numbers.read(labels, -1))
             return along(self._written(module, output.shape[-1]), output.shape, -1)
         if isinstance(module, nn.Embedding):
@@ -218,6 +232,9 @@ class ChannelFlow(TorchDispatchMode):
 
     def _settle(self) -> None:
         """Tie what has to stay rectangular, and number the classes of channels that go together."""
+        stored = self._numbers.stored()
+        for name, (dim, numbers) in stored.items():
+            self._record(name, dim, "out", numbers)
         self._operators.settle()
         self._class = self._numbers.settle()
         self._stay = self._numbers.reasons(self._class)
@@ -227,6 +244,18 @@ class ChannelFlow(TorchDispatchMode):
             for number in np.unique(classes).tolist():
                 self._places.setdefault(number, {})[key] = None
         self._rank = {key: rank for rank, key in enumerate(self._pairs)}
+        self._overlooked = any(self._is_overlooked(name, dim) for name, (dim, _) in stored.items())
+
+    def _is_overlooked(self, name: str, dim: int) -> bool:
+        """Whether a stored tensor loses entries with a layer's channels, and torch-pruning would cut others, or none.
+
+        It knows no buffers, and takes the last dimension of a parameter for that of its channels.
+        """
+        tensors = dict(self._model.named_parameters())
+        if name in tensors and dim == _long(tensors[name])[-1]:
+            return False
+        going = set(self._pairs[name, dim, "out"].tolist()) - self._stay.keys()
+        return any(isinstance(target, nn.Module) for number in going for target, *_ in self._places[number])
 
     # What is asked
 
@@ -236,8 +265,8 @@ class ChannelFlow(TorchDispatchMode):
 
     @property
     def rearranges(self) -> bool:
-        """Whether any channels are split into parts or moved before a layer reads them."""
-        return self._operators.moved
+        """Whether channels are split or moved before a layer reads them, or lie in tensors that only the flow knows."""
+        return self._operators.moved or self._overlooked
 
     def refusal(self, module: nn.Module) -> str | None:
         """Why the channels of a layer have to stay; None where they can go."""
@@ -247,7 +276,7 @@ class ChannelFlow(TorchDispatchMode):
         return next((self._stay[channel] for channel in channels if channel in self._stay), None)
 
     def size(self, target: nn.Module | str, dim: int, side: str) -> int:
-        """Number of entries of a module's side, or of a parameter."""
+        """Number of entries of a module's side, or of a parameter or buffer."""
         return len(self._pairs[(target, dim, side)])
 
     def lengths(self, gone: Mapping[tuple[nn.Module | str, int, str], Collection[int]]) -> dict[str, dict[int, int]]:
@@ -267,10 +296,10 @@ class ChannelFlow(TorchDispatchMode):
         return lengths
 
     def items(self, module: nn.Module) -> list[tuple[nn.Module | str, int, str, Channels]]:
-        """The modules and parameters that lose entries with a layer's channels.
+        """The modules, parameters and buffers that lose entries with a layer's channels.
 
         Returns:
-            (module, or name of a parameter; dimension of the parameter; side; entries by channel).
+            (module, or name of a parameter or buffer; its dimension; side; entries by channel).
 
         Raises:
             NotPrunable: with the reason, where the channels have to stay.
@@ -287,3 +316,8 @@ class ChannelFlow(TorchDispatchMode):
                 entries.setdefault(label, set()).add(index)
             coupled.append((target, dim, side, [entries.get(channel, set()) for channel in channels.tolist()]))
         return coupled
+
+
+def _long(tensor: Tensor) -> list[int]:
+    """The dimensions of a tensor with more than one entry."""
+    return [dim for dim, size in enumerate(tensor.shape) if size > 1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_empty", "new_on
 FACTORIES |= {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
 # Operators by what they do to the entries of their first tensor; pointwise ones are known by their tag.
 SAME = {"hardswish", "dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "to", "_to_copy", "detach"}
-SAME |= {"alias", "type_as", "float", "relu6", "hardtanh", "gelu", "prelu", "lift_fresh", "requires_grad_", "selu"}
+SAME |= {"alias", "type_as", "float", "relu6", "hardtanh", "gelu", "prelu", "lift_fresh", "requires_grad_", "selu", "where"}
 PARTS = {"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"}
 VIEWS = {"view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as", "_reshape_alias"}
 MOVES = {"permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "expand"}
@@ -82,7 +83,8 @@ class Operators:
             channels = self._mixed(known, outputs, name)
         for value, labels in zip(outputs, channels, strict=False):
             if value.dtype == torch.bool and labels is not None and torch.Tag.pointwise in func.tags:
-                self.moved = True  # torch-pruning follows gradients, and comparisons have none
+                if not self._numbers.is_stored(labels):
+                    self.moved = True  # torch-pruning follows gradients, and comparisons have none
                 self.labels[value] = labels.expand(value.shape)
             elif labels is not None and has_channels(value):
                 self.labels[value] = labels.expand(value.shape)
@@ -173,12 +175,18 @@ class Operators:
         """Entries of several tensors that make one entry are tied.
 
         A tensor that is the same for all channels of another, such as a map that weighs positions, stays as it is, and
-        does not tie them.
+        does not tie them. Where every entry of a stored tensor has a number, the others say which are its channels.
         """
         if len(known) == 1:
             return known[0].expand(shape)
+        stored = [self._numbers.is_stored(labels) for labels in known]
+        known = [labels for _, labels in sorted(zip(stored, known, strict=True), key=itemgetter(0))]
+        stored.sort()
         wide = [labels.expand(shape) for labels in known]
-        varied = [{dim for dim in range(len(shape)) if varies(labels, dim)} for labels in wide]
+        varied = [
+            {dim for dim in range(len(shape)) if not entries and varies(labels, dim)}
+            for labels, entries in zip(wide, stored, strict=True)
+        ]
         shared = [self._is_for_all(labels, shape, set().union(*varied)) for labels in known]
         if any(alike and not own for own, alike in zip(varied, shared, strict=True)):
             self.moved = True  # torch-pruning would take the one entry for a channel of the other tensor
@@ -201,6 +209,10 @@ class Operators:
         sizes = [1] * (len(shape) - labels.ndim) + list(labels.shape)
         return any(sizes[dim] == 1 and shape[dim] > 1 for dim in varied) and bool((thin(labels) != FREE).any())
 
+    def _is_map(self, labels: Tensor) -> bool:
+        """Whether it is a stored tensor of several dimensions, of which it does not show yet which holds channels."""
+        return self._numbers.is_stored(labels) and sum(varies(labels, dim) for dim in range(labels.ndim)) > 1
+
     def _copied(self, args: tuple, known: list[Tensor]) -> Sequence[Tensor | None]:
         target, source = (self.labels.get(value) for value in args[:2])
         if target is None:
@@ -222,7 +234,7 @@ class Operators:
     def _picked(self, base: str, args: tuple, whole: Tensor, labels: Any, dim: int) -> None:
         """Slices become parts of their tensor later; what is read at fixed indices must not be channels."""
         if base in SLICES:
-            if labels.shape != whole.shape and varies(whole, dim):
+            if labels.shape != whole.shape and varies(whole, dim) and not self._is_map(whole):
                 self.moved = True
                 self.slices.append((self._running(), whole, labels, dim % whole.ndim))
             return
@@ -267,7 +279,7 @@ class Operators:
         for dims in split_axes(before, tuple(labels.shape)):
             if sum(varies(labels, dim) for dim in dims) < 2:
                 continue
-            self.moved = True
+            self.moved |= not self._is_map(labels)
             varied = [dim for dim in dims if varies(now, dim)]
             if not varied:
                 continue
