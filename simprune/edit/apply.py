@@ -23,14 +23,15 @@ from simprune.trace.context import eval_mode
 from simprune.trace.cost import cost_model
 from simprune.trace.network import Network
 from simprune.trace.rewritten import with_rules
+from simprune.trace.training_mode import training_error
 
 
 def apply(plan: Plan, network: Network, effects: Effects | None = None) -> nn.Module:
     """A new, smaller module; the network's model is not changed.
 
-    Blocks are bypassed first, then units are removed, channels last. The result runs once in evaluation and once in
-    training mode, and its tensor shapes and cost must equal the plan's. At last, layers in a counted list, as in
-    transformers, are deleted from the list (see `simprune.edit.compact`).
+    Blocks are bypassed first, then units are removed, channels last. The result runs once in evaluation mode, and once
+    in training mode if the original does, and its tensor shapes and cost must equal the plan's. At last, layers in a
+    counted list, as in transformers, are deleted from the list (see `simprune.edit.compact`).
 
     Args:
         plan: the plan.
@@ -112,7 +113,8 @@ def _delete(small: nn.Module, example: Example, before: Mapping[str, Tensor]) ->
 def _verify(small: nn.Module, network: Network, effects: Effects) -> dict[str, Tensor]:
     """The outputs of the small network on the example.
 
-    Raises ValueError unless shapes, shapes of outputs and cost are as planned, and a pass in training mode works.
+    Raises ValueError unless shapes, shapes of outputs and cost are as planned; a pass in training mode must work where
+    the original's does.
     """
     model, cut, (args, kwargs) = network.model, effects.cut, network.example
     actual = dict(chain(small.named_parameters(remove_duplicate=False), small.named_buffers(remove_duplicate=False)))
@@ -123,12 +125,11 @@ def _verify(small: nn.Module, network: Network, effects: Effects) -> dict[str, T
         now = effects.name_now(name)
         if list(actual[now].shape) != shape:
             raise ValueError(f"edit failed: {now} should have shape {shape} and has {list(actual[now].shape)}")
-    trial = sharing(small)  # training mode moves BatchNorm statistics
-    with torch.no_grad():
-        with eval_mode(small):
-            before, after = network.outputs, all_tensors(small(*args, **kwargs))
-        trial.train()  # a statement of its own, because train() of some foreign modules does not return the module
-        trial(*args, **kwargs)
+    with torch.no_grad(), eval_mode(small):
+        before, after = network.outputs, all_tensors(small(*args, **kwargs))
+    error = training_error(sharing(small), network.example) if network.trains else None
+    if error is not None:
+        raise error
     if not before or not same_shapes(before, after):
         raise ValueError("edit failed: the network's output changed its shape; the plan reaches the output layer")
     planned = network.costs.after(cut, effects.dropped)

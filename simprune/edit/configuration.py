@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ DERIVED = re.compile(r"dim|size|inner|width|hidden")
 # Fields by which encoder and decoder that share one configuration state their heads apart.
 SIDES = ("encoder", "decoder")
 COUNTS = (*HEAD_COUNTS, "attention_heads")
+TRIES, SECONDS = 64, 4  # models built in search of one field, and first fields of pairs: a large model takes 0.1 s each
 
 
 def restate(model: nn.Module, example: Example | None = None) -> bool:
@@ -157,8 +159,9 @@ def proposals(model: nn.Module, config: Any) -> Iterator[Any]:
 
     They come without and with the width of a head, which some classes read although it is not their field.
     """
-    for state_head_width in (False, True):
-        trial = changed(config, _heads(model, config, state_head_width))
+    plain, wide = (_heads(model, config, state_head_width) for state_head_width in (False, True))
+    for values in [plain] if plain == wide else [plain, wide]:
+        trial = changed(config, values)
         wrong = mismatches(model, trial)
         while wrong:
             trial, wrong = _step(model, trial, wrong) or (trial, None)
@@ -172,15 +175,16 @@ def _step(model: nn.Module, config: Any, wrong: Wrong) -> tuple[Any, Wrong] | No
     One field is changed, or two: a class may derive a second size from the first.
     """
     seconds = []
-    for trial in _alternatives(config, wrong):
+    for trial in islice(_alternatives(config, wrong), TRIES):
         left = mismatches(model, trial)
         if left is None:
             continue
         if left.keys() < wrong.keys():
             return trial, left
-        seconds.append((trial, left))
-    for first, left in seconds:
-        for trial in _alternatives(first, left):
+        if left != wrong:  # the field states a size of the model, so that a second field may follow it
+            seconds.append((trial, left))
+    for first, left in seconds[:SECONDS]:
+        for trial in islice(_alternatives(first, left), TRIES):
             after = mismatches(model, trial)
             if after is not None and after.keys() < wrong.keys():
                 return trial, after

@@ -27,7 +27,8 @@ def generation_lost(model: nn.Module, original: nn.Module, batch: Any) -> str:
     >>> generation_lost(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2))
     ''
     """
-    if not is_pretrained(model) or not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if not is_pretrained(model) or not encoder_decoder or not hasattr(model, "generate"):  # detectors have none
         return ""
     error = _error(model, batch)
     if error is None or _error(original, batch) is not None:

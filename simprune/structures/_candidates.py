@@ -3,14 +3,15 @@
 Whether a shortcut runs through a module follows from what the module computes, never from its name or class
 (`simprune.trace.carried`). Without a post-norm block, the next one gets the output of the previous normalisation.
 
-Candidates may contain candidates. A stage that only chains blocks is resolved into these blocks. A layer that chains
-two unlike sub-blocks, or contains one, is itself a block, and they are its sub-blocks. The modules whose outputs a
+Candidates may contain candidates. A stage that only chains blocks is resolved into these blocks, and so is one that does
+more, such as an encoder that adds positions first: where its blocks are all alike, or where some are and the network
+fails without it. A layer that chains two unlike sub-blocks, or contains one, is itself a block, and they are its sub-blocks. The modules whose outputs a
 layer only adds to its input (attention, MLP) are sub-blocks as well, and are removed by adding nothing. They may be
 normalised or scaled before the sum.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +27,13 @@ from simprune.trace.precision import HALF, in_half, in_single, tolerance, widene
 from simprune.trace.visits import Visit, visit
 
 
-def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, list[str]]]:
+def resolve(
+    model: nn.Module, visits: Mapping[str, Visit], needed: Callable[[str], bool]
+) -> list[tuple[str, list[str]]]:
     """Blocks, and of every block the candidates directly inside it, by name and in order of execution.
 
-    A module that has several names appears under the first.
+    A module that has several names appears under the first. `needed` says of a candidate whether the network fails
+    without it; it is asked of those that hold some like blocks and do more than chain them.
     """
     with eval_mode(model), uncached(model), torch.no_grad():
         shortcuts = [name for name, visit in visits.items() if carried(model.get_submodule(name), visit) is not None]
@@ -40,7 +44,9 @@ def resolve(model: nn.Module, visits: Mapping[str, Visit]) -> list[tuple[str, li
         inner = _outermost([other for other in names if other.startswith(f"{name}.")])
         whole = sum(1 for _ in model.get_submodule(name).parameters())
         parts = sum(1 for other in inner for _ in model.get_submodule(other).parameters())
-        if parts == whole and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner):
+        chain = parts == whole and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner)
+        kinds = len(_signatures(model, inner))
+        if chain or (kinds < len(inner) and (kinds == 1 or needed(name))):
             for other in inner:
                 yield from descend(other)
         else:
@@ -96,11 +102,16 @@ def _is_layer(model: nn.Module, name: str, inner: list[str], names: list[str]) -
     They are, if no two have parameters of the same names and shapes, and if there are two of them or the network has
     several layers of this class.
     """
-    layers = [model.get_submodule(other) for other in inner]
-    signatures = {tuple((key, value.shape) for key, value in layer.named_parameters()) for layer in layers}
     kind = type(model.get_submodule(name))
     same_class = sum(type(model.get_submodule(other)) is kind for other in names)
-    return len(signatures) == len(inner) > 1 and (len(inner) == 2 or (same_class > 1 and kind is not nn.Sequential))
+    unlike = len(_signatures(model, inner)) == len(inner) > 1
+    return unlike and (len(inner) == 2 or (same_class > 1 and kind is not nn.Sequential))
+
+
+def _signatures(model: nn.Module, modules: list[str]) -> set[tuple]:
+    """The names and shapes of the parameters of modules; like modules have the same."""
+    layers = (model.get_submodule(name) for name in modules)
+    return {tuple((key, value.shape) for key, value in layer.named_parameters()) for layer in layers}
 
 
 def equal(a: Tensor, b: Tensor) -> bool:

@@ -4,8 +4,8 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from simprune.trace.bypass import Bypass, without
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.hooks import hooks
 from simprune.trace.network import Network
+from simprune.trace.training_mode import training_error
 from simprune.trace.visits import Visit
 
 
@@ -38,7 +39,7 @@ class Blocks(Structure):
     absent = "no module adds what it computes to its input, so none can be passed by"
 
     def find(self, network: Network) -> tuple[list[Block], Refusals]:
-        return _prove(network, [Block(name) for name, _ in resolve(network.model, network.visits)])
+        return _prove(network, [Block(name) for name, _ in _resolved(network)])
 
 
 @register("structure", "sub_blocks")
@@ -53,13 +54,18 @@ class SubBlocks(Structure):
     def find(self, network: Network) -> tuple[list[Block], Refusals]:
         sub_blocks: list[Block] = []
         refused: Refusals = []
-        for name, inner in resolve(network.model, network.visits):
+        for name, inner in _resolved(network):
             try:
                 sub_blocks += _halves(network, name, inner)
             except NotPrunable as reason:
                 refused.append((name, f"no half of it can go alone: {reason}"))
         proven, unproven = _prove(network, sub_blocks)
         return proven, refused + unproven
+
+
+def _resolved(network: Network) -> list[tuple[str, list[str]]]:
+    """Blocks, and of every block the candidates directly inside it."""
+    return resolve(network.model, network.visits, lambda name: bool(_prove(network, [Block(name)])[1]))
 
 
 def _halves(network: Network, name: str, inner: list[str]) -> list[Block]:
@@ -83,12 +89,13 @@ def _halves(network: Network, name: str, inner: list[str]) -> list[Block]:
 def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals]:
     """Blocks without which the network runs, numbered by chain, and the names of the others with the reason.
 
-    Cost: one copy of the network that shares its weights, and 2 log2(blocks) forward passes of the example; more
-    where a block cannot go.
+    Cost: two copies of the network that share its weights, and 4 log2(blocks) forward passes of the example, one half
+    in training mode where the original runs in it; more where a block cannot go.
     """
     if not blocks:
         return [], []
     trial = sharing(network.model)
+    training = sharing(network.model) if network.trains else None
     uses = Counter(module for _, module in network.model.named_modules(remove_duplicate=False))
     lengths = {block.name: len(torch.as_tensor(network.visits[block.name].output)) for block in blocks}
     rows, differ = rows_of(network.example), len(set(lengths.values())) > 1
@@ -106,7 +113,8 @@ def _prove(network: Network, blocks: list[Block]) -> tuple[list[Block], Refusals
             tried.append(block)
     with eval_mode(trial), uncached(trial), torch.no_grad():
         for walk in _walks(tried):
-            reasons |= _failures(network, trial, [block for block in walk if block.name not in reasons])
+            left = [block for block in walk if block.name not in reasons]
+            reasons |= _failures(left, lambda blocks: _failure(network, trial, training, blocks))
     provable = [block for block in blocks if block.name not in reasons]
     return _chained(provable, network.visits), [(b.name, reasons[b.name]) for b in blocks if b.name in reasons]
 
@@ -123,36 +131,48 @@ def _walks(blocks: list[Block]) -> list[list[Block]]:
     return [[b for number, b in enumerate(blocks) if number >> bit & 1 == value] for bit in bits for value in (0, 1)]
 
 
-def _failures(network: Network, trial: nn.Module, blocks: list[Block]) -> dict[str, str]:
+def _failures(blocks: list[Block], failure: Callable[[list[Block]], str | None]) -> dict[str, str]:
     """The blocks, by name, without which the network cannot do, with the reason; all are tried at once, else halves."""
-    reason = _failure(network, trial, blocks) if blocks else None
+    reason = failure(blocks) if blocks else None
     if reason is None:
         return {}
     if len(blocks) == 1:
         return {blocks[0].name: reason}
     middle = len(blocks) // 2
-    return _failures(network, trial, blocks[:middle]) | _failures(network, trial, blocks[middle:])
+    return _failures(blocks[:middle], failure) | _failures(blocks[middle:], failure)
 
 
-def _failure(network: Network, trial: nn.Module, blocks: list[Block]) -> str | None:
-    """Why the network cannot do without these blocks; None when it can. The trial is a copy, left as it was.
+def _failure(network: Network, trial: nn.Module, training: nn.Module | None, blocks: list[Block]) -> str | None:
+    """Why the network cannot do without these blocks; None when it can. `trial` is a copy, left as it was.
 
-    It is in evaluation mode, uncached and without gradients.
+    It is in evaluation mode, uncached and without gradients. `training` is another copy, for passes in training mode.
     """
     visits = [network.visits[block.name] for block in blocks]
     try:
         for block, visit in zip(blocks, visits, strict=True):
             if _returns_more(visit) and not _same_without_more(network, trial, block.name):
                 return "it also makes a tensor that later layers need"
-        with ExitStack() as stack:
-            for block, visit in zip(blocks, visits, strict=True):
-                stack.enter_context(without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")))
+        with _without(trial, blocks, visits):
             after = _outputs(network, trial)
+        if training is not None:
+            with _without(training, blocks, visits):
+                error = training_error(training, network.example)
+            if error is not None:
+                return f"the network fails without it in training mode ({kind_of(error)} in its forward pass)"
     except Exception as error:  # any failure of a foreign forward pass means the same: not safe to remove
         return f"the network fails without it ({kind_of(error)} in its forward pass)"
     if not same_shapes(network.outputs, after):
         return "the network's output changes its shape without it"
     return None
+
+
+@contextmanager
+def _without(trial: nn.Module, blocks: list[Block], visits: list[Visit]) -> Iterator[None]:
+    """Within the block of code, the input of every block, or nothing, stands in for it."""
+    with ExitStack() as stack:
+        for block, visit in zip(blocks, visits, strict=True):
+            stack.enter_context(without(trial, block.name, Bypass(visit.layout(), block.replace == "zero")))
+        yield
 
 
 def _outputs(network: Network, trial: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from simprune.structures.comparison import Comparison
 from simprune.structures.failures import failure
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
+from simprune.trace.training_mode import training_error
 
 NUMBERS = 8  # of units that groups of one size lose in a proof, at most: every other number is a cut to be tried
 
@@ -21,11 +22,12 @@ def prove(
 ) -> tuple[list[UnitGroup], list[tuple[str, str]]]:
     """Groups of which units in the middle can be removed, and the names of the others with the reason.
 
-    The network without the units has to run, to return an output of the same shape, to cost what is predicted, and to
-    equal a network whose readers ignore the units (see `simprune.structures.comparison`). All groups are tried at once;
-    those of one size lose different numbers of units in turn, because two that have to stay equally wide would
-    otherwise prove each other. When that fails, those that many layers make are tried apart from the others, because
-    the width of a stream is what mostly cannot go; then halves, and so on, until the groups that fail remain.
+    The network without the units has to run, also in training mode if the original does, to return an output of the
+    same shape, to cost what is predicted, and to equal a network whose readers ignore the units (see
+    `simprune.structures.comparison`). All groups are tried at once; those of one size lose different numbers of units
+    in turn, because two that have to stay equally wide would otherwise prove each other. When that fails, those that
+    many layers make are tried apart from the others, because the width of a stream is what mostly cannot go; then
+    halves, and so on, until the groups that fail remain.
 
     Args:
         network: the original.
@@ -76,6 +78,8 @@ def _failure(
                 if not before or not same_shapes(before, without):
                     return "its output is the network's output"
                 actual = measure_cost(cut, network.example)
+                if network.trains and (error := training_error(cut, network.example)) is not None:
+                    return f"in training mode, {failure(error, network.model, groups[0])}"
             release(cut)  # one edited copy at a time
             masked = sharing(network.model)
             for group, units in zip(groups, gone, strict=True):

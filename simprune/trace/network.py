@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from simprune.core.batches import device_of, main_name, move
 from simprune.core.blame import with_line
+from simprune.core.copies import sharing
 from simprune.core.cost import CostModel, Example
 from simprune.core.example import example_of, from_description
 from simprune.core.names import did_you_mean
@@ -22,6 +23,7 @@ from simprune.trace.experts import Mixture, mixtures
 from simprune.trace.memory import inputs_at_once
 from simprune.trace.rewritten import without_rules
 from simprune.trace.shortcuts import BlockCalls
+from simprune.trace.training_mode import training_error
 from simprune.trace.visits import Visit, visit_lightly
 
 
@@ -95,6 +97,11 @@ class Network:
     def outputs(self) -> dict[str, Tensor]:
         """All outputs of the model on the example, by name, in evaluation mode."""
         return self._visited[1]
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether the model runs on the example in training mode, without labels or targets."""
+        return training_error(sharing(self.model), self.example) is None
 
     @cached_property
     def _visited(self) -> tuple[dict[str, Visit], dict[str, Tensor]]:

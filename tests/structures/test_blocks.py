@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
 
@@ -22,8 +25,52 @@ def test_no_pair_of_blocks_is_compared_to_find_them(monkeypatch):
     monkeypatch.setattr(_candidates, "has_matrix", lambda module: looked_at.append(module) or has_matrix(module))
     model = ResidualCNN(in_channels=3, widths=(4,), depths=(9,)).eval()
     network = Network(model, ((torch.randn(2, 3, 8, 8),), {}))
-    assert len(_candidates.resolve(model, network.visits)) == 9
+    assert len(_candidates.resolve(model, network.visits, lambda name: False)) == 9
     assert len(looked_at) <= sum(1 for _ in model.modules())
+
+
+class Encoder(nn.Module):
+    """Layers between which it adds positions; like encoders of transformers, it may return more than a tensor."""
+
+    def __init__(self, modules, wraps):
+        super().__init__()
+        self.layers, self.positions, self.wraps = nn.ModuleList(modules), nn.Parameter(torch.randn(5, 8)), wraps
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x + self.positions)
+        return SimpleNamespace(states=x) if self.wraps else x
+
+
+class Layer(nn.Module):
+    """A residual layer; `hidden` makes layers unlike."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, hidden), nn.GELU(), nn.Linear(hidden, 8))
+
+    def forward(self, x):
+        return x + self.mlp(x)
+
+
+class Encoded(nn.Module):
+    def __init__(self, hidden, wraps):
+        super().__init__()
+        self.encoder, self.head = Encoder([Layer(size) for size in hidden], wraps), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.encoder(x)
+        return self.head((x.states if self.encoder.wraps else x).mean(1))
+
+
+@pytest.mark.parametrize("hidden, wraps, opened", [
+    ((6, 6, 6), False, True), ((6, 6, 6), True, True), ((6, 7, 6), True, True), ((6, 7, 6), False, False),
+])  # fmt: skip
+def test_an_encoder_that_does_more_than_chain_its_layers_is_opened(hidden, wraps, opened):
+    torch.manual_seed(0)
+    layers = [f"encoder.layers.{number}" for number in range(3)]
+    names, refused = found(Encoded(hidden, wraps).eval(), torch.randn(3, 5, 8))
+    assert names == (layers if opened else ["encoder"]) and not refused
 
 
 def test_networks_without_shortcuts_have_no_blocks():
