@@ -3,11 +3,11 @@
 Whether a shortcut runs through a module follows from what the module computes, never from its name or class
 (`simprune.trace.carried`). Without a post-norm block, the next one gets the output of the previous normalisation.
 
-Candidates may contain candidates. A stage that only chains blocks is resolved into these blocks, and so is one that does
+Candidates may contain candidates. A stage that only chains blocks is resolved into these blocks. So is one that does
 more, such as an encoder that adds positions first: where its blocks are all alike, or where some are and the network
-fails without it. A layer that chains two unlike sub-blocks, or contains one, is itself a block, and they are its sub-blocks. The modules whose outputs a
-layer only adds to its input (attention, MLP) are sub-blocks as well, and are removed by adding nothing. They may be
-normalised or scaled before the sum.
+fails without it. A layer that chains two unlike sub-blocks, or contains one, is itself a block, and they are its
+sub-blocks. The modules whose outputs a layer only adds to its input (attention, MLP) are sub-blocks as well, and are
+removed by adding nothing. They may be normalised or scaled before the sum.
 """
 
 import itertools
