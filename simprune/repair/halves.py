@@ -31,18 +31,19 @@ class Half:
     Args:
         block: name of the block.
         gain: (channels,) of the layer's output in the original.
-        before: the pruned network's block without this half and those behind it: it gives the stream before the half.
-        behind: the original's block without the halves that are left behind this one; None for the last one.
+        starts: the original's and the pruned network's block without this half and those behind it: they give the
+            streams before the half.
+        follows: the layer that ends the half right before this one; None where there is none, or where it is removed.
+        is_last: whether no half that is left is behind it.
     """
 
     block: str
     gain: Tensor
-    before: nn.Module
-    behind: nn.Module | None
+    starts: tuple[nn.Module, nn.Module]
+    follows: str | None
+    is_last: bool
 
-    def target(
-        self, original: Example, pruned: Example, goal: Tensor | None, remaining: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def target(self, wanted: Tensor, stream: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         """What the layer should give: the stream wanted behind it less what is there before; and the stream's size.
 
         Both are (N, positions, channels); of sizes, which are roots of mean squares, there is one per position. What
@@ -50,16 +51,57 @@ class Half:
         such as the first, are a thousand times as large as others.
 
         Args:
-            original: arguments of the block in the original.
-            pruned: its arguments in the pruned network.
-            goal: the stream that is wanted behind the block; only the last half needs it.
+            wanted: the original's stream.
+            stream: that of the pruned network before the half.
             remaining: indices of the original's channels that the pruned network still has.
         """
-        wanted = goal if self.behind is None else stream_of(self.behind, original)
-        assert wanted is not None
         wanted = wanted[..., remaining]
         size = wanted.float().square().mean(-1, keepdim=True).sqrt()
-        return (wanted - stream_of(self.before, pruned)) / self.gain[remaining], size.clamp(min=SMALL * size.mean())
+        return (wanted - stream) / self.gain[remaining], size.clamp(min=SMALL * size.mean())
+
+
+class Passage:
+    """The streams of both networks on their way through a block, batch by batch, while its halves are fitted in order.
+
+    Every half adds what its last layer gives, so no half runs a second time.
+
+    Args:
+        calls: arguments of the block in the original, and in the pruned network.
+        outputs: what the last layers of halves that are not the last one give in the original.
+        goals: the stream that is wanted behind the block.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[tuple[Example, Example]],
+        outputs: Mapping[str, Sequence[Tensor]],
+        goals: Sequence[Tensor],
+    ) -> None:
+        self.calls, self.outputs, self.goals = calls, outputs, goals
+        self.behind = ""  # the layer whose half has run last
+        self.wanted: Sequence[Tensor] = []  # the original's stream behind the half
+        self.streams: list[Tensor] = []  # the pruned network's stream before it
+
+    def reach(self, layer: str, half: Half) -> None:
+        """The half that ends with a layer is fitted next."""
+        known = half.follows is not None and half.follows == self.behind
+        original, pruned = half.starts
+        if not known:
+            self.streams = [stream_of(pruned, call) for _, call in self.calls]
+        if half.is_last:
+            self.wanted = self.goals
+        else:
+            starts = self.wanted if known else [stream_of(original, call) for call, _ in self.calls]
+            self.wanted = [
+                start + half.gain.to(start) * output for start, output in zip(starts, self.outputs[layer], strict=True)
+            ]
+
+    def leave(self, name: str, half: Half, layer: nn.Module, inputs: Sequence[Tensor], remaining: Tensor) -> None:
+        """The layer that ends a half, and gets these inputs, is fitted."""
+        if not half.is_last:
+            gain = half.gain[remaining]
+            self.streams = [stream + gain.to(stream) * layer(x) for stream, x in zip(self.streams, inputs, strict=True)]
+        self.behind = name
 
 
 @dataclass(frozen=True)
@@ -128,15 +170,17 @@ def _halves_of(
         return {}, None, False
     left = [n for n, branch in enumerate(branches) if not isinstance(small.get_submodule(branch.name), Bypass)]
     halves: dict[str, Half] = {}
+    ends: dict[str, int] = {}  # the last layers of halves -> which branch of the block it is
     for number, following in zip(left, [*left[1:], None], strict=True):
         branch = branches[number]
         layer = next((layer for layer in reversed(layers) if layer.startswith(f"{branch.name}.")), None)
         gain = None if layer is None or branch.adds != branch.name else _gain(network, branch, layer, name)
         if layer is None or gain is None:
             return {}, None, False
-        before = _without(small, network, name, branches[number:])
-        behind = None if following is None else _without(network.model, network, name, branches[following:])
-        halves[layer] = Half(name, gain, before, behind)
+        starts = tuple(_without(model, network, name, branches[number:]) for model in (network.model, small))
+        follows = next((other for other, end in ends.items() if end == number - 1), None)
+        halves[layer] = Half(name, gain, (starts[0], starts[1]), follows, following is None)
+        ends[layer] = number
     arrival = _without(network.model, network, name, branches[left[0] :]) if left and left[0] > 0 else None
     return halves, arrival, bool(left) and left[-1] < len(branches) - 1
 

@@ -1,6 +1,7 @@
 """Refitting layers in order of execution, so that every layer is fitted to inputs from layers that are refitted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,8 +18,8 @@ from simprune.core.holdout import held_out
 from simprune.core.progress import progress
 from simprune.edit.effects import Effects
 from simprune.repair.gauss_newton import JUDGING, Pair, can_be_folded, fit_block
-from simprune.repair.halves import Halves, stream_of
-from simprune.repair.lockstep import lockstep
+from simprune.repair.halves import Halves, Passage, stream_of
+from simprune.repair.lockstep import Advance, lockstep
 from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
 from simprune.repair.segments import Segment, outputs_left, run_through
@@ -137,36 +138,29 @@ class Repair:
                     continue
                 units = self._units(stretch)
                 entries, followers = [*units], self.halves.successors
-                stops = [stop for entry in entries for stop in (entry, followers.get(entry)) if stop is not None]
-                alone = {entry for entry in entries if units[entry][0] is None and self._narrows(entry)}
-                alone -= {*followers.values()}
+                stops, behind = self._stops(units)
                 with (
-                    lockstep(self.model, calls[0], [*dict.fromkeys(stops)], behind=alone) as original,
-                    lockstep(self.small, calls[1], entries) as pruned,
+                    lockstep(self.model, calls[0], stops[0], behind) as original,
+                    lockstep(self.small, calls[1], stops[1]) as pruned,
                 ):
                     reached: list[Example] | None = None  # where the original's passes stand, if that is the next entry
                     for entry in progress(entries, title) if title else entries:
                         give_back()
                         segment, inside = units[entry]
-                        originals, goals, reached = reached or original(entry), None, None
-                        if any(layer in self.halves.layers for layer in inside):
-                            originals = [copied(call) for call in originals]  # modules may write into them
-                            follower = followers.get(entry)
-                            if follower is not None:
-                                passes = original(follower)
-                                reached = passes if follower in entries else None
-                                arrival = self.halves.arrivals.get(follower)
-                                goals = [
-                                    _input(call).clone() if arrival is None else stream_of(arrival, call)
-                                    for call in passes
-                                ]
-                            else:
-                                goals = [stream_of(self.model.get_submodule(entry), call) for call in originals]
-                        entering = list(zip(originals, pruned(entry), known, strict=True))
+                        originals, reached, entering = reached or original(entry), None, pruned(entry)
                         if segment is None:
-                            refits.append(self._layer(entry, entering, behind=entry in alone))
-                        else:
-                            refits += self._segment(segment, inside, entering, goals)
+                            entered = list(zip(originals, entering, known, strict=True))
+                            refits.append(self._layer(entry, entered, behind=entry in behind))
+                            continue
+                        originals, entering = map(_copies, (originals, entering))
+                        entered, passage = list(zip(originals, entering, known, strict=True)), None
+                        if any(layer in self.halves.layers for layer in inside):
+                            passage, follower = self._passage(entry, inside, entered, original)
+                            reached = follower if followers.get(entry) in entries else None
+                        stepped = self._is_stepped(entry, units)
+                        # With halves the original's passes are behind the segment by now.
+                        advance = original if stepped and passage is None else None, pruned if stepped else None
+                        refits += self._segment(segment, inside, entered, passage, advance)
         return refits
 
     def _stretches(self, layers: Sequence[str]) -> list[list[str]]:
@@ -189,6 +183,45 @@ class Repair:
             segment = next((part for part in segments if part.holds(layer)), None)
             units.setdefault(layer if segment is None else segment.entry, (segment, []))[1].append(layer)
         return units
+
+    def _stops(self, units: Mapping[str, tuple[Segment | None, list[str]]]) -> tuple[list[list[str]], set[str]]:
+        """Where passes of the original and of the pruned network stop, and the original's stops behind a module."""
+        stops: list[dict[str, None]] = [{}, {}]  # as ordered sets
+        behind: set[str] = set()
+        followers = self.halves.successors
+        for entry, (segment, inside) in units.items():
+            halves = [layer for layer in inside if layer in self.halves.layers]
+            ends = [layer for layer in halves if not self.halves.layers[layer].is_last]
+            stepped = self._is_stepped(entry, units)
+            steps = inside if stepped and not halves else ends
+            stops[0] |= dict.fromkeys([entry, *steps])
+            stops[1] |= dict.fromkeys([entry, *(inside if stepped else ())])
+            behind |= {*ends, *(layer for layer in steps if self._narrows(layer))}
+            if segment is None and self._narrows(entry) and entry not in followers.values():
+                behind.add(entry)
+            if entry in followers:
+                stops[0][followers[entry]] = None
+        return [[*some] for some in stops], behind
+
+    def _is_stepped(self, entry: str, units: Mapping[str, tuple[Segment | None, list[str]]]) -> bool:
+        """Whether the layers of a segment are fitted on the way through it, and not in passes of its own."""
+        segment, _ = units[entry]
+        own = segment is None or segment in self.together or any(other.startswith(f"{entry}.") for other in units)
+        return not own
+
+    def _passage(
+        self, entry: str, layers: Sequence[str], calls: Sequence[Calls], original: Advance
+    ) -> tuple[Passage, list[Example]]:
+        """The streams on their way through a block; and what its follower gets, to which the original advances."""
+        ends = [layer for layer in layers if layer in self.halves.layers and not self.halves.layers[layer].is_last]
+        outputs = {layer: [_input(call).clone() for call in original(layer)] for layer in ends}
+        follower, passes = self.halves.successors.get(entry), list[Example]()
+        if follower is None:
+            goals = [stream_of(self.model.get_submodule(entry), call) for call, *_ in calls]
+        else:
+            passes, arrival = original(follower), self.halves.arrivals.get(follower)
+            goals = [_input(call).clone() if arrival is None else stream_of(arrival, call) for call in passes]
+        return Passage([call[:2] for call in calls], outputs, goals), passes
 
     def _repeated(
         self, name: str, originals: Sequence[Example], inputs: Sequence[Example], batches: Sequence[Batch]
@@ -222,14 +255,14 @@ class Repair:
         name: str,
         calls: Sequence[Calls],
         block: Sequence[Calls] = (),
-        goals: Sequence[Tensor] | None = None,
+        passage: Passage | None = None,
         behind: bool = False,
     ) -> Refit:
         """Refit one layer to the original's output, plus what the shortcut around its block, if any, has lost.
 
-        A layer that adds to the stream is fitted to the stream. `block`: calls of the block around the layer. `goals`:
-        the stream that is wanted behind the block, per batch. `behind`: whether the original's calls hold what the
-        layer gave, and not what it gets.
+        A layer that adds to the stream is fitted to the stream. `block`: calls of the block around the layer.
+        `passage`: the streams there, for such a layer. `behind`: whether the original's calls hold what the layer gave,
+        and not what it gets.
         """
         layer, source, remaining = self.small.get_submodule(name), self.model.get_submodule(name), self._remaining(name)
 
@@ -244,18 +277,17 @@ class Repair:
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             """One batch at a time: the outputs of a language model's head are large."""
             for index, (original, pruned, batch) in enumerate(calls):
-                half = self.halves.layers.get(name) if block else None
                 value = _input(pruned)
-                if half is not None:
-                    goal = None if goals is None else goals[index]
-                    target, size = half.target(*block[index][:2], goal, remaining)
+                if passage is not None:
+                    half = self.halves.layers[name]
+                    target, size = half.target(passage.wanted[index], passage.streams[index], remaining)
                     if through_origin:  # a row divided by a number is a row that counts less
                         value, target = value / size.to(value), target / size.to(target)
                 else:
                     args, kwargs = original
                     output = args[0] if behind else source.forward(*args, **kwargs)
                     target = output.index_select(channel_dim(layer), remaining)
-                if block and half is None and name in self.shortcuts:
+                if block and passage is None and name in self.shortcuts:
                     drift = self.shortcuts[name].drift(*block[index][:2], remaining)
                     target = target + like(drift, target, channel_dim(layer))
                 mask = batch.mask(name) if per_token else None
@@ -275,24 +307,49 @@ class Repair:
         return Refit(name, solved.before, solved.after, solved.ridge)
 
     def _segment(
-        self, segment: Segment, layers: Sequence[str], calls: Sequence[Calls], goals: Sequence[Tensor] | None = None
+        self,
+        segment: Segment,
+        layers: Sequence[str],
+        calls: Sequence[Calls],
+        passage: Passage | None,
+        advance: tuple[Advance | None, Advance | None],
     ) -> list[Refit]:
-        """Refit the layers of a block or segment in order, then all together."""
+        """Refit the layers of a block or segment in order, then all together.
+
+        Args:
+            segment: the block or segment.
+            layers: in it, in order of execution.
+            calls: of the segment.
+            passage: the streams on the way through it; None without halves.
+            advance: to a layer, in the original and in the pruned network; None for passes through the segment alone.
+        """
         originals, inputs, batches = zip(*calls, strict=True)
         inner = {layer: layer.removeprefix(segment.prefix) for layer in layers}
-        by_layer = [short for layer, short in inner.items() if layer not in self.halves.layers]
-        behind = [inner[layer] for layer in layers if inner[layer] in by_layer and self._narrows(layer)]
-        theirs = map(copied, originals if by_layer else ())
-        with (
-            lockstep(segment.of(self.model), theirs, by_layer, behind) as original,
-            lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]) as pruned,
-        ):
+        by_layer = [layer for layer in layers if layer not in self.halves.layers]
+        behind = [layer for layer in by_layer if self._narrows(layer)]
+        with ExitStack() as stack:
+            original, pruned = advance
+            if original is None:
+                theirs = map(copied, originals if by_layer else ())
+                within = [inner[layer] for layer in by_layer]
+                ends = [inner[layer] for layer in behind]
+                nested = stack.enter_context(lockstep(segment.of(self.model), theirs, within, ends))
+                original = _renamed(nested, inner)
+            if pruned is None:
+                own = stack.enter_context(lockstep(segment.of(self.small), map(copied, inputs), [*inner.values()]))
+                pruned = _renamed(own, inner)
             refits = []
-            for layer, short in inner.items():
-                reached = pruned(short)
-                wanted = original(short) if short in by_layer else reached  # the stream says what others should give
+            for layer in layers:
+                reached, half = pruned(layer), self.halves.layers.get(layer)
+                wanted = reached if half is not None else original(layer)  # the stream says what a half should give
                 pairs = list(zip(wanted, reached, batches, strict=True))
-                refits.append(self._layer(layer, pairs, calls, goals, behind=short in behind))
+                if half is not None and passage is not None:
+                    passage.reach(layer, half)
+                refits.append(self._layer(layer, pairs, calls, passage if half else None, layer in behind))
+                if half is not None and passage is not None:
+                    values = [_input(call) for call in reached]
+                    passage.leave(layer, half, self.small.get_submodule(layer), values, self._remaining(layer))
+        goals = None if passage is None else passage.goals
         return [*refits, *self._whole(segment, calls, goals)] if segment in self.together else refits
 
     def _whole(self, segment: Segment, calls: Sequence[Calls], goals: Sequence[Tensor] | None = None) -> list[Refit]:
@@ -353,6 +410,16 @@ class Repair:
         removed = {i for each in names for i in self.effects.removed.get((f"{each}.weight", output_dim(source)), ())}
         indices = [index for index in range(matrix_of(source).shape[0]) if index not in removed]
         return torch.tensor(indices, device=device_of(self.small))
+
+
+def _copies(calls: Sequence[Example]) -> list[Example]:
+    """Arguments into which modules may write."""
+    return [copied(call) for call in calls]
+
+
+def _renamed(advance: Advance, names: Mapping[str, str]) -> Advance:
+    """An advance by other names of the layers."""
+    return lambda layer: advance(names[layer])
 
 
 def _is_masked(value: Tensor, mask: Tensor) -> bool:

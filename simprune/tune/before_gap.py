@@ -35,7 +35,7 @@ def writers_of(network: Network) -> dict[str, Writer]:
     shared = network.execution.elsewhere  # refitting these would change what other layers compute
     layers = [layer for layer in network.order if layer not in shared]
     halves = find_halves(network.model, network, layers, ()).layers
-    return {half.block: Writer(layer, half.gain) for layer, half in halves.items() if half.behind is None}
+    return {half.block: Writer(layer, half.gain) for layer, half in halves.items() if half.is_last}
 
 
 def fit_writer(

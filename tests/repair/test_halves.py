@@ -9,7 +9,7 @@ from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.core.structures import NotPrunable
 from simprune.edit.effects import effects_of
-from simprune.repair.halves import find_halves
+from simprune.repair.halves import Passage, find_halves
 from simprune.structures._candidates import branches_of
 from simprune.trace.network import Network
 from simprune.trace.shortcuts import find_shortcuts
@@ -152,13 +152,20 @@ def test_the_stream_before_and_behind_every_half_is_the_networks_own():
         stream = model.embed(x)
         half = halves.layers["layers.0.attention.last"]
         every = torch.arange(8)
-        given, size = half.target(((stream,), {}), ((stream,), {}), None, every)
-        behind = stream + model.layers[0].attention(stream)
-        assert torch.allclose(size, behind.square().mean(-1, keepdim=True).sqrt())
-        assert torch.allclose(given, model.layers[0].attention(stream), atol=1e-6)
-        goal = model.layers[0](stream)
-        given, _ = halves.layers["layers.0.mlp.last"].target(((stream,), {}), ((stream,), {}), goal, every)
-        assert torch.allclose(given, goal - stream - small.layers[0].attention(stream), atol=1e-6)
+        given, goal = model.layers[0].attention(stream), model.layers[0](stream)
+        calls = [(((stream,), {}), ((stream,), {}))]
+        passage = Passage(calls, {"layers.0.attention.last": [given]}, [goal])
+        passage.reach("layers.0.attention.last", half)
+        target, size = half.target(passage.wanted[0], passage.streams[0], every)
+        assert torch.allclose(size, (stream + given).square().mean(-1, keepdim=True).sqrt())
+        assert torch.allclose(target, given, atol=1e-6)
+        inputs = [small.layers[0].attention.act(small.layers[0].attention.first(stream))]
+        small.layers[0].attention.last.weight *= 2  # what the fit has changed counts for the halves behind it
+        passage.leave("layers.0.attention.last", half, small.layers[0].attention.last, inputs, every)
+        half = halves.layers["layers.0.mlp.last"]
+        passage.reach("layers.0.mlp.last", half)
+        target, _ = half.target(passage.wanted[0], passage.streams[0], every)
+        assert torch.allclose(target, goal - stream - 2 * given, atol=1e-5)
         assert torch.allclose(halves.arrivals["layers.1"](goal), goal + model.layers[1].attention(goal), atol=1e-6)
 
 

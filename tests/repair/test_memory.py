@@ -11,6 +11,9 @@ from simprune.repair import refit
 from tests.edit import families
 
 
+STREAM = 8 * 16 * 32 * 4  # bytes of the stream at one place, on all inputs
+
+
 def bytes_at_the_last_fit(layers, monkeypatch):
     """Bytes of all tensors that are no weights, while the last layer is fitted."""
     model, seen, original = families.make("llama", num_hidden_layers=layers), [], refit.fit
@@ -38,4 +41,4 @@ def bytes_at_the_last_fit(layers, monkeypatch):
 
 def test_memory_of_a_repair_does_not_grow_with_the_number_of_layers(monkeypatch):
     shallow, deep = (bytes_at_the_last_fit(layers, monkeypatch) for layers in (3, 6))
-    assert deep < 1.1 * shallow
+    assert deep - shallow < STREAM
