@@ -30,7 +30,7 @@ DERIVED = re.compile(r"dim|size|inner|width|hidden")
 # Fields by which encoder and decoder that share one configuration state their heads apart.
 SIDES = ("encoder", "decoder")
 COUNTS = (*HEAD_COUNTS, "attention_heads")
-TRIES, SECONDS = 64, 4  # models built in search of one field, and first fields of pairs: a large model takes 0.1 s each
+TRIES, SECONDS = 64, 4  # values of fields that change sizes, and first fields of pairs: building a model takes 0.1 s
 
 
 def restate(model: nn.Module, example: Example | None = None) -> bool:
@@ -175,34 +175,41 @@ def _step(model: nn.Module, config: Any, wrong: Wrong) -> tuple[Any, Wrong] | No
     One field is changed, or two: a class may derive a second size from the first.
     """
     seconds = []
-    for trial in islice(_alternatives(config, wrong), TRIES):
-        left = mismatches(model, trial)
-        if left is None:
-            continue
+    for trial, left in islice(_tried(model, config, wrong), TRIES):
         if left.keys() < wrong.keys():
             return trial, left
-        if left != wrong:  # the field states a size of the model, so that a second field may follow it
-            seconds.append((trial, left))
+        seconds.append((trial, left))
     for first, left in seconds[:SECONDS]:
-        for trial in islice(_alternatives(first, left), TRIES):
-            after = mismatches(model, trial)
-            if after is not None and after.keys() < wrong.keys():
+        for trial, after in islice(_tried(model, first, left), TRIES):
+            if after.keys() < wrong.keys():
                 return trial, after
     return None
 
 
-def _alternatives(config: Any, wrong: Wrong) -> Iterator[Any]:
-    """Copies of a configuration with one field changed from a stated size to the actual one."""
+def _tried(model: nn.Module, config: Any, wrong: Wrong) -> Iterator[tuple[Any, Wrong]]:
+    """Copies of a configuration with one field changed that states a size of the model, and what is wrong with them."""
+    for field, values in _alternatives(config, wrong):
+        for value in values:
+            trial = changed(config, {field: value})
+            left = mismatches(model, trial)
+            if left == wrong:  # the field states none of the sizes, whatever its value
+                break
+            if left is not None:
+                yield trial, left
+
+
+def _alternatives(config: Any, wrong: Wrong) -> Iterator[tuple[Field, list[int | float]]]:
+    """Fields that may state a size that is wrong, with the values that the actual sizes suggest."""
     pairs = dict.fromkeys((old, new) for old, new in wrong.values() if old and new)  # sizes of 0 say nothing
     for field, value in fields_of(config):
         if isinstance(value, bool):
             continue
         if isinstance(value, int):
-            yield from (changed(config, {field: new}) for old, new in pairs if old == value)
+            yield field, [new for old, new in pairs if old == value]
         elif isinstance(value, float) and field[1].endswith("ratio"):  # of two widths, such as `mlp_ratio`
-            yield from (changed(config, {field: value * new / old}) for old, new in pairs)
+            yield field, [value * new / old for old, new in pairs]
         elif value is None and DERIVED.search(field[1]):
-            yield from (changed(config, {field: new}) for new in dict.fromkeys(new for _, new in pairs))
+            yield field, [*dict.fromkeys(new for _, new in pairs)]
 
 
 def _heads(model: nn.Module, config: Any, state_width: bool) -> dict[Field, int]:
