@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
 from simprune.core.neighbours import unit_scaled_
@@ -165,7 +165,7 @@ def loops(edges: np.ndarray, corners: np.ndarray, scales: np.ndarray) -> tuple[n
     rank = np.zeros(edges.shape, dtype=np.int64)
     rank[starts[order], ends[order]] = np.arange(len(order))
 
-    components = DisjointSet(range(len(edges)))
+    components = scipy.cluster.hierarchy.DisjointSet(range(len(edges)))
     ordered = zip(starts[order].tolist(), ends[order].tolist(), times[order].tolist(), strict=True)
     born = [time for start, end, time in ordered if not components.merge(start, end)]
 
