@@ -2,10 +2,12 @@
 
     python -m benchmarks.scale                                          # the formula, for 7B and 70B parameters
     python -m benchmarks.scale --measure 134m --layers 6 --processes 1 2  # measured here beside the formula
+    python -m benchmarks.scale --measure 134m --model FOLDER --gguf FILE  # a trained model of that shape
 
-A run compares an analysis of whole layers or of hidden units, and the repair, on random weights in a Llama shape. Every
-process is a new one, with one thread. Traffic is what a process sends, counted where it is handed to torch.distributed.
-Time is in CPU seconds of the busiest process, so that other work on the machine does not count.
+A run takes every stage, for whole layers or for hidden units, on random weights in a Llama shape or on trained ones.
+Every process is a new one, with one thread. Traffic is what a process sends, counted where it is handed to
+torch.distributed; the gradients of a training, which accelerate sends, are not counted. Time is in CPU seconds of the
+busiest process, so that other work on the machine does not count.
 """
 
 import argparse
@@ -16,17 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from benchmarks._language import load_language_model
 from benchmarks.language_memory import PLANS, SHAPES, forget_peak, resident
 from benchmarks.language_memory import build as build_model
 
 TOKENS = 128  # of a window, when measuring
-STAGES = ("analyze", "reconstruct", "validate")
+STAGES = ("analyze", "plan", "edit", "reconstruct", "train", "validate")
+NOTHING = {"plan": 0.0, "edit": 0.0}  # to send, and to hold beyond the model
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ def traffic(model: Llama, data: Data, kind: str, processes: int) -> dict[str, fl
         fitted = [(f, d)]
     summed = sum(i * i + i * o + i + o for i, o in fitted) * 8
     # A ring passes every sum on twice; inputs that are held out have sums of their own.
-    return {"analyze": analysis, "reconstruct": 2 * summed * 2 * elsewhere * model.layers, "validate": 0.0}
+    repair = 2 * summed * 2 * elsewhere * model.layers
+    training = data.batches * 2 * elsewhere * 4 * model.parameters
+    return NOTHING | {"analyze": analysis, "reconstruct": repair, "train": training, "validate": 0.0}
 
 
 def memory(model: Llama, data: Data, kind: str, processes: int) -> dict[str, float]:
@@ -103,7 +110,9 @@ def memory(model: Llama, data: Data, kind: str, processes: int) -> dict[str, flo
         sums = model.layers * (2 * f * f * size(f) + d * d * 8) / processes
         losses = model.layers * 6 * f * d * 2  # six levels of removal, in half precision
         fit = 4 * (f * f + f * d) * 8
-    return {"analyze": sums + losses, "reconstruct": fit, "validate": 0.0}
+    # of a training: the gradient, the momentum, the best weights; with several processes the gradients that are sent
+    training = (12 + 4 * (processes > 1)) * model.parameters
+    return NOTHING | {"analyze": sums + losses, "reconstruct": fit, "train": training, "validate": 0.0}
 
 
 def work(model: Llama, data: Data, kind: str, processes: int) -> dict[str, tuple[float, float]]:
@@ -120,7 +129,10 @@ def work(model: Llama, data: Data, kind: str, processes: int) -> dict[str, tuple
         products, solves = rows * model.layers * (f * f + f * d), model.layers * f**3 * 3
     return {
         "analyze": (analysis / processes, serial),
+        "plan": (0.0, 0.0),
+        "edit": (0.0, 0.0),
         "reconstruct": ((2 * forward + products) / processes, solves),
+        "train": (4 * forward / processes, 0.0),  # the teacher, and forward and backward of the smaller model
         "validate": (2 * forward / processes, 0.0),
     }
 
@@ -141,7 +153,26 @@ def formula(name: str, processes: list[int], flops: float, bandwidth: float) -> 
                 print(f"| {what} | {count} | {stage} | {figures} |")
 
 
-def one(name: str, kind: str, layers: int, windows: int, batch: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measured:
+    """What is measured: a shape with so many layers and random weights, or a trained model; and its inputs."""
+
+    name: str
+    kind: str
+    layers: int
+    windows: int
+    batch: int
+    model: str | None
+    gguf: str | None
+
+    def build(self) -> nn.Module:
+        if self.model is not None:
+            return load_language_model(Path(self.model), self.gguf)[0]
+        shape = SHAPES[self.name]
+        return build_model(replace(shape, fields=shape.fields | {"num_hidden_layers": self.layers}))
+
+
+def one(what: Measured) -> dict[str, Any]:
     """Run all stages in this process, of one or several; what each took."""
     import torch.distributed as dist
 
@@ -149,11 +180,9 @@ def one(name: str, kind: str, layers: int, windows: int, batch: int) -> dict[str
     from simprune.core import processes
 
     torch.set_num_threads(1)
-    shape = SHAPES[name]
-    shape = replace(shape, fields=shape.fields | {"num_hidden_layers": layers})
-    model = build_model(shape)
-    ids = torch.randint(shape.fields["vocab_size"], (windows, TOKENS), generator=torch.Generator().manual_seed(1))
-    batches = [{"input_ids": part} for part in ids.split(batch)]
+    model, vocabulary = what.build(), MODELS[what.name].vocabulary
+    ids = torch.randint(vocabulary, (what.windows, TOKENS), generator=torch.Generator().manual_seed(1))
+    batches = [{"input_ids": part} for part in ids.split(what.batch)]
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     sent, exchange, add_up = [0.0], processes._exchange, processes.add_up
@@ -168,22 +197,29 @@ def one(name: str, kind: str, layers: int, windows: int, batch: int) -> dict[str
         add_up(tensors)
 
     processes._exchange, processes.add_up = counted, added
-    structures, share = PLANS[kind]
+    asked = PLANS[what.kind]
     figures: dict[str, Any] = {}
     state: dict[str, Any] = {}
 
     def analyze() -> None:
-        redundancy = sp.analyze(model, batches, structures=structures)
-        state["plan"] = sp.plan(redundancy, {"params": share})
+        state["redundancy"] = sp.analyze(model, batches, structures=asked["structures"])
+
+    def plan() -> None:
+        state["plan"] = sp.plan(state["redundancy"], asked["budget"], planner=asked.get("planner", "greedy"))
+
+    def edit() -> None:
         state["small"] = sp.apply(state["plan"], model)
 
     def reconstruct() -> None:
         sp.reconstruct(state["small"], state["plan"], model, batches)
 
+    def train() -> None:
+        sp.finetune(state["small"], batches, model, validation=batches[:1], epochs=1, lr=1e-4)
+
     def validate() -> None:
         sp.validate(model, state["small"], batches, "language_model")
 
-    for stage, run in zip(STAGES, (analyze, reconstruct, validate), strict=True):
+    for stage, run in zip(STAGES, (analyze, plan, edit, reconstruct, train, validate), strict=True):
         before, sent[0], start = forget_peak(), 0.0, time.process_time()
         run()
         seconds = time.process_time() - start
@@ -191,32 +227,31 @@ def one(name: str, kind: str, layers: int, windows: int, batch: int) -> dict[str
     return figures | {"plan": state["plan"].to_dict()["sha256"]}
 
 
-def measure(name: str, kind: str, layers: int, windows: int, batch: int, counts: list[int]) -> None:
+def measure(what: Measured, counts: list[int]) -> None:
     """Print the figures of runs with so many processes, beside the formula."""
-    model = replace(MODELS[name], layers=layers)
-    data = Data(windows, TOKENS, -(-windows // batch), 4)
-    print(f"\n{name} with {layers} layers, {kind}, {windows} x {TOKENS} tokens in batches of {batch}")
-    print(
-        "| processes | stage | CPU s of the busiest process | sent, MB (formula) | peak beyond the model, MB | plan |"
-    )
-    print("|---|---|---|---|---|---|")
+    layers = MODELS[what.name].layers if what.model is not None else what.layers
+    model = replace(MODELS[what.name], layers=layers)
+    data = Data(what.windows, TOKENS, -(-what.windows // what.batch), 4)
+    print(f"\n{what.name} with {layers} layers, {what.kind}, {what.windows} x {TOKENS} tokens, {what.batch} a batch")
+    print("| processes | stage | CPU s of the busiest process | sent, MB (formula) | peak, MB (formula) | plan |")
+    print("|---|---|---|---|---|---|", flush=True)
     for count in counts:
-        ranks = _ranks(name, kind, layers, windows, batch, count)
-        expected = traffic(model, data, kind, count)
+        ranks = _ranks(what, count)
+        expected, held = traffic(model, data, what.kind, count), memory(model, data, what.kind, count)
         for stage in STAGES:
             most = {key: max(rank[stage][key] for rank in ranks) for key in ("seconds", "sent", "peak")}
             sent = f"{most['sent'] / 1e6:.1f} ({expected[stage] / 1e6:.1f})"
+            peak = f"{most['peak'] / 1e6:.0f} ({held[stage] / 1e6:.0f})"
             plans = {rank["plan"][:8] for rank in ranks}
-            seconds, peak = f"{most['seconds']:.1f}", f"{most['peak'] / 1e6:.0f}"
-            print(f"| {count} | {stage} | {seconds} | {sent} | {peak} | {', '.join(plans)} |")
+            print(f"| {count} | {stage} | {most['seconds']:.1f} | {sent} | {peak} | {', '.join(plans)} |", flush=True)
 
 
-def _ranks(name: str, kind: str, layers: int, windows: int, batch: int, count: int) -> list[dict[str, Any]]:
+def _ranks(what: Measured, count: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        command = [sys.executable, "-m", "benchmarks.scale", "--one", name, kind, str(layers), str(windows), str(batch)]
+        command = [sys.executable, "-m", "benchmarks.scale", "--one", json.dumps(asdict(what))]
         runs = []
         for rank in range(count):
             env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -244,14 +279,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--flops", type=float, default=1e14, help="operations that a process does in a second")
     parser.add_argument("--bandwidth", type=float, default=1e10, help="bytes that a process sends in a second")
-    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help="folder of a trained model of the measured shape")
+    parser.add_argument("--gguf", help="file in that folder, where it holds one")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        name, kind, *numbers, path = asked.one
-        Path(path).write_text(json.dumps(one(name, kind, *map(int, numbers))))
+        what, path = asked.one
+        Path(path).write_text(json.dumps(one(Measured(**json.loads(what)))))
     elif asked.measure:
         for kind in asked.kinds:
-            measure(asked.measure, kind, asked.layers, asked.windows, asked.batch, asked.processes)
+            sizes = (asked.layers, asked.windows, asked.batch)
+            measure(Measured(asked.measure, kind, *sizes, asked.model, asked.gguf), asked.processes)
     else:
         for name in ("7B", "70B"):
             formula(name, asked.processes, asked.flops, asked.bandwidth)
