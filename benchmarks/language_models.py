@@ -75,18 +75,8 @@ def ours_blocks(
 def ours_units(share: float, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """The same share of every MLP's hidden units, by the score of channels, or by chance; then the repair."""
     score = "predictability" if chance else "second_order"
-    planner = {"name": "uniform", "protect": ["residual"]}  # what it protects is not scored; its plan is not used
-    result = sp.compress(
-        model,
-        calibration=calibration,
-        structures=["channels"],
-        score=score,
-        planner=planner,
-        budget={"params": 1 - (1 - share) / 2},
-        reconstruct="none",
-    )
-    redundancy, edits = result.redundancy, []
-    assert redundancy is not None
+    planner = {"protect": ["residual"]}  # what it protects is not scored
+    redundancy, edits = sp.analyze(model, calibration, structures=["channels"], score=score, planner=planner), []
     for entry in redundancy.channels:
         if ".mlp." in entry.group.name:
             size = entry.group.size

@@ -324,7 +324,7 @@ def compress(
     run = Run.begin(given)
     if given.test is not None:
         rehearse(given.model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
-    redundancy = run.redundancy(whole=False)
+    redundancy = run.redundancy()
     run.original()
     go = run.search if given.searching else run.rounds if given.settings.rounds > 1 else run.follow
     made = go(redundancy, folder)
@@ -381,7 +381,7 @@ def frontier(
     if settings.control < 1:
         raise ValueError(f"control: expected at least one random plan; got {settings.control}")
     run = Run.begin(given)
-    redundancy = run.redundancy(whole=False)
+    redundancy = run.redundancy()
     run.table.add("original", given.model)
     if test is None:
         run.notes.append("no test batches: accuracy and agreement were left out")

@@ -242,7 +242,10 @@ class Settings(Options):
         (), "shares of what blocks, channels and heads could save, removed on trial to scale expected damage by what "
         "that costs up to 1,024 calibration inputs", commands=SCORED, above=0, below=1, example="[0.2]",
     )  # fmt: skip
-    planner: Planner = option(Planner, "what chooses, with its constraints", commands=PLANNED, kind="planner")
+    planner: Planner = option(
+        Planner, "what chooses, with its constraints; analyze does not score the units that they protect",
+        commands=("analyze", *PLANNED), kind="planner",
+    )  # fmt: skip
     reconstruct: str | Mapping[str, Any] = option(
         "least_squares", "repair without training, one for all or by pattern of layer names, the first that fits",
         commands=ALL[:-1], kind="repair",

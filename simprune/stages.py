@@ -107,15 +107,13 @@ class Run:
         self,
         damage: bool = True,
         checkpoint: Checkpoint | None = None,
-        whole: bool = True,
         network: Network | None = None,
     ) -> Redundancy:
-        """How redundant every structure is, damages as trial removals show them.
+        """How redundant every structure is that the planner does not protect, damages as trial removals show them.
 
         Args:
             damage: whether damages are measured at the output.
             checkpoint: where finished stages of the blocks are stored.
-            whole: whether units that the run's planner protects are scored as well.
             network: of a later round; by default the original.
         """
         settings, calibration = self.settings, self.given.calibration
@@ -130,7 +128,7 @@ class Run:
             damage,
             checkpoint,
             settings.seed,
-            None if whole else Constraints(settings.planner.protect).protects,
+            Constraints(settings.planner.protect).protects,
         )
         found = estimated.redundancy.replacing(settings.replace)
         return calibrate(found, network, calibration, settings.trials, settings.reconstruct)
@@ -171,7 +169,7 @@ class Run:
         settings = self.settings
 
         def analyze(network: Network) -> Redundancy:
-            return self.redundancy(whole=False, network=network)
+            return self.redundancy(network=network)
 
         def choose(network: Network, part: Redundancy, budget: Mapping[str, float]) -> Plan:
             return self.plan(part, budget, network=network)

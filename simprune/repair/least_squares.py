@@ -1,12 +1,10 @@
 """Least squares: layer after layer is solved for the output of the original's layer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from simprune.core.heap import give_back
 from simprune.core.registry import register
 from simprune.repair._task import Task
-from simprune.repair.by_output import divergence_by_ridge, is_language_model
 from simprune.repair.mirror import with_mirrored
 from simprune.repair.nearer import with_segments_if_nearer
 from simprune.repair.prepare import prepare
@@ -32,8 +30,8 @@ def least_squares(task: Task, *, ridge: Ridge = "auto", mirror: int | None = Non
         task: what is repaired.
         ridge: on the change of the weights, relative to the mean variance of the inputs; "auto" takes for every layer
             the one with which a quarter of the inputs, held out, is predicted best, and leaves a layer as it is where
-            none predicts them better than its present weights. For layers that add to the stream of a language model
-            it takes the one with which the answers to that quarter diverge least; that costs about three more repairs.
+            none predicts them better than its present weights. Layers that add to the stream of a language model take
+            the ridge of the last one before them that stands before removed blocks, or has lost inputs.
         mirror: dimension of the inputs along which they are mirrored, which gives twice as many, such as 3 for images
             (N, C, H, W); takes twice the time.
     """
@@ -57,22 +55,7 @@ def refit(
     give_back()
     network = task.network
     repair, layers = prepare(task, ridge, together, values)
-    speaks = ridge == "auto" and is_language_model(network, task.batches[0])
     network.forget()
-    tried = divergence_by_ridge(repair, layers, network.model, task.batches) if speaks else {}
-    if tried:
-        best = min(tried, key=tried.__getitem__)
-        if best is None:
-            task.notes.append(
-                "nothing was refitted, because no refit brought the answers to inputs held out of it nearer: "
-                + ", ".join(f"{nats:.3g} nats per token with {_with(ridge)}" for ridge, nats in tried.items())
-            )
-            return []
-        repair = replace(repair, stream=best)
     if repair.together:
         return with_segments_if_nearer(repair, layers, network, task.batches)
     return repair.run(layers, task.batches, "reconstruct")
-
-
-def _with(ridge: float | None) -> str:
-    return "no repair" if ridge is None else f"a ridge of {ridge:g}"

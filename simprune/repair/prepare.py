@@ -1,11 +1,15 @@
 """What a repair refits: which layers, in which order, by themselves or in segments; and which stay, with the reason."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from simprune.core.batches import token_ids_of
+from simprune.core.tokens import speaks
 from simprune.repair._task import Task
 from simprune.repair.halves import Halves, find_halves
+from simprune.repair.leading import Leading
 from simprune.repair.refit import Repair
 from simprune.repair.repeats import Repeat, repeated
 from simprune.repair.ridge import Ridge
@@ -47,6 +51,8 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
 
     shortcuts = find_shortcuts(small, network.block_calls, [name for name in layers if name not in repeats])
     free = {*once} | {name for name in pruned.filters if task.layers(name)}
+    leaders = {name for name in halves.layers if name in halves.before_gaps or _touched(name, task)}
+    leading = Leading(leaders) if ridge == "auto" and _is_language_model(network, task.batches[0]) else None
     segments = [
         segment
         for segment in _segments(network, [name for name in pruned.sequence if name in free], shortcuts)
@@ -66,8 +72,15 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
         notes=task.notes,
         axes=network.axes,
         halves=halves,
+        leading=leading,
     )
     return repair, layers
+
+
+def _is_language_model(network: Network, batch: Any) -> bool:
+    """Whether the network's one output is scores of the tokens that it takes."""
+    ids, output = token_ids_of(batch), next(iter(network.outputs.values()))
+    return ids is not None and len(network.outputs) == 1 and output.ndim == 3 and speaks(network.model, output.shape[2])
 
 
 def _modules(name: str, repeats: Mapping[str, Repeat]) -> tuple[str, ...]:

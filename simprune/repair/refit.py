@@ -19,6 +19,7 @@ from simprune.core.progress import progress
 from simprune.edit.effects import Effects
 from simprune.repair.gauss_newton import JUDGING, Pair, can_be_folded, fit_block
 from simprune.repair.halves import Halves, Passage, stream_of
+from simprune.repair.leading import Leading
 from simprune.repair.lockstep import Advance, lockstep
 from simprune.repair.repeats import Repeat, calls_of, fit_repeat
 from simprune.repair.ridge import Ridge, fit
@@ -82,7 +83,7 @@ class Repair:
         notes: to which a line is added for every segment that is not fitted, with the reason.
         axes: of the original.
         halves: of blocks, whose last layers are fitted to the stream.
-        stream: the ridge of these layers; None for that of all others.
+        leading: the ridges of these layers in a language model; None where they choose like all others.
         shared: whether layers are fitted to the batches of all processes, of which this one runs some.
         inputs: how many all processes have; None before `run`.
     """
@@ -100,7 +101,7 @@ class Repair:
     notes: list[str] = field(default_factory=list)
     axes: Axes = field(default_factory=lambda: Axes({}, {}))
     halves: Halves = field(default_factory=Halves)
-    stream: Ridge | None = None
+    leading: Leading | None = None
     shared: bool = False
     inputs: int | None = None
 
@@ -121,7 +122,8 @@ class Repair:
         for batch in batches:
             known.append(Batch(first, rows_of(inputs_of(batch)), partial(mask_at, batch)))
             first += known[-1].inputs
-        repair = replace(self, inputs=first)
+        leading = None if self.leading is None else Leading(self.leading.leaders)  # nothing is fitted so far
+        repair = replace(self, inputs=first, leading=leading)
         if 1 < processes.count() <= len(batches) and not self.together and not self.repeats:
             turn = slice(processes.rank(), None, processes.count())
             return replace(repair, shared=True)._run(layers, batches[turn], known[turn], title)
@@ -296,8 +298,11 @@ class Repair:
                 require_finite(y, f"the output of {name}")
                 yield x, y
 
-        ridge = self.ridge if self.stream is None or name not in self.halves.layers else self.stream
+        leading = self.leading if passage is not None else None
+        ridge = self.ridge if leading is None else leading.of(name)
         solved = fit(layer, pairs(), ridge, not through_origin, held, self.shared, self.inputs)
+        if leading is not None:
+            leading.follow(name, solved.ridge)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)

@@ -250,8 +250,8 @@ class Products:
             count,
             self.mean + shift * share,
             self.target + step * share,
-            self.gram + other.gram + torch.outer(shift, shift) * factor,
-            self.cross + other.cross + torch.outer(shift, step) * factor,
+            (self.gram + other.gram).addr_(shift, shift, alpha=factor),
+            (self.cross + other.cross).addr_(shift, step, alpha=factor),
             self.total + other.total + step.square().sum() * factor,
         )
 

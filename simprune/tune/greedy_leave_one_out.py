@@ -201,7 +201,7 @@ class _ShrinkingNetwork:
             with self._without(name, self.inputs[1]):
                 return self._error(), {}
         before, last = self._ends(name)
-        ridge: Ridge = 1.0 if self.error == "divergence" else "auto"  # 1: see `simprune.repair.by_output`
+        ridge: Ridge = 1.0 if self.error == "divergence" else "auto"  # 1: see `simprune.repair.leading`
         state = fit_writer(
             self.small, self.model, before, writer, self.calls[0][before], self.outputs[last], self.fitted, ridge
         )

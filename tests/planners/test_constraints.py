@@ -92,7 +92,7 @@ def test_the_options_stand_in_the_plan_and_defaults_do_not(residual):
     assert "min_width" not in made.planner
 
 
-def test_compress_does_not_score_units_that_its_planner_protects():
+def test_units_that_the_planner_protects_are_not_scored():
     model, x = build("Residual")
     data = [x]
     budget, planner = {"macs": 0.8}, {"name": "greedy", "protect": ["residual"]}
@@ -103,4 +103,7 @@ def test_compress_does_not_score_units_that_its_planner_protects():
     assert result.redundancy is not None
     streams = {entry.name for entry in whole.channels} - {entry.name for entry in result.redundancy.channels}
     assert streams and {(name, "it is protected") for name in streams} <= {*result.redundancy.unprunable}
+    alone = sp.analyze(model, data, structures=("channels",), planner={"protect": ["residual"]})
+    assert [entry.name for entry in alone.channels] == [entry.name for entry in result.redundancy.channels]
+    assert alone.unprunable == result.redundancy.unprunable
     assert result.plan.edits == sp.plan(whole, budget, planner).edits

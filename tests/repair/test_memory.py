@@ -10,7 +10,6 @@ from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.repair import refit
 from tests.edit import families
 
-
 STREAM = 8 * 16 * 32 * 4  # bytes of the stream at one place, on all inputs
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from simprune.api import apply, reconstruct
-from simprune.core.batches import TextBatch, labels_of
+from simprune.core.batches import TextBatch
 from simprune.core.holdout import SHARE, held_out
+from simprune.core.labels import labels_of
 from simprune.core.plan import Edit
 from simprune.repair.gauss_newton import JUDGING
 from simprune.repair.mirror import mirrored

@@ -11,16 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import (
-    call_all,
-    inputs_of,
-    labels_by_output,
-    labels_of,
-    main_name,
-    output_mask_of,
-    token_ids_of,
-)
+from simprune.core.batches import call_all, inputs_of, main_name, output_mask_of, token_ids_of
 from simprune.core.example import rows_of
+from simprune.core.labels import labels_by_output, labels_of
 from simprune.core.names import did_you_mean
 from simprune.core.tokens import is_causal, speaks
 from simprune.repair.training.aim import Aim
