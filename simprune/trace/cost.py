@@ -4,7 +4,7 @@ One multiply-add is one mac (FLOPs = 2 x macs). torch's FlopCounterMode counts t
 and they are stated per input row. BatchNorm, activations and other elementwise work cost nothing.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -28,16 +28,30 @@ from simprune.trace.layers import output_dim
 PROJECTIONS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
-def _flops_by_module(model: nn.Module, example: Example) -> dict[str, Counter]:
-    """Multiply-adds times two by module ("" is the whole model) and operator, for the whole example batch."""
-    args, kwargs = example
-    counter = FlopCounterMode(display=False)
-    # no parameter may require gradients: the counter fails on a module that gets a view of such a parameter
-    with eval_mode(model), torch.no_grad(), requiring(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(*args, **kwargs)
-    counts, root = counter.get_flop_counts(), f"{type(model).__name__}."
-    parts = {name.removeprefix(root): Counter(count) for name, count in counts.items() if name.startswith(root)}
-    return {"": Counter(counts.get("Global", {})), **parts}
+class _Flops:
+    """Multiply-adds times two by module ("" is the model) and operator, without those of modules that it calls.
+
+    Read by hooks around a counter of torch, whose own names of modules are not those of a module with several names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.own: dict[str, Counter] = defaultdict(Counter)
+        self._running: list[tuple[dict, dict]] = []  # counts when a module began, and those of what it called
+        self.before = [(module, self._enter) for module in model.modules()]
+        self.after = [(module, partial(self._leave, name)) for name, module in model.named_modules()]
+
+    def _enter(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._running.append((dict(self.counter.flop_counts["Global"]), {}))
+
+    def _leave(self, name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        begun, called = self._running.pop()
+        caller = self._running[-1][1] if self._running else {}
+        for operator, total in self.counter.flop_counts["Global"].items():
+            count = total - begun.get(operator, 0)
+            if count:
+                self.own[name][operator] += count - called.get(operator, 0)
+                caller[operator] = caller.get(operator, 0) + count
 
 
 class _Streams:
@@ -100,8 +114,13 @@ def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> 
             tokens[name] = tokens.get(name, 0) + states.numel() / states.shape[-1] / rows
 
     counted = [(model.get_submodule(name), partial(count, name)) for name in sparse]
-    with hooks([*streams.before, *counted], streams.after):
-        flops = _flops_by_module(model, example)
+    flops, (args, kwargs) = _Flops(model), example
+    # no parameter may require gradients: the counter fails on a module that gets a view of such a parameter
+    with (
+        hooks([*streams.before, *counted, *flops.before], [*streams.after, *flops.after]),
+        eval_mode(model), torch.no_grad(), requiring(model), sdpa_kernel(SDPBackend.MATH), flops.counter,
+    ):  # fmt: skip
+        model(*args, **kwargs)
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}  # tied weights count under their first name
     attention = attentions(model)
@@ -109,13 +128,10 @@ def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> 
     fixed: dict[str, int] = {}
     products: dict[str, tuple[str, int, float]] = {}
     for name, module in model.named_modules():
-        children = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
-        by_operator = Counter(flops.get(name, {}))
-        for child in children:
-            by_operator.subtract(flops.get(child, {}))
+        by_operator = flops.own[name]
         own = sum(by_operator.values()) / (2 * rows)
         weight = getattr(module, "weight", None)
-        if own and not children and isinstance(weight, nn.Parameter):
+        if own and isinstance(weight, nn.Parameter) and next(module.children(), None) is None:
             weights[names[weight]] += own / weight.numel()  # type: ignore[assignment]
         elif own and name in attention:
             inside = [tensor for tensor, _ in attention[name].reads if tensor.rpartition(".")[0] == name]

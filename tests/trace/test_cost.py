@@ -47,3 +47,21 @@ def test_measuring_leaves_the_mode_alone(training):
     measure_cost(model, ((x,), {}))
     assert clock(model, (x[:2],), {}) > 0
     assert all(module.training == training for module in model.modules())
+
+
+class Nested(nn.Module):
+    """Layers that stand in the network and in the module that calls them, as in nested U-Nets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.head = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 3)
+        self.skip = nn.Sequential(self.down, nn.Sequential(nn.ReLU(), self.up))
+
+    def forward(self, x):
+        return self.head(self.skip(x) @ torch.eye(4))
+
+
+def test_a_module_with_several_names_costs_what_it_does():
+    model = cost_model(Nested(), ((torch.randn(2, 4),), {}))
+    assert model.total().macs == 4 * 8 + 8 * 4 + 4 * 3 + 4 * 4
+    assert model.after({("down.weight", 0): 2, ("up.weight", 1): 2}).macs == 4 * 6 + 6 * 4 + 4 * 3 + 4 * 4
