@@ -8,12 +8,12 @@ GOLDEN = 0.6180339887498949  # multiples of the golden ratio, modulo 1, are spre
 
 
 def enough(width: int) -> int:
-    """Number of positions per input that suffice for moments of rows of a width: 64 inputs give 32 times the width.
+    """Number of positions per input that suffice for moments of rows of a width: 64 inputs give 16 times the width.
 
     >>> enough(16), enough(1000)
-    (64, 500)
+    (64, 250)
     """
-    return max(LEAST, -(-width // 2))
+    return max(LEAST, -(-width // 4))
 
 
 def spaced(positions: int, most: int) -> Tensor | None:

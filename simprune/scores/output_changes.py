@@ -157,12 +157,14 @@ class _Moments:
 
 def _loss(name: str, moments: _Moments, axis: int | None) -> OutputLoss:
     """The loss of a block from the moments of its input and of its output minus input; its channels' axis."""
-    covariance, mean = moments.products.double() / moments.count, moments.mean
+    covariance, mean = moments.products / moments.count, moments.mean
     width = len(covariance)
     inputs, cross = covariance[:, :width], covariance[:, width:]
     damping = RIDGE * inputs.diagonal().mean() + 1e-12
     ridged = inputs + damping * torch.eye(width, dtype=inputs.dtype, device=inputs.device)
-    weight = torch.cholesky_solve(cross, torch.linalg.cholesky(ridged)).T
+    root, failed = torch.linalg.cholesky_ex(ridged)
+    root = torch.linalg.cholesky(ridged.double()) if failed else root
+    weight = torch.cholesky_solve(cross.to(root), root).T.double()
     constant = (mean[width:] - weight @ mean[:width]).float()
     return OutputLoss(name, _Unexplained(weight.float(), constant, axis))  # one of every block is held
 
@@ -176,9 +178,10 @@ class _Unexplained:
     axis: int | None
 
     def __call__(self, value: Tensor, output: Tensor) -> Tensor:
-        x = _columns(value, self.axis)
-        lost = _columns(output, self.axis) - x - self.weight.to(x) @ x - self.constant.to(x)[:, None]
-        return like(lost.mT, output, self.axis)
+        x, y = (in_full(_columns(part, self.axis)) for part in (value, output))
+        through = self.weight.to(x) + torch.eye(len(self.weight), dtype=x.dtype, device=x.device)
+        explained = torch.baddbmm(self.constant.to(x)[:, None].expand_as(x), through.expand(len(x), -1, -1), x)
+        return like(torch.sub(y, explained, out=explained).mT, output, self.axis)
 
 
 def _columns(value: Tensor, axis: int | None) -> Tensor:
@@ -324,9 +327,8 @@ def _changes(
         if part.error is None:
             changes.append(weighted[key])
         else:
-            changes.append(
-                (gradient.float() * part.error(value, output).float()).flatten(1).sum(1, dtype=torch.float64)
-            )
+            slope, error = (tensor.float().flatten(1) for tensor in (gradient, part.error(value, output)))
+            changes.append((slope[:, None] @ error[..., None])[:, 0, 0].double())
     return changes
 
 

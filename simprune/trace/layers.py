@@ -13,6 +13,7 @@ from simprune.core.spaced import spaced
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 PLAIN = tuple(kind.forward for kind in (nn.Linear, *get_args(Convolution)))
+STACKED = 2**24  # entries of several weights up to which they are stacked, and read once for all
 FEW = 8  # positions of an input up to which several weights are multiplied with them one by one
 
 
@@ -211,6 +212,8 @@ def changes_by_weights(
     if not weights:
         return changes
     full = [(in_full(matrix), in_full(bias)) for matrix, bias in weights]
+    entries = sum(matrix.numel() for matrix, _ in full)
+    rows = torch.stack([matrix.flatten() for matrix, _ in full]) if entries <= STACKED else None
     for number in range(len(x)):
         row = slice(number, number + 1)
         columns = in_full(some_patches(layer, x[row], gradient[row], gradient.numel()))[0]
@@ -219,8 +222,9 @@ def changes_by_weights(
         if columns.shape[1] <= FEW:
             parts = [((matrix @ columns + bias[:, None]) * slopes).sum() for matrix, bias in full]
         else:
-            product, total = slopes @ columns.T, slopes.sum(1)
-            parts = [torch.dot(product.flatten(), matrix.flatten()) + total @ bias for matrix, bias in full]
+            product, total = (slopes @ columns.T).flatten(), slopes.sum(1)
+            dots = [product @ matrix.flatten() for matrix, _ in full] if rows is None else rows @ product
+            parts = [dot + total @ bias for dot, (_, bias) in zip(dots, full, strict=True)]
         for change, part in zip(changes, parts, strict=True):
             change[number] = part
     return changes

@@ -17,4 +17,4 @@ def test_positions_are_distinct_and_nowhere_far_apart(positions, most):
 def test_all_positions_are_read_unless_there_are_twice_as_many():
     assert spaced(127, 64) is None
     assert spaced(128, 64) is not None
-    assert enough(1) == LEAST and enough(4608) == 2304
+    assert enough(1) == LEAST and enough(4608) == 1152

@@ -85,7 +85,7 @@ class Matrices:
         """The entries of the inverse covariance for some inputs, by their numbers."""
         inverse = torch.cholesky_inverse(self._root(len(self.covariance), ridge))
         whole = torch.equal(columns, torch.arange(len(inverse)))
-        return Dense(inverse if whole else inverse[columns][:, columns])
+        return Dense(inverse if whole else inverse.index_select(0, columns).index_select(1, columns))
 
     def equal(self, other: "Matrices | Rows") -> bool:
         """Whether the other inputs are the same, to the last bit."""
@@ -95,7 +95,8 @@ class Matrices:
 
     def sequence(self, numbers: Tensor) -> "Matrices":
         """The same inputs in another order, by their numbers."""
-        return Matrices(self.covariance[numbers][:, numbers], self.mean[numbers])
+        chosen = self.covariance.index_select(0, numbers).index_select(1, numbers)  # faster than by brackets
+        return Matrices(chosen, self.mean[numbers])
 
     def refits(self, matrix: Tensor, counts: Sequence[int], ridge: float) -> Iterator[Tensor]:
         """Least-squares weights with which the first inputs reproduce what a matrix gives for all inputs.

@@ -276,7 +276,7 @@ def _alike(readers: "Sequence[_Surgeon]") -> "list[list[_Surgeon]]":
 def _elimination(readers: "Sequence[_Surgeon]") -> Elimination:
     """The removal of channels one after another from layers with the same inputs, as from one layer of all outputs."""
     columns, inputs = readers[0].columns, readers[0].inputs
-    weights = torch.cat([reader.weight[:, columns.flatten()] for reader in readers])
+    weights = torch.cat([reader.weight.index_select(1, columns.flatten()) for reader in readers])
     return Elimination(inputs.inverse(columns.flatten(), RIDGE), weights, len(columns))
 
 
@@ -302,7 +302,7 @@ class _Surgeon:
 
     def alone(self) -> Tensor:
         """(channels,) error without a channel when nothing is refitted."""
-        weights = self.weight[:, self.columns].movedim(0, -1)  # (channels, k, outputs)
+        weights = self.weight.T[self.columns]  # (channels, k, outputs)
         return (weights * (self.inputs.blocks(self.columns) @ weights)).sum((1, 2))
 
     def correlations(self) -> Tensor:
@@ -329,20 +329,20 @@ class _Surgeon:
         sequence = torch.cat([others.nonzero().flatten(), late])
         back, self.inputs = sequence.argsort(), self.inputs.sequence(sequence)
         ridge = self._best_ridge(sequence, len(sequence) - (len(order) + 1) // 2 * k)
-        weight, mean = matrix_of(self.layer).double().cpu()[:, sequence], self.inputs.mean[back]
+        weight, mean = matrix_of(self.layer).double().cpu().index_select(1, sequence), self.inputs.mean[back]
         sizes = [len(sequence) - count * k for count in counts]
         refits = self.inputs.refits(weight, sizes, ridge) if ridge < float("inf") and max(sizes) > 0 else None
         for size in sizes:
             lost = weight.clone()
             lost[:, :size] -= weight[:, :size] if refits is None else next(refits)
-            weights = Weights.of(lost[:, back], mean, self.layer.get_parameter("weight"))
+            weights = Weights.of(lost.index_select(1, back), mean, self.layer.get_parameter("weight"))
             yield OutputLoss(self.name, weights=weights, fitted=True)
 
     def _best_ridge(self, sequence: Tensor, size: int) -> float:
         """The ridge with which the first inputs of a sequence make up best for the others where inputs are held out."""
         if self.held is None:
             return RIDGE
-        held, seen = self.held[:, sequence], self.weight[:, sequence]
+        held, seen = self.held.index_select(1, sequence), self.weight.index_select(1, sequence)
         wanted = held[:, size:] @ seen[:, size:].T
         replacing = self.inputs.replacing(seen, size, held)
         best, least = float("inf"), float(wanted.square().sum())
