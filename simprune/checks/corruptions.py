@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, device_of, inputs_of, labels_of
+from simprune.core.batches import call, device_of, inputs_of
+from simprune.core.labels import labels_of
 from simprune.core.names import did_you_mean
 from simprune.core.registry import parts, register
 

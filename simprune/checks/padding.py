@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from simprune.core.batches import documents_of, labels_of, output_mask_of, token_ids_of
+from simprune.core.batches import documents_of, output_mask_of, token_ids_of
+from simprune.core.labels import labels_of
 from simprune.core.tokens import speaks
 from simprune.functional.tokens import IGNORE, TokenTargets
 

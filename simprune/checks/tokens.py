@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from simprune.checks.padding import targets_of
 from simprune.checks.sets import language_model
 from simprune.checks.verdict import Gate
-from simprune.core.batches import labels_of, main_name, token_ids_of
+from simprune.core.batches import main_name, token_ids_of
+from simprune.core.labels import labels_of
 from simprune.core.tokens import is_causal, speaks
 from simprune.functional.tokens import IGNORE
 

@@ -16,17 +16,9 @@ from simprune.checks.sets import Gates, fitting, gates_of, labelled
 from simprune.checks.tokens import gates_of_tokens, lends_labels
 from simprune.checks.verdict import Gate, Verdict
 from simprune.core import processes
-from simprune.core.batches import (
-    call_all,
-    check_labels,
-    checked,
-    labels_by_output,
-    labels_of,
-    main_name,
-    output_mask_of,
-)
+from simprune.core.batches import call_all, checked, main_name, output_mask_of
 from simprune.core.example import ROWS
-from simprune.core.labels import Labels, by_output, tensor_of
+from simprune.core.labels import Labels, by_output, check_labels, labels_by_output, labels_of, tensor_of
 from simprune.core.names import did_you_mean
 from simprune.core.pieces import pieces
 from simprune.functional import FORMS, FunctionalMeasure, Gathered, Outputs

@@ -1,4 +1,4 @@
-"""Labels of several outputs: a mapping or a tuple like the one that the model returns."""
+"""Labels of a batch: of one output, or of several in a mapping or a tuple like the one that the model returns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,60 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simprune.core.batches import LABEL_KEYS, main_name
+
 Labels = Tensor | Mapping[str, Tensor | None]  # of the main output, or by the name of the output
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """Labels of one batch, those of the main output where there are several; None without labels.
+
+    >>> labels_of({"input_ids": torch.zeros(1, 4), "labels": torch.tensor([3])})
+    tensor([3])
+    >>> labels_of((torch.zeros(2, 4), {"scores": torch.tensor([0, 1]), "depth": torch.zeros(2, 4)}))
+    tensor([0, 1])
+    """
+    named = labels_by_output(batch)
+    if named:
+        return named[main_name(named)]
+    labels = _labels_in(batch)
+    return labels if labels is None or isinstance(batch, Mapping) else tensor_of(labels)
+
+
+def labels_by_output(batch: Any) -> dict[str, Tensor | None]:
+    """Labels of one batch by the name of their output; none where they are of one output.
+
+    >>> labels_by_output((torch.zeros(2, 4), (torch.tensor([0, 1]), None)))
+    {'0': tensor([0, 1]), '1': None}
+    """
+    return by_output(_labels_in(batch))
+
+
+def check_labels(batch: Any, outputs: Mapping[str, object]) -> None:
+    """Raise ValueError unless labels by output are those of a model's outputs, the main one's first.
+
+    >>> check_labels((torch.zeros(2, 4), {"depth": None}), {"scores": torch.zeros(2, 3), "depth": torch.zeros(2, 1)})
+    Traceback (most recent call last):
+    ValueError: labels: expected those of the main output first, scores, or None for it; got depth
+    """
+    named = labels_by_output(batch)
+    unknown = [name for name in named if name not in outputs]
+    if unknown:
+        raise ValueError(
+            f"labels: expected a tensor, or labels of the outputs {', '.join(outputs)}; got some of {unknown[0]}; give "
+            "those of the main output, or None"
+        )
+    if named and main_name(named) != main_name(outputs):
+        main = main_name(outputs)
+        raise ValueError(
+            f"labels: expected those of the main output first, {main}, or None for it; got {', '.join(named)}"
+        )
+
+
+def _labels_in(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
 
 
 def by_output(labels: Any) -> dict[str, Tensor | None]:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simprune.core.batches import inputs_of, labels_by_output, labels_of, rows_at
+from simprune.core.batches import inputs_of, rows_at
+from simprune.core.labels import labels_by_output, labels_of
 
 
 def pieces(batch: Any, size: int) -> Iterator[Any]:

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, copied, inputs_of, labels_of
+from simprune.core.batches import call, checked, copied, inputs_of
+from simprune.core.labels import labels_of
 from simprune.functional._base import FunctionalMeasure, Score, integers
 from simprune.trace.context import eval_mode, requiring
 

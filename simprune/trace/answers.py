@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core import processes
-from simprune.core.batches import call_all, labels_of, main_name, output_mask_of
+from simprune.core.batches import call_all, main_name, output_mask_of
+from simprune.core.labels import labels_of
 from simprune.core.spilled import Collecting, Stored, chunks
 from simprune.core.spread import Spread
 from simprune.trace.context import evaluation

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core import processes
-from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_at, move
+from simprune.core.batches import call, checked, device_of, first_tensor, mask_at, move
 from simprune.core.example import example_of
+from simprune.core.labels import labels_of
 from simprune.core.rows import Rows
 from simprune.measures import Streaming
 from simprune.trace.axes import Axes, axes_of

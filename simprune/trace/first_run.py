@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from simprune.core.batches import all_tensors, check_labels, device_of, inputs_of, move, rows_at, tensors_in
+from simprune.core.batches import all_tensors, device_of, inputs_of, move, rows_at, tensors_in
 from simprune.core.blame import with_line
 from simprune.core.cost import Example
 from simprune.core.example import example_of, mapped, rows_of
+from simprune.core.labels import check_labels
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 from simprune.trace.offload import offloaded

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import call, checked, copied, device_of, first_tensor, inputs_of, labels_of, move
+from simprune.core.batches import call, checked, copied, device_of, first_tensor, inputs_of, move
 from simprune.core.example import example_of
+from simprune.core.labels import labels_of
 from simprune.trace.axes import Axes, axes_of
 from simprune.trace.caches import forgetting
 from simprune.trace.context import eval_mode

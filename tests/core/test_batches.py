@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from simprune.core.batches import call, checked, inputs_of, labels_of
+from simprune.core.batches import call, checked, inputs_of
+from simprune.core.labels import labels_of
 from simprune.trace.context import evaluation
 
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simprune.core import processes
-from simprune.core.batches import call, checked, device_of, first_tensor, labels_of, mask_at
+from simprune.core.batches import call, checked, device_of, first_tensor, mask_at
 from simprune.core.checkpoint import Checkpoint
+from simprune.core.labels import labels_of
 from simprune.core.progress import progress
 from simprune.core.rows import Rows
 from simprune.core.structures import Block

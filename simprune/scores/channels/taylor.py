@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simprune.core.batches import call_all, checked, labels_by_output, labels_of, main_name, output_mask_of
+from simprune.core.batches import call_all, checked, main_name, output_mask_of
+from simprune.core.labels import labels_by_output, labels_of
 from simprune.core.registry import register
 from simprune.core.structures import UnitGroup
 from simprune.scores.channels._score import ChannelScore, by_damage
