@@ -59,6 +59,44 @@ def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
+class Patient:
+    """A file for a library that ends the whole process where a write fails, as torch's archives do in a destructor.
+
+    Writes never raise; `close` raises the error of the first one that failed, after which nothing more is written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Patient(Path(folder, "a"))
+    ...     _ = file.write(b"one")
+    ...     file.close()
+    ...     Path(folder, "a").read_bytes()
+    b'one'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, path.open("wb", buffering=0)
+        self._error: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Take all bytes, and write them unless an earlier write has failed."""
+        if self._error is None:
+            try:
+                write_all(self._file, content)
+            except OSError as error:
+                self._error = error
+        return memoryview(content).nbytes
+
+    def close(self) -> None:
+        """End the file.
+
+        Raises:
+            OSError: with the path, where something could not be written.
+        """
+        self._file.close()
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(self._path)) from self._error
+
+
 def append_whole(path: Path, content: bytes) -> None:
     """Add bytes to the end of a file, all of them, or none where an error is raised.
 

@@ -20,7 +20,7 @@ from simprune.core.example import describe, example_of, from_description
 from simprune.core.plain import finite
 from simprune.core.plan import Plan
 from simprune.core.registry import Choice, bound, read
-from simprune.core.store import whole_folder
+from simprune.core.store import UNNAMED, naming, whole_folder
 from simprune.edit.reopening import ROUNDING
 from simprune.formats.card import card
 from simprune.formats.written import Written, outputs, tensors_of
@@ -110,7 +110,7 @@ def export(
         batch = move(inputs_of(inputs), device)
         example = move(example_of(inputs), device)
     with whole_folder(path) as partial:
-        written = _write(part.name, lambda: bound("format", format)(small, example, partial))
+        written = _write(part.name, path, lambda: bound("format", format)(small, example, partial))
         difference, share, sizes = _compare(part.name, small, written, example, batch, tolerance)
         notes = [note for note in (*written.notes, sizes) if note]
         base = getattr(small, "name_or_path", "") or ""
@@ -144,13 +144,24 @@ def _parts(source: Any, model: Any) -> tuple[nn.Module, Plan | None, Mapping[str
     return bundle.undisturbed(folder, read)
 
 
-def _write(name: str, write: Callable[[], Written]) -> Written:
-    """The files of a format; ValueError in one line where the format cannot express the model."""
+def _write(name: str, path: Path, write: Callable[[], Written]) -> Written:
+    """The files of a format.
+
+    Raises:
+        OSError: with the path, where they cannot be written, whatever the exporter says then.
+        ValueError: in one line, where the format cannot express the model.
+    """
     try:
-        return write()
+        with naming(path):
+            return write()
     except (ValueError, OSError):
         raise
     except Exception as error:  # torch's exporters raise errors of many types
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in UNNAMED:
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            cause = cause.__cause__ or cause.__context__
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"format {name} cannot express this model: {type(error).__name__}: {reason}") from error
 

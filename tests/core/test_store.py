@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from simprune.core.spilled import Spilled
 from simprune.core.store import append_whole, write_whole
 from simprune.scores.estimate import estimate
 from simprune.trace.network import Network
+from tests.disk import files_of_at_most
 from tests.networks import build
 
 MEASURES = ("cka", "gbs")
@@ -102,18 +102,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, error):
         assert [*path.parent.iterdir()] == before
         write_whole(path, "whole")
     assert path.read_text() == "whole"
-
-
-@contextmanager
-def files_of_at_most(size):
-    """As on a full disk, nothing is written beyond so many bytes of a file."""
-    resource = pytest.importorskip("resource")
-    most, system = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, system))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, system))
 
 
 def test_what_a_full_disk_does_not_take_is_named_and_leaves_what_was_there(tmp_path):

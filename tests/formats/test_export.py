@@ -1,5 +1,6 @@
 """Exported files compute what the model computes, in every format, or nothing is written."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from simprune.core import registry
 from simprune.core.registry import Part, parts
 from simprune.formats import Mismatch, Written
 from simprune.zoo.residual import ResidualCNN
+from tests.disk import files_of_at_most
 
 OPENED = {
     "torch": lambda folder, inputs: torch.export.load(folder / "model.pt2").module()(inputs)[0],
@@ -74,6 +76,15 @@ def test_a_pruned_network_is_what_it_was_in_every_format_and_at_every_batch_size
     page = (tmp_path / "out" / "README.md").read_text()
     macs = result.report["stages"][-1]["macs"]
     assert all(text in page for text in (f"{macs:,}", result.plan.edits[0].name, result.verdict.outcome))
+
+
+@pytest.mark.parametrize("name, most", [("torch", 200), ("torch", 5000), ("onnx", 200)])
+def test_what_a_full_disk_does_not_take_is_one_error_and_leaves_nothing(name, most, tmp_path):
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+    with files_of_at_most(most), pytest.raises(OSError, match=r"too large: '.*out") as caught:
+        sp.export(nn.Linear(30, 30), tmp_path / "out", name, inputs=torch.randn(4, 30))
+    assert caught.value.errno == errno.EFBIG and not [*tmp_path.iterdir()]
 
 
 def test_a_bundle_is_exported_like_what_it_was_saved_from(result, tmp_path, part):

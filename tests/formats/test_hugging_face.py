@@ -9,6 +9,7 @@ import simprune as sp
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.edit.apply import apply
 from simprune.trace.network import Network
+from tests.disk import files_of_at_most
 from tests.sources.test_texts import tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -47,6 +48,8 @@ def test_a_folder_holds_shards_tokenizer_settings_and_a_card(tmp_path):
     assert opened.config.num_hidden_layers == 1 and opened.generation_config.max_new_tokens == 7
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("a b")["input_ids"] == [5, 6]
     assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()
+    with files_of_at_most(6000), pytest.raises(OSError, match=r"too large: '.*out"):
+        sp.export(small, tmp_path / "out", choice, inputs=BATCH)
     files = json.loads((tmp_path / "out" / "export.json").read_text())["files"]
     assert sorted([*files, "export.json"]) == sorted(path.name for path in (tmp_path / "out").iterdir())
 
