@@ -257,7 +257,14 @@ def _spreads(
 
 def _merge(spreads: dict[str, Spread], _: str, others: Mapping[str, Spread]) -> None:
     for name, other in others.items():
-        spreads.setdefault(name, Spread()).merge(other)
+        spread = spreads.setdefault(name, Spread())
+        if spread.count and other.count and spread.mean.shape != other.mean.shape:
+            raise ValueError(
+                f"output {name!r}: the network returns rows of {len(spread.mean)} entries for one batch and of "
+                f"{len(other.mean)} for another, as where it selects by its inputs; give a module that returns the "
+                "tensors before it"
+            )
+        spread.merge(other)
 
 
 class _Signs:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import simprune as sp
 from simprune.trace.outputs import Rows, rows_of_outputs
 from simprune.trace.sensitivity import Watcher, backpropagate
 
@@ -140,3 +141,20 @@ def test_views_that_mix_features_with_positions_leave_the_last_axis():
     value = torch.randn(2, 3, 4, 6)
     for rows in (Rows(1), Rows(3), Rows(None), Rows(1, 2)):
         assert torch.equal(rows.back(rows.of(value), value.shape), value)
+
+
+class Selecting(nn.Module):
+    """More scores for small inputs than for large ones, as detectors of keypoints select them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.layer(x)[:, : 3 if x.abs().mean() > 2 else 5]
+
+
+def test_an_output_whose_size_follows_from_the_inputs_is_one_line():
+    batches = [size * torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) for size in (1.0, 9.0)]
+    with pytest.raises(ValueError, match="output 'output': the network returns rows of .* give a module that returns"):
+        sp.analyze(Selecting(), batches)
