@@ -29,7 +29,7 @@ from simprune.core import processes
 from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import importable
 from simprune.core.progress import reporting
-from simprune.core.store import refuse_links
+from simprune.core.store import FULL, refuse_links
 from simprune.repair.training.state import STATE
 from simprune.settings import REBUILT, Settings
 from simprune.trace.later_runs import batches_in_errors
@@ -89,10 +89,12 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
     along_frontier = "--frontier" in flags
     if along_frontier and command != "plan":
         raise ValueError(f"--frontier is for `simprune plan`; {command} does not take it")
-    codes = []
+    codes, full = [], list[OSError]()  # the latter: why the sweep cannot be written to
 
     def work(config: Any) -> float | None:
         """One job; returns the objective, for a sweeper that optimises."""
+        if full:  # an earlier job could not be written, so this one could not either
+            return None
         if folder is not None:
             importable(folder)  # functions that a recipe names may stand beside it
         config = settled(config, HydraConfig.get().overrides.task, folder)
@@ -122,13 +124,21 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
             raise
         except Exception as error:
             code, reason = report(error, processes.stop(error)), one_line(error) or type(error).__name__
+            if sweeping and isinstance(error, OSError) and error.errno in FULL:
+                full.append(error)
+                return None
             if isinstance(error, OSError) and not sweeping and _left(out, command):  # such as a full disk
                 _say_how_to_go_on(out)
         finally:
             if out.is_dir() and [path.name for path in out.iterdir()] == [LOG]:
                 (out / LOG).unlink()  # nothing came of it
             _remove_if_empty(out)
-        sweep.write_job(out, code, reason, figures, objective)
+        try:
+            sweep.write_job(out, code, reason, figures, objective)
+        except OSError as error:
+            report(error, processes.stop(error))
+            full.append(error)
+            return None
         codes.append(code)
         return objective
 
@@ -144,10 +154,17 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
         try:
             hydra.main(config_path=path, config_name=config, version_base=compose.VERSION_BASE)(work)()
         except Exception:
-            if not codes or not set(codes) <= {2, 70}:
+            if not full and (not codes or not set(codes) <= {2, 70}):
                 raise
             # every job has printed its error; a sweeper that optimises has nothing to choose from and gives up
     for summary in sweep.Summary.finished:  # one or none; jobs may have run in other processes
+        swept = Path(summary["folder"])
+        if full:
+            _say_how_to_go_on(swept)
+            return 2
+        sweep.write_summary(summary)
+        if any(not (job / sweep.RECORD).is_file() for job in swept.glob("[0-9]*")):  # lost with its process
+            raise ValueError(f"not all jobs in {swept} have ended; to go on, add resume={swept} to the same command")
         best = summary["optuna"]
         console.show(
             console.sweep(summary),

@@ -22,11 +22,12 @@ except ImportError:  # Windows has no such locks
 
 ASIDE = "-earlier"  # what the name of a folder ends in that was moved aside
 UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing, which name no file
+FULL = (*UNNAMED, errno.EROFS)  # errors after which nothing more can be written
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Within the block errors of writing, as on a full disk, name a path.
+    """Within the block errors of writing, as on a full disk, name a path, and not a file aside that takes its name.
 
     Args:
         path: that is written.
@@ -47,7 +48,8 @@ def naming(path: str | Path) -> Iterator[None]:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     except OSError as error:
-        if error.errno not in UNNAMED:
+        aside = f".{Path(path).name}."  # how names of unfinished files and folders begin
+        if error.errno not in UNNAMED and not Path(str(error.filename)).name.startswith(aside):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

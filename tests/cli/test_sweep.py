@@ -1,5 +1,6 @@
 """Sweeps from the command line: the table and sweep.json at the end, other processes, a number to optimise."""
 
+import errno
 import json
 
 import pytest
@@ -104,22 +105,25 @@ def test_a_plugin_that_is_not_installed_is_named(folder, capsys):
     assert "pip install 'simprune[sweep]'" in capsys.readouterr().err
 
 
-def test_an_interrupted_sweep_goes_on_with_the_missing_jobs(folder, bundle, capsys, monkeypatch):
-    args = ["validate", OWN, f"bundle={bundle}", STRICT, "seed=3,4,5", "-m"]
-    validate, seeds = commands.validate, []
+@pytest.mark.parametrize("end, code", [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "full", "disk"), 2)])
+def test_an_interrupted_sweep_goes_on_with_the_missing_jobs(folder, capsys, monkeypatch, end, code):
+    args, seeds = ["plan", OWN, "seed=3,4,5", "-m"], []
 
     def interrupted_at_the_second(job):
         seeds.append(job.recipe.seed)
         if len(seeds) == 2:
-            raise KeyboardInterrupt
-        return validate(job)
+            raise end
+        job.write("seed.json", {"seed": job.recipe.seed})
+        return 1
 
-    monkeypatch.setitem(commands.COMMANDS, "validate", interrupted_at_the_second)
-    assert main([*args, "hydra.sweep.dir=half"]) == 130
-    assert "add resume=" in capsys.readouterr().err and not (folder / "half" / "sweep.json").exists()
+    monkeypatch.setitem(commands.COMMANDS, "plan", interrupted_at_the_second)
+    assert main([*args, "hydra.sweep.dir=half"]) == code
+    err = capsys.readouterr().err
+    assert "add resume=" in err and err.count("error: ") == (code == 2)  # one line, and later jobs are not tried
+    assert not (folder / "half" / "sweep.json").exists()
     written = (folder / "half" / "0" / "job.json").read_bytes()
     assert main([*args, "resume=half"]) == 1
     assert seeds == [3, 4, 4, 5] and (folder / "half" / "0" / "job.json").read_bytes() == written
     assert [job["code"] for job in json.loads((folder / "half" / "sweep.json").read_text())["jobs"]] == [1, 1, 1]
-    assert main([*args, "resume=half", "check.correction=none"]) == 2
+    assert main([*args, "resume=half", "score=magnitude"]) == 2
     assert "was made with other settings" in capsys.readouterr().err

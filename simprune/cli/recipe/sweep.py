@@ -24,6 +24,7 @@ OBJECTIVES = {
     "compress": ("accuracy", "agreement", "macs", "params", "bytes", "latency_ms"),
     "plan": ("macs", "params", "bytes"),
 }
+RECORD = "job.json"  # in the folder of every job that has ended
 ENDED = (0, 1, 3)  # codes of jobs that are not run again when a sweep goes on
 CALLBACK = "+hydra.callbacks.simprune._target_=simprune.cli.recipe.sweep.Summary"
 
@@ -55,7 +56,7 @@ def write_job(out: Path, code: int, error: str | None, figures: Mapping[str, Any
         return
     overrides = [as_typed(override) for override in run.overrides.task]
     record = {"job": run.job.num, "overrides": overrides, "code": code, "error": error, "objective": objective}
-    _write(out / "job.json", record | {"figures": finite(dict(figures)), "folder": str(out)})
+    _write(out / RECORD, record | {"figures": finite(dict(figures)), "folder": str(out)})
 
 
 def resumed(folder: str) -> str:
@@ -73,9 +74,9 @@ def finished(out: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
         out: the job's folder.
         recipe: of the job, resolved; ValueError where it was another one.
     """
-    if not (out / "job.json").is_file():
+    if not (out / RECORD).is_file():
         return None
-    record = json.loads(read_text(out / "job.json"))
+    record = json.loads(read_text(out / RECORD))
     if record["code"] not in ENDED:
         return None
     stored = yaml.safe_load(read_text(out / "recipe.yaml"))
@@ -83,8 +84,14 @@ def finished(out: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     return record
 
 
+def write_summary(summary: Mapping[str, Any]) -> None:
+    """Write what `Summary` gathered to sweep.json; nothing where no job has a record."""
+    if summary["jobs"]:
+        _write(Path(summary["folder"]) / "sweep.json", summary)
+
+
 class Summary(Callback):
-    """Knows which folders a run makes, and gathers the jobs' records into sweep.json when all are done.
+    """Knows which folders a run makes, and gathers the jobs' records when all are done.
 
     Hydra calls it in the process that starts the jobs.
     """
@@ -98,7 +105,7 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/job.json")]
+        jobs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{RECORD}")]
         optuna = folder / "optimization_results.yaml"
         content = {
             "command": str(config.hydra.job.name),
@@ -109,8 +116,6 @@ class Summary(Callback):
             "folder": str(folder),
         }
         Summary.finished.append(content)
-        if jobs:
-            _write(folder / "sweep.json", content)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
