@@ -224,6 +224,7 @@ def one(what: Measured) -> dict[str, Any]:
         run()
         seconds = time.process_time() - start
         figures[stage] = {"seconds": seconds, "sent": sent[0], "peak": resident("VmHWM") - before}
+        print(f"rank {os.environ.get('RANK', '0')}, {stage}: {figures[stage]}", file=sys.stderr, flush=True)
     return figures | {"plan": state["plan"].to_dict()["sha256"]}
 
 
