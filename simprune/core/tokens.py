@@ -11,13 +11,16 @@ from simprune.core.batches import TOKEN_KEYS, call, output_mask_of, token_ids_of
 ROUNDING = 8  # units of precision by which the scores of a token may differ from one pass to the next
 
 
-def speaks(model: nn.Module, width: int) -> bool:
-    """Whether outputs of a width are scores of the tokens that a model takes.
+def speaks(model: nn.Module, width: int, ids: Tensor) -> bool:
+    """Whether outputs of a width are scores of the tokens that a model takes, of which `ids` are some.
 
-    >>> speaks(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)), 9)
-    True
+    An embedding alone does not tell: two classes of tokens are as many as the two types of segments of BERT.
+
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+    >>> speaks(model, 9, torch.tensor([[3, 8]])), speaks(model, 9, torch.tensor([[3, 9]]))
+    (True, False)
     """
-    return any(isinstance(module, nn.Embedding) and module.num_embeddings == width for module in model.modules())
+    return int(ids.max()) < width and any(isinstance(module, nn.Embedding) and module.num_embeddings == width for module in model.modules())
 
 
 def is_causal(model: nn.Module, batch: Any) -> bool:

@@ -80,7 +80,9 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
 def _is_language_model(network: Network, batch: Any) -> bool:
     """Whether the network's one output is scores of the tokens that it takes."""
     ids, output = token_ids_of(batch), next(iter(network.outputs.values()))
-    return ids is not None and len(network.outputs) == 1 and output.ndim == 3 and speaks(network.model, output.shape[2])
+    if ids is None or len(network.outputs) > 1 or output.ndim != 3:
+        return False
+    return speaks(network.model, output.shape[2], ids)
 
 
 def _modules(name: str, repeats: Mapping[str, Repeat]) -> tuple[str, ...]:

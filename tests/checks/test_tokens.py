@@ -136,8 +136,10 @@ def test_plain_text_has_its_tokens_as_labels(form):
     assert results["perplexity_increase"].value == pytest.approx(math.exp(losses[1] - losses[0]) - 1, rel=1e-5)
 
 
-def test_outputs_that_are_no_tokens_of_the_model_get_no_labels():
+@pytest.mark.parametrize("types", [0, 3])
+def test_outputs_that_are_no_tokens_of_the_model_get_no_labels(types):
     model = nn.Sequential(nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 3))  # classes of tokens
+    model[0].types = nn.Embedding(types, WIDTH)  # as many types of segments as classes, as in BERT
     with pytest.raises(ValueError, match="perplexity_change needs labels"):
         validate(model, model, [batch["input_ids"] for batch in texts()], [Gate("perplexity_change", 1)])
 

@@ -205,6 +205,6 @@ def _is_language_model(model: nn.Module, batch: Any, main: Tensor) -> bool:
         ids is not None
         and main.ndim == 3
         and ids.shape == main.shape[:2]
-        and speaks(model, main.shape[2])
+        and speaks(model, main.shape[2], ids)
         and is_causal(model, batch)
     )

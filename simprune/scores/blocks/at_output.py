@@ -48,7 +48,7 @@ def divergences_without(network: Network, blocks: Sequence[Block]) -> dict[str, 
     ids = token_ids_of(batch)
     if ids is None or output is None or len(network.outputs) > 1 or output.ndim != 3:
         return {}
-    if output.shape[1] != ids.shape[1] or not speaks(network.model, output.shape[2]):
+    if output.shape[1] != ids.shape[1] or not speaks(network.model, output.shape[2], ids):
         return {}
     mask = output_mask_of(batch)
     at = ... if mask is None else mask.to(output.device)
