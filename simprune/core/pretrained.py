@@ -32,6 +32,8 @@ def load(kind: str, name: str, **options: Any) -> Any:
         raise ValueError("transformers is not installed; pip install 'simprune[hf]'") from None
     name, options = _in_folder(name, options)
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{name} is a file; expected a folder that save_pretrained wrote, or a name on the hub")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ValueError(f"no folder {name}; expected one that save_pretrained wrote, or a name on the hub")
     file = options.get("gguf_file")
@@ -40,13 +42,12 @@ def load(kind: str, name: str, **options: Any) -> Any:
     options = {"trust_remote_code": False} | options  # left out, transformers asks on the terminal
     try:
         part = getattr(transformers, kind).from_pretrained(str(folder) if name.startswith("~") else name, **options)
-    except OSError as error:  # also for a name that is not on the hub, or no network
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{name} cannot be loaded: {reason} (without a network give a local folder)") from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(f"{name} brings its own code; if you trust it, say trust_remote_code: true") from error
+    except Exception as error:  # of many types for damaged files; OSError also where there is no network
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise ValueError(f"{name} brings its own code; if you trust it, say trust_remote_code: true") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        hint = "" if folder.is_dir() else " (without a network give a local folder)"
+        raise ValueError(f"{name} cannot be loaded: {reason}{hint}") from error
     if isinstance(part, nn.Module):
         _unquantised(part, name)
         if file is not None:

@@ -56,6 +56,19 @@ def test_what_is_not_there_is_said(tmp_path):
         pretrained("x", "causal_llm")
     with pytest.raises(ValueError, match=r"no folder \./nowhere"):
         pretrained("./nowhere")
+    with pytest.raises(ValueError, match="test_transformers.py is a file; expected a folder"):
+        pretrained(__file__)
+
+
+@pytest.mark.parametrize(
+    "damaged, content", [("config.json", b"{}"), ("config.json", b"\xff"), ("model.safetensors", b"")]
+)
+def test_a_damaged_folder_is_one_line(tmp_path, damaged, content):
+    build("llama")[0].save_pretrained(tmp_path)
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path} cannot be loaded: .+") as caught:
+        pretrained(str(tmp_path), "causal_lm")
+    assert "\n" not in str(caught.value) and "network" not in str(caught.value)
 
 
 def test_a_hub_that_is_not_reached_is_one_line(monkeypatch):
