@@ -1,6 +1,10 @@
-"""Every stage on a GPU, in single and half precision: it stays there, and gives what the CPU gives."""
+"""Every stage on a GPU, in single and half precision: it stays there, and gives what the CPU gives.
+
+Where there is no GPU, `SIMPRUNE_TEST_DEVICE=cpu pytest tests/test_gpu.py` runs the same lines on the CPU.
+"""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -10,8 +14,10 @@ import simprune as sp
 from simprune.zoo import ResidualCNN
 from tests.networks import build
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is false")
-DEVICE = "cuda"
+DEVICE = os.environ.get("SIMPRUNE_TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU: torch.cuda.is_available() is false"
+)
 BUDGET = {"macs": 0.6}
 
 
@@ -96,6 +102,18 @@ def test_finetune_trains_on_the_gpu_and_comes_nearer_to_the_teacher(host, model,
     history = sp.finetune(small, data, teacher=model, epochs=5, lr=1e-2, distill=1.0)
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5] and stays(small, dtype)
     assert float((answers(small, data) - answers(model, data)).square().mean()) <= before
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+def test_finetune_in_mixed_precision_trains_weights_of_single_precision(model, data, dtype, precision):
+    pytest.importorskip("accelerate")
+    if (DEVICE, precision) == ("cpu", "fp16"):
+        pytest.skip("fp16 is for GPUs")
+    start = copy.deepcopy(model)
+    history = sp.finetune(model, data, epochs=5, lr=1e-2, precision=precision, clip=1.0, select="last")
+    assert stays(model, dtype) and history[-1]["loss"] < history[0]["loss"]
+    assert not torch.equal(answers(model, data), answers(start, data))
 
 
 def test_validate_says_what_it_says_on_the_cpu(host, model, data, dtype):
