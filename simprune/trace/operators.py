@@ -18,7 +18,8 @@ FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_empty", "new_on
 FACTORIES |= {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
 # Operators by what they do to the entries of their first tensor; pointwise ones are known by their tag.
 SAME = {"hardswish", "dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "to", "_to_copy", "detach"}
-SAME |= {"alias", "type_as", "float", "relu6", "hardtanh", "gelu", "prelu", "lift_fresh", "requires_grad_", "selu", "where"}
+SAME |= {"alias", "type_as", "float", "relu6", "hardtanh", "gelu", "prelu", "lift_fresh", "requires_grad_", "selu"}
+SAME |= {"where"}
 PARTS = {"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"}
 VIEWS = {"view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as", "_reshape_alias"}
 MOVES = {"permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "expand"}
