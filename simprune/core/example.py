@@ -49,24 +49,36 @@ def _cut(value: Any) -> Any:
     return value[:ROWS].clone() if len(value) >= ROWS else value.repeat(ROWS, *[1] * (value.ndim - 1))
 
 
-def describe(example: Example) -> dict[str, Any]:
+def describe(example: Example, values: bool = False) -> dict[str, Any]:
     """Shapes and types of an example, as a plan stores them.
+
+    Args:
+        example: arguments of a model.
+        values: whether the entries of tensors of whole numbers are stored too.
 
     >>> describe(((torch.zeros(2, 3),), {}))
     {'args': [{'shape': [2, 3], 'dtype': 'float32'}], 'kwargs': {}}
+    >>> describe(((torch.tensor([[3, 4]]),), {}), values=True)["args"]
+    [{'shape': [1, 2], 'dtype': 'int64', 'values': [3, 4]}]
     """
     args, kwargs = example
-    return {"args": [*map(_describe, args)], "kwargs": {key: _describe(value) for key, value in kwargs.items()}}
+    named = {key: _describe(value, values) for key, value in kwargs.items()}
+    return {"args": [_describe(value, values) for value in args], "kwargs": named}
 
 
-def _describe(value: Any) -> Any:
+def _describe(value: Any, values: bool) -> Any:
     if isinstance(value, Mapping):
-        return {key: _describe(item) for key, item in value.items()}
+        return {key: _describe(item, values) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [*map(_describe, value)]
+        return [_describe(item, values) for item in value]
     if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        entry = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        return entry | ({"values": value.flatten().tolist()} if values and _is_whole(value.dtype) else {})
     return value if isinstance(value, bool | int | float | str | type(None)) else None
+
+
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def check_description(description: Any, where: str) -> None:
@@ -110,16 +122,30 @@ def _checked_size(value: Any, where: str, depth: int = 0) -> int:
     if not isinstance(dtype, torch.dtype) or dtype not in BUILT:
         known = ", ".join(str(built).removeprefix("torch.") for built in BUILT)
         raise ValueError(f"{where}: dtype: expected one of {known}; got {shown(name)}")
+    if "values" in value:
+        _check_values(value["values"], math.prod(shape), dtype, where)
     return math.prod(shape)
+
+
+def _check_values(values: Any, size: int, dtype: torch.dtype, where: str) -> None:
+    """Raise ValueError unless these are the entries of a tensor of whole numbers."""
+    whole = _is_whole(dtype) and isinstance(values, list) and all(type(item) in (int, bool) for item in values)
+    low, high = 0, 1
+    if whole and dtype is not torch.bool:
+        low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    if not whole or len(values) != size or not all(low <= item <= high for item in values):
+        raise ValueError(f"{where}: values: expected {size} whole numbers that fit {dtype}; got {shown(values)}")
 
 
 def _is_of_tensor(description: Any) -> bool:
     """Whether a part of a description stands for a tensor; other mappings are arguments of their own."""
-    return isinstance(description, Mapping) and set(description) == {"shape", "dtype"}
+    return isinstance(description, Mapping) and {"shape", "dtype"} <= set(description) <= {"shape", "dtype", "values"}
 
 
 def from_description(description: Mapping[str, Any], device: torch.device | str = "cpu") -> Example:
-    """An example of the described shapes: seeded noise for floats, ones for integers (a valid token, an open mask).
+    """An example of the described shapes: seeded noise for floats, for integers the values that are described, or ones.
+
+    Ones are a valid token and an open mask.
 
     Raises ValueError as `check_description`.
     """
@@ -134,6 +160,8 @@ def from_description(description: Mapping[str, Any], device: torch.device | str 
         if not _is_of_tensor(value):
             return {key: built(item) for key, item in value.items()}
         dtype = getattr(torch, value["dtype"])
+        if "values" in value:
+            return torch.tensor(value["values"], dtype=dtype, device=device).reshape(value["shape"])
         if dtype.is_floating_point:
             return torch.randn(*value["shape"], generator=generator).to(device, dtype)
         return torch.ones(*value["shape"], dtype=dtype, device=device)

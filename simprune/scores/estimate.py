@@ -12,7 +12,6 @@ from simprune.core import processes, registry
 from simprune.core.batches import first_tensor
 from simprune.core.checkpoint import Checkpoint
 from simprune.core.cost import CostModel
-from simprune.core.example import describe
 from simprune.core.heap import give_back
 from simprune.core.progress import step
 from simprune.core.redundancy import (
@@ -195,7 +194,7 @@ def estimate(
         measure=measure.id,
         costs=network.costs,
         fingerprint=network.fingerprint,
-        inputs=describe(network.example),
+        inputs=network.description,
         interactions=interactions,
         points=None if context is None else context.points(),
     )

@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import device_of, main_name, move
+from simprune.core.batches import device_of, main_name, move, tensors_in
 from simprune.core.blame import with_line
 from simprune.core.copies import sharing
 from simprune.core.cost import CostModel, Example
-from simprune.core.example import example_of, from_description
+from simprune.core.example import describe, example_of, from_description
 from simprune.core.names import did_you_mean
 from simprune.core.plan import Plan, fingerprint
 from simprune.core.structures import NotPrunable
 from simprune.trace.attention import Attention, attentions
 from simprune.trace.axes import Axes, axes_of
 from simprune.trace.carried import settle
+from simprune.trace.context import eval_mode, uncached
 from simprune.trace.cost import cost_model
 from simprune.trace.coupling import CouplingGraph
 from simprune.trace.execution import Execution, execution
@@ -25,6 +28,8 @@ from simprune.trace.rewritten import without_rules
 from simprune.trace.shortcuts import BlockCalls
 from simprune.trace.training_mode import training_error
 from simprune.trace.visits import Visit, visit_lightly
+
+NUMBERS = 1 << 17  # whole numbers in an example that a plan may hold; images of whole numbers are more
 
 
 class Network:
@@ -87,6 +92,24 @@ class Network:
     def fingerprint(self) -> str:
         """Hash of the names and shapes of all tensors; it binds plans to models."""
         return fingerprint(self.source)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """How a plan describes the example: its shapes, with its whole numbers where the model runs only on such.
+
+        A model that takes images among its tokens, for one, needs as many tokens of the image as before.
+        """
+        plain = describe(self.example)
+        whole = sum(value.numel() for value in tensors_in(self.example) if not value.is_floating_point())
+        if not 0 < whole <= NUMBERS:
+            return plain
+        args, kwargs = from_description(plain, device_of(self.model))
+        try:
+            with eval_mode(self.model), uncached(self.model), torch.no_grad():
+                self.model(*args, **kwargs)
+        except Exception:  # a foreign forward pass may refuse numbers with errors of any type
+            return describe(self.example, values=True)
+        return plain
 
     @cached_property
     def output(self) -> Tensor | None:
