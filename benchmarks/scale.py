@@ -36,13 +36,17 @@ NOTHING = {"plan": 0.0, "edit": 0.0}  # to send, and to hold beyond the model
 
 @dataclass(frozen=True)
 class Llama:
-    """Sizes of a model of Llama's form: width, hidden units, layers, tokens of vocabulary, key-value width."""
+    """Sizes of a model of Llama's form: width, hidden units, layers, tokens of vocabulary, key-value width.
+
+    `tied`: whether the head is the table of tokens.
+    """
 
     width: int
     hidden: int
     layers: int
     vocabulary: int
     keys: int
+    tied: bool = False
 
     @property
     def layer(self) -> int:
@@ -51,11 +55,11 @@ class Llama:
 
     @property
     def parameters(self) -> int:
-        return self.layers * self.layer + 2 * self.vocabulary * self.width
+        return self.layers * self.layer + (2 - self.tied) * self.vocabulary * self.width
 
 
 MODELS = {
-    "134m": Llama(576, 1536, 30, 49_152, 192),
+    "134m": Llama(576, 1536, 30, 49_152, 192, tied=True),
     "1.1b": Llama(2048, 5632, 22, 32_000, 256),
     "7B": Llama(4096, 11_008, 32, 32_000, 4096),
     "70B": Llama(8192, 28_672, 80, 32_000, 1024),
@@ -147,6 +151,8 @@ def formula(name: str, processes: list[int], flops: float, bandwidth: float) -> 
         for count in processes:
             sent, held = traffic(model, data, kind, count), memory(model, data, kind, count)
             for stage, (shared, serial) in work(model, data, kind, count).items():
+                if stage in NOTHING:
+                    continue
                 minutes = (2 * (shared + serial) / flops + sent[stage] / bandwidth) / 60
                 what = "layers" if kind == "depth" else "hidden units"
                 figures = f"{held[stage] / 1e9:.1f} | {sent[stage] / 1e9:.1f} | {minutes:.1f}"
