@@ -5,6 +5,7 @@ one process. Gradients, and what epochs are judged by, are summed over all proce
 normalises by the share of its process, are averaged after every step.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -87,7 +88,9 @@ class Processes:
         self._step = step
         if self.accelerator is None:
             return step, optimizer
-        self._step, prepared = self.accelerator.prepare(step, optimizer)
+        with warnings.catch_warnings():  # accelerate has no word yet for what torch calls forward_sync_buffers now
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._step, prepared = self.accelerator.prepare(step, optimizer)
         return self._step, prepared
 
     def part(self, batch: Any) -> tuple[Any, bool]:
