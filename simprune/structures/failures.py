@@ -52,7 +52,8 @@ def _cause(code: CodeType, module: nn.Module, widths: set[int]) -> str:
     read = {name: values[name] for name in code.co_names if name in values}
     for name, value in read.items():
         if isinstance(value, Tensor) and widths & set(value.shape):
-            remedy = "make it part of a layer, such as a depthwise convolution"
+            known = name in module._parameters or name in module._buffers
+            remedy = "make it part of a layer, such as a depthwise convolution" if known else "register it as a buffer"
             return f"{name} has an entry for each of them, or more; {remedy}"
     stated = [f"self.{name} = {value}" for name, value in read.items() if _tells(value, widths)]
     stated += [str(value) for value in code.co_consts if _tells(value, widths)]
