@@ -1,6 +1,6 @@
 """What operators do to channels: those that move entries move their numbers, others tie the channels they combine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -188,7 +188,11 @@ class Operators:
             {dim for dim in range(len(shape)) if not entries and varies(labels, dim)}
             for labels, entries in zip(wide, stored, strict=True)
         ]
-        shared = [self._is_for_all(labels, shape, set().union(*varied)) for labels in known]
+        along = {dim for dims in varied for dim in dims if shape[dim] > 1}
+        shared = [
+            self._is_for_all(labels, len(shape), along, all if entries else any)
+            for labels, entries in zip(known, stored, strict=True)
+        ]
         if any(alike and not own for own, alike in zip(varied, shared, strict=True)):
             self.moved = True  # torch-pruning would take the one entry for a channel of the other tensor
         if all(shared):
@@ -205,10 +209,13 @@ class Operators:
         return first
 
     @staticmethod
-    def _is_for_all(labels: Tensor, shape: Sequence[int], varied: set[int]) -> bool:
-        """Whether a tensor has one entry along a dimension along which channels of the result lie."""
-        sizes = [1] * (len(shape) - labels.ndim) + list(labels.shape)
-        return any(sizes[dim] == 1 and shape[dim] > 1 for dim in varied) and bool((thin(labels) != FREE).any())
+    def _is_for_all(labels: Tensor, rank: int, along: set[int], which: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether a tensor has one entry along any, or all, of the dimensions along which channels of a result lie.
+
+        All of them for a stored tensor: tokens of several layers, one behind the other, lie along their positions too.
+        """
+        sizes = [1] * (rank - labels.ndim) + list(labels.shape)
+        return bool(along) and which(sizes[dim] == 1 for dim in along) and bool((thin(labels) != FREE).any())
 
     def _is_map(self, labels: Tensor) -> bool:
         """Whether it is a stored tensor of several dimensions, of which it does not show yet which holds channels."""
