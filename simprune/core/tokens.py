@@ -20,7 +20,8 @@ def speaks(model: nn.Module, width: int, ids: Tensor) -> bool:
     >>> speaks(model, 9, torch.tensor([[3, 8]])), speaks(model, 9, torch.tensor([[3, 9]]))
     (True, False)
     """
-    return int(ids.max()) < width and any(isinstance(module, nn.Embedding) and module.num_embeddings == width for module in model.modules())
+    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    return int(ids.max()) < width and any(embedding.num_embeddings == width for embedding in embeddings)
 
 
 def is_causal(model: nn.Module, batch: Any) -> bool:

@@ -29,7 +29,8 @@ from simprune.trace.rewritten import parametrizations
 Channels = list[set[int]]  # entries that belong to every channel
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 ENTRIES = 2**18  # of a parameter or buffer, up to which each has a number of its own
-UNITS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.PReLU, *NORMS)  # modules that are followed as a whole
+PRODUCTS = (nn.modules.conv._ConvNd, nn.Linear)
+UNITS = (*PRODUCTS, nn.Embedding, nn.PReLU, *NORMS)  # modules that are followed as a whole
 
 
 def normalisations(model: nn.Module) -> list[nn.Module]:
@@ -136,8 +137,11 @@ class ChannelFlow(TorchDispatchMode):
                 output = forward(*args, **kwargs)
                 tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
                 known = [self._labels[value] for value in tensors if value in self._labels]
-                first = next((value for value in tree_leaves(output) if isinstance(value, Tensor)), None)
-                if outside and first is not None and has_channels(first) and tensors:
+                outputs = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+                first = outputs[0] if outputs else None
+                if outside and isinstance(module, PRODUCTS) and (len(outputs) > 1 or len(known) > 1):
+                    self._pin_whole(module, known, outputs)
+                elif outside and first is not None and has_channels(first) and tensors:
                     labels = self._through(module, known or [torch.full((), FREE).expand(tensors[0].shape)], first)
                     if labels is not None:
                         self._labels[first] = labels.expand(first.shape)
@@ -146,6 +150,16 @@ class ChannelFlow(TorchDispatchMode):
                 self._outside = outside
 
         return run
+
+    def _pin_whole(self, module: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """All channels of a layer stay whose class takes or returns several tensors, as octave convolutions."""
+        reason = f"the class of {self._names[module]} takes or returns several tensors, which one layer does not"
+        for labels in inputs:
+            self._numbers.pin(labels, reason)
+        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        self._numbers.pin(self._written(module, width), reason)
+        for value in filter(has_channels, outputs):
+            self._labels[value] = self._numbers.pinned(reason).expand(value.shape)
 
     # What units do
 

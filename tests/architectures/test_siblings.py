@@ -183,3 +183,44 @@ def test_a_model_that_takes_one_dict_is_pruned_and_reopened_and_an_error_says_ho
     sp.save(tmp_path / "bundle", result)
     reopened = sp.load(tmp_path / "bundle", model=one_dict)
     assert torch.equal(reopened(inputs[0])["logits"], result.model(inputs[0])["logits"])
+
+
+class Octave(nn.Conv2d):
+    """A convolution of details, and of what they are around, which cuts its weight as octave convolutions do."""
+
+    def forward(self, fine: Tensor, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        half = self.out_channels // 2
+        weight = self.weight if coarse is None else self.weight[:, : fine.shape[1]]
+        first, second = F.conv2d(fine, weight, padding=1).split(half, 1)
+        if coarse is not None:
+            second = F.avg_pool2d(second, 2) + F.conv2d(coarse, self.weight[half:, fine.shape[1] :], padding=1)
+            return first, second
+        return first, F.avg_pool2d(second, 2)
+
+
+class Octaves(nn.Module):
+    """Octave convolutions between others, and a shuffle that torch-pruning does not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.split = nn.Conv2d(3, 12, 3, padding=1), Octave(12, 16, 3)
+        self.mixed, self.last = Octave(16, 16, 3), nn.Conv2d(8, 12, 3, padding=1)
+        self.mid, self.head = nn.Conv2d(12, 12, 1), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = self.split(self.first(x).relu())
+        fine, coarse = self.mixed(fine.relu(), coarse.relu())
+        fine = self.last(fine.relu()).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return self.head(torch.cat([self.mid(fine).relu().mean((2, 3)), coarse.mean((2, 3))], 1))
+
+
+def test_layers_that_take_or_return_several_tensors_stay_and_cost_no_other_its_channels():
+    torch.manual_seed(0)
+    model = Octaves().eval()
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(3)]
+    redundancy = sp.analyze(model, batches[:2])
+    reasons = dict(redundancy.unprunable)
+    assert {"split", "mixed"} <= {name for names in reasons for name in names.split(", ")}
+    assert {"last", "mid"} <= {scored.group.name for scored in redundancy.channels}
+    result = sp.compress(model, calibration=batches[:2], test=batches[2:], budget={"macs": 0.95})
+    assert result.model(batches[2]).shape == (16, 4)
