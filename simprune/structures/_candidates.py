@@ -46,7 +46,11 @@ def resolve(
         parts = sum(1 for other in inner for _ in model.get_submodule(other).parameters())
         chain = parts == whole and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner)
         kinds = len(_signatures(model, inner))
-        if chain or (kinds < len(inner) and (kinds == 1 or needed(name))):
+        # a layer may have two like halves
+        alike = kinds == 1 and (
+            len(inner) > 2 or _of_class(model, name, names) == 1
+        )
+        if chain or (kinds < len(inner) and (alike or needed(name))):
             for other in inner:
                 yield from descend(other)
         else:
@@ -102,10 +106,14 @@ def _is_layer(model: nn.Module, name: str, inner: list[str], names: list[str]) -
     They are, if no two have parameters of the same names and shapes, and if there are two of them or the network has
     several layers of this class.
     """
+    several = _of_class(model, name, names) > 1 and type(model.get_submodule(name)) is not nn.Sequential
+    return len(_signatures(model, inner)) == len(inner) > 1 and (len(inner) == 2 or several)
+
+
+def _of_class(model: nn.Module, name: str, names: list[str]) -> int:
+    """How many of some modules have the class of one."""
     kind = type(model.get_submodule(name))
-    same_class = sum(type(model.get_submodule(other)) is kind for other in names)
-    unlike = len(_signatures(model, inner)) == len(inner) > 1
-    return unlike and (len(inner) == 2 or (same_class > 1 and kind is not nn.Sequential))
+    return sum(type(model.get_submodule(other)) is kind for other in names)
 
 
 def _signatures(model: nn.Module, modules: list[str]) -> set[tuple]:

@@ -64,11 +64,12 @@ class Encoded(nn.Module):
 
 
 @pytest.mark.parametrize("hidden, wraps, opened", [
-    ((6, 6, 6), False, True), ((6, 6, 6), True, True), ((6, 7, 6), True, True), ((6, 7, 6), False, False),
+    ((6, 6, 6), False, True), ((6, 6), False, True), ((6, 6, 6), True, True), ((6, 7, 6), True, True),
+    ((6, 7, 6), False, False),
 ])  # fmt: skip
 def test_an_encoder_that_does_more_than_chain_its_layers_is_opened(hidden, wraps, opened):
     torch.manual_seed(0)
-    layers = [f"encoder.layers.{number}" for number in range(3)]
+    layers = [f"encoder.layers.{number}" for number in range(len(hidden))]
     names, refused = found(Encoded(hidden, wraps).eval(), torch.randn(3, 5, 8))
     assert names == (layers if opened else ["encoder"]) and not refused
 
