@@ -47,9 +47,7 @@ def resolve(
         chain = parts == whole and not _is_layer(model, name, inner, names) and _is_chain(visits, name, inner)
         kinds = len(_signatures(model, inner))
         # a layer may have two like halves
-        alike = kinds == 1 and (
-            len(inner) > 2 or _of_class(model, name, names) == 1
-        )
+        alike = kinds == 1 and (len(inner) > 2 or _of_class(model, name, names) == 1)
         if chain or (kinds < len(inner) and (alike or needed(name))):
             for other in inner:
                 yield from descend(other)
