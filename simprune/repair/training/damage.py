@@ -32,9 +32,8 @@ class Damage:
         with eval_mode(teacher), torch.no_grad():
             for batch in batches:
                 add_rows(spreads, call_all(teacher, batch), self.rows, output_mask_of(batch))
-        self.shares = shares_of(spreads, weights) or dict.fromkeys(
-            spreads, 1.0
-        )  # of outputs that never vary, squares as such
+        shares = shares_of(spreads, weights)
+        self.shares = shares or dict.fromkeys(spreads, 1.0)  # of outputs that never vary, squares as such
 
     def squares(self, batch: Any, outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
         """Summed squared changes of every output at a part of the inputs, which add up to those at all of them.
