@@ -46,6 +46,7 @@ def greedy_leave_one_out(
     steps: int | None = None,
     error: Error = "squares",
     measured: int | None = None,
+    run: bool = False,
 ) -> dict[str, float]:
     """Redundancy 1 / (1 + e): e is the error of the output without the block and all blocks removed before it.
 
@@ -55,7 +56,9 @@ def greedy_leave_one_out(
     measure on fewer. `repair`: a trial refits, in closed form, the layer that writes the stream before the block; in
     networks without such layers as many layers behind the block as the block has, and a removal all layers behind it.
     False refits nothing. `steps`: how many blocks to remove (None: all); the remaining blocks have the error of their
-    last trial, or where that is less the error with all that were removed.
+    last trial, or where that is less the error with all that were removed. `run`: after the first block only those next
+    to it, and so on, are tried, so that one run of blocks goes and leaves one gap: in language models the repair makes
+    up for one long gap better than for several short ones, which a trial does not foresee.
 
     A block is tried again only when the error that its removal added in its last trial could still be the least (lazy
     greedy, Minoux 1978): exact where a block's loss only grows as other blocks are removed. A trial costs a closed-form
@@ -75,7 +78,8 @@ def greedy_leave_one_out(
             break  # blocks inside removed blocks were removed with them
         shrinking.record_inputs()
         tried: set[str] = set()
-        while (name := min(remaining, key=lambda block: (added[block], block not in tried))) not in tried:
+        open_ = (shrinking.beside_gaps() if run else []) or list(remaining)
+        while (name := min(open_, key=lambda block: (added[block], block not in tried))) not in tried:
             last[name] = shrinking.error_without(name)
             added[name] = last[name] - now
             tried.add(name)
@@ -147,6 +151,15 @@ class _ShrinkingNetwork:
 
     def _batches(self) -> tuple[list, list]:
         return self.fitted if self.repair else [], self.held
+
+    def beside_gaps(self) -> list[str]:
+        """The remaining blocks of a chain next to one that is gone; none before any is."""
+        return [
+            block
+            for chain in self.chains
+            for at, block in enumerate(chain)
+            if block in self.remaining and {*chain[max(at - 1, 0) : at + 2]} - self.remaining.keys()
+        ]
 
     def error_without(self, name: str) -> float:
         """The error of the output without one of the remaining blocks; the network is unchanged afterwards."""
