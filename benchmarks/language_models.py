@@ -48,22 +48,25 @@ Method = Callable[[nn.Module, Batches, int], nn.Module]  # (original, calibratio
 # ---- ours ----
 
 
-def ours_layers(count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
+def ours_layers(
+    count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False, run: bool = False
+) -> nn.Module:
     """`count` layers, one after another, by the divergence of the output, or by chance; then the repair."""
-    return ours_blocks("blocks", "", count, model, calibration, draw, chance)
+    choice = "block_influence" if chance else REPAIRED | {"steps": count, "run": run}
+    return ours_blocks("blocks", "", count, model, calibration, draw, choice)
 
 
 def ours_halves(count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """`count` attention halves, in the same way."""
-    return ours_blocks("sub_blocks", "self_attn", count, model, calibration, draw, chance)
+    choice = "block_influence" if chance else DIVERGENCE | {"steps": 2 * count}  # others may be missed less
+    return ours_blocks("sub_blocks", "self_attn", count, model, calibration, draw, choice)
 
 
 def ours_blocks(
-    kind: str, end: str, count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool
+    kind: str, end: str, count: int, model: nn.Module, calibration: Batches, draw: int, score: Any
 ) -> nn.Module:
-    """`count` structures of a kind whose names end so."""
-    choice = DIVERGENCE | {"steps": 2 * count} if end else REPAIRED | {"steps": count}  # others may be missed less
-    score = "block_influence" if chance else choice
+    """`count` structures of a kind whose names end so, by a score of blocks, or by chance where it is a name."""
+    chance = isinstance(score, str)
     redundancy = sp.analyze(model, calibration, structures=[kind], block_score=score, damage=False)
     entries = [entry for entry in redundancy.blocks if entry.block.name.endswith(end)]
     ranked = sorted(entries, key=lambda entry: entry.damage)
@@ -125,6 +128,7 @@ def layer_methods(count: int) -> dict[str, Method]:
 
     return {
         "ours": partial(ours_layers, count),
+        "ours, one run": partial(ours_layers, count, run=True),
         "random, our repair": partial(ours_layers, count, chance=True),
         "block influence (ShortGPT)": partial(chosen, peers.block_influence, None),
         "block influence + linear maps": partial(chosen, peers.block_influence, peers.linear_maps),
