@@ -53,20 +53,19 @@ def ours_layers(
 ) -> nn.Module:
     """`count` layers, one after another, by the divergence of the output, or by chance; then the repair."""
     choice = "block_influence" if chance else REPAIRED | {"steps": count, "run": run}
-    return ours_blocks("blocks", "", count, model, calibration, draw, choice)
+    return ours_blocks("blocks", "", count, model, calibration, draw, choice, chance)
 
 
 def ours_halves(count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
     """`count` attention halves, in the same way."""
     choice = "block_influence" if chance else DIVERGENCE | {"steps": 2 * count}  # others may be missed less
-    return ours_blocks("sub_blocks", "self_attn", count, model, calibration, draw, choice)
+    return ours_blocks("sub_blocks", "self_attn", count, model, calibration, draw, choice, chance)
 
 
 def ours_blocks(
-    kind: str, end: str, count: int, model: nn.Module, calibration: Batches, draw: int, score: Any
+    kind: str, end: str, count: int, model: nn.Module, calibration: Batches, draw: int, score: Any, chance: bool
 ) -> nn.Module:
-    """`count` structures of a kind whose names end so, by a score of blocks, or by chance where it is a name."""
-    chance = isinstance(score, str)
+    """`count` structures of a kind whose names end so, by a score of blocks, or by chance."""
     redundancy = sp.analyze(model, calibration, structures=[kind], block_score=score, damage=False)
     entries = [entry for entry in redundancy.blocks if entry.block.name.endswith(end)]
     ranked = sorted(entries, key=lambda entry: entry.damage)

@@ -299,10 +299,19 @@ def moved(operator: str, args: tuple, source: Tensor, axis: int, output: Tensor)
 
 
 def _indexed(indices: Sequence[Tensor | None], axis: int, more: int) -> int | None:
-    """Where dimension `axis` lies after indexing by tensors, which adds `more` dimensions; None where it is picked."""
+    """Where dimension `axis` lies after indexing by tensors, which adds `more` dimensions; None where it is picked.
+
+    A mask of two dimensions stands at the first of them, and makes one of both.
+
+    >>> picked, mask = torch.tensor([0, 2]), torch.ones(2, 3, dtype=torch.bool)
+    >>> _indexed([None, picked], 1, 0), [_indexed([mask], axis, -1) for axis in (0, 1, 2)]
+    (1, [None, None, 1])
+    """
     at = [dim for dim, index in enumerate(indices) if index is not None]
     if axis in at:  # a list of entries stays where it was
         return axis if len(at) == 1 and more == 0 else None
+    if at[0] <= axis <= at[0] - more:  # within a mask of several dimensions
+        return None
     together = at == [*range(at[0], at[-1] + 1)]
     if together and axis < at[0]:
         return axis

@@ -57,8 +57,8 @@ def greedy_leave_one_out(
     networks without such layers as many layers behind the block as the block has, and a removal all layers behind it.
     False refits nothing. `steps`: how many blocks to remove (None: all); the remaining blocks have the error of their
     last trial, or where that is less the error with all that were removed. `run`: after the first block only those next
-    to it, and so on, are tried, so that one run of blocks goes and leaves one gap: in language models the repair makes
-    up for one long gap better than for several short ones, which a trial does not foresee.
+    to it, and so on, are tried, so that one run of blocks goes and leaves one gap. Which way is better after the whole
+    repair no trial foresees: of 30 layers of SmolLM2 a run of six was, a run of three was not.
 
     A block is tried again only when the error that its removal added in its last trial could still be the least (lazy
     greedy, Minoux 1978): exact where a block's loss only grows as other blocks are removed. A trial costs a closed-form
