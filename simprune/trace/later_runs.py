@@ -16,6 +16,7 @@ from simprune.core.copies import sharing
 from simprune.core.peekable import WALKS, Peekable, Walk
 from simprune.trace.first_run import check_answers
 from simprune.trace.offload import at_hand
+from simprune.trace.training_mode import training_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,9 +106,6 @@ def _check(models: Mapping[str, nn.Module], walk: Walk, error: Exception) -> Non
         except ValueError as said:
             raise ValueError(str(said)) from error
         if walk.name == "train":
-            trained = sharing(model).train()
-            try:
-                with torch.no_grad():
-                    trained(*example[0], **example[1])
-            except Exception as said:  # the model is the user's and may raise anything
+            said = training_error(sharing(model), example)
+            if said is not None:
                 raise ValueError(f"the {name} does not run on {which} in training mode: {with_line(said)}") from error
