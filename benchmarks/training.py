@@ -13,7 +13,7 @@ original has learnt the training images by heart, so that what is held out of th
 
 With --model and --texts: SmolLM2-135M (see benchmarks/language_models.py) without 6 of its 30 layers, healed by LoRA on
 windows of text_calibration.txt for a number of CPU seconds (1,800: 15 minutes on two cores), with our repair before it
-and without. All rows of a draw have the same layers.
+and without. All rows of a draw have the same layers and the same number of steps.
 
 A row that the JSON file has is not run again, so the table can be run in parts; with `--methods` left empty it is only
 shown. Beside the JSON file lie the layers of the language model that go, by draw. Accuracy and agreement with the
@@ -60,6 +60,7 @@ LORA: dict[str, Any] = {
     "weight_decay": 0.0,
     "epochs": 1,
 }
+METHODS = ("repaired", "unrepaired")  # of healing
 Rows = dict[str, dict[str, Any]]
 
 
@@ -177,6 +178,9 @@ def heal_language_model(options: argparse.Namespace, rows: Rows, add: Callable[[
             sp.Plan(edits, found.fingerprint, found.inputs).save(chosen)
         plan = sp.Plan.load(chosen)
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(draw))
+        train = [part | {"labels": part["input_ids"]} for part in batches(known[order], BATCH)]
+        earlier = [rows[name]["steps"] for method in METHODS if (name := key(method, draw)) in rows]
+        steps = earlier[0] if earlier else affordable(sp.apply(plan, model), model, train, options.seconds)
         for method in options.methods:
             if key(method, draw) in rows:
                 continue
@@ -185,8 +189,6 @@ def heal_language_model(options: argparse.Namespace, rows: Rows, add: Callable[[
             if method == "repaired":
                 sp.reconstruct(small, plan, model, calibration)
             before, began = judge.compare(small), time.process_time()
-            train = [part | {"labels": part["input_ids"]} for part in batches(known[order], BATCH)]
-            steps = affordable(small, model, train, options.seconds)
             history = sp.finetune(small, train[:steps], model, seed=draw, **LORA)
             row = {"method": method, "draw": draw, "tokens": options.tokens, "limit": options.seconds, "steps": steps}
             row |= {"training_seconds": time.process_time() - began, "history": history, "before": before}
@@ -265,7 +267,7 @@ def main() -> None:
     options = parser.parse_args()
     if (options.data is None) == (options.model is None) or (options.model is None) != (options.texts is None):
         parser.error("give --data FOLDER, or --model FOLDER and --texts FOLDER")
-    known = [*PRUNED] if options.data is not None else ["repaired", "unrepaired"]
+    known = [*PRUNED] if options.data is not None else [*METHODS]
     options.methods = known if options.methods is None else options.methods
     if unknown := [method for method in options.methods if method not in known]:
         parser.error(f"--methods: {unknown[0]} is none of {', '.join(known)}")
