@@ -5,6 +5,7 @@ from collections.abc import Callable
 from simprune.core.heap import give_back
 from simprune.core.registry import register
 from simprune.repair._task import Task
+from simprune.repair.in_order import refit_in_order
 from simprune.repair.mirror import with_mirrored
 from simprune.repair.nearer import with_segments_if_nearer
 from simprune.repair.prepare import prepare
@@ -58,4 +59,4 @@ def refit(
     network.forget()
     if repair.together:
         return with_segments_if_nearer(repair, layers, network, task.batches)
-    return repair.run(layers, task.batches, "reconstruct")
+    return refit_in_order(repair, layers, task.batches, "reconstruct")

@@ -16,6 +16,7 @@ from simprune.core.batches import inputs_of
 from simprune.core.example import rows_of
 from simprune.core.holdout import split
 from simprune.repair.gauss_newton import JUDGING
+from simprune.repair.in_order import refit_in_order
 from simprune.repair.refit import Refit, Repair
 from simprune.trace.answers import Answers, answer, errors_of_inputs
 from simprune.trace.network import Network
@@ -42,13 +43,13 @@ def with_segments_if_nearer(
     """
     _, judging = split(batches, JUDGING)
     if sum(rows_of(inputs_of(batch)) for batch in judging) < LEAST:
-        return repair.run(layers, batches, "reconstruct")
+        return refit_in_order(repair, layers, batches, "reconstruct")
     wanted = answer(network.model, judging, network.weights)
     start = _state(repair.small)
-    alone = replace(repair, together=()).run(layers, batches, "reconstruct layers")
+    alone = refit_in_order(replace(repair, together=()), layers, batches, "reconstruct layers")
     errors_alone, end = _errors(repair.small, judging, wanted), _state(repair.small)
     _restore(repair.small, start)
-    refits = repair.run(layers, batches, "reconstruct segments")
+    refits = refit_in_order(repair, layers, batches, "reconstruct segments")
     lost = _errors(repair.small, judging, wanted) - errors_alone
     if float(lost.mean()) <= float(lost.std(correction=0)) / len(lost) ** 0.5:
         return refits

@@ -22,6 +22,7 @@ from simprune.core.progress import progress
 from simprune.core.registry import register
 from simprune.core.spread import Spread
 from simprune.edit.effects import Effects
+from simprune.repair.in_order import refit_in_order
 from simprune.repair.refit import Repair
 from simprune.repair.ridge import Ridge
 from simprune.scores.blocks._context import BlockContext
@@ -200,7 +201,7 @@ class _ShrinkingNetwork:
         with self._without(name, to_fit):
             repair = Repair(self.small, self.model, Effects({}, (), {}), self.normalisers, shortcuts, RIDGE)
             with self._skipping(self.model, name, Replay(self.layouts[name], self.outputs[name])):
-                repair.run(layers, self.fitted)
+                refit_in_order(repair, layers, self.fitted)
         with self._without(name, to_measure):
             refitted = self._error()
         if refitted > plain:  # too few inputs to fit to

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import simprune as sp
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.repair import refit
+from simprune.repair import layer_fit
 from tests.edit import families
 
 GONE = "model.layers.1"
@@ -37,7 +37,7 @@ def test_layers_take_the_ridge_of_the_last_one_where_an_edit_is_made_up_for(meth
     model, calibration = families.make("llama", num_hidden_layers=7, tie_word_embeddings=True), batches(16)
     units = Edit("channels", "model.layers.5.mlp.gate_proj", (0, 3, 5), 48)
     plan = plan_of(model, calibration, Edit("block", GONE), Edit("block", "model.layers.3"), units)
-    small, original, asked = sp.apply(plan, model), refit.fit, []
+    small, original, asked = sp.apply(plan, model), layer_fit.fit, []
     answers = {1: 10.0, 3: 0.1, 7: None}  # by the number of the fit: two are before gaps, the last has lost inputs
 
     def fit(layer, pairs, ridge, *rest):
@@ -45,7 +45,7 @@ def test_layers_take_the_ridge_of_the_last_one_where_an_edit_is_made_up_for(meth
         solved = original(layer, pairs, ridge, *rest)
         return replace(solved, ridge=answers.get(len(asked), solved.ridge))
 
-    monkeypatch.setattr(refit, "fit", fit)
+    monkeypatch.setattr(layer_fit, "fit", fit)
     refits = sp.reconstruct(small, plan, model, calibration, method)
     layers = [f"model.layers.{n}.{part}" for n in (2, 4, 5, 6) for part in LAST]
     names = [entry.layer for entry in refits if entry.layer.endswith(LAST)]

@@ -7,7 +7,7 @@ import torch
 import simprune as sp
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
-from simprune.repair import refit
+from simprune.repair import layer_fit
 from tests.edit import families
 
 STREAM = 8 * 16 * 32 * 4  # bytes of the stream at one place, on all inputs
@@ -15,7 +15,7 @@ STREAM = 8 * 16 * 32 * 4  # bytes of the stream at one place, on all inputs
 
 def bytes_at_the_last_fit(layers, monkeypatch):
     """Bytes of all tensors that are no weights, while the last layer is fitted."""
-    model, seen, original = families.make("llama", num_hidden_layers=layers), [], refit.fit
+    model, seen, original = families.make("llama", num_hidden_layers=layers), [], layer_fit.fit
     ids = torch.randint(3, families.WORDS, (8, 16), generator=torch.Generator().manual_seed(5))
     batches = [{"input_ids": part} for part in ids.split(4)]
     plan = Plan((Edit("block", "model.layers.1"),), fingerprint(model), describe(example_of(batches[0])))
@@ -32,7 +32,7 @@ def bytes_at_the_last_fit(layers, monkeypatch):
             seen.append(sum(size for store, size in stores.items() if store not in weights))
         return original(layer, *rest)
 
-    monkeypatch.setattr(refit, "fit", fit)
+    monkeypatch.setattr(layer_fit, "fit", fit)
     sp.reconstruct(small, plan, model, batches, {"name": "least_squares", "ridge": 1.0})
     monkeypatch.undo()
     return seen[-1]

@@ -222,7 +222,7 @@ def test_segments_that_bring_the_outputs_further_away_are_not_fitted(monkeypatch
 
     results = []
     for method, fitting in (("least_squares", fit_block), ("blockwise", fit_block), ("blockwise", spoil)):
-        monkeypatch.setattr("simprune.repair.refit.fit_block", fitting)
+        monkeypatch.setattr("simprune.repair.segment_fit.fit_block", fitting)
         small, notes = apply(wanted, model), list[str]()
         repair(small, wanted, trace, [x], method, notes=notes)
         results.append(small.state_dict())
