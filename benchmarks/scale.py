@@ -5,15 +5,16 @@
     python -m benchmarks.scale --measure 134m --model FOLDER --gguf FILE  # a trained model of that shape
 
 A run takes every stage, for whole layers or for hidden units, on random weights in a Llama shape or on trained ones.
-Every process is a new one, with one thread. Traffic is what a process sends, counted where it is handed to
-torch.distributed; the gradients of a training, which accelerate sends, are not counted. Time is in CPU seconds of the
-busiest process, so that other work on the machine does not count.
+Every process is a new one, with one thread. Traffic is what the kernel counts as sent at a process's connections, the
+gradients of a training among it. Time is in CPU seconds of the busiest process, so that other work on the machine does
+not count.
 """
 
 import argparse
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from benchmarks.language_memory import PLANS, SHAPES, forget_peak, resident
 from benchmarks.language_memory import build as build_model
 
 TOKENS = 128  # of a window, when measuring
+TCP_BYTES_SENT = 200  # where tcpi_bytes_sent stands in Linux's struct tcp_info
 STAGES = ("analyze", "plan", "edit", "reconstruct", "train", "validate")
 NOTHING = {"plan": 0.0, "edit": 0.0}  # to send, and to hold beyond the model
 
@@ -183,7 +185,6 @@ def one(what: Measured) -> dict[str, Any]:
     import torch.distributed as dist
 
     import simprune as sp
-    from simprune.core import processes
 
     torch.set_num_threads(1)
     model, vocabulary = what.build(), MODELS[what.name].vocabulary
@@ -191,18 +192,6 @@ def one(what: Measured) -> dict[str, Any]:
     batches = [{"input_ids": part} for part in ids.split(what.batch)]
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    sent, exchange, add_up = [0.0], processes._exchange, processes.add_up
-    count = processes.count()
-
-    def counted(out: Any) -> Any:
-        sent[0] += sum(len(message) for other, message in enumerate(out) if other != processes.rank())
-        return exchange(out)
-
-    def added(tensors: Any) -> None:
-        sent[0] += sum(tensor.numel() * tensor.element_size() for tensor in tensors) * 2 * (count - 1) / count
-        add_up(tensors)
-
-    processes._exchange, processes.add_up = counted, added
     asked = PLANS[what.kind]
     figures: dict[str, Any] = {}
     state: dict[str, Any] = {}
@@ -226,12 +215,26 @@ def one(what: Measured) -> dict[str, Any]:
         sp.validate(model, state["small"], batches, "language_model")
 
     for stage, run in zip(STAGES, (analyze, plan, edit, reconstruct, train, validate), strict=True):
-        before, sent[0], start = forget_peak(), 0.0, time.process_time()
+        before, sent, start = forget_peak(), bytes_sent(), time.process_time()
         run()
         seconds = time.process_time() - start
-        figures[stage] = {"seconds": seconds, "sent": sent[0], "peak": resident("VmHWM") - before}
+        figures[stage] = {"seconds": seconds, "sent": bytes_sent() - sent, "peak": resident("VmHWM") - before}
         print(f"rank {os.environ.get('RANK', '0')}, {stage}: {figures[stage]}", file=sys.stderr, flush=True)
     return figures | {"plan": state["plan"].to_dict()["sha256"]}
+
+
+def bytes_sent() -> int:
+    """Bytes that this process has sent over its connections, as Linux counts them for each of them."""
+    total = 0
+    for entry in os.listdir("/proc/self/fd"):
+        path = Path("/proc/self/fd", entry)
+        if not path.is_symlink() or not os.readlink(path).startswith("socket:"):
+            continue
+        with socket.socket(fileno=os.dup(int(entry))) as connection:
+            if connection.type == socket.SOCK_STREAM and connection.family != socket.AF_UNIX:
+                facts = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                total += struct.unpack_from("Q", facts, TCP_BYTES_SENT)[0]
+    return total
 
 
 def measure(what: Measured, counts: list[int]) -> None:

@@ -43,7 +43,7 @@ def targets_of(batch: Any, model: nn.Module, outputs: Tensor) -> TokenTargets | 
     shape = outputs.shape[:2]
     mask, labels, ids = output_mask_of(batch), labels_of(batch), token_ids_of(batch)
     mask = mask if mask is not None and mask.shape == shape else None
-    if labels is None and ids is not None and ids.shape == shape and speaks(model, outputs.shape[2], ids):
+    if labels is None and ids is not None and ids.shape == shape and speaks(model, batch, outputs):
         labels = ids.detach().cpu().long()
         labels = labels if mask is None else labels.masked_fill(~mask.cpu(), IGNORE)
     documents = documents_of(batch)

@@ -29,8 +29,7 @@ def gates_of_tokens(model: nn.Module, batch: Any, outputs: Mapping[str, Tensor])
     targets = targets_of(batch, model, output)
     if targets is None or targets.labels is None or targets.labels.shape != output.shape[:2]:
         return None
-    ids = token_ids_of(batch)
-    if ids is None or not speaks(model, output.shape[2], ids):
+    if not speaks(model, batch, output):
         return [gate for gate in language_model(shift=False) if gate.measure != "perplexity_increase"]
     return language_model(shift=labels_are_inputs(batch, targets.labels) and is_causal(model, batch))
 

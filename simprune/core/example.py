@@ -26,6 +26,16 @@ def example_of(batch: Any) -> Example:
     return mapped(_cut, *inputs_of(batch))
 
 
+def as_batch(example: Example) -> Any:
+    """An example as a batch without labels, for what walks batches.
+
+    >>> as_batch(((1, 2), {})), as_batch(((), {"x": 1}))
+    (((1, 2), None), {'x': 1})
+    """
+    args, kwargs = example
+    return kwargs or (args, None)
+
+
 def mapped(function: Callable[[Any], Any], args: Sequence, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
     """Arguments with a function applied to every value, also inside of tuples, lists and mappings.
 

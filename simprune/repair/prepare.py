@@ -1,11 +1,10 @@
 """What a repair refits: which layers, in which order, by themselves or in segments; and which stay, with the reason."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
-from simprune.core.batches import token_ids_of
+from simprune.core.example import as_batch
 from simprune.core.tokens import speaks
 from simprune.repair._task import Task
 from simprune.repair.halves import Halves, find_halves
@@ -52,7 +51,7 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
     shortcuts = find_shortcuts(small, network.block_calls, [name for name in layers if name not in repeats])
     free = {*once} | {name for name in pruned.filters if task.layers(name)}
     leaders = {name for name in halves.layers if name in halves.before_gaps or _touched(name, task)}
-    leading = Leading(leaders) if ridge == "auto" and _is_language_model(network, task.batches[0]) else None
+    leading = Leading(leaders) if ridge == "auto" and _is_language_model(network) else None
     segments = [
         segment
         for segment in _segments(network, [name for name in pruned.sequence if name in free], shortcuts)
@@ -77,12 +76,9 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
     return repair, layers
 
 
-def _is_language_model(network: Network, batch: Any) -> bool:
+def _is_language_model(network: Network) -> bool:
     """Whether the network's one output is scores of the tokens that it takes."""
-    ids, output = token_ids_of(batch), next(iter(network.outputs.values()))
-    if ids is None or len(network.outputs) > 1 or output.ndim != 3:
-        return False
-    return speaks(network.model, output.shape[2], ids)
+    return len(network.outputs) == 1 and speaks(network.model, as_batch(network.example), network.output)
 
 
 def _modules(name: str, repeats: Mapping[str, Repeat]) -> tuple[str, ...]:

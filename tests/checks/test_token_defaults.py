@@ -7,7 +7,12 @@ from torch import nn
 from simprune.api import compress
 from simprune.checks import default_gates, validate
 from simprune.core.batches import TextBatch
-from simprune.core.tokens import is_causal
+from simprune.core.structures import Block
+from simprune.core.tokens import is_causal, speaks
+from simprune.repair.prepare import _is_language_model
+from simprune.scores.blocks.at_output import divergences_without
+from simprune.structures import structure
+from simprune.trace.network import Network
 
 WORDS = 11
 
@@ -99,3 +104,33 @@ def test_compress_says_nothing_of_missing_labels_where_tokens_are_the_labels():
     other = compress(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), calibration=[torch.randn(40, 6)],
                      test=[torch.randn(40, 6)], **options)  # fmt: skip
     assert [note for note in other.report["notes"] if "no labels" in note]
+
+
+class Added(nn.Linear):
+    def forward(self, x):
+        return x + torch.relu(super().forward(x))
+
+
+class Pair(Next):
+    """Writes one text after it has read another one, both by position."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Added(6, 6), Added(6, 6))
+
+    def forward(self, read, written):
+        return self.head(self.blocks(self.embed(written) + self.embed(read).mean(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("length", [6, 4, 9])
+def test_scores_at_other_positions_than_the_tokens_are_read_alike(length):
+    """Neither stage fails or decides otherwise where, by chance, both texts are equally long."""
+    model, batch = Pair(), (ids(), ids(length=length, seed=1))
+    output = model(*batch)
+    assert speaks(model, (batch, None), output) and not speaks(model, (batch, None), output[:1])
+    assert default_gates(model, [(batch, batch[1])])[0].measure == "perplexity_increase"
+    assert not is_causal(model, (batch, None))
+    network = Network.trace(model, (batch, None))
+    blocks = [block for block in structure("blocks").find(network)[0] if isinstance(block, Block)]
+    assert divergences_without(network, blocks)
+    assert _is_language_model(network)

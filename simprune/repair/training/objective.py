@@ -200,11 +200,4 @@ def _require_alike(outputs: Outputs, wanted: Outputs) -> None:
 
 
 def _is_language_model(model: nn.Module, batch: Any, main: Tensor) -> bool:
-    ids = token_ids_of(batch)
-    return (
-        ids is not None
-        and main.ndim == 3
-        and ids.shape == main.shape[:2]
-        and speaks(model, main.shape[2], ids)
-        and is_causal(model, batch)
-    )
+    return speaks(model, batch, main) and is_causal(model, batch)

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from simprune.core.batches import call_all, output_mask_of, token_ids_of
+from simprune.core.batches import call_all, output_mask_of
 from simprune.core.divergence import divergences
+from simprune.core.example import as_batch
 from simprune.core.structures import Block
 from simprune.core.tokens import speaks
 from simprune.trace.bypass import Bypass, without
@@ -42,16 +43,11 @@ def worse_at_output(network: Network, blocks: Sequence[Block], damages: Mapping[
 
 def divergences_without(network: Network, blocks: Sequence[Block]) -> dict[str, float]:
     """Nats per token by which the answers to the example move without each block; none without scores of tokens."""
-    args, kwargs = network.example
-    batch = kwargs or args[0]
-    output = network.output
-    ids = token_ids_of(batch)
-    if ids is None or output is None or len(network.outputs) > 1 or output.ndim != 3:
-        return {}
-    if output.shape[1] != ids.shape[1] or not speaks(network.model, output.shape[2], ids):
+    batch, output = as_batch(network.example), network.output
+    if output is None or len(network.outputs) > 1 or not speaks(network.model, batch, output):
         return {}
     mask = output_mask_of(batch)
-    at = ... if mask is None else mask.to(output.device)
+    at = ... if mask is None or mask.shape != output.shape[:2] else mask.to(output.device)
     moved: dict[str, float] = {}
     with evaluation(network.model), uncached(network.model), torch.no_grad():
         for block in blocks:
