@@ -171,14 +171,14 @@ def edits(plan: Plan) -> Table:
 
 
 def finalists(plan: Plan) -> Table | None:
-    """The plans that were tried, by the number of blocks that they remove; None without finalists."""
+    """The plans that were tried, by the number of blocks that they remove, and the run; None without finalists."""
     if "finalists" not in plan.planner:
         return None
-    columns = ["", "blocks that go", "expected damage", "measured damage"]
+    columns = ["", "blocks that go", "expected damage", "measured on held-out inputs"]
     rows = [
         [
             "chosen" if tried.get("chosen") else "",
-            f"{tried['blocks']}",
+            f"{tried['blocks']}" + (f": {' to '.join(tried['run'])}" if "run" in tried else ""),
             f"{tried['expected']:.3g}",
             f"{tried['measured']:.3g}",
         ]

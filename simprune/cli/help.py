@@ -55,7 +55,7 @@ Chooses what to remove for the budget. Writes plan.yaml; edit it, then: simprune
 Budgets: macs, params, bytes, memory (peak activations of one input), latency; shares (0.5, 50%) or amounts (60M, 2MB,
 8MiB, 3ms), several at once. Planners: simprune list planners. All of them take planner.protect (names, patterns, or
 residual), .round_to, .min_width, .max_share, .blocks (how many go), .batch_size (for latency), and .finalists (5 tries
-five plans, from no blocks to blocks alone, on held-out inputs, for the best).
+five plans, from no blocks to blocks alone, or runs of blocks, on held-out inputs, for the best).
   simprune plan recipe=digits budget.macs=0.4 planner=optimal planner.round_to=8
   simprune plan recipe=digits budget.latency=0.7 'planner.protect=[conv1,layer3.*]'
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simprune.core import processes
 from simprune.core.batches import call_all, main_name, output_mask_of
+from simprune.core.divergence import divergences
 from simprune.core.labels import labels_of
 from simprune.core.spilled import Collecting, Stored, chunks
 from simprune.core.spread import Spread
@@ -182,17 +183,29 @@ def errors_of_inputs(answers: Answers, original: Answers) -> Tensor:
     errors, of_rows = [], _errors(answers, original)
     shares = _shares(of_rows, original)
     for name in shares:
-        rows = of_rows[name]
-        counts = original.counts.get(name)
-        if counts is None:
-            counts = torch.ones(len(rows), dtype=torch.long)
-        inputs = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        total = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, inputs, rows)
-        errors.append(total * (shares[name] * len(counts) / max(len(rows), 1)))
+        errors.append(shares[name] * _of_inputs(of_rows[name], original.counts.get(name)))
     if len({len(error) for error in errors}) == 1:
         return torch.stack(errors).sum(0)
     number = sum(map(len, errors))
     return torch.cat([error * (number / len(error)) for error in errors])
+
+
+def divergences_of_inputs(answers: Answers, original: Answers) -> Tensor:
+    """(inputs,) how far the probabilities of the main output's classes have moved, in nats (see `divergences`).
+
+    Their mean is the mean over all rows, such as tokens.
+    """
+    parts = zip(chunks(original.logits), chunks(answers.logits), strict=True)
+    rows = torch.cat([divergences(before, after) for before, after in parts]).double()
+    return _of_inputs(rows, original.counts.get(main_name(original.outputs)))
+
+
+def _of_inputs(rows: Tensor, counts: Tensor | None) -> Tensor:
+    """(inputs,) sums over the rows of every input, so scaled that their mean is the mean of the rows."""
+    counts = torch.ones(len(rows), dtype=torch.long) if counts is None else counts
+    inputs = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    total = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, inputs, rows)
+    return total * (len(counts) / max(len(rows), 1))
 
 
 def _shares(names: Iterable[str], original: Answers) -> dict[str, float]:

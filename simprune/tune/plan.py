@@ -45,9 +45,9 @@ def plan(
         budget: shares in (0, 1] of the original, or amounts such as "60M", of macs, params, bytes, memory, latency (see
             `simprune.planners.budget`).
         planner: what chooses, and what must stay: a name, or a mapping with `name`, constraints and options. With
-            `finalists`, that many plans at most, from no blocks to blocks alone, are edited, repaired and measured on
-            held-out inputs, and the best is returned (see `simprune.tune.finalists`); a plan costs one edit and one
-            repair on up to 1,024 inputs.
+            `finalists`, that many plans at most, from no blocks to blocks alone, or where only blocks can go runs of
+            them, are edited, repaired and measured on held-out inputs, and the best is returned (see
+            `simprune.tune.finalists`); a plan costs one edit and one repair on up to 1,024 inputs.
         seed: for planners that draw at random.
         network: the original, on which memory and latency are measured and finalists are tried.
         calibration: batches to repair and try finalists on.
@@ -68,7 +68,7 @@ def plan(
     if network is None or calibration is None:
         raise ValueError("finalists are tried on the network: give model=... and calibration=...")
     holdout = HoldoutTrial.of(network, calibration, repair)
-    return try_plans(redundancy, request.plan, holdout.errors, planner.finalists)
+    return try_plans(redundancy, request.plan, holdout.losses, planner.finalists)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
 """Plans by their number of blocks, tried on the network: the one that costs least wins, and the file tells of all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import simprune as sp
 from simprune.core.holdout import held_out
 from simprune.core.plan import Plan
 from simprune.core.registry import parts
+from simprune.core.structures import Block
 from simprune.trace.answers import answer, relative_error
 from simprune.tune.finalists import try_plans
 from simprune.zoo.residual import ResidualCNN
+from tests.edit import families
 from tests.planners.synthetic import chain
 
 
@@ -129,7 +134,7 @@ def test_optimal_is_no_worse_than_greedy_for_any_number_of_blocks(interacting):
 
 def test_where_nothing_competes_nothing_is_tried(case):
     model, batches, _ = case
-    for structures, keep in ((("channels",), 0.6), (("blocks",), 0.8), (("channels", "blocks"), 1.0)):
+    for structures, keep in ((("channels",), 0.6), (("blocks",), 1.0), (("channels", "blocks"), 1.0)):
         found = sp.analyze(model, batches, structures=structures)
         made = sp.plan(found, {"macs": keep}, model=model, calibration=batches, finalists=4)
         assert made == sp.plan(found, {"macs": keep})
@@ -157,3 +162,75 @@ def test_one_input_cannot_be_held_out(case):
     model, batches, found = case
     with pytest.raises(ValueError, match="give two or more; got 1"):
         sp.plan(found, {"macs": 0.7}, model=model, calibration=[batches[0][:1]], finalists=3)
+
+
+def depth(block: str = "identity"):
+    """Ten blocks alone, in chains of four and six; one of either costs least."""
+    found, damages = chain(10, 4, blocks=True, seed=3), (1, 0.1, 3, 4, 5, 6, 0.2, 7, 8, 9)
+    blocks = [
+        replace(entry, damage=float(damage), block=Block(entry.name, block, chain=int(number >= 4)))
+        for number, (entry, damage) in enumerate(zip(found.blocks, damages, strict=True))
+    ]
+    return replace(found, channels=(), blocks=tuple(blocks))
+
+
+def test_runs_of_blocks_are_tried_beside_those_of_least_damage_and_the_best_wins():
+    redundancy, tried = depth(), []
+
+    def make(part, blocks):
+        return sp.plan(part, {"macs": 1.0}, blocks=3 if blocks is None else blocks)
+
+    def errors(plan):
+        tried.append(plan.blocks)
+        return torch.full((4,), float(len(tried) != wanted))
+
+    names, outcomes = [f"block{number}" for number in range(10)], []
+    for wanted in (1, 2, 3, 4):
+        tried.clear()
+        outcomes.append(try_plans(redundancy, make, errors, 4))
+        assert tried[0] == make(redundancy, None).blocks
+        assert tried[1:] == [tuple(names[at : at + 3]) for at in (0, 1, 4)]  # 2 and 3 would join two chains
+        assert outcomes[-1].blocks == tried[wanted - 1]
+        rows = outcomes[-1].planner["finalists"]
+        assert [row["measured"] for row in rows if row.get("chosen")] == [0.0]
+        assert [row.get("run") for row in rows] == [None, *([run[0], run[-1]] for run in tried[1:])]
+    assert make(depth("zero"), None) == try_plans(depth("zero"), make, errors, 4)  # halves
+
+
+def test_what_stays_is_in_no_run():
+    redundancy, tried = depth(), []
+
+    def make(part, blocks):
+        return sp.plan(part, {"macs": 1.0}, blocks=2 if blocks is None else blocks, protect=["block5", "block1.*"])
+
+    def errors(plan):
+        return torch.full((4,), float(tried.append(plan.blocks) is None))
+
+    try_plans(redundancy, make, errors, 20)
+    assert len(tried) == 5 and not {"block1", "block5"} & {name for names in tried for name in names}
+
+
+def test_of_a_language_model_that_is_never_worse_than_either_choice_alone():
+    """By the divergence of the repaired answers on windows that no repair has seen."""
+    model = families.make("llama", num_hidden_layers=6)
+    for number, size in enumerate((3.0, 0.5, 2.0, 0.5, 1.0, 1.0)):
+        for part in ("self_attn.o_proj", "mlp.down_proj"):
+            model.get_parameter(f"model.layers.{number}.{part}.weight").data *= size
+    ids = torch.randint(3, families.WORDS, (24, 16), generator=torch.Generator().manual_seed(1))
+    batches = [{"input_ids": ids}]
+    found = sp.analyze(model, batches, structures=["blocks"], block_score="block_influence", damage=False)
+    budget = {"params": 0.8}
+    made = sp.plan(found, budget, model=model, calibration=batches, finalists=4)
+    held = held_out(0, 24)
+
+    def lost(plan):
+        small = sp.apply(plan, model)
+        sp.reconstruct(small, plan, model, [{"input_ids": ids[~held]}])
+        with torch.no_grad():
+            wanted, answers = (F.log_softmax(net(ids[held]).logits, -1) for net in (model, small))
+        return float((wanted.exp() * (wanted - answers)).sum(-1).mean())
+
+    rows = made.planner["finalists"]
+    assert len(rows) == 4 and len({row["measured"] for row in rows}) == 4
+    assert lost(made) == pytest.approx(min(row["measured"] for row in rows), rel=1e-3)
+    assert lost(sp.plan(found, budget)) == pytest.approx(rows[0]["measured"], rel=1e-3)
