@@ -47,6 +47,19 @@ class Caching(Plain):
         return super().forward(x + 0 * self.kept["bias"])
 
 
+class Keyed(Plain):
+    """Keeps a tensor, and beside it the shape of the inputs that it is for, as the heads of YOLO keep their anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape, self.anchors = None, torch.empty(0)
+
+    def forward(self, x):
+        if self.shape != x.shape:
+            self.shape, self.anchors = x.shape, torch.linspace(-1, 1, x.shape[1]).to(x)
+        return super().forward(x + self.anchors[:, None])
+
+
 class Shared(Plain):
     """One module under two names, as in CoaT."""
 
@@ -95,7 +108,7 @@ def plain(model: nn.Module) -> list[dict]:
     return [{k: copy.copy(v) for k, v in vars(module).items() if k[0] != "_"} for module in model.modules()]
 
 
-@pytest.mark.parametrize("middle", [Plain, Caching, Shared, Parts])
+@pytest.mark.parametrize("middle", [Plain, Caching, Keyed, Shared, Parts])
 def test_the_whole_path_works_and_the_original_stays_as_it_was(middle):
     torch.manual_seed(0)
     model = Network(middle)
