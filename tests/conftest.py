@@ -1,23 +1,39 @@
-"""What every test shares."""
+"""What every test shares. torch is imported late: the process that only hands out tests to others does without."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from simprune.trace import timing
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-timing.SECONDS = 1e-3  # no test looks at how long a network takes
-torch.set_num_threads(1)  # the networks here are small: more threads only wait for each other
+# The networks here are small: more threads of torch, NumPy or SciPy only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """No test looks at how long a network takes."""
+    from simprune.trace import timing
+
+    timing.SECONDS = 1e-3
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    """Seeds the CPU alone: without other devices `torch.manual_seed` remembers every call, with its stack, for each."""
+    import torch
+
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def trained() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """A small residual network that has learnt its task, and the batches of the task; tests must not change it."""
+    import torch
+
     from simprune import finetune
     from tests.networks import Residual, brightest_pixel_task
 
