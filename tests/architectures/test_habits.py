@@ -52,7 +52,7 @@ class Keyed(Plain):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shape, self.anchors = None, torch.empty(0)
+        self.shape, self.anchors = None, None
 
     def forward(self, x):
         if self.shape != x.shape:
