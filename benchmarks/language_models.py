@@ -40,6 +40,7 @@ from benchmarks._sentences import compare_encoder
 from simprune.core.plan import Edit
 from simprune.core.store import write_whole
 
+FINALISTS = 3  # as of the recipe `language_model_depth`
 GREEDY = 4  # windows on which greedy choices compare outputs
 Batches = Sequence[dict]
 Method = Callable[[nn.Module, Batches, int], nn.Module]  # (original, calibration, draw) -> smaller model
@@ -48,12 +49,22 @@ Method = Callable[[nn.Module, Batches, int], nn.Module]  # (original, calibratio
 # ---- ours ----
 
 
-def ours_layers(
-    count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False, run: bool = False
-) -> nn.Module:
-    """`count` layers, one after another, by the divergence of the output, or by chance; then the repair."""
-    choice = "block_influence" if chance else REPAIRED | {"steps": count, "run": run}
-    return ours_blocks("blocks", "", count, model, calibration, draw, choice, chance)
+def ours_layers(count: int, model: nn.Module, calibration: Batches, draw: int, finalists: int = 0) -> nn.Module:
+    """`count` layers by the divergence of the output, one after another, or of the best finalist; then the repair."""
+    score = REPAIRED | {"steps": count}
+    redundancy = sp.analyze(model, calibration, structures=["blocks"], block_score=score, damage=False)
+    costs, gone = redundancy.costs, [entry.name for entry in redundancy.blocks[:count]]  # all cost the same
+    budget = {"params": costs.after(dropped=gone).params / costs.total().params + 1e-9}
+    plan = sp.plan(redundancy, budget, model=model, calibration=calibration, finalists=finalists)
+    if len(plan.blocks) != count:
+        raise ValueError(f"expected a plan without {count} layers; got one without {len(plan.blocks)}")
+    print(plan.blocks, plan.planner.get("finalists"), flush=True)
+    return repaired(plan.edits, redundancy, model, calibration)
+
+
+def random_layers(count: int, model: nn.Module, calibration: Batches, draw: int) -> nn.Module:
+    """`count` layers by chance; then the repair."""
+    return ours_blocks("blocks", "", count, model, calibration, draw, "block_influence", chance=True)
 
 
 def ours_halves(count: int, model: nn.Module, calibration: Batches, draw: int, chance: bool = False) -> nn.Module:
@@ -126,9 +137,9 @@ def layer_methods(count: int) -> dict[str, Method]:
         return peers.without(model, gone) if then is None else then(model, calibration, gone)
 
     return {
-        "ours": partial(ours_layers, count),
-        "ours, one run": partial(ours_layers, count, run=True),
-        "random, our repair": partial(ours_layers, count, chance=True),
+        "ours": partial(ours_layers, count, finalists=FINALISTS),
+        "ours, one by one": partial(ours_layers, count),
+        "random, our repair": partial(random_layers, count),
         "block influence (ShortGPT)": partial(chosen, peers.block_influence, None),
         "block influence + linear maps": partial(chosen, peers.block_influence, peers.linear_maps),
         "window by angle": partial(chosen, peers.window_by_angle, None),

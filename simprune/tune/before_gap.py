@@ -5,7 +5,7 @@ much of a removed block is lost for good: in SmolLM2-135M the blocks that are mi
 those that are missed least after it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from simprune.trace.context import evaluation, uncached
 from simprune.trace.hooks import hooks
 from simprune.trace.layers import weight_of
 from simprune.trace.network import Network
+
+ROWS = 4096  # of a layer that are fitted at once: sums over few rows take as long as over many
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,29 @@ def fit_writer(
     with torch.no_grad():
         for key, value in layer.named_parameters():
             value.copy_(model.get_submodule(writer.layer).get_parameter(key))
-        solved = fit(layer, pairs(), ridge, bias is not None)
+        # A ridge that is chosen is chosen on inputs held out, so batches stay as they are; one that is given is not.
+        solved = fit(layer, pairs() if ridge == "auto" else _joined(pairs()), ridge, bias is not None)
         layer.get_parameter("weight").copy_(weight_of(layer, solved.matrix))
         if bias is not None:
             bias.copy_(solved.intercept)
     return before
+
+
+def _joined(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of all pairs, about `ROWS` at a time."""
+    waiting: list[tuple[Tensor, ...]] = []
+    for pair in pairs:
+        waiting.append(tuple(part.flatten(0, -2) for part in pair))
+        if sum(len(rows) for rows, _ in waiting) >= ROWS:
+            yield _together(waiting)
+            waiting = []
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    inputs, targets = zip(*parts, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
 
 
 def runs_of(

@@ -5,18 +5,19 @@ another, and the remaining blocks are tried again in the network without the rem
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simprune.core.batches import call, call_all, checked, inputs_of, output_mask_of, rows_at
+from simprune.core.batches import call_all, checked, inputs_of, output_mask_of, rows_at
 from simprune.core.copies import copy_of
 from simprune.core.cost import Example
-from simprune.core.divergence import divergences
+from simprune.core.divergence import divergences_from
 from simprune.core.example import rows_of
 from simprune.core.progress import progress
 from simprune.core.registry import register
@@ -28,10 +29,10 @@ from simprune.repair.ridge import Ridge
 from simprune.scores.blocks._context import BlockContext
 from simprune.trace.bypass import Bypass, OutputLayout, install, without
 from simprune.trace.context import evaluation, uncached
-from simprune.trace.hooks import hooks
 from simprune.trace.outputs import as_rows, rows_of_outputs, shares_of
 from simprune.trace.shortcuts import find_shortcuts
 from simprune.tune.before_gap import Writer, fit_writer, runs_of, writers_of
+from simprune.tune.recorded import Replay, arguments_of, record, source_of
 
 Error = Literal["squares", "divergence"]
 RIDGE = 1e-3
@@ -47,7 +48,6 @@ def greedy_leave_one_out(
     steps: int | None = None,
     error: Error = "squares",
     measured: int | None = None,
-    run: bool = False,
 ) -> dict[str, float]:
     """Redundancy 1 / (1 + e): e is the error of the output without the block and all blocks removed before it.
 
@@ -57,14 +57,14 @@ def greedy_leave_one_out(
     measure on fewer. `repair`: a trial refits, in closed form, the layer that writes the stream before the block; in
     networks without such layers as many layers behind the block as the block has, and a removal all layers behind it.
     False refits nothing. `steps`: how many blocks to remove (None: all); the remaining blocks have the error of their
-    last trial, or where that is less the error with all that were removed. `run`: after the first block only those next
-    to it, and so on, are tried, so that one run of blocks goes and leaves one gap. Which way is better after the whole
-    repair no trial foresees: of 30 layers of SmolLM2 a run of six was, a run of three was not.
+    last trial, or where that is less the error with all that were removed. The whole repair makes up for one gap better
+    than for several, which no trial here foresees: `planner.finalists` tries runs of blocks beside this choice.
 
     A block is tried again only when the error that its removal added in its last trial could still be the least (lazy
     greedy, Minoux 1978): exact where a block's loss only grows as other blocks are removed. A trial costs a closed-form
     fit of as many layers as the block has, and a forward pass from the block on; a removal costs a fit of all layers
-    behind the block. Memory: the stream around every block on 3 x `images` inputs.
+    behind the block, or where the layer before it is refitted no more than its trial. Memory: the stream around every
+    block on 3 x `images` inputs.
     """
     for name, value in (("images", images), ("steps", steps), ("measured", measured)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -77,10 +77,8 @@ def greedy_leave_one_out(
     for _ in progress(range(min(steps or len(remaining), len(remaining))), "greedy leave one out"):
         if not remaining:
             break  # blocks inside removed blocks were removed with them
-        shrinking.record_inputs()
         tried: set[str] = set()
-        open_ = (shrinking.beside_gaps() if run else []) or list(remaining)
-        while (name := min(open_, key=lambda block: (added[block], block not in tried))) not in tried:
+        while (name := min(remaining, key=lambda block: (added[block], block not in tried))) not in tried:
             last[name] = shrinking.error_without(name)
             added[name] = last[name] - now
             tried.add(name)
@@ -90,6 +88,15 @@ def greedy_leave_one_out(
     worst = max(errors.values())  # those whose last trial was long ago follow it in the order of what they added
     errors |= {name: max(last[name], worst * (1 + 1e-8 * (1 + max(added[name], 0.0)))) for name in remaining}
     return {block.name: 1 / (1 + errors[block.name]) for block in context.stream.blocks}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A block that was taken out, the error without it, and the parameters that were refitted for that."""
+
+    name: str = ""
+    error: float = float("inf")
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _ShrinkingNetwork:
@@ -112,79 +119,95 @@ class _ShrinkingNetwork:
         self.writers = writers_of(network) if repair else {}
         self.chains = [[block.name for block in chain.blocks] for chain in context.stream.chains]
         self.rows, spreads = rows_of_outputs(model, batches[0]), {name: Spread() for name in network.outputs}
+        count = rows_of(inputs_of(batches[0]))
+        pair = rows_at(batches[0], torch.arange(min(2, count)), count)
+        self.outputs = record(model, [pair], self.layouts, outputs=True).outputs
+        self.skippable = {name: self._earlier(name) for name in self.remaining}
         with evaluation(model), uncached(model):
-            self.wanted = [self._outputs(model, batch) for batch in self.held]
+            whole = call_all(model, pair)
+        self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair, whole)}
+        fitted = record(model, self.fitted if repair else [], self.layouts, outputs=True)
+        held = record(model, self.held, self.layouts, at_end=partial(self._outputs, model))
+        self.outputs, self.wanted = fitted.outputs, held.ends
         for outputs in self.wanted:
             for name, rows in outputs.items():
                 spreads[name].update(rows)
         self.shares = shares_of(spreads, network.weights)
         self.counts = {name: sum(len(outputs[name]) for outputs in self.wanted) for name in self.shares}
-        count = rows_of(inputs_of(batches[0]))
-        pair = rows_at(batches[0], torch.arange(min(2, count)), count)
-        self.outputs = _record(model, [pair], self.layouts, "output")
-        self.skippable = {name: self._earlier(name) for name in self.remaining}
-        with evaluation(model), uncached(model):
-            whole = call_all(model, pair)
-        self.skippable = {name: earlier for name, earlier in self.skippable.items() if self._proven(name, pair, whole)}
-        self.outputs = _record(model, self.fitted, self.layouts, "output") if repair else {}
-        self.calls: list[dict[str, list[Example]]] = [{}, {}]  # of the blocks, on `fitted` and on `held`
-        self.gap, self.streams = "", [list[Tensor](), list[Tensor]()]  # where a block went last, and the stream there
+        if error == "divergence":
+            self.wanted = [{name: F.log_softmax(rows.float(), -1) for name, rows in ends.items()} for ends in held.ends]
+        self.calls = [fitted.calls, held.calls]  # of the blocks, on `fitted` and on `held`
+        self.outdated: set[str] = set()  # blocks whose calls are no longer those of the network as it is now
+        self.gaps: dict[str, list[list[Tensor]]] = {}  # removed blocks -> the streams there in the network as it is now
+        self.best = Trial()  # of the network as it is now
 
-    def record_inputs(self) -> None:
-        """Record the inputs of the remaining blocks in the network as it is now; those before a gap are known."""
-        gap, streams = self.gap, self.streams
+    def inputs(self, name: str) -> list[list[Tensor]]:
+        """The stream before a block, batch by batch, on the inputs to fit to and on those to measure on."""
+        source = source_of(self.layouts[name])
+        return [[arguments_of(call)[source] for call in calls] for calls in self.calls_of(name)]
+
+    def calls_of(self, name: str) -> list[list[Example]]:
+        """The calls of a remaining block in the network as it is now, on the same inputs.
+
+        Few blocks are tried again after a removal, so outdated calls are recorded again when they are asked for, from
+        the last gap before the block on.
+        """
+        if name in self.outdated:
+            gap = max((gap for gap in self.gaps if name in self._behind_gap(gap)), key=self._place, default="")
+            streams = self.gaps[gap] if gap else [[], []]
+            for calls, batches, stream in zip(self.calls, self._batches(), streams, strict=True):
+                with self._skipping(self.small, gap, Replay(self.layouts[gap], stream)) if gap else nullcontext():
+                    calls |= record(self.small, batches, {name: self.layouts[name]}).calls
+            self.outdated.remove(name)
+        return [calls[name] for calls in self.calls]
+
+    def _place(self, name: str) -> int:
+        """The number of a block in order of execution."""
+        return [*self.layouts].index(name)
+
+    def _behind_gap(self, gap: str) -> list[str]:
+        """The remaining blocks whose inputs a removal there changes; all of them where that is not known."""
         skipped = tuple(f"{other}." for other in self.skippable.get(gap, []))
         around = {other for other in self.remaining if gap.startswith(f"{other}.")}
-        living = (other for other in self.remaining if not f"{other}.".startswith(skipped) and other not in around)
-        behind = {other: self.layouts[other] for other in living}
-        for calls, batches, stream in zip(self.calls, self._batches(), streams, strict=True):
-            with self._skipping(self.small, gap, Replay(self.layouts[gap], stream)) if gap else nullcontext():
-                calls |= _record(self.small, batches, behind, "input")
-
-    @property
-    def inputs(self) -> list[dict[str, list[Tensor]]]:
-        """The stream before every block, batch by batch, on the inputs to fit to and on those to measure on."""
-        sources = {name: _source(layout) for name, layout in self.layouts.items()}
-        return [
-            {name: [_arguments(call)[sources[name]] for call in calls] for name, calls in part.items()}
-            for part in self.calls
-        ]
+        return [other for other in self.remaining if not f"{other}.".startswith(skipped) and other not in around]
 
     def _batches(self) -> tuple[list, list]:
         return self.fitted if self.repair else [], self.held
-
-    def beside_gaps(self) -> list[str]:
-        """The remaining blocks of a chain next to one that is gone; none before any is."""
-        return [
-            block
-            for chain in self.chains
-            for at, block in enumerate(chain)
-            if block in self.remaining and {*chain[max(at - 1, 0) : at + 2]} - self.remaining.keys()
-        ]
 
     def error_without(self, name: str) -> float:
         """The error of the output without one of the remaining blocks; the network is unchanged afterwards."""
         behind = self._behind(name)[: sum(layer.startswith(f"{name}.") for layer in self.order)]
         error, before = self._rewritten(name) if self.writers else self._repaired(name, behind)
+        if error < self.best.error and (self.writers or not self.repair):  # a removal would do the same
+            state = self.small.state_dict()
+            self.best = Trial(name, error, {key: state[key].clone() for key in before})
         self.small.load_state_dict(before, strict=False)
         return error
 
     def remove(self, name: str) -> tuple[list[str], float]:
         """Remove a block for good and refit all layers behind it; returns the removed blocks and the error."""
-        error, _ = self._rewritten(name) if self.writers else self._repaired(name, self._behind(name))
-        zero, writer = self.remaining[name].replace == "zero", self._writer(name)
-        streams = [inputs[name] for inputs in self.inputs]
+        streams = self.inputs(name)
+        error = self.best.error
+        if self.best.name == name:
+            self.small.load_state_dict(self.best.state, strict=False)
+        else:
+            error, _ = self._rewritten(name) if self.writers else self._repaired(name, self._behind(name))
+        zero, writer, changed = self.remaining[name].replace == "zero", self._writer(name), name
         if writer is not None:
-            before, _ = self._ends(name)
+            changed, _ = self._ends(name)
             streams = [
-                [output for *_, output in runs_of(self.small, before, writer.layer, calls[before])]
-                for calls in self.calls
+                [output for *_, output in runs_of(self.small, changed, writer.layer, calls)]
+                for calls in self.calls_of(changed)
             ]
         install(self.small, name, Bypass(self.layouts[name], zero))
         removed = [other for other in self.remaining if other == name or other.startswith(f"{name}.")]
         for other in removed:
             del self.remaining[other]
-        self.gap, self.streams = ("", [[], []]) if zero else (name, streams)
+        self.outdated = (self.outdated | {*self._behind_gap("" if zero else name)}) & self.remaining.keys()
+        before = self.skippable.get(changed, [])
+        self.gaps = {gap: known for gap, known in self.gaps.items() if gap in before and not zero}
+        self.gaps |= {} if zero else {name: streams}
+        self.best = Trial()
         return removed, error
 
     def _repaired(self, name: str, layers: Sequence[str]) -> tuple[float, dict[str, Tensor]]:
@@ -192,7 +215,7 @@ class _ShrinkingNetwork:
         owners = {*layers, *(self.normalisers[layer] for layer in layers if layer in self.normalisers)}
         state = self.small.state_dict()
         before = {key: value.clone() for key, value in state.items() if key.rpartition(".")[0] in owners}
-        to_fit, to_measure = self.inputs
+        to_fit, to_measure = self.inputs(name)
         with self._without(name, to_measure):
             plain = self._error()
         if not self.repair or plain < INERT:
@@ -212,14 +235,13 @@ class _ShrinkingNetwork:
         """The error without a block, the writer before the gap refitted; and the writer's parameters before."""
         writer = self._writer(name)
         if writer is None:
-            with self._without(name, self.inputs[1]):
+            with self._without(name, self.inputs(name)[1]):
                 return self._error(), {}
         before, last = self._ends(name)
         ridge: Ridge = 1.0 if self.error == "divergence" else "auto"  # 1: see `simprune.repair.leading`
-        state = fit_writer(
-            self.small, self.model, before, writer, self.calls[0][before], self.outputs[last], self.fitted, ridge
-        )
-        stream = [output for *_, output in runs_of(self.small, before, writer.layer, self.calls[1][before])]
+        to_fit, to_measure = self.calls_of(before)
+        state = fit_writer(self.small, self.model, before, writer, to_fit, self.outputs[last], self.fitted, ridge)
+        stream = [output for *_, output in runs_of(self.small, before, writer.layer, to_measure)]
         with self._skipping(self.small, name, Replay(self.layouts[name], stream)):
             return self._error(), state
 
@@ -249,7 +271,7 @@ class _ShrinkingNetwork:
                 outputs = self._outputs(self.small, batch)
                 for name, share in self.shares.items():
                     if self.error == "divergence":
-                        lost += float(divergences(wanted[name], outputs[name]).sum()) / self.counts[name]
+                        lost += float(divergences_from(wanted[name], outputs[name]).sum()) / self.counts[name]
                     else:
                         lost += share * float((outputs[name].double() - wanted[name].double()).square().sum())
         return lost
@@ -262,13 +284,13 @@ class _ShrinkingNetwork:
 
     # ---- blocks before the tried block need not run, because its inputs were recorded ----
 
-    def _without(self, name: str, inputs: Mapping[str, list[Tensor]]) -> AbstractContextManager[None]:
+    def _without(self, name: str, stream: Sequence[Tensor]) -> AbstractContextManager[None]:
         if self.remaining[name].replace == "zero":
             return without(self.small, name, Bypass(self.layouts[name], zero=True))
-        return self._skipping(self.small, name, Replay(self.layouts[name], inputs[name]))
+        return self._skipping(self.small, name, Replay(self.layouts[name], stream))
 
     @contextmanager
-    def _skipping(self, network: nn.Module, name: str, replay: "Replay") -> Iterator[None]:
+    def _skipping(self, network: nn.Module, name: str, replay: Replay) -> Iterator[None]:
         with ExitStack() as stack:
             for other in self.skippable.get(name, []):
                 if not isinstance(network.get_submodule(other), Bypass):  # otherwise it was removed before
@@ -294,60 +316,6 @@ class _ShrinkingNetwork:
         replay = Replay(self.layouts[name], self.outputs[name])
         with evaluation(self.model), uncached(self.model), self._skipping(self.model, name, replay):
             return all(torch.equal(value, whole[key]) for key, value in call_all(self.model, batch).items())
-
-
-class Replay(Bypass):
-    """Returns the tensors recorded for the first, second, ... batch in turn, whatever its input is."""
-
-    def __init__(self, layout: OutputLayout, recorded: Sequence[Tensor]) -> None:
-        super().__init__(layout)
-        self.recorded = cycle(recorded)
-
-    def stand_in(self, x: Tensor) -> Tensor:
-        return next(self.recorded).clone()
-
-
-class _AllRecorded(Exception):
-    """Ends a forward pass once every block has run; what comes behind them, such as scores of tokens, costs much."""
-
-
-def _record(
-    network: nn.Module, batches: list, layouts: Mapping[str, OutputLayout], side: Literal["input", "output"]
-) -> dict[str, list[Any]]:
-    """The outputs of the blocks that have a layout, or their calls, by name, batch by batch."""
-    recorded: dict[str, list[Any]] = {name: [] for name in layouts}
-    waiting: set[str] = set()
-
-    def record(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-        if side == "output":
-            recorded[name].append((output[0] if isinstance(output, tuple | list) else output).clone())
-        else:
-            source = _source(layouts[name])
-            stream = {source: _arguments((args, kwargs))[source].clone()}  # modules may work in place
-            args = tuple(stream.get(number, value) for number, value in enumerate(args))
-            recorded[name].append((args, {key: stream.get(key, value) for key, value in kwargs.items()}))
-        waiting.discard(name)
-        if not waiting:
-            raise _AllRecorded
-
-    watched = [(network.get_submodule(name), partial(record, name)) for name in layouts]
-    before, after = (watched, []) if side == "input" else ([], watched)
-    with evaluation(network), uncached(network), hooks(before, after):
-        for batch in batches:
-            waiting |= layouts.keys()
-            with suppress(_AllRecorded):
-                call(network, batch)
-    return recorded
-
-
-def _source(layout: OutputLayout) -> int | str | None:
-    """Which argument of a block is the stream."""
-    return layout[0] if isinstance(layout, tuple) else layout
-
-
-def _arguments(call: Example) -> dict[int | str | None, Any]:
-    args, kwargs = call
-    return {**dict(enumerate(args)), **kwargs}
 
 
 def _halves(batches: list, images: int, measured: int) -> tuple[list, list]:

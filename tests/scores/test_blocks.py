@@ -170,28 +170,6 @@ def test_greedy_takes_inputs_in_batches_of_any_size(repair):
     assert uneven == pytest.approx(whole, rel=1e-5)
 
 
-class Scaled(nn.Module):
-    """A residual block that multiplies what it adds."""
-
-    def __init__(self, scale):
-        super().__init__()
-        self.layer, self.scale = nn.Linear(8, 8), scale
-
-    def forward(self, x):
-        return x + self.scale * self.layer(x).tanh()
-
-
-@pytest.mark.parametrize("run", [False, True])
-def test_greedy_takes_one_run_of_blocks_where_it_is_asked_to(run):
-    torch.manual_seed(0)
-    blocks = [Scaled(0.01 if number in (1, 3, 6) else 1.0) for number in range(8)]
-    view = context_of(nn.Sequential(nn.Linear(12, 8), *blocks, nn.Linear(8, 3)), torch.randn(60, 12))
-    scores = bound("block_score", {"name": "greedy_leave_one_out", "images": 30, "run": run, "repair": False})(view)
-    order = [int(name) - 1 for name in sorted(scores, key=lambda name: -scores[name])]
-    runs = [max(first) - min(first) + 1 == len(first) for first in (order[:count] for count in range(1, 9))]
-    assert all(runs) if run else sorted(order[:3]) == [1, 3, 6]
-
-
 @pytest.mark.parametrize("repair", [False, True])
 def test_greedy_takes_blocks_and_their_halves_together(repair):
     model, x = build("pre-norm")
