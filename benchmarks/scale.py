@@ -31,6 +31,9 @@ from benchmarks.language_memory import PLANS, SHAPES, forget_peak, resident
 from benchmarks.language_memory import build as build_model
 
 TOKENS = 128  # of a window, when measuring
+HELD, HELD_ROWS = 0.25, 16  # share of inputs that are held out, and the rows of such that scores look at
+LEVELS = 6  # numbers of removed units for which a score says what is lost
+CHECKED = 86_000  # bytes of the sums of the gates "language_model" over a batch
 TCP_BYTES_SENT = 200  # where tcpi_bytes_sent stands in Linux's struct tcp_info
 STAGES = ("analyze", "plan", "edit", "reconstruct", "train", "validate")
 NOTHING = {"plan": 0.0, "edit": 0.0}  # to send, and to hold beyond the model
@@ -70,12 +73,12 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Data:
-    """Calibration inputs: windows, tokens of a window, batches; bytes of a number in the model."""
+    """Calibration inputs: windows, tokens of a window, batches as they are run; steps of a training, a batch each."""
 
     windows: int
     tokens: int
     batches: int
-    bytes: int
+    steps: int
 
 
 def size(width: int) -> int:
@@ -84,25 +87,34 @@ def size(width: int) -> int:
 
 
 def traffic(model: Llama, data: Data, kind: str, processes: int) -> dict[str, float]:
-    """Bytes that one process sends, by stage."""
-    elsewhere = (processes - 1) / processes  # of what it reads belongs to others
-    turns, rows = data.batches / processes, data.windows * data.tokens / processes
+    """Bytes that one process sends, by stage, beside headers; with several processes the one that sends most."""
+    others = processes - 1
+    elsewhere = others / processes  # the share of layers that belong to others
+    turns, inputs = data.batches / processes, data.windows / processes
     d, f = model.width, model.hidden
-    outputs = turns * (processes - 1) * 8 * model.vocabulary  # means of the output, to all
+    analysis = turns * others * 8 * model.vocabulary  # means of the output, to all
     if kind == "depth":
-        blocks = turns * elsewhere * model.layers * 2 * d * d * size(d)
-        streams = data.windows / processes * (processes - 1) * (model.layers + 1) * d * 4
-        analysis = blocks + streams + outputs
+        analysis += turns * elsewhere * model.layers * 2 * d * d * size(d)  # moments of what layers add
+        analysis += inputs * others * (model.layers + 1) * d * 4  # the stream, averaged over positions, to all
+        analysis += elsewhere * model.layers * d * d * 4  # losses, to all
         fitted = [(d, d), (f, d)]  # the last layers of the halves, which add to the stream
     else:
-        read = rows * elsewhere * model.layers * 2 * f * 4  # rows of hidden units, in two walks
-        analysis = read + turns * elsewhere * model.layers * d * d * 4 + outputs
+        rows = inputs * ((1 - HELD) * data.tokens + HELD * HELD_ROWS)
+        analysis += rows * elsewhere * model.layers * f * 4  # hidden units
+        analysis += turns * elsewhere * model.layers * d * d * 4  # products of gradients
+        analysis += elsewhere * model.layers * LEVELS * f * d * 2  # losses in half precision, to all
         fitted = [(f, d)]
-    summed = sum(i * i + i * o + i + o for i, o in fitted) * 8
-    # A ring passes every sum on twice; inputs that are held out have sums of their own.
-    repair = 2 * summed * 2 * elsewhere * model.layers
-    training = data.batches * 2 * elsewhere * 4 * model.parameters
-    return NOTHING | {"analyze": analysis, "reconstruct": repair, "train": training, "validate": 0.0}
+    repair = 0.0
+    for share in (1 - HELD, HELD):  # what is fitted to and what it is judged on have sums of their own
+        rows = share * data.windows * data.tokens
+        for i, o in fitted:
+            if rows >= i:  # a ring passes every sum on twice
+                repair += model.layers * 2 * elsewhere * 8 * (i * i + i * o + i + o)
+            else:
+                repair += model.layers * others * rows / processes * 4 * (i + o)
+    steps = 2 * elsewhere * 4 * model.parameters * data.steps + others * 4 * model.parameters  # the latter at the start
+    checks = data.steps / processes * others * CHECKED
+    return NOTHING | {"analyze": analysis, "reconstruct": repair, "train": steps, "validate": checks}
 
 
 def memory(model: Llama, data: Data, kind: str, processes: int) -> dict[str, float]:
@@ -114,7 +126,7 @@ def memory(model: Llama, data: Data, kind: str, processes: int) -> dict[str, flo
         fit = 4 * (max(d, f) ** 2 + max(d, f) * d) * 8
     else:
         sums = model.layers * (2 * f * f * size(f) + d * d * 8) / processes
-        losses = model.layers * 6 * f * d * 2  # six levels of removal, in half precision
+        losses = model.layers * LEVELS * f * d * 2  # in half precision
         fit = 4 * (f * f + f * d) * 8
     # of a training: the gradient, the momentum, the best weights; with several processes the gradients that are sent
     training = (12 + 4 * (processes > 1)) * model.parameters
@@ -145,7 +157,7 @@ def work(model: Llama, data: Data, kind: str, processes: int) -> dict[str, tuple
 
 def formula(name: str, processes: list[int], flops: float, bandwidth: float) -> None:
     """Print what a model costs on 128 windows of 2,048 tokens, in bfloat16, one window at a time."""
-    model, data = MODELS[name], Data(128, 2048, 128, 2)
+    model, data = MODELS[name], Data(128, 2048, 128, 128)
     print(f"\n{name}: {model.parameters / 1e9:.1f}e9 parameters, {data.windows} x {data.tokens} tokens")
     print("| what is removed | processes | stage | memory beyond the model, GB | sent by a process, GB | minutes |")
     print("|---|---|---|---|---|---|")
@@ -172,6 +184,7 @@ class Measured:
     batch: int
     model: str | None
     gguf: str | None
+    without: list[int]
 
     def build(self) -> nn.Module:
         if self.model is not None:
@@ -181,10 +194,11 @@ class Measured:
 
 
 def one(what: Measured) -> dict[str, Any]:
-    """Run all stages in this process, of one or several; what each took."""
+    """Run all stages in this process, of one or several; what each took. With layers to remove it starts there."""
     import torch.distributed as dist
 
     import simprune as sp
+    from simprune.trace.network import Network
 
     torch.set_num_threads(1)
     model, vocabulary = what.build(), MODELS[what.name].vocabulary
@@ -192,6 +206,7 @@ def one(what: Measured) -> dict[str, Any]:
     batches = [{"input_ids": part} for part in ids.split(what.batch)]
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
+    at_once = Network.trace(model, batches[0]).inputs_at_once or what.batch
     asked = PLANS[what.kind]
     figures: dict[str, Any] = {}
     state: dict[str, Any] = {}
@@ -214,13 +229,20 @@ def one(what: Measured) -> dict[str, Any]:
     def validate() -> None:
         sp.validate(model, state["small"], batches, "language_model")
 
-    for stage, run in zip(STAGES, (analyze, plan, edit, reconstruct, train, validate), strict=True):
+    runs = dict(zip(STAGES, (analyze, plan, edit, reconstruct, train, validate), strict=True))
+    if what.without:
+        network = Network.trace(model, batches[0])
+        edits = tuple(sp.Edit("block", f"model.layers.{layer}") for layer in what.without)
+        state["plan"] = sp.Plan(edits, network.fingerprint, network.description)
+        runs = {stage: run for stage, run in runs.items() if stage in ("edit", "train", "validate")}
+    for stage, run in runs.items():
         before, sent, start = forget_peak(), bytes_sent(), time.process_time()
         run()
         seconds = time.process_time() - start
         figures[stage] = {"seconds": seconds, "sent": bytes_sent() - sent, "peak": resident("VmHWM") - before}
         print(f"rank {os.environ.get('RANK', '0')}, {stage}: {figures[stage]}", file=sys.stderr, flush=True)
-    return figures | {"plan": state["plan"].to_dict()["sha256"]}
+    figures["batches"] = sum(-(-len(batch["input_ids"]) // at_once) for batch in batches)  # which a call divides
+    return figures | {"sha256": state["plan"].to_dict()["sha256"]}
 
 
 def bytes_sent() -> int:
@@ -241,18 +263,19 @@ def measure(what: Measured, counts: list[int]) -> None:
     """Print the figures of runs with so many processes, beside the formula."""
     layers = MODELS[what.name].layers if what.model is not None else what.layers
     model = replace(MODELS[what.name], layers=layers)
-    data = Data(what.windows, TOKENS, -(-what.windows // what.batch), 4)
     print(f"\n{what.name} with {layers} layers, {what.kind}, {what.windows} x {TOKENS} tokens, {what.batch} a batch")
     print("| processes | stage | CPU s of the busiest process | sent, MB (formula) | peak, MB (formula) | plan |")
     print("|---|---|---|---|---|---|", flush=True)
     for count in counts:
         ranks = _ranks(what, count)
-        expected, held = traffic(model, data, what.kind, count), memory(model, data, what.kind, count)
-        for stage in STAGES:
+        data = Data(what.windows, TOKENS, ranks[0]["batches"], -(-what.windows // what.batch))
+        left = replace(model, layers=layers - len(what.without))  # of the model that is trained, as far as is known
+        expected, held = traffic(left, data, what.kind, count), memory(left, data, what.kind, count)
+        for stage in [stage for stage in STAGES if stage in ranks[0]]:
             most = {key: max(rank[stage][key] for rank in ranks) for key in ("seconds", "sent", "peak")}
             sent = f"{most['sent'] / 1e6:.1f} ({expected[stage] / 1e6:.1f})"
             peak = f"{most['peak'] / 1e6:.0f} ({held[stage] / 1e6:.0f})"
-            plans = {rank["plan"][:8] for rank in ranks}
+            plans = {rank["sha256"][:8] for rank in ranks}
             print(f"| {count} | {stage} | {most['seconds']:.1f} | {sent} | {peak} | {', '.join(plans)} |", flush=True)
 
 
@@ -291,6 +314,7 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=1e10, help="bytes that a process sends in a second")
     parser.add_argument("--model", help="folder of a trained model of the measured shape")
     parser.add_argument("--gguf", help="file in that folder, where it holds one")
+    parser.add_argument("--without", nargs="+", type=int, default=[], help="layers to remove: no analysis and repair")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -299,7 +323,7 @@ def main() -> None:
     elif asked.measure:
         for kind in asked.kinds:
             sizes = (asked.layers, asked.windows, asked.batch)
-            measure(Measured(asked.measure, kind, *sizes, asked.model, asked.gguf), asked.processes)
+            measure(Measured(asked.measure, kind, *sizes, asked.model, asked.gguf, asked.without), asked.processes)
     else:
         for name in ("7B", "70B"):
             formula(name, asked.processes, asked.flops, asked.bandwidth)

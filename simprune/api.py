@@ -32,6 +32,7 @@ from simprune.core.weights import digest
 from simprune.edit.apply import apply as edit
 from simprune.edit.configuration import stand_ins_of
 from simprune.edit.reopening import is_pretrained
+from simprune.idle import refuse_idle
 from simprune.measures import Measure
 from simprune.planners.budget import Amount
 from simprune.repair.reconstruct import Rules
@@ -88,6 +89,7 @@ def analyze(
     ['0']
     """
     given = Arguments.of("analyze", model, calibration, options)
+    refuse_idle(given.settings, "analyze", damage=damage)
     run = Run.begin(given)
     checkpoint = None
     if folder is not None:
@@ -139,6 +141,9 @@ def plan(
     """
     chosen = Planner.named(planner, options)
     check_budget(budget, chosen, "plan")
+    refuse_idle(Settings(planner=chosen, reconstruct=reconstruct), "plan")
+    if timer is not clock and "latency" not in (budget or {}):
+        raise ValueError("timer has no effect: no latency is measured; add it to the budget, as latency: 3ms")
     if not isinstance(redundancy, Redundancy):
         raise ValueError(f"redundancy: expected what simprune.analyze returned; got {type(redundancy).__name__}")
     if model is not None:
@@ -321,6 +326,7 @@ def compress(
     4
     """
     given = Arguments.of("compress", model, calibration, options, train, test, plan, validation, folder)
+    refuse_idle(given.settings, "compress", plan=plan is not None)
     run = Run.begin(given)
     if given.test is not None:
         rehearse(given.model, given.test, given.settings.gates, given.settings.seed, given.settings.correction)
@@ -378,6 +384,7 @@ def frontier(
     """
     given = Arguments.of("frontier", model, calibration, {"control": CONTROL} | options, train, test, None, validation)
     settings = given.settings
+    refuse_idle(settings, "frontier")
     if settings.control < 1:
         raise ValueError(f"control: expected at least one random plan; got {settings.control}")
     run = Run.begin(given)

@@ -74,7 +74,7 @@ class Planner(Chosen, Constraints):
     def named(cls, planner: "str | Mapping[str, Any] | Planner", options: Mapping[str, Any]) -> "Planner":
         """A planner by name or mapping, with more options."""
         if isinstance(planner, Planner):
-            return planner
+            planner = planner.choice | planner.constraints
         if not isinstance(planner, str | Mapping):
             raise ValueError(f"planner: expected a name, or a mapping with name and options; got {planner!r}")
         choice: dict[str, Any] = {"name": planner} if isinstance(planner, str) else dict(planner)
@@ -367,6 +367,7 @@ READ_BY = {
     "validate": {"validate"},
     "export": set(),
 }
+OF_DAMAGE = ("replace", "trials", "reconstruct", "outputs")  # `simprune analyze` measures no damage at the output
 
 
 def recipe_table(command: str | None = None) -> list[Field]:
@@ -375,6 +376,8 @@ def recipe_table(command: str | None = None) -> list[Field]:
 
     def is_read(entry: Field) -> bool:
         commands = set(entry.metadata["commands"])
+        if command == "analyze" and entry.name in OF_DAMAGE:
+            return False
         return command is None or bool(commands & (READ_BY[command] if entry.name in shared else {command}))
 
     return [entry for entry in fields(Recipe) if entry.name not in PYTHON_ONLY and is_read(entry)]

@@ -40,7 +40,7 @@ from simprune.scores.estimate import estimate
 from simprune.settings import Planner, Settings
 from simprune.trace.answers import answer, hits
 from simprune.trace.network import Network
-from simprune.trace.timing import sentence
+from simprune.trace.timing import batch_of, sentence
 from simprune.tune.plan import ANY_LOADER
 from simprune.tune.plan import plan as make_plan
 from simprune.tune.rounds import Procedure as Rounds
@@ -86,6 +86,7 @@ class Run:
         weights = network.weights  # an unknown name is said before any work
         given.calibration.divide(network.inputs_at_once)
         size = given.plan.planner.get("batch_size") if given.plan is not None else settings.planner.batch_size
+        batch_of(network.example, size)  # a wrong size, as a plan file may have, is said before any work
 
         def passes(small: nn.Module, held: Iterable) -> bool:
             return validate(given.model, small, held, settings.gates, settings.seed, settings.correction).passed

@@ -18,6 +18,7 @@ from simprune.cli.help import DETAILS, LISTED
 from simprune.cli.main import main
 from simprune.cli.recipe.compose import load_recipe
 from simprune.cli.recipe.schema import settings
+from simprune.cli.recipe.unread import refuse_unread
 from simprune.cli.reference import pages
 from simprune.cli.study import choice
 from simprune.core.plan import Plan
@@ -124,7 +125,10 @@ def check_arguments(command: str, words: list[str]) -> None:
             Path(path).touch()
     if "-m" in flags:
         once = [re.sub(r"=([^,\[]+),.*", r"=\1", override) for override in once]
-    settings(load_recipe(name, once), command)
+    config = load_recipe(name, once)
+    if "--frontier" in flags:
+        config.budget = [0.5]
+    refuse_unread(settings(config, command), command, once)
 
 
 def test_the_commands_of_the_first_page_compress_and_check_your_own_model(tmp_path, monkeypatch, capfd):

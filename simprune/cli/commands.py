@@ -30,7 +30,9 @@ from simprune.core.plan import Plan
 from simprune.core.store import refuse_overwriting, write_whole
 from simprune.core.weights import digest
 from simprune.edit.reopening import is_pretrained
+from simprune.idle import effective, idle
 from simprune.measures import Measure
+from simprune.planners.constraints import Constraints
 from simprune.repair.training import forget
 from simprune.report import render
 from simprune.report.analysis import render_analysis, save_figures, tables
@@ -53,7 +55,7 @@ UNCHECKED = (
 )
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 # Keys of a recipe on which the stages of an analysis depend, and keys on which a search does not depend.
-ANALYZED = ("model", "data", "measure", "structures", "score", "block_score", "seed", "analysis")
+ANALYZED = ("model", "data", "measure", "structures", "score", "block_score", "planner", "seed", "analysis")
 NOT_SEARCHED = ("defaults", "resume", "analysis", "other", "bundle", "pruned", "junit", "control", "format", "to")
 
 
@@ -89,8 +91,10 @@ class Job:
 
     def options(self, function: str) -> dict[str, Any]:
         """The recipe's options for a function of `simprune.api`."""
-        taken = {option.name: getattr(self.recipe, option.name) for option in listed(Settings, function)}
-        return taken | {"measure": self.measure} if "measure" in taken else taken
+        given = self.recipe.plan is not None
+        recipe, without = effective(self.recipe, function, given), idle(self.recipe, function, given)
+        taken = {option.name: getattr(recipe, option.name) for option in listed(Settings, function)}
+        return taken | {"measure": self.measure} if "measure" in taken.keys() - without.keys() else taken
 
 
 def analyze(job: Job) -> int:
@@ -102,9 +106,17 @@ def analyze(job: Job) -> int:
     calibration = Peekable(job.data.calibration, "calibration")
     require_same(job.model, calibration)
     network = Network.trace(job.model, calibration.first)
-    scored = (recipe.structures, recipe.score, recipe.block_score)
     estimated = estimate(
-        network, calibration, job.measure, *scored, damage=False, checkpoint=checkpoint, seed=recipe.seed
+        network,
+        calibration,
+        job.measure,
+        recipe.structures,
+        recipe.score,
+        recipe.block_score,
+        damage=False,
+        checkpoint=checkpoint,
+        seed=recipe.seed,
+        protects=Constraints(recipe.planner.protect).protects,
     )
     others = [measure_of(choice) for choice in wanted.measures]
     compared = [job.measure, *(measure for measure in others if measure.id != job.measure.id)]

@@ -46,7 +46,7 @@ usage: simprune analyze recipe=NAME|FILE.yaml [measure=ID] [structures=[blocks]]
 Scores every removable block and channel group, and compares all layers. Writes analysis.html (to look at), .json and
 .csv, redundancy.json, and figures for papers.
   simprune analyze recipe=digits measure=cka_rbf measure.threshold=0.5
-  simprune analyze recipe=digits analysis.measures=[gbs,svcca] block_score=leave_one_out
+  simprune analyze recipe=digits structures=[blocks] block_score=leave_one_out analysis.measures=[gbs,svcca]
   simprune analyze recipe=digits other=outputs/compress/digits/.../bundle      layer by layer with another network""",
     "plan": """\
 usage: simprune plan recipe=NAME|FILE.yaml [budget.macs=0.5] [planner=NAME] [key=value] [-m]

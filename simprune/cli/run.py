@@ -25,6 +25,7 @@ from simprune.cli.recipe import compose, sweep
 from simprune.cli.recipe.choices import settled, shadowing
 from simprune.cli.recipe.objects import objects
 from simprune.cli.recipe.schema import settings, several
+from simprune.cli.recipe.unread import refuse_unread
 from simprune.core import processes
 from simprune.core.checkpoint import SETTINGS
 from simprune.core.names import importable
@@ -112,6 +113,7 @@ def _run(command: str, args: list[str], elsewhere: list[str]) -> int:
         try:
             recipe = settings(config, command)
             sweep.check_objective(recipe, command)
+            refuse_unread(recipe, command, HydraConfig.get().overrides.task)
             with reporting(out / LOG) if processes.first() else nullcontext():
                 parts = objects(recipe, trusted=folder is not None)
                 job = Job(recipe, *parts, compose.resolved(config), out, figures, join(["simprune", command, *args]))

@@ -87,8 +87,9 @@ class Recovery:
             watch(title, small)
         epochs: list[dict[str, Any]] = []
         if self.settings is not None and self.train is not None:
-            tools = {"validation": self.validation, "passes": self.passes, "folder": folder, "seed": self.seed}
+            tools = {"validation": self.validation, "folder": folder, "seed": self.seed}
             tools["calibration"] = self.calibration
+            tools["passes"] = self.passes if self.settings["until_passed"] else None
             epochs = finetune(small, self.train, network.model, **tools, **self.settings)
             notes += notes_of(epochs)
             watch("fine-tuned", small)

@@ -9,6 +9,7 @@ from simprune.core.copies import release, sharing
 from simprune.core.structures import NotPrunable, UnitGroup
 from simprune.structures import UnitStructure
 from simprune.structures.comparison import Comparison
+from simprune.structures.computed_weights import computing
 from simprune.structures.failures import failure
 from simprune.trace.cost import measure_cost
 from simprune.trace.network import Network
@@ -46,7 +47,7 @@ def _prove(
     if reason is None:
         return list(groups), []
     if len(groups) == 1:
-        return [], [(groups[0].name, reason)]
+        return [], [(groups[0].name, computing(network, groups[0]) or reason)]
     by_producers = sorted(groups, key=lambda group: len(group.producers))
     most = len(by_producers[-1].producers)
     wide = sum(len(group.producers) * 2 > most for group in groups)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from simprune.core import processes
+from simprune.core.batches import tensors_in
 from simprune.core.cost import Example
-from simprune.core.example import rows_of
+from simprune.core.example import ELEMENTS, rows_of
 from simprune.trace.context import evaluation
 
 Timer = Callable[[nn.Module, tuple, dict], float]  # seconds of one call of a module with these arguments
@@ -47,7 +48,7 @@ def _clock(module: nn.Module, args: tuple, kwargs: dict) -> float:
 def batch_of(example: Example, size: int | None) -> Example:
     """The example with its rows repeated, or cut, to a batch of `size` inputs; unchanged for None.
 
-    Raises ValueError for a size that is no whole number of at least 1.
+    Raises ValueError for a size that is no whole number of at least 1, and for more than `ELEMENTS` numbers.
 
     >>> batch_of(((torch.zeros(2, 3), None), {}), 5)[0][0].shape
     torch.Size([5, 3])
@@ -56,6 +57,9 @@ def batch_of(example: Example, size: int | None) -> Example:
         return example
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"planner: batch_size must be a whole number of at least 1; got {size!r}")
+    numbers = size * sum(value[0].numel() for value in tensors_in(example) if value.ndim)
+    if numbers > ELEMENTS:
+        raise ValueError(f"planner: batch_size: expected inputs of at most {ELEMENTS:,} numbers; got {numbers:,}")
 
     def resized(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0:

@@ -268,6 +268,14 @@ def test_plan_writes_a_plan_and_shows_its_edits(folder, capsys):
     assert not list(folder.rglob("job.json")) and not list(folder.rglob("sweep.json"))  # these are a sweep's
 
 
+def test_an_analysis_leaves_out_what_is_protected(folder):
+    quick = "analysis={chance:0,bootstrap:0,figures:false}"
+    assert commands.analyze(job("analyze", "planner.protect=[layer1.*]", "structures=[channels]", quick)) == 0
+    content = json.loads((folder / "out" / "redundancy.json").read_text())
+    assert content["entries"] and not any(entry["name"].startswith("layer1.") for entry in content["entries"])
+    assert {"name": "layer1.0.conv1", "reason": "it is protected"} in content["unprunable"]
+
+
 def test_finalists_are_tried_shown_and_kept(folder, capsys):
     assert commands.plan(job("plan", "planner.finalists=3")) == 0
     tried = yaml.safe_load((folder / "out" / "plan.yaml").read_text())["planner"]["finalists"]

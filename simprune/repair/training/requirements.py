@@ -26,8 +26,9 @@ def check(how: Finetune, model: nn.Module, folder: Path | None) -> None:
         folder: of the training.
 
     Raises:
-        ValueError: for TensorBoard without a folder, for fp16 on a CPU, for a model that has nothing to train, and for
-            a program that `accelerate launch` has started to divide the model over processes.
+        ValueError: for options without an effect, for TensorBoard without a folder, for fp16 on a CPU, for a model that
+            has nothing to train, and for a program that `accelerate launch` has started to divide the model over
+            processes.
         ImportError: for a package that is not installed.
         OSError: for a folder that cannot be made.
 
@@ -46,6 +47,10 @@ def check(how: Finetune, model: nn.Module, folder: Path | None) -> None:
             "finetune: expected parameters that can be trained; got a model in which all are frozen, or that has none; "
             "call model.requires_grad_(True), or leave finetune out"
         )
+    if how.optimizer == "adamw" and how.momentum != Finetune.momentum:
+        raise ValueError("finetune.momentum has no effect: adamw has none; leave it out, or choose sgd")
+    if not how.features and how.feature_measure != Finetune.feature_measure:
+        raise ValueError("finetune.feature_measure has no effect: no features are followed; add finetune.features")
     if how.tensorboard and folder is None:
         raise ValueError("finetune.tensorboard: expected a folder to write to; got none; give folder=...")
     if how.precision == "fp16" and device_of(model).type == "cpu":
@@ -85,7 +90,12 @@ def check_call(how: Finetune, small: Any, teacher: Any, passes: Any, seed: Any) 
         raise ValueError(f"passes: expected a function of a model and batches; got {type(passes).__name__}")
     if how.until_passed and passes is None:
         raise ValueError("finetune.until_passed: expected what decides whether a model passes; got none; give passes=")
+    if passes is not None and not how.until_passed:
+        raise ValueError("passes has no effect: the training does not end by it; add until_passed=True")
     if teacher is None:
+        for name in ("distill", "temperature"):
+            if getattr(how, name) not in (getattr(Finetune, name), 0):
+                raise ValueError(f"finetune.{name} has no effect: there is no teacher; give teacher=")
         return
     check_module(teacher, "teacher")
     theirs = {id(parameter) for parameter in teacher.parameters()}
