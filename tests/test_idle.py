@@ -92,7 +92,6 @@ def test_what_a_plan_cannot_use_is_refused():
         {"distill": 0.2},
         {"temperature": 1.0},
         {"passes": lambda *_: True},
-        {"teacher": nn.Linear(4, 3), "distill": 0.0, "temperature": 1.0},
     ],
     ids=lambda options: "-".join(options),
 )

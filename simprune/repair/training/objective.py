@@ -68,7 +68,6 @@ class Objective:
         labels = objective.labels(batch)
         if not labels and teacher is None:
             raise ValueError(NOTHING if _has_no_labels(batch) else WEIGHTLESS)
-        _require_effects(how, labels, teacher)
         aims = {name: _aim(name, value, labels.get(name), batch, how, main, outputs) for name, value in outputs.items()}
         for name, value in labels.items():
             aims[name].targets(batch, outputs[name], value)
@@ -186,19 +185,6 @@ def _require_weights(how: Finetune, outputs: Outputs) -> None:
             )
     if not weighted(outputs, weights):
         raise ValueError("finetune.output_weights: expected a weight above 0 for one output; got 0 for all")
-
-
-def _require_effects(how: Finetune, labels: Outputs, teacher: nn.Module | None) -> None:
-    """Raise ValueError for options that have nothing to do with these labels and this teacher."""
-    if labels and not how.distill and how.temperature != Finetune.temperature:
-        raise ValueError("finetune.temperature has no effect: labels alone are learned; add distill")
-    if not labels and how.distill not in (Finetune.distill, 1):
-        raise ValueError("finetune.distill has no effect: there are no labels, so that the teacher alone is followed")
-    for name, weight in (how.output_weights or {}).items():
-        if teacher is None and weight and name not in labels:
-            raise ValueError(
-                f"finetune.output_weights: {name} has no effect: it has no labels, and no teacher"
-            )
 
 
 def _answers(teacher: nn.Module, batch: Any) -> dict[str, Tensor]:
