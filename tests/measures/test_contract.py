@@ -5,6 +5,7 @@ A measure with required hyperparameters, or whose traits depend on them, gets on
 
 import copy
 import dataclasses
+import itertools
 import math
 import pickle
 import warnings
@@ -147,9 +148,10 @@ def test_range_symmetry_and_self_similarity(id, hyper, seed, width, other):
     smallest = SMALLEST_WIDTH.get(id, 1)
     X, Y = rows(max(width, smallest), seed), rows(max(other, smallest), seed + 1)
     low, high = measure.range
-    assert low <= value(measure, X, Y) <= high
+    result = value(measure, X, Y)
+    assert low <= result <= high
     if measure.symmetric:
-        assert value(measure, X, Y) == close(value(measure, Y, X))
+        assert result == close(value(measure, Y, X))
     assert value(measure, X, X) == close(own_value(measure, X))
 
 
@@ -179,19 +181,19 @@ def transformed(X, kind, seed=7):
 
 
 @every
-@pytest.mark.parametrize("kind", sorted(INVARIANCES))
-@pytest.mark.parametrize("width", [6, 40])
-def test_declared_invariances_hold_and_others_do_not(measure, kind, width):
-    X, Y = rows(width, 3), rows(7, 4)
-    before = value(measure, X, Y)
-    after = value(measure, transformed(X, kind), Y)
-    if kind in measure.invariant_to:
-        assert after == close(before)
-        if measure.symmetric:
-            assert value(measure, Y, transformed(X, kind)) == close(before)
-    elif width < N - 1:  # beyond, a measure may be constant
-        changed = (value(measure, transformed(X, kind, seed), Y) for seed in (7, 8, 9))  # neighbours are discrete
-        assert any(abs(each - before) > 1e-6 for each in changed)
+def test_declared_invariances_hold_and_others_do_not(measure):
+    for width in (6, 40):
+        X, Y = rows(width, 3), rows(7, 4)
+        before = value(measure, X, Y)
+        for kind in INVARIANCES:
+            if kind in measure.invariant_to:
+                assert value(measure, transformed(X, kind), Y) == close(before), (kind, width)
+                if measure.symmetric:
+                    assert value(measure, Y, transformed(X, kind)) == close(before), (kind, width)
+            elif width < N - 1:  # beyond, a measure may be constant
+                # Neighbours are discrete: one transformation may leave them.
+                changed = (value(measure, transformed(X, kind, seed), Y) for seed in (7, 8, 9))
+                assert any(abs(each - before) > 1e-6 for each in changed), (kind, width)
 
 
 @every
@@ -208,9 +210,9 @@ def test_prepared_pairs_and_matrices_equal_the_call(measure):
     assert result.values.dtype == np.float64
     for i, X in enumerate(layers.values()):
         for j, Y in enumerate(layers.values()):
-            tolerance = 1e-6 if 3 in (i, j) else 1e-9
-            assert result.values[i, j] == close(value(measure, X, Y), tolerance)
-            assert measure.compare(prepared[i], prepared[j]) == close(value(measure, X, Y), tolerance)
+            expected = close(value(measure, X, Y), 1e-6 if 3 in (i, j) else 1e-9)
+            assert result.values[i, j] == expected
+            assert measure.compare(prepared[i], prepared[j]) == expected
     assert np.array_equal(measures.matrix(measure, dict(zip(layers, prepared, strict=True))).values, result.values)
 
 
@@ -229,73 +231,75 @@ def test_numpy_and_torch_agree_and_inputs_stay_as_they_are(measure):
 
 
 @every
-@pytest.mark.parametrize("width", [5, 60])
-def test_float32_with_a_common_offset_stays_accurate(measure, width):
+def test_float32_with_a_common_offset_stays_accurate(measure):
     offset = 1e3 if "TR" in measure.invariant_to else 0.0
-    X = rows(width, dtype=torch.float32) + offset
-    Y = X[:, : width // 2] + rows(width // 2, 1, dtype=torch.float32)
-    assert value(measure, X, Y) == pytest.approx(value(measure, X.double(), Y.double()), abs=1e-4)
+    for width in (5, 60):
+        X = rows(width, dtype=torch.float32) + offset
+        Y = X[:, : width // 2] + rows(width // 2, 1, dtype=torch.float32)
+        assert value(measure, X, Y) == pytest.approx(value(measure, X.double(), Y.double()), abs=1e-4), width
 
 
-@every
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-@pytest.mark.parametrize("width", [5, 60])
-def test_scale_invariance_survives_extreme_units(measure, scale, width):
-    if "IS" not in measure.invariant_to:
-        pytest.skip("depends on scale")
-    X, Y = rows(width, dtype=torch.float32), rows(8, 1)
-    assert value(measure, X * scale, Y) == pytest.approx(value(measure, X, Y), abs=1e-4)
-
-
-@every
 @pytest.mark.parametrize(
-    "spoil",
-    [
-        pytest.param(lambda X: torch.cat([X, torch.zeros(N, 4)], 1), id="dead units"),
-        pytest.param(lambda X: torch.cat([X, torch.full((N, 4), 0.1)], 1), id="constant units"),
-        pytest.param(lambda X: torch.cat([X, X], 1), id="rank-deficient"),
-        pytest.param(lambda X: torch.cat([X[:8], X[:8], X[:8]]), id="duplicate rows"),
-        pytest.param(lambda X: torch.cat([torch.zeros(2, 6), X[2:]]), id="zero rows"),
-        pytest.param(lambda X: X.repeat(1, 20), id="more units than rows"),
-        pytest.param(lambda X: X[:, :1], id="one unit"),
-        pytest.param(lambda X: X.round().long(), id="integers with ties"),
-    ],
+    "id, hyper",
+    [case for case in CASES if "IS" in measures.get(case[0], **case[1]).invariant_to],
 )
-def test_awkward_input_has_a_value(measure, spoil):
-    X = spoil(rows(6))
-    if X.shape[1] < SMALLEST_WIDTH.get(measure.id, 1):
-        pytest.skip("has no value for so few units")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UndefinedWarning)
-        result = value(measure, X, rows(6, 1))
-        own = value(measure, X, X)
-    assert measure.range[0] <= result <= measure.range[1]
-    if measure.id in COUNT_DEAD_UNITS:
-        X = X[:, X.ne(X[0]).any(0)]
-        own = value(measure, X, X)
-    assert own == close(own_value(measure, X))
+def test_scale_invariance_survives_extreme_units(measure):
+    Y = rows(8, 1)
+    for width in (5, 60):
+        X = rows(width, dtype=torch.float32)
+        expected = pytest.approx(value(measure, X, Y), abs=1e-4)
+        for scale in (1e-30, 1e30):
+            assert value(measure, X * scale, Y) == expected, (scale, width)
+
+
+AWKWARD = {
+    "dead units": lambda X: torch.cat([X, torch.zeros(N, 4)], 1),
+    "constant units": lambda X: torch.cat([X, torch.full((N, 4), 0.1)], 1),
+    "rank-deficient": lambda X: torch.cat([X, X], 1),
+    "duplicate rows": lambda X: torch.cat([X[:8], X[:8], X[:8]]),
+    "zero rows": lambda X: torch.cat([torch.zeros(2, 6), X[2:]]),
+    "more units than rows": lambda X: X.repeat(1, 20),
+    "one unit": lambda X: X[:, :1],
+    "integers with ties": lambda X: X.round().long(),
+}
 
 
 @every
-@pytest.mark.parametrize("constant", [0.0, 0.1, 1e3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("width", [3, 30])
-def test_a_constant_representation_is_undefined_or_within_range(measure, constant, dtype, width):
-    X, Y = torch.full((N, width), constant, dtype=dtype), rows(5)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = value(measure, X, Y)
-        values = measures.matrix(measure, {"dead": X, "fine": Y}, **others(measure)).values
-    said = [str(each.message) for each in caught if each.category is UndefinedWarning]
-    if math.isnan(result):
-        assert len(said) == 2
-        assert all(measure.undefined in text for text in said)
-        assert "dead" in said[1]
-        assert np.isnan(values[0]).all()
-        assert np.isfinite(values[1, 1])
-    else:
-        assert measure.range[0] <= result <= measure.range[1]
-        assert not said or not measure.symmetric  # the other way round it may be undefined
+def test_awkward_input_has_a_value(measure):
+    for name, spoil in AWKWARD.items():
+        X = spoil(rows(6))
+        if X.shape[1] < SMALLEST_WIDTH.get(measure.id, 1):
+            continue  # so few units have no value
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UndefinedWarning)
+            result = value(measure, X, rows(6, 1))
+            own = value(measure, X, X)
+        assert measure.range[0] <= result <= measure.range[1], name
+        if measure.id in COUNT_DEAD_UNITS:
+            X = X[:, X.ne(X[0]).any(0)]
+            own = value(measure, X, X)
+        assert own == close(own_value(measure, X)), name
+
+
+@every
+def test_a_constant_representation_is_undefined_or_within_range(measure):
+    for case in itertools.product((3, 30), (torch.float32, torch.float64), (0.0, 0.1, 1e3)):
+        width, dtype, constant = case
+        X, Y = torch.full((N, width), constant, dtype=dtype), rows(5)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = value(measure, X, Y)
+            values = measures.matrix(measure, {"dead": X, "fine": Y}, **others(measure)).values
+        said = [str(each.message) for each in caught if each.category is UndefinedWarning]
+        if math.isnan(result):
+            assert len(said) == 2, case
+            assert all(measure.undefined in text for text in said), case
+            assert "dead" in said[1], case
+            assert np.isnan(values[0]).all(), case
+            assert np.isfinite(values[1, 1]), case
+        else:
+            assert measure.range[0] <= result <= measure.range[1], case
+            assert not said or not measure.symmetric, case  # the other way round it may be undefined
 
 
 @every
@@ -344,10 +348,10 @@ def test_pairs_that_do_not_belong_together_are_refused(measure, id):
         measures.matrix(measure, {})
 
 
-@every
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_equals_cpu(measure):
-    layers = {"a": rows(5), "b": rows(60, 1)}
-    expected = measures.matrix(measure, layers, **others(measure)).values
-    there = measures.matrix(measure, {name: X.cuda() for name, X in layers.items()}, **others(measure)).values
-    assert there == close(expected)
+def test_gpu_equals_cpu():
+    for id, hyper in CASES:
+        measure, layers = measures.get(id, **hyper), {"a": rows(5), "b": rows(60, 1)}
+        expected = measures.matrix(measure, layers, **others(measure)).values
+        there = measures.matrix(measure, {name: X.cuda() for name, X in layers.items()}, **others(measure)).values
+        assert there == close(expected), (id, hyper)
