@@ -19,9 +19,11 @@ from simprune.core.batches import all_tensors
 from simprune.core.cost import Example
 from simprune.core.structures import NotPrunable
 from simprune.trace.context import eval_mode, requiring
-from simprune.trace.pruners import opaque
+from simprune.trace.layers import is_multiplied
+from simprune.trace.pruners import MultipliedPruner, opaque
 
 STEPS = 8  # through operators, per module, by which torch-pruning may look for a width
+MULTIPLIED = MultipliedPruner()
 UNFOLLOWED = "its channels cannot be followed to the layers that read them"
 
 
@@ -58,17 +60,25 @@ class GuardedGraph:
                         verbose=False,
                     )
                 self.traced = True
+        self._forget_activations()
         widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
         self._index_cap = 4 * widest
         self._item_cap = 8 * len(self._graph.module2node) + 64 if self.traced else 0
+
+    def _forget_activations(self) -> None:
+        """Let go of autograd's nodes: they hold what the pass computed, and only the construction asks them."""
+        for module, node in getattr(self._graph, "module2node", {}).items():
+            node.grad_fn = None
+            if isinstance(module, tp.ops._SliceOp):
+                module.grad_fn = None
 
     def sees(self, module: nn.Module) -> bool:
         """Whether the trace went through a module."""
         return self.traced and module in self._graph.module2node
 
     def pruner(self, module: nn.Module) -> Any:
-        """torch-pruning's rule for a module."""
-        return self._graph.get_pruner_of_module(module)
+        """The rule for a module, mostly torch-pruning's."""
+        return MULTIPLIED if is_multiplied(module) else self._graph.get_pruner_of_module(module)
 
     def group(self, module: nn.Module, indices: Sequence[int]) -> list[tuple[Any, list[Any]]]:
         """The items of the group for removing output channels of a layer: what is cut, and where.

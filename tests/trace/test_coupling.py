@@ -1,5 +1,7 @@
 """Each trap of torch-pruning that would hang or corrupt in silence."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -56,3 +58,14 @@ def test_two_groups_one_graph_keep_their_own_numbering():
     coupling.prune([("left", [1, 3]), ("right", [0, 5])])
     torch.testing.assert_close(torch.cat([model.left(x), model.right(x)], 1), expected)
     assert model.join.in_channels == 6
+
+
+def test_a_graph_holds_nothing_of_what_the_pass_computed():
+    model, x = build("Residual")
+    gc.collect()
+    before = {id(value) for value in gc.get_objects() if type(value) is torch.Tensor}
+    coupling = CouplingGraph(model, ((x[:2],), {}))
+    coupling.coupling("stem.0")
+    gc.collect()
+    left = [value for value in gc.get_objects() if type(value) is torch.Tensor and id(value) not in before]
+    assert [tuple(value.shape) for value in left if value.grad_fn is not None] == []
