@@ -86,6 +86,11 @@ def size(width: int) -> int:
     return 4 if width >= 1024 else 8
 
 
+def halved(entries: int) -> int:
+    """Bytes of an entry of what a removal of units loses (`simprune.scores.output_changes`)."""
+    return 2 if entries >= 2**19 else 4
+
+
 def traffic(model: Llama, data: Data, kind: str, processes: int) -> dict[str, float]:
     """Bytes that one process sends, by stage, beside headers; with several processes the one that sends most."""
     others = processes - 1
@@ -97,13 +102,12 @@ def traffic(model: Llama, data: Data, kind: str, processes: int) -> dict[str, fl
         analysis += turns * elsewhere * model.layers * 2 * d * d * size(d)  # moments of what layers add
         analysis += inputs * others * (model.layers + 1) * d * 4  # the stream, averaged over positions, to all
         analysis += elsewhere * model.layers * d * d * 4  # losses, to all
-        fitted = [(d, d), (f, d)]  # the last layers of the halves, which add to the stream
     else:
         rows = inputs * ((1 - HELD) * data.tokens + HELD * HELD_ROWS)
         analysis += rows * elsewhere * model.layers * f * 4  # hidden units
         analysis += turns * elsewhere * model.layers * d * d * 4  # products of gradients
-        analysis += elsewhere * model.layers * LEVELS * f * d * 2  # losses in half precision, to all
-        fitted = [(f, d)]
+        analysis += elsewhere * model.layers * LEVELS * f * d * halved(f * d)  # losses, to all
+    fitted = [(d, d), (f, d)]  # the last layers of the halves, which add to the stream; as if no unit went
     repair = 0.0
     for share in (1 - HELD, HELD):  # what is fitted to and what it is judged on have sums of their own
         rows = share * data.windows * data.tokens
@@ -126,7 +130,7 @@ def memory(model: Llama, data: Data, kind: str, processes: int) -> dict[str, flo
         fit = 4 * (max(d, f) ** 2 + max(d, f) * d) * 8
     else:
         sums = model.layers * (2 * f * f * size(f) + d * d * 8) / processes
-        losses = model.layers * LEVELS * f * d * 2  # in half precision
+        losses = model.layers * LEVELS * f * d * halved(f * d)
         fit = 4 * (f * f + f * d) * 8
     # of a training: the gradient, the momentum, the best weights; with several processes the gradients that are sent
     training = (12 + 4 * (processes > 1)) * model.parameters
@@ -140,11 +144,10 @@ def work(model: Llama, data: Data, kind: str, processes: int) -> dict[str, tuple
     if kind == "depth":
         analysis = 4 * forward + rows * model.layers * 2 * d * d
         serial = model.layers * d**3
-        products, solves = rows * model.layers * (d * d + d * d + f * f + f * d), model.layers * (d**3 + f**3) * 3
     else:
         analysis = 7 * forward + rows * model.layers * (2 * f * f + d * d) + model.layers * 4 * f**3
         serial = 0.0
-        products, solves = rows * model.layers * (f * f + f * d), model.layers * f**3 * 3
+    products, solves = rows * model.layers * (d * d + d * d + f * f + f * d), model.layers * (d**3 + f**3) * 3
     return {
         "analyze": (analysis / processes, serial),
         "plan": (0.0, 0.0),

@@ -25,7 +25,7 @@ def idle(settings: Settings, function: str, plan: bool = False, damage: bool = T
     Args:
         settings: of a call.
         function: of `simprune.api`.
-        plan: whether a plan is given.
+        plan: whether `compress` is given one.
         damage: whether an analysis measures damages.
 
     >>> idle(Settings(rounds=3), "compress")
@@ -52,7 +52,7 @@ def idle(settings: Settings, function: str, plan: bool = False, damage: bool = T
             because("nothing is repaired; add trials", "reconstruct")
     if function == "plan" and not settings.planner.finalists:
         because("nothing is repaired; add planner.finalists", "reconstruct")
-    if plan:
+    if plan and function == "compress":
         names = sorted(OF_PLANNER - (CONTROLS if settings.control else SCORES))
         because("the plan says what goes; leave out one of them", "budget", *(f"planner.{name}" for name in names))
     if function == "compress" and settings.budget != SMALLEST:

@@ -1,5 +1,7 @@
 """An option changes something, or is refused in one line before the model runs; a recipe may hold what others read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from simprune.cli.recipe.unread import refuse_unread, without_effect
 from simprune.core.options import listed
 from simprune.idle import effective, idle, refuse_idle
 from simprune.settings import PYTHON_ONLY, Planner, Settings, recipe_table
+from simprune.studies import study
 
 # A value of every option that is not its default.
 VALUES = {
@@ -84,6 +87,13 @@ def test_what_a_plan_cannot_use_is_refused():
     assert both.planner["round_to"] == 4 and both.planner["min_width"] == 2
 
 
+@pytest.mark.parametrize("size", ["4", 0, 1 << 40])
+def test_a_plan_that_names_a_wrong_batch_is_one_line(size):
+    plan = replace(PLAN, planner={**PLAN.planner, "batch_size": size})
+    with pytest.raises(ValueError, match=r"^planner: batch_size[^\n]+$"):
+        sp.compress(MODEL, calibration=BATCHES, plan=plan)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,6 +109,11 @@ def test_options_of_a_training_without_an_effect_are_refused(options):
     batches = [(BATCHES[0], torch.arange(16) % 3)]
     with pytest.raises(ValueError, match=f"{[*options][-1]} has no effect"):
         sp.finetune(nn.Linear(4, 3), batches, **options)
+
+
+def test_your_own_networks_leave_nothing_to_architectures():
+    with pytest.raises(ValueError, match="architectures has no effect"):
+        study("grounding", models=["mine:network"], architectures=["vgg"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -77,6 +77,8 @@ def study(name: str, **options: Any) -> Findings:
     shared = Study(**common)
     own = (dict(part.facts.get("quick", {})) if shared.quick else {}) | options
     registry.check_options(part, own)
+    if shared.models and (unused := {"architecture", "architectures"} & {*options}):
+        raise ValueError(f"{min(unused)} has no effect: your own networks are studied; leave it or models out")
     own = part.options | own
     check_study_options(part, own, bool(shared.models))
     parent = Path(shared.folder)
