@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from simprune.core.cost import Example
+from simprune.core.heap import give_back
 from simprune.trace.context import eval_mode
 from simprune.trace.hooks import hooks
 
@@ -78,6 +79,7 @@ class _Pass:
         self.layer, self.arguments = layer, arguments
         self._stopped.release()
         self._go.acquire()
+        self.arguments = (), {}
         if self.abandoned:
             raise _Abandoned
 
@@ -139,6 +141,7 @@ def lockstep(
             if waiting.layer != layer:
                 reached = waiting.layer or "the end"
                 raise ValueError(f"expected every batch to reach {layer} next; one reached {reached}")
+        give_back()  # what a thread has freed no other thread can use
         return [waiting.arguments for waiting in passes]
 
     before = [(model.get_submodule(name), partial(pause, name)) for name in layers if name not in behind]

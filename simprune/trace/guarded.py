@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch_pruning import ops
 from torch_pruning.dependency import constants, index_mapping
 from torch_pruning.dependency.group import Group
 
@@ -69,7 +70,7 @@ class GuardedGraph:
         """Let go of autograd's nodes: they hold what the pass computed, and only the construction asks them."""
         for module, node in getattr(self._graph, "module2node", {}).items():
             node.grad_fn = None
-            if isinstance(module, tp.ops._SliceOp):
+            if isinstance(module, ops._SliceOp):
                 module.grad_fn = None
 
     def sees(self, module: nn.Module) -> bool:

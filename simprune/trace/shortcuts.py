@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simprune.core.batches import copied, device_of, first_tensor
+from simprune.core.batches import copied, device_of, first_tensor, tensors_in
 from simprune.core.copies import fill, sharing
 from simprune.core.cost import Example
 from simprune.trace.axes import Axes, channels_last
@@ -76,16 +76,17 @@ class BlockCalls:
         self.model, self.axes = model, axes
         composite = {name for name, module in model.named_modules() if [*module.children()]}
         self.calls = {name: seen.call for name, seen in visits.items() if seen.calls == 1 and name in composite}
+        self._shapes = {name: seen.output.shape for name, seen in visits.items() if seen.output is not None}
         self._silent: dict[str, nn.Module | None] = {}
         self._gains: dict[tuple[str, str], Tensor | None] = {}
 
     def silent(self, name: str) -> nn.Module | None:
         """A copy of a block with all parameters zero, which returns what its shortcut carries; None without one."""
         if name not in self._silent:
-            block, silent = self.model.get_submodule(name), zero_copy(self.model.get_submodule(name))
-            with torch.no_grad(), eval_mode(block):
-                past, output = _output(silent, self.calls[name]), _output(block, self.calls[name])
-            carries = output is not None and past is not None and past.shape == output.shape and bool(past.any())
+            silent = zero_copy(self.model.get_submodule(name))
+            with torch.no_grad():
+                past = _output(silent, self.calls[name])
+            carries = past is not None and past.shape == self._shapes.get(name) and bool(past.any())
             self._silent[name] = silent if carries else None
         return self._silent[name]
 
@@ -94,6 +95,9 @@ class BlockCalls:
 
         It is given by its position or its name; None where there is none.
         """
+        tensors = [value for value in tensors_in(self.calls[name]) if value.is_floating_point()]
+        if all(value.shape != self._shapes.get(layer) for value in tensors):
+            return None
         block, call = self.model.get_submodule(name), copied(self.calls[name])
         if in_half(block):  # sums are rounded
             block, call = in_single(block), widened(call)

@@ -1,13 +1,16 @@
 """Memory of a repair: activations of one place in the network, however deep it is."""
 
 import gc
+import weakref
 
 import torch
+from torch import nn
 
 import simprune as sp
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.repair import layer_fit
+from simprune.repair.lockstep import lockstep
 from tests.edit import families
 
 STREAM = 8 * 16 * 32 * 4  # bytes of the stream at one place, on all inputs
@@ -41,3 +44,14 @@ def bytes_at_the_last_fit(layers, monkeypatch):
 def test_memory_of_a_repair_does_not_grow_with_the_number_of_layers(monkeypatch):
     shallow, deep = (bytes_at_the_last_fit(layers, monkeypatch) for layers in (3, 6))
     assert deep - shallow < STREAM
+
+
+def test_a_pass_that_goes_on_holds_nothing_of_the_stop_before():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    stopped, held = [], []
+    model[1].register_forward_hook(lambda *seen: stopped.append(weakref.ref(seen[-1])))  # what the first stop gets
+    model[3].register_forward_hook(lambda *_: held.append(stopped[len(held)]() is not None))  # on the way to the next
+    with lockstep(model, [((torch.randn(5, 2),), {})] * 2, ["2", "4"]) as advance:
+        advance("2")
+        advance("4")
+    assert held == [False, False]

@@ -1,4 +1,5 @@
 import torch
+from torch import nn
 
 from simprune.api import apply, reconstruct
 from simprune.core.plan import Edit
@@ -35,6 +36,17 @@ def test_projected_shortcuts_and_plain_stacks_have_none():
     assert "layer2.0.conv2" not in found(projected, torch.randn(2, 3, 8, 8), ["layer2.0.conv2"])
     model, x = build("Flat")
     assert found(model, x, ["conv1", "conv2", "fc1", "fc2"]) == {}
+
+
+def test_no_block_runs_where_what_it_gives_is_known():
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(*widths, 3), nn.ReLU()) for widths in ((3, 6), (6, 4)))).eval()
+    blocks, runs = Network(model, ((torch.randn(2, 3, 8, 8),), {})).block_calls, []
+    for part in model.modules():
+        part.register_forward_hook(lambda module, *_: runs.append(module))  # copies have these hooks as well
+    assert [*blocks.calls] == ["0", "1"]
+    assert find_shortcuts(model, blocks, ["0.0", "1.0"]) == {}
+    assert runs
+    assert not {*runs} & {*model.modules()}
 
 
 def test_a_removed_block_is_made_up_for_better_than_layer_by_layer(monkeypatch):
