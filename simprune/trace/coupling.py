@@ -57,6 +57,7 @@ class CouplingGraph:
         by_type, self._sides, self._hidden = pruners(model)
         self._cuts: dict[tuple, list[tuple[str, int]]] = {}  # by class and sizes of a layer, and the side that is cut
         self._traced_items: dict[str, list[tuple[Any, Any]]] = {}  # of layers whose group has just been built
+        self._couplings: dict[str, Coupling] = {}  # of layers that were asked for
         self._graph = GuardedGraph(model, example, by_type, [*self._sides])
 
     def roots(self) -> list[str]:
@@ -126,6 +127,11 @@ class CouplingGraph:
         Raises:
             NotPrunable: with the reason, where the channels cannot be removed safely.
         """
+        if layer not in self._couplings:
+            self._couplings[layer] = self._coupling(layer)
+        return self._couplings[layer]
+
+    def _coupling(self, layer: str) -> Coupling:
         width = self.width(layer)
         entries: dict[Key, Channels] = defaultdict(lambda: [set() for _ in range(width)])
         for target, dim, side, by_channel in self._items(layer, self._is_followed(layer)):

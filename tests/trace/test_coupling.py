@@ -69,3 +69,8 @@ def test_a_graph_holds_nothing_of_what_the_pass_computed():
     gc.collect()
     left = [value for value in gc.get_objects() if type(value) is torch.Tensor and id(value) not in before]
     assert [tuple(value.shape) for value in left if value.grad_fn is not None] == []
+
+
+def test_a_layer_is_followed_once():
+    coupling, _, _ = graph()
+    assert coupling.coupling("stem.0") is coupling.coupling("stem.0")
