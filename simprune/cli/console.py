@@ -174,7 +174,7 @@ def finalists(plan: Plan) -> Table | None:
     """The plans that were tried, by the number of blocks that they remove, and the run; None without finalists."""
     if "finalists" not in plan.planner:
         return None
-    columns = ["", "blocks that go", "expected damage", "measured on held-out inputs"]
+    columns = ["", "blocks that go", "expected damage", "measured error"]
     rows = [
         [
             "chosen" if tried.get("chosen") else "",

@@ -194,6 +194,10 @@ def divergences_of_inputs(answers: Answers, original: Answers) -> Tensor:
     """(inputs,) how far the probabilities of the main output's classes have moved, in nats (see `divergences`).
 
     Their mean is the mean over all rows, such as tokens.
+
+    >>> even, other = (answer(nn.Identity(), [torch.tensor([part]).log()]) for part in ([0.5, 0.5], [0.75, 0.25]))
+    >>> round(float(divergences_of_inputs(other, even)), 4)
+    0.1438
     """
     parts = zip(chunks(original.logits), chunks(answers.logits), strict=True)
     rows = torch.cat([divergences(before, after) for before, after in parts]).double()

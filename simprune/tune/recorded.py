@@ -41,6 +41,12 @@ def record(
         outputs: whether their outputs are recorded as well.
         at_end: runs the network on a batch and returns what is recorded of its end; None: it runs no further than to
             the last of the blocks.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+    >>> recorded = record(model, [torch.zeros(4, 2)], {"1": 0}, outputs=True)
+    >>> [args[0].shape for args, _ in recorded.calls["1"]], [output.shape for output in recorded.outputs["1"]]
+    ([torch.Size([4, 3])], [torch.Size([4, 3])])
     """
     recorded = Recorded({name: [] for name in layouts}, {name: [] for name in layouts if outputs}, [])
     waiting: set[str] = set()

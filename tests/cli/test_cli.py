@@ -282,7 +282,7 @@ def test_finalists_are_tried_shown_and_kept(folder, capsys):
     assert len(tried) > 1 and all({"blocks", "expected", "measured"} <= set(entry) for entry in tried)
     assert sum(entry.get("chosen", False) for entry in tried) == 1
     shown = capsys.readouterr().out
-    assert "Finalists" in shown and "chosen" in shown and "measured damage" in shown
+    assert "Finalists" in shown and "chosen" in shown and "measured error" in shown
 
 
 def test_a_frontier_is_a_page_a_table_a_figure_and_plans(folder, capsys, monkeypatch):

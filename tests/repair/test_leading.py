@@ -10,6 +10,7 @@ import simprune as sp
 from simprune.core.example import describe, example_of
 from simprune.core.plan import Edit, Plan, fingerprint
 from simprune.repair import layer_fit
+from simprune.tune.greedy_leave_one_out import _ShrinkingNetwork
 from tests.edit import families
 
 GONE = "model.layers.1"
@@ -93,3 +94,22 @@ def test_what_greedy_choice_removes_ranks_before_all_that_is_left(repair):
         assert len({entry.redundancy for entry in ranked[:3]}) == 3
         orders.append([entry.block.name for entry in ranked[:2]])
     assert orders[0] == orders[1] and {*orders[0]} == {"model.layers.1", "model.layers.3"}
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_is_known_of_the_network_before_a_gap_changes_no_choice(repair, monkeypatch):
+    """Trials begin at recorded calls; where no block may be left out of a pass, all of them run in every one."""
+    model = families.make("llama", num_hidden_layers=5)
+    sizes = {0: 1.0, 1: 0.1, 2: 0.6, 3: 0.05, 4: 0.5}
+    for number, size in sizes.items():
+        for part in LAST:
+            model.get_parameter(f"model.layers.{number}.{part}.weight").data *= size
+    score = {"name": "greedy_leave_one_out", "error": "divergence", "images": 4, "repair": repair}
+
+    def redundancies():
+        found = sp.analyze(model, batches(8), structures=["blocks"], block_score=score, damage=False)
+        return {entry.name: entry.redundancy for entry in found.blocks}
+
+    skipping = redundancies()
+    monkeypatch.setattr(_ShrinkingNetwork, "_proven", lambda *_: False)
+    assert redundancies() == pytest.approx(skipping, rel=1e-5)

@@ -222,6 +222,10 @@ def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
     text = Page(render(report)).text
     assert "3 plans were tried" in text
     assert "2 0.4 0.09 chosen 4" in text.replace("0.400", "0.4").replace("0.0900", "0.09")
+    assert "nats per token" not in text
+    tried[2]["run"] = ["layers.3", "layers.6"]
+    text = Page(render(report)).text
+    assert "4: layers.3 to layers.6" in text and "nats per token" in text
     assert "plans were tried" not in Page(render(rich)).text
 
 
