@@ -82,6 +82,10 @@ class ChannelNumbers:
         self.tie(labels, self.pinned(reason).expand(labels.shape))
         return labels
 
+    def are_pinned(self, labels: Tensor) -> bool:
+        """Whether it is known by now that all these channels stay, and not only by ties."""
+        return all(number in self._pins for number in labels.unique().tolist())
+
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Channels of two tensors of one shape go together, entry by entry."""
         if a is b:

@@ -134,8 +134,9 @@ class CouplingGraph:
     def _coupling(self, layer: str) -> Coupling:
         width = self.width(layer)
         entries: dict[Key, Channels] = defaultdict(lambda: [set() for _ in range(width)])
-        for target, dim, side, by_channel in self._items(layer, self._is_followed(layer)):
-            for key, per_channel in self._entries_of(target, dim, side, by_channel):
+        by_flow = self._is_followed(layer)
+        for target, dim, side, by_channel in self._items(layer, by_flow):
+            for key, per_channel in self._entries_of(target, dim, side, by_channel, by_flow):
                 for known, more in zip(entries[key], per_channel, strict=True):
                     known |= more
         units = _units(width, entries.values())
@@ -180,7 +181,7 @@ class CouplingGraph:
         return pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
 
     def _entries_of(
-        self, module: nn.Module | str, dim: int, side: str, by_channel: Channels
+        self, module: nn.Module | str, dim: int, side: str, by_channel: Channels, by_flow: bool
     ) -> Iterator[tuple[Key, Channels]]:
         """(tensor, dimension, side) and the entries of every channel there, for one item of a group."""
         if isinstance(module, str):
@@ -192,7 +193,7 @@ class CouplingGraph:
             prefix = f"{self._names[module]}." if self._names[module] else ""
             groups, length = _channel_groups(module, side)
             local = [{index % length for index in indices} for indices in by_channel] if groups > 1 else by_channel
-            if groups > 1:  # a grouped layer needs as many channels in every group: the nth of all groups go together
+            if groups > 1 and not by_flow:  # as many channels stay in every group; the flow has tied their nth ones
                 yield (prefix, 0, TIED), local
             for name, dim in self._cut_tensors(module, side, by_channel):
                 if groups > 1 and side == "in":

@@ -22,6 +22,7 @@ from simprune.core.structures import NotPrunable
 from simprune.trace.channel_numbers import BUFFER, ChannelNumbers
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.labels import FREE, along, classed, has_channels, lies_elsewhere, varies
+from simprune.trace.layers import is_multiplied
 from simprune.trace.operators import Operators
 from simprune.trace.pruners import Sides
 from simprune.trace.rewritten import parametrizations
@@ -185,6 +186,11 @@ class ChannelFlow(TorchDispatchMode):
             axis = labels.ndim - len(module.kernel_size) - 1
             numbers = self._numbers.read(labels, axis)
             if module.groups == module.in_channels == module.out_channels and module.groups > 1:
+                self._record(module, 0, "out", numbers)
+                return along(numbers, output.shape, axis)
+            if is_multiplied(module) and not self._numbers.are_pinned(numbers):
+                self._operators.moved = True  # torch-pruning would take the outputs for channels of their own
+                numbers = numbers.repeat_interleave(module.out_channels // module.in_channels)
                 self._record(module, 0, "out", numbers)
                 return along(numbers, output.shape, axis)
             if module.groups > 1:  # the nth channels of all groups go together

@@ -22,6 +22,18 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def is_multiplied(module: nn.Module) -> bool:
+    """Whether a convolution makes several outputs of every input, and each of one input alone.
+
+    These are depthwise convolutions with a multiplier, as in EEGNet and FastViT. Transposed ones are left out.
+
+    >>> is_multiplied(nn.Conv2d(4, 8, 3, groups=4)), is_multiplied(nn.Conv2d(4, 4, 3, groups=4))
+    (True, False)
+    """
+    plain = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return plain and module.groups == module.in_channels > 1 and module.out_channels > module.in_channels
+
+
 def can_be_fitted(layer: nn.Module) -> bool:
     """Whether the layer is one matrix product: linear, transformers' Conv1D, or a convolution without groups.
 

@@ -72,6 +72,30 @@ class GroupwisePruner(GroupNormPruner):
     prune_in_channels = prune_out_channels
 
 
+class MultipliedPruner(BasePruningFunc):
+    """Convolutions that make several outputs of every input alone: an input that loses all its outputs goes as well."""
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        rows = torch.arange(layer.out_channels).view(layer.in_channels, -1)
+        remaining = ~torch.isin(rows, torch.tensor(idxs))
+        for name in ("weight", "bias"):
+            if getattr(layer, name) is not None:
+                kept = layer.get_parameter(name)[rows[remaining].to(layer.weight.device)]
+                setattr(layer, name, nn.Parameter(kept.detach(), requires_grad=getattr(layer, name).requires_grad))
+        layer.groups = layer.in_channels = int(remaining.any(1).sum())
+        layer.out_channels = int(remaining.sum())
+        return layer
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise NotImplementedError("its inputs go with their outputs")
+
+    def get_out_channels(self, layer: Any) -> int:
+        return layer.out_channels
+
+    def get_in_channels(self, layer: Any) -> int:
+        return layer.in_channels
+
+
 def pruners(model: nn.Module) -> tuple[dict[type, BasePruningFunc], dict[nn.Module, Sides], frozenset[str]]:
     """Pruners for the modules of a model.
 

@@ -1,5 +1,6 @@
 """Small networks that split, slice, gate and shuffle channels between a layer and its readers."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -133,6 +134,18 @@ class ShuffledGroups(nn.Module):
         return x + self.second(self.depthwise(shuffle(torch.relu(self.first(x)), 2)))
 
 
+class Multiplied(nn.Module):
+    """Several outputs of every channel, each of it alone, as in EEGNet and where FastViT halves its maps."""
+
+    def __init__(self, size: int, width: int = 12) -> None:
+        super().__init__()
+        self.wide, self.norm = nn.Conv2d(width, 2 * width, 3, padding=1, groups=width), nn.BatchNorm2d(2 * width)
+        self.wider, self.narrow = nn.Conv2d(2 * width, 6 * width, 1, groups=2 * width), nn.Conv2d(6 * width, size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(torch.relu(self.wider(self.norm(self.wide(x)))))
+
+
 class Stacked(nn.Module):
     """A stem, blocks, and a classifier of the mean."""
 
@@ -193,6 +206,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gated_depthwise": lambda: Stacked(GatedDepthwise()),
     "shuffle_units": lambda: Stacked(ShuffleUnit(), ShuffleUnit()),
     "shuffled_groups": lambda: Stacked(ShuffledGroups(), ShuffledGroups()),
+    "multiplied": lambda: Stacked(Multiplied(12)),
+    "multiplied_inputs": lambda: nn.Sequential(
+        OrderedDict(middle=Multiplied(8, 3), flat=nn.Flatten(), head=nn.Linear(8 * 64, 5))
+    ),
     "scalar_prelu": ScalarPrelu,
     "gated_tokens": GatedTokens,
     "decoder": Decoder,

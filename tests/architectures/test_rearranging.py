@@ -25,6 +25,8 @@ COUPLED = {
     "gated_depthwise": ("blocks.0.project_in", 2),
     "shuffle_units": ("blocks.0.branch.0.0", 1),
     "shuffled_groups": ("blocks.0.first", 4),
+    "multiplied": ("stem.0", 1),
+    "multiplied_inputs": ("middle.wide", 3),
     "scalar_prelu": ("second", 1),
     "gated_tokens": ("fused", 2),
     "decoder": ("inner", 16),
