@@ -42,6 +42,13 @@ RUNS = [
 COMMANDS = ("analyze", "plan", "compress", "validate", "export")
 
 
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """The recipe of the demo by command; a bundle is typed for all of them."""
+    config = load_recipe("digits", [f"bundle={tmp_path_factory.mktemp('bundle')}"])
+    return {command: settings(config, command) for command in COMMANDS}
+
+
 def option(name: str) -> dict:
     """An argument that sets an option to another value than its default."""
     table, _, inner = name.rpartition(".")
@@ -117,8 +124,8 @@ def test_your_own_networks_leave_nothing_to_architectures():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_a_command_does_not_read_is_refused_where_it_is_typed(command, tmp_path):
-    recipe = settings(load_recipe("digits", [f"bundle={tmp_path}"]), command)
+def test_what_a_command_does_not_read_is_refused_where_it_is_typed(command, recipes):
+    recipe = recipes[command]
     read = {entry.name for entry in recipe_table(command)}
     without = {name.partition(".")[0] for name in without_effect(recipe, command)}
     assert not read & {*PYTHON_ONLY}
@@ -147,8 +154,8 @@ def test_what_a_command_does_not_read_is_refused_where_it_is_typed(command, tmp_
         ("validate", "pruned.weights=file", "the bundle has weights"),
     ],
 )
-def test_what_has_no_effect_in_a_run_is_refused_where_it_is_typed(command, typed, expected, tmp_path):
-    recipe = settings(load_recipe("digits", [f"bundle={tmp_path}"]), command)
+def test_what_has_no_effect_in_a_run_is_refused_where_it_is_typed(command, typed, expected, recipes):
+    recipe = recipes[command]
     with pytest.raises(ValueError, match=expected):
         refuse_unread(recipe, command, [typed])
     refuse_unread(recipe, command, ["seed=3"] if command != "export" else [])
