@@ -1,5 +1,7 @@
 """The same function written in different layouts gives the same analysis, plan and repair."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -67,22 +69,27 @@ def test_scores_of_channels_do_not_depend_on_the_layout(score):
         assert_same(known, everything(pointwise, name, **options))
 
 
+@cache
+def with_maps(make, name: str, replace: str) -> tuple[list[tuple[str, str | None]], torch.Tensor]:
+    """Where maps in place of blocks end, and the outputs."""
+    model, batches = make(name)
+    redundancy = sp.analyze(model, batches, structures=("blocks",), replace=replace)
+    plan = sp.plan(redundancy, budget={"macs": 0.75})
+    assert plan.edits and {edit.replace for edit in plan.edits} == {replace}
+    small = sp.apply(plan, model)
+    sp.reconstruct(small, plan, model, batches, method="none")
+    ends = [(entry.block, entry.folded_into) for entry in absorb(small, plan, batches)]
+    with torch.no_grad():
+        return ends, torch.cat([small(x) for x in batches])
+
+
 @pytest.mark.parametrize("replace", ["linear", "mean"])
 @pytest.mark.parametrize("make, name", [case for case in CASES if case[1] != "map"], ids=identity)
 def test_maps_in_place_of_blocks_do_not_depend_on_the_layout(make, name, replace):
-    outputs, ends = [], []
-    for layout in ("map", name):
-        model, batches = (pointwise if layout == "map" and make is permuting else make)(layout)
-        redundancy = sp.analyze(model, batches, structures=("blocks",), replace=replace)
-        plan = sp.plan(redundancy, budget={"macs": 0.75})
-        assert plan.edits and {edit.replace for edit in plan.edits} == {replace}
-        small = sp.apply(plan, model)
-        sp.reconstruct(small, plan, model, batches, method="none")
-        ends.append([(entry.block, entry.folded_into) for entry in absorb(small, plan, batches)])
-        with torch.no_grad():
-            outputs.append(torch.cat([small(x) for x in batches]))
-    torch.testing.assert_close(outputs[1], outputs[0])
-    assert ends[1] == ends[0]
+    known, expected = with_maps(pointwise if make is permuting else make, "map", replace)
+    ends, outputs = with_maps(make, name, replace)
+    torch.testing.assert_close(outputs, expected)
+    assert ends == known
 
 
 def test_rows_and_gradients_do_not_depend_on_the_layout():

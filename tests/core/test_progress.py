@@ -1,9 +1,9 @@
 """Progress of long work."""
 
+import json
 import logging
 import os
 import re
-import struct
 import subprocess
 import sys
 
@@ -58,41 +58,57 @@ def test_an_error_inside_leaves_the_logger_as_it_was():
     assert (logger.level, logger.propagate, list(logger.handlers)) == before and module._depth == [0]
 
 
-SHOWN = """
-import time
+TERMINALS = """
+import fcntl, json, os, pty, struct, sys, termios, time, traceback
 from simprune.cli import console
 from simprune.core.progress import progress, reporting
 
-with reporting():
-    for _ in progress(range(3), "counting"):
-        time.sleep(0.15)  # the bar is drawn ten times a second
-console.show(console.table("a title of several words", ["column"] * 4, [["some words in a cell"] * 4]))
-"""
+def show(variables):
+    os.environ.update(variables)
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
+    with reporting():
+        for _ in progress(range(3), "counting"):
+            time.sleep(0.15)  # the bar is drawn ten times a second
+    console.show(console.table("a title of several words", ["column"] * 4, [["some words in a cell"] * 4]))
+    sys.stdout.flush()
 
-
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "40"}, {"COLUMNS": "40", "NO_COLOR": "1"}])
-def test_a_terminal_has_no_colours_with_no_color_and_the_width_of_columns(variables):
-    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))  # not on Windows
-    own, other = pty.openpty()
-    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "CI")}
-    environment |= {"TERM": "xterm-256color"} | variables
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
-    process = subprocess.Popen([sys.executable, "-c", SHOWN], stdout=other, stderr=other, env=environment)
-    os.close(other)
-    shown = b""
-    while part := _read(own):
-        shown += part
-    assert process.wait() == 0
-    text = shown.decode()
-    coloured = re.search(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9[0-7])[;m]", text)
-    assert (coloured is None) == ("NO_COLOR" in variables) and "counting" in text
-    widths = [len(line) for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()]
-    assert max(widths) <= (40 if "COLUMNS" in variables else 90)
-    assert max(widths) > 40 or "COLUMNS" in variables
-
-
-def _read(terminal: int) -> bytes:
+def read(terminal):
     try:
         return os.read(terminal, 65536)
     except OSError:  # how a terminal says that nobody writes to it any more
         return b""
+
+screens = []
+for variables in json.loads(sys.argv[1]):
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            show(variables)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    screens.append(b"".join(iter(lambda: read(terminal), b"")).decode())
+    assert os.waitpid(child, 0)[1] == 0, screens[-1]
+print(json.dumps(screens))
+"""
+
+
+def test_a_terminal_has_no_colours_with_no_color_and_the_width_of_columns():
+    pytest.importorskip("pty")  # not on Windows
+    cases = [{}, {"NO_COLOR": "1"}, {"COLUMNS": "40"}, {"COLUMNS": "40", "NO_COLOR": "1"}]
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "CI")}
+    # One process imports, and becomes a new one for each terminal.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TERMINALS, json.dumps(cases)],
+        env=environment | {"TERM": "xterm-256color"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for variables, text in zip(cases, json.loads(done.stdout), strict=True):
+        coloured = re.search(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9[0-7])[;m]", text)
+        assert (coloured is None) == ("NO_COLOR" in variables) and "counting" in text, variables
+        widths = [len(line) for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()]
+        assert max(widths) <= (40 if "COLUMNS" in variables else 90), variables
+        assert max(widths) > 40 or "COLUMNS" in variables, variables

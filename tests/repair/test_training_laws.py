@@ -4,9 +4,6 @@ import copy
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -396,33 +393,6 @@ def records(path):
         assert len(content) >= size
         content, found = content[size:], found + 1
     return found
-
-
-SCRIPT = """
-import os, signal, sys, torch
-from simprune.repair.training import finetune, notes_of, state
-from tests.repair.test_training_laws import job
-state.SECONDS = 0.0
-save = state.State.save
-def dying(self, place, *args, **kwargs):
-    save(self, place, *args, **kwargs)
-    if place.steps == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-state.State.save = dying
-model, data, options = job("adamw")
-finetune(model, data, folder=sys.argv[1], **options)
-"""
-
-
-def test_a_killed_process_is_gone_on_from(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    ended = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    (one, data, options), (two, _, _) = job("adamw"), job("adamw")
-    finetune(one, data, folder=tmp_path, **options)
-    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 14  # two epochs of six steps
-    finetune(two, data, **options)
-    assert same(one.state_dict(), two.state_dict())
 
 
 def test_a_folder_of_another_training_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What every score promises."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -26,7 +27,10 @@ BLIND_TO_DEATH = {"geometric_median", "random"}  # a zero filter is as far from 
 CASES = [(score, network) for score in SCORES for network in NAMES]
 
 
-def groups_of(model, x):
+@cache
+def groups_of(network):
+    """The groups of a network, which are data: scores are asked about them, not about the search for them."""
+    model, x = build(network) if network in NAMES else (make(network), batches(network)[0])
     example = ((x[:2],), {})
     return [
         *structure("channels").find(Network(model, example))[0],
@@ -37,7 +41,7 @@ def groups_of(model, x):
 @pytest.mark.parametrize("score, network", CASES)
 def test_every_channel_has_its_turn_and_a_share(score, network):
     model, x = build(network)
-    groups = groups_of(model, x)
+    groups = groups_of(network)
     found = scores_of(score, model, [x], groups)
     assert set(found) == {group.name for group in groups}
     for group in groups:
@@ -52,7 +56,7 @@ def test_scoring_leaves_the_model_as_it_was_and_repeats_itself(score, network):
     model, x = build(network)
     model.train()
     next(model.parameters()).requires_grad_(False)
-    groups, before = groups_of(model, x), copy.deepcopy(model.state_dict())
+    groups, before = groups_of(network), copy.deepcopy(model.state_dict())
     assert scores_of(score, model, [x], groups) == scores_of(score, model, [x], groups)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()].count(False) == 1
@@ -65,8 +69,8 @@ def test_scoring_leaves_the_model_as_it_was_and_repeats_itself(score, network):
 @pytest.mark.parametrize("network", ["vit", "mobilenet"])
 def test_heads_and_grouped_convolutions_have_their_turn(score, network):
     model, some = make(network), batches(network)
-    found = scores_of(score, model, some, groups_of(model, some[0]))
-    for group in groups_of(model, some[0]):
+    found = scores_of(score, model, some, groups_of(network))
+    for group in groups_of(network):
         assert sorted(found[group.name].order) == list(range(group.size))
         assert all(value >= 0 for value in found[group.name].damage)
 
@@ -74,7 +78,7 @@ def test_heads_and_grouped_convolutions_have_their_turn(score, network):
 def plant(network):
     """A network of which channel 1 of the last group copies channel 0, and channel 2 is dead; its inputs; the group."""
     model, x = build(network)
-    group = groups_of(model, x)[-1]
+    group = groups_of(network)[-1]
     for part in group.slices:
         if part.side == "out" and part.indices[0] == (0,):
             tensor = dict(model.state_dict())[part.tensor]
@@ -88,7 +92,7 @@ def plant(network):
 @pytest.mark.parametrize("network", ["Residual", "Flat", "Concat"])
 def test_a_planted_duplicate_costs_next_to_nothing(score, network):
     model, x, name = plant(network)
-    found = scores_of(score, model, [x], groups_of(model, x))[name]
+    found = scores_of(score, model, [x], groups_of(network))[name]
     twin = next(channel for channel in found.order if channel in (0, 1))
     assert found.damage[twin] <= 1e-2 * max(found.damage)
 
@@ -104,7 +108,7 @@ def test_a_planted_duplicate_costs_next_to_nothing(score, network):
 )
 def test_a_dead_channel_costs_next_to_nothing(score, network):
     model, x, name = plant(network)
-    found = scores_of(score, model, [x], groups_of(model, x))[name]
+    found = scores_of(score, model, [x], groups_of(network))[name]
     assert found.damage[2] <= 1e-2 * max(found.damage)
     assert found.order.index(2) < len(found.order) / 2
 
