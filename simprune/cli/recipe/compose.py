@@ -86,12 +86,16 @@ def fitted(overrides: Sequence[str], folder: Path | None, name: str, more: Seque
         name: of the recipe in that folder.
         more: further folders in which Hydra looks for groups.
     """
+    groups, typed = {*GROUPS, "finetune"}, {override.partition("=")[0] for override in overrides}
     with initialize_config_dir(str(folder or builtin("recipes")), version_base=VERSION_BASE), shadowing():
         loader = GlobalHydra.instance().config_loader()
-        listed = loader.compute_defaults_list(name, [], RunMode.RUN).overrides.known_choices
         folders = {*loader.list_groups(""), *(path.name for other in more for path in Path(other).glob("*/"))}
+        shadowed = (folders & {*KEYS}) - groups
+        if not typed & groups and not shadowed:  # whatever the defaults are, whose list takes long to make
+            return rewritten(overrides)
+        listed = loader.compute_defaults_list(name, [], RunMode.RUN).overrides.known_choices
     choices = {group for group in listed if "/" not in group}
-    return rewritten(overrides, choices, (folders & {*KEYS}) - choices - {*GROUPS, "finetune"})
+    return rewritten(overrides, choices, shadowed - choices)
 
 
 STANDALONE = ["recipe_schema", "run", "_self_"]  # defaults list of a resolved recipe, which needs no groups
