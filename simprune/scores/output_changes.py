@@ -50,12 +50,16 @@ class Weights:
     scale: float = 1.0
 
     @classmethod
-    def of(cls, matrix: Tensor, mean: Tensor, like: Tensor) -> "Weights":
-        """Of a float64 matrix for a layer with weight `like`, and a bias with which inputs of a mean give 0."""
+    def of(cls, matrix: Tensor, mean: Tensor, like: Tensor, order: Tensor | None = None) -> "Weights":
+        """Of a float64 matrix for a layer with weight `like`, and a bias with which inputs of a mean give 0.
+
+        The matrix's columns are put in an order, by their numbers, once they are rounded, which is less to move.
+        """
         scale, rounded = 1.0, in_full(matrix.to(like.dtype))
         if matrix.numel() >= LARGE:
             scale = float(matrix.abs().max()) or 1.0
             rounded = (matrix / scale).half()
+        rounded = rounded if order is None else rounded.index_select(1, order)
         bias = -scale * (rounded.to(matrix) @ mean)
         return cls(rounded.to(like.device), in_full(bias.to(like)), scale)
 

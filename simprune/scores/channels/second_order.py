@@ -335,7 +335,7 @@ class _Surgeon:
         for size in sizes:
             lost = weight.clone()
             lost[:, :size] -= weight[:, :size] if refits is None else next(refits)
-            weights = Weights.of(lost.index_select(1, back), mean, self.layer.get_parameter("weight"))
+            weights = Weights.of(lost, mean, self.layer.get_parameter("weight"), back)
             yield OutputLoss(self.name, weights=weights, fitted=True)
 
     def _best_ridge(self, sequence: Tensor, size: int) -> float:
