@@ -1,4 +1,4 @@
-"""Runs cases in 1, 2 and 4 processes; a program of its own.
+"""Runs cases in 1, 2 and 3 processes; a program of its own.
 
 What one process does runs in the program itself, which imports everything so, before it forks for the others.
 
@@ -78,7 +78,7 @@ def compress(folder: Path) -> dict[str, Any]:
     """The whole path, with finalists, and a bundle."""
     planner = {"name": "greedy", "finalists": 2}
     result = sp.compress(network(), calibration=images(), test=images(2), budget={"macs": 0.6}, planner=planner)
-    written = sp.save(folder / f"bundle-{processes.count()}", result) if processes.count() < 4 else None
+    written = sp.save(folder / f"bundle-{processes.count()}", result) if processes.count() < 3 else None
     rows = [{key: row[key] for key in ("name", "agreement", "damage", "macs")} for row in result.report["stages"]]
     verdict = result.verdict.to_dict() if result.verdict else {}
     return {
@@ -150,7 +150,7 @@ def wrong_command(folder: Path) -> dict[str, Any]:
 
 
 CASES = (
-    (wrong_command, (1, 2)), (compress, (1, 2, 4)), (tokens, (1, 2)), (trained, (1, 2)), (different, (2,)),
+    (wrong_command, (1, 2)), (compress, (1, 2, 3)), (tokens, (1, 2)), (trained, (1, 2)), (different, (2,)),
     (failed, (2,)), (killed, (2,)), (command, (2,)), (training_failing, (2,)), (training_killed, (2,)),
     (training_hung, (2,)),
 )  # fmt: skip

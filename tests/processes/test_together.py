@@ -42,7 +42,7 @@ def run(tmp_path_factory) -> tuple[Path, Run]:
     return folder, content
 
 
-@pytest.mark.parametrize("case, counts", [("compress", (2, 4)), ("tokens", (2,))])
+@pytest.mark.parametrize("case, counts", [("compress", (2, 3)), ("tokens", (2,))])
 def test_plan_weights_and_gates_do_not_depend_on_the_number_of_processes(run, case, counts):
     _, content = run
     (alone,) = content[case, 1]

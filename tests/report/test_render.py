@@ -1,8 +1,10 @@
 """The page is self-contained, escapes everything, and says what the report says."""
 
 import copy
+import json
 import math
 import re
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
@@ -42,6 +44,16 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
+@cache
+def _rendered(report: str) -> str:
+    return render(json.loads(report))
+
+
+def page_of(report: dict) -> Page:
+    """The page of a report; the charts of equal reports are drawn once."""
+    return Page(_rendered(json.dumps(report)))
+
+
 @pytest.fixture(params=["rich", "minimal", "long", "empty"])
 def any_report(request):
     return {} if request.param == "empty" else request.getfixturevalue(request.param)
@@ -69,7 +81,7 @@ def test_the_same_report_gives_the_same_page_and_is_not_changed(any_report):
 
 
 def test_ids_are_unique_and_labels_point_to_them(rich):
-    attributes = Page(render(rich)).attributes
+    attributes = page_of(rich).attributes
     ids = [value for name, value in attributes if name == "id"]
     assert len(set(ids)) == len(ids)
     assert {value for name, value in attributes if name == "aria-labelledby"} <= set(ids)
@@ -102,7 +114,7 @@ KNOWN = {
 
 
 def test_every_text_is_escaped(rich):
-    clean, attacked = Page(render(rich)), Page(render(poisoned(rich)))
+    clean, attacked = page_of(rich), Page(render(poisoned(rich)))
     assert "script" not in attacked.tags
     assert attacked.text.count(EVIL) > 50
     assert {name for name, _ in attacked.attributes} == {name for name, _ in clean.attributes}
@@ -111,11 +123,11 @@ def test_every_text_is_escaped(rich):
 
 def test_an_unknown_outcome_cannot_leave_its_class(rich):
     rich["verdict"]["gates"][0]["outcome"] = EVIL
-    assert "script" not in Page(render(rich)).tags
+    assert "script" not in page_of(rich).tags
 
 
 def test_the_outcome_comes_first(rich):
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert "Keeps 47% of the multiply-adds and 41% of the parameters; accuracy 98.2% before, 97.9% after." in text
     assert "1 of 3 gates cannot be decided with 797 test inputs." in text
 
@@ -133,12 +145,12 @@ def test_the_verdict_in_words(rich, outcomes, badge, sentence):
     for gate, outcome in zip(rich["verdict"]["gates"], outcomes, strict=True):
         gate["outcome"] = outcome
     rich["verdict"]["outcome"] = next(o for o in ("fail", "inconclusive", "pass") if o in outcomes)
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert f"{badge} {sentence}" in text
 
 
 def test_nothing_measured_is_said_and_dashed(minimal):
-    text = Page(render(minimal)).text
+    text = page_of(minimal).text
     assert "accuracy was not measured" in text
     assert "Not checked No gate was checked" in text
     assert f"original {DASH} {DASH} 1.00 k 90 360 B {DASH}" in text
@@ -160,7 +172,7 @@ def test_nan_is_a_dash_everywhere(rich):
 
 
 def test_each_stage_is_compared_with_the_original(rich):
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert "original 98.2% 100.0% 12.3 M 272 k 1.09 MB 3.21 ms" in text
     pruned = f"pruned 89.2% {MINUS}9.0 pt below the axis 90.1%"
     assert f"{pruned} 5.80 M 47.0% 110 k 40.6% 448 kB 41.0% 1.92 ms 59.7%" in text
@@ -168,7 +180,7 @@ def test_each_stage_is_compared_with_the_original(rich):
 
 
 def test_every_edit_and_reason_is_there(rich):
-    text = Page(render(rich)).text.replace(" ", "")
+    text = page_of(rich).text.replace(" ", "")
     for edit in rich["plan"]["edits"]:
         assert edit["reason"].replace(" ", "") in text
     for item in rich["redundancy"]["unprunable"]:
@@ -200,7 +212,7 @@ def test_latency_that_does_not_follow_the_macs_is_said(rich):
 
 def test_channels_of_a_removed_block_go_with_it(rich):
     rich["plan"]["edits"] = [{"remove": "block", "name": "layer1.1", "reason": "alike"}]
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert "layer1.1.conv1 gone with layer1.1 · 4.0% of cost" in text
     assert "layer1.0.conv1 0/16 removed · 4.0% of cost" in text
 
@@ -208,7 +220,7 @@ def test_channels_of_a_removed_block_go_with_it(rich):
 def test_the_final_stage_is_never_the_control(rich):
     rich["stages"] = [stage for stage in rich["stages"] if stage["name"] in ("original", "pruned", "random control")]
     rich["stages"][2]["macs"] = 1
-    assert "Keeps 47% of the multiply-adds" in Page(render(rich)).text
+    assert "Keeps 47% of the multiply-adds" in page_of(rich).text
 
 
 def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
@@ -219,20 +231,20 @@ def test_the_plans_that_were_tried_are_shown_and_the_chosen_one_is_marked(rich):
     ]
     report = copy.deepcopy(rich)
     report["plan"]["planner"] = {"name": "greedy", "finalists": tried}
-    text = Page(render(report)).text
+    text = page_of(report).text
     assert "3 plans were tried" in text
     assert "2 0.4 0.09 chosen 4" in text.replace("0.400", "0.4").replace("0.0900", "0.09")
     assert "nats per token" not in text
     tried[2]["run"] = ["layers.3", "layers.6"]
-    text = Page(render(report)).text
+    text = page_of(report).text
     assert "4: layers.3 to layers.6" in text and "nats per token" in text
-    assert "plans were tried" not in Page(render(rich)).text
+    assert "plans were tried" not in page_of(rich).text
 
 
 def test_rates_have_their_intervals_and_the_margin_over_the_control(rich):
     rich["stages"][2]["accuracy_bounds"] = [0.955, 0.981]
     rich["stages"][-1] |= {"plans": 3, "margin": {"of": "accuracy", "value": 0.03, "bounds": [0.018, 0.042]}}
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert "97.0% 95.5% to 98.1%" in text
     assert "3 plans drawn at random at the same cost, repaired alike: accuracy +3.0 pt" in text
     assert "(95% interval +1.8 pt to +4.2 pt" in text and "mean of 3 plans" in text
@@ -243,7 +255,7 @@ def test_no_latency_is_claimed_where_its_spread_covers_the_difference(rich, apar
     for stage in rich["stages"]:
         stage |= {"latency_ms": 3.214 if stage["name"] == "original" else 1.92, "latency_spread_ms": [1.5, 3.6]}
         stage["latency_told_apart"] = apart
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert tile in text
     assert ("1.50 to 3.60 not told apart" in text) != apart
 
@@ -257,7 +269,7 @@ def test_every_layer_is_shown_before_and_after(rich):
     ]  # fmt: skip
     rich["plan"]["edits"] = [{"remove": "heads", "name": "stem", "indices": [1], "of": 2, "damage": 0.0123}]
     rich["reconstruction"] = [{"layer": "stem", "before": 0.5, "after": 0.25}]
-    text = Page(render(rich)).text
+    text = page_of(rich).text
     assert "3 layers, of which 1 go whole, 1 get narrower, 1 stay as they are" in text
     shapes = "16x3x3x3 9x3x3x3".replace("x", "\N{MULTIPLICATION SIGN}")
     assert f"stem 16 → 9 {shapes} 900 500 432 243 0.0123 0.5 0.25" in text
@@ -268,7 +280,7 @@ def test_halves_of_blocks_are_not_counted_as_blocks(rich):
     names = ["layers.0", "layers.1.attn", "layers.2.attn"]
     kinds = ["identity", "zero", "zero"]
     rich["plan"]["edits"] = [{"remove": "block", "name": n, "replace": r} for n, r in zip(names, kinds, strict=True)]
-    assert "1 block and 2 halves of blocks" in Page(render(rich)).text
+    assert "1 block and 2 halves of blocks" in page_of(rich).text
 
 
 def test_every_cell_of_a_table_names_its_column_for_narrow_pages(rich):
