@@ -102,12 +102,15 @@ class CostModel:
         products: of attention modules, by name: the tensor and dimension along which the heads lie, and the macs of the
             products of queries, keys and values per entry along it.
         streams: of modules that can be replaced, by name.
+        mixers: of linear layers that mix positions, whose own positions are channels of the network, by the name of
+            the weight: a tensor and dimension along which these channels lie. Their macs follow from both.
     """
 
     tensors: Mapping[str, TensorCost]
     fixed: Mapping[str, int]
     products: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
     streams: Mapping[str, StreamCost] = field(default_factory=dict)
+    mixers: Mapping[str, Key] = field(default_factory=dict)
 
     def total(self) -> Cost:
         """Cost of the whole model."""
@@ -170,8 +173,16 @@ class CostModel:
 
     def _whole(self) -> Iterator[Term]:
         for name, tensor in self.tensors.items():
-            factors = tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape))
-            yield Term(name, factors, (tensor.macs_per_element, int(tensor.parameter), tensor.itemsize))
+            factors, macs = (
+                tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape)),
+                tensor.macs_per_element,
+            )
+            if name in self.mixers:
+                other, dim = self.mixers[name]
+                length = self.tensors[other].shape[dim]
+                yield Term(name, (*factors, (length, (other, dim))), (macs / length, 0, 0))
+                macs = 0.0
+            yield Term(name, factors, (macs, int(tensor.parameter), tensor.itemsize))
         for name, macs in self.fixed.items():
             yield Term(name, (), (macs, 0, 0))
         for name, (tensor, dim, macs) in self.products.items():

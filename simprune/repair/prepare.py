@@ -39,6 +39,8 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
     behind = _behind_first_edit(task, original)
     candidates = _without_experts(_in_order(task, pruned, repeats), task)
 
+    shorter = _of_fewer_positions(task)
+    candidates = [name for name in candidates if name not in shorter]
     reached = [name for name in candidates if behind.intersection(_modules(name, repeats))]
     task.notes.extend(f"{name} was not refitted: {alone[name]}" for name in reached if name in alone)
     once = [name for name in candidates if name not in {*repeats, *alone}]
@@ -46,6 +48,8 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
     fitted = _worth_fitting([name for name in reached if name not in alone], halves, task)
     layers = [name for name in candidates if name in fitted or name in halves.before_gaps]
     task.notes.extend(_of_other_classes(task, behind))
+    if shorter:
+        task.notes.append(f"{', '.join(shorter)}: not refitted, because the plan removes some of their positions")
     task.notes.extend(_through_the_origin(small, layers, pruned))
 
     shortcuts = find_shortcuts(small, network.block_calls, [name for name in layers if name not in repeats])
@@ -106,6 +110,12 @@ def _in_order(task: Task, pruned: Execution, repeats: Mapping[str, Repeat]) -> l
         last[name] = max(last[module] for module in repeat.modules)
     others = {module for name, repeat in repeats.items() for module in repeat.modules if module != name}
     return [name for name in sorted(last, key=last.__getitem__) if task.layers(name) and name not in others]
+
+
+def _of_fewer_positions(task: Task) -> list[str]:
+    """The layers that mix positions, such as those of MLP-Mixer, of whose own positions, channels, some are removed."""
+    mixers = task.network.costs.mixers.items()
+    return [weight.removesuffix(".weight") for weight, channels in mixers if channels in task.effects.removed]
 
 
 def _without_experts(names: Sequence[str], task: Task) -> list[str]:

@@ -92,13 +92,16 @@ class _Streams:
         self.costs[name] = StreamCost(channels, positions, value.element_size(), self._readers.get((name, index)))
 
 
-def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> CostModel:
+def cost_model(
+    model: nn.Module, example: Example, axes: Axes | None = None, mixers: Mapping[str, Key] | None = None
+) -> CostModel:
     """The cost model of a network, from one forward pass.
 
     Args:
         model: the network, which is left as it was.
         example: its arguments (see `simprune.core.example`); costs are per row of them.
         axes: of the network, if they are known; otherwise one more pass tells them.
+        mixers: of layers that mix positions (see `CostModel`), where removals matter.
 
     >>> cost_model(nn.Linear(4, 3), ((torch.zeros(2, 4),), {})).after({("weight", 0): 1, ("bias", 0): 1})
     Cost(macs=8, params=10, bytes=40)
@@ -148,7 +151,7 @@ def cost_model(model: nn.Module, example: Example, axes: Axes | None = None) -> 
         name: TensorCost(tuple(tensor.shape), tensor.element_size(), weights.get(name, 0.0), name in parameters)
         for name, tensor in [*parameters.items(), *model.named_buffers()]
     }
-    return CostModel(tensors, fixed, products, streams.costs)
+    return CostModel(tensors, fixed, products, streams.costs, mixers or {})
 
 
 def _count_selected(

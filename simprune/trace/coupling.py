@@ -86,6 +86,11 @@ class CouplingGraph:
         """What keeps the channels of a layer, as far as the flow knows; None where nothing does."""
         return self._flow.refusal(self.model.get_submodule(layer))
 
+    @property
+    def mixers(self) -> dict[str, tuple[str, int]]:
+        """The weights of layers that mix positions, and where the channels lie that are their own positions."""
+        return self._flow.mixers()
+
     @cached_property
     def _flow(self) -> ChannelFlow:
         return ChannelFlow(self.model, self._example, self._sides)

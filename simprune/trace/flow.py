@@ -22,7 +22,7 @@ from simprune.core.structures import NotPrunable
 from simprune.trace.channel_numbers import BUFFER, ChannelNumbers
 from simprune.trace.context import eval_mode, uncached
 from simprune.trace.labels import FREE, along, classed, has_channels, lies_elsewhere, varies
-from simprune.trace.layers import is_multiplied
+from simprune.trace.layers import is_multiplied, output_dim
 from simprune.trace.operators import Operators
 from simprune.trace.pruners import Sides
 from simprune.trace.rewritten import parametrizations
@@ -69,6 +69,7 @@ class ChannelFlow(TorchDispatchMode):
         self._outside = True  # whether operators are followed; within units they are not
         self._outputs: dict[nn.Module, Tensor] = {}  # numbers of a layer's output channels
         self._records: dict[tuple[nn.Module | str, int, str], Tensor] = {}  # (module or stored tensor, dim, side)
+        self._mixing: dict[nn.Module, Tensor] = {}  # channels that lie along the positions of a layer that mixes others
         self._run(example)
         self._settle()
 
@@ -178,6 +179,7 @@ class ChannelFlow(TorchDispatchMode):
         if isinstance(module, nn.Linear) and not varies(labels, -1) and lies_elsewhere(labels):
             self._operators.moved = True  # torch-pruning would take positions for channels
             self._numbers.pin(self._written(module, module.out_features), "it mixes positions, and no channels")
+            self._mixing[module] = labels
             return labels.narrow(-1, 0, 1).expand(output.shape)
         if isinstance(module, nn.Linear):
             self._record(module, 0, "in", self._numbers.read(labels, -1))
@@ -314,6 +316,24 @@ class ChannelFlow(TorchDispatchMode):
                 sizes = lengths.setdefault(part.owner, {})
                 sizes[len(entries)] = remaining if sizes.get(len(entries), remaining) == remaining else len(entries)
         return lengths
+
+    def mixers(self) -> dict[str, tuple[str, int]]:
+        """By the weight of a layer that mixes positions: a tensor and dimension of the channels along its own."""
+        tensors: dict[tuple[int, ...], tuple[str, int]] = {}
+        for (target, dim, side), classes in self._pairs.items():
+            if isinstance(target, str):
+                tensors.setdefault(tuple(classes), (target, dim))
+            elif isinstance(target, PRODUCTS) and (side == "out" or getattr(target, "groups", 1) == 1):
+                dim = output_dim(target) if side == "out" else 1 - output_dim(target)
+                tensors.setdefault(tuple(classes), (f"{self._names[target]}.weight", dim))
+        mixers = {}
+        for module, labels in self._mixing.items():
+            now = classed(labels, self._class)
+            dims = [dim for dim in range(now.ndim) if varies(now, dim)]
+            channels = tuple(now.movedim(dims[0], 0).flatten(1)[:, 0].tolist()) if len(dims) == 1 else ()
+            if channels in tensors:
+                mixers[f"{self._names[module]}.weight"] = tensors[channels]
+        return mixers
 
     def items(self, module: nn.Module) -> list[tuple[nn.Module | str, int, str, Channels]]:
         """The modules, parameters and buffers that lose entries with a layer's channels.

@@ -194,7 +194,10 @@ class Network:
     @cached_property
     def costs(self) -> CostModel:
         """What the model costs, term by term."""
-        return cost_model(self.model, self.example, self.axes)
+        of, linear = self.axes.of, (name for name, part in self.model.named_modules() if isinstance(part, nn.Linear))
+        mixing = any(of(name, "input") != of(name, "output") for name in linear)
+        known = mixing and not isinstance(self._coupling, NotPrunable)
+        return cost_model(self.model, self.example, self.axes, self.coupling.mixers if known else None)
 
     @cached_property
     def inputs_at_once(self) -> int:

@@ -157,6 +157,45 @@ class Stacked(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Mixer(nn.Module):
+    """The block of MLP-Mixer, whose first half mixes positions: its own positions are the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Sequential(nn.Linear(16, 10), nn.GELU(), nn.Linear(10, 16))
+        self.channels = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(x)
+
+
+class SpatialGate(nn.Module):
+    """The block of gMLP: one half of the hidden units is multiplied with a mixture of positions of the other.
+
+    Without normalisations, whose statistics change with every channel; as the block above.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(12, 40), nn.Linear(16, 16), nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = F.gelu(self.up(x)).chunk(2, -1)
+        return x + self.down(value * self.gate(gate.transpose(1, 2)).transpose(1, 2))
+
+
+class OfTokens(nn.Module):
+    """A stem that makes tokens of patches, blocks, and a classifier of the mean."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Conv2d(3, 12, 2, 2), nn.Sequential(*blocks), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
 class ScalarPrelu(nn.Module):
     """PReLU with one parameter in front of a flatten, as in face recognition."""
 
@@ -210,6 +249,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "multiplied_inputs": lambda: nn.Sequential(
         OrderedDict(middle=Multiplied(8, 3), flat=nn.Flatten(), head=nn.Linear(8 * 64, 5))
     ),
+    "mixer": lambda: OfTokens(Mixer(), Mixer()),
+    "spatial_gate": lambda: OfTokens(SpatialGate()),
     "scalar_prelu": ScalarPrelu,
     "gated_tokens": GatedTokens,
     "decoder": Decoder,

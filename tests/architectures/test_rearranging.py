@@ -27,10 +27,13 @@ COUPLED = {
     "shuffled_groups": ("blocks.0.first", 4),
     "multiplied": ("stem.0", 1),
     "multiplied_inputs": ("middle.wide", 3),
+    "mixer": ("stem", 1),
+    "spatial_gate": ("blocks.0.up", 2),
     "scalar_prelu": ("second", 1),
     "gated_tokens": ("fused", 2),
     "decoder": ("inner", 16),
 }
+MIXING = {"mixer": {"blocks.0.tokens.2"}, "spatial_gate": {"blocks.0.gate"}}  # layers whose outputs are positions
 
 
 def masked(model: nn.Module, plan, groups: list[UnitGroup]) -> nn.Module:
@@ -58,7 +61,7 @@ def test_the_whole_path(name, tmp_path):
     groups = [entry.group for entry in redundancy.channels]
     layer, together = COUPLED[name]
     assert {len(unit) for group in groups if group.name == layer for unit in group.units} == {together}
-    assert [refused for refused, _ in redundancy.unprunable] == ["head"]
+    assert {refused for refused, _ in redundancy.unprunable} == {"head", *MIXING.get(name, ())}
 
     plan = sp.plan(redundancy, {"macs": 0.6})
     small = sp.apply(plan, model)
