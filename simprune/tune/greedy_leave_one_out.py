@@ -22,6 +22,7 @@ from simprune.core.example import rows_of
 from simprune.core.progress import progress
 from simprune.core.registry import register
 from simprune.core.spread import Spread
+from simprune.core.ties import TIE
 from simprune.edit.effects import Effects
 from simprune.repair.in_order import refit_in_order
 from simprune.repair.refit import Repair
@@ -82,12 +83,19 @@ def greedy_leave_one_out(
             last[name] = shrinking.error_without(name)
             added[name] = last[name] - now
             tried.add(name)
-        reached = max([last[name], *errors.values()])  # so that errors never fall in the order of removal
+        reached = max([last[name], *(_more(error) for error in errors.values())])  # errors rise in the order of removal
         removed, now = shrinking.remove(name)
-        errors |= dict.fromkeys(removed, reached * (1 + 1e-9))
+        errors |= dict.fromkeys(removed, reached)
     worst = max(errors.values())  # those whose last trial was long ago follow it in the order of what they added
-    errors |= {name: max(last[name], worst * (1 + 1e-8 * (1 + max(added[name], 0.0)))) for name in remaining}
+    for name in sorted(remaining, key=added.__getitem__):
+        worst = _more(worst)
+        errors[name] = max(last[name], worst)
     return {block.name: 1 / (1 + errors[block.name]) for block in context.stream.blocks}
+
+
+def _more(error: float) -> float:
+    """A little more than an error, by as much as planners tell from it: they see e / (1 + e), and rounding as equal."""
+    return error * (1 + 10 * TIE * (1 + error))
 
 
 @dataclass(frozen=True)

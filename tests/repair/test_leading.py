@@ -113,3 +113,19 @@ def test_what_is_known_of_the_network_before_a_gap_changes_no_choice(repair, mon
     skipping = redundancies()
     monkeypatch.setattr(_ShrinkingNetwork, "_proven", lambda *_: False)
     assert redundancies() == pytest.approx(skipping, rel=1e-5)
+
+
+def test_a_plan_takes_layers_in_the_order_of_the_greedy_choice():
+    """Also where the last trial of a layer, long ago, says less than was lost since; planners see no rounding."""
+    sizes, ids = (2, 0.2, 0.15, 0.2, 0.19, 0.18, 0.1), torch.cat([batch["input_ids"] for batch in batches()])
+    model = families.make("llama", num_hidden_layers=len(sizes))
+    for number, size in enumerate(sizes):
+        for part in LAST:
+            model.get_parameter(f"model.layers.{number}.{part}.weight").data *= size
+    score = {"name": "greedy_leave_one_out", "error": "divergence", "images": 8, "repair": False, "steps": 3}
+    found = sp.analyze(model, [ids[:24]], structures=["blocks"], block_score=score, damage=False)
+    ranked, costs = sorted(found.blocks, key=lambda entry: -entry.redundancy), found.costs
+    for count in range(1, len(sizes)):
+        gone = {entry.name for entry in ranked[:count]}
+        made = sp.plan(found, {"params": costs.after(dropped=gone).params / costs.total().params + 1e-9})
+        assert {*made.blocks} == gone
