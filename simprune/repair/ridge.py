@@ -82,9 +82,35 @@ def fit(
     # A copy: where the present weights stay, the caller writes them into the layer.
     weight, bias = matrix_of(layer).to(torch.float64, copy=True), getattr(layer, "bias", None)
     present = weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().to(torch.float64, copy=True)
-    sums = [_Sums(intercept, matrix_of(layer)) for _ in range(2)]  # of inputs that are not held out, and that are
+    fitting, judging = _problems(layer, pairs, ridge, intercept, held, shared, inputs)
+    chosen, whole = UNJUDGED if ridge == "auto" else ridge, None
+    if ridge == "auto" and fitting is not None and judging is not None:
+        if isinstance(fitting, FewRows) and isinstance(judging, FewRows):
+            whole = fitting.merge(judging)  # a quarter of them says little: every quarter is held out in turn
+            chosen = _best_ridge(whole.in_turn(present))
+        else:
+            chosen = _best_ridge(_on(judging, fitting.solver(present), present))
+    whole = whole or _merged(fitting, judging)
+    del fitting, judging  # those of a language model's head are as large as the head, in float64
+    solved = present if chosen is None else whole.solver(present)(chosen)
+    spread = whole.total.clamp(min=1e-30)
+    before, after = (float(whole.errors(weights).sum() / spread) for weights in (present, solved))
+    return Fit(*solved, before, after, chosen)
+
+
+def _problems(
+    layer: nn.Module,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    ridge: Ridge,
+    intercept: bool,
+    held: Iterable[Tensor] | None,
+    shared: bool,
+    inputs: int | None,
+) -> list["Problem | None"]:
+    """The problems over the inputs that are not held out, and over those that are; None without any. As of `fit`."""
+    sums = [_Sums(intercept, matrix_of(layer)) for _ in range(2)]
     counting, masks = Counting(), None if held is None else iter(held)
-    most = None if inputs is None else max(LEAST, -(-ROWS * weight.shape[1] // inputs))
+    most = None if inputs is None else max(LEAST, -(-ROWS * matrix_of(layer).shape[1] // inputs))
     for number, (x, targets) in enumerate(pairs):
         counting.begin(len(x))
         out = counting.held_out() if masks is None else next(masks)
@@ -94,17 +120,7 @@ def fit(
             if part.any():
                 rows = slice(None) if part.all() else part.to(x.device)
                 some.add(number, *pairs_of(layer, x[rows], targets[rows], most))
-    fitting, judging = (some.problem(shared) for some in sums)
-    whole, chosen = _merged(fitting, judging), UNJUDGED if ridge == "auto" else ridge
-    if ridge == "auto" and fitting is not None and judging is not None:
-        if isinstance(whole, FewRows):  # a quarter of them says little: every quarter is held out in turn
-            chosen = _best_ridge(whole.in_turn(present))
-        else:
-            chosen = _best_ridge(_on(judging, fitting.solver(present), present))
-    solved = present if chosen is None else whole.solver(present)(chosen)
-    spread = whole.total.clamp(min=1e-30)
-    before, after = (float(whole.errors(weights).sum() / spread) for weights in (present, solved))
-    return Fit(*solved, before, after, chosen)
+    return [some.problem(shared) for some in sums]
 
 
 def _on(judging: "Problem", solve: Solve, present: Weights) -> Errors:
@@ -242,7 +258,7 @@ class Products:
         return self
 
     def merge(self, other: "Products") -> "Products":
-        """The problem over the rows of both."""
+        """The problem over the rows of both, in the memory of this one."""
         count = self.count + other.count
         shift, step = other.mean - self.mean, other.target - self.target
         factor, share = self.count * other.count / count, other.count / count
@@ -250,8 +266,8 @@ class Products:
             count,
             self.mean + shift * share,
             self.target + step * share,
-            (self.gram + other.gram).addr_(shift, shift, alpha=factor),
-            (self.cross + other.cross).addr_(shift, step, alpha=factor),
+            self.gram.add_(other.gram).addr_(shift, shift, alpha=factor),
+            self.cross.add_(other.cross).addr_(shift, step, alpha=factor),
             self.total + other.total + step.square().sum() * factor,
         )
 
