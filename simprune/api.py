@@ -142,8 +142,8 @@ def plan(
     chosen = Planner.named(planner, options)
     check_budget(budget, chosen, "plan")
     refuse_idle(Settings(planner=chosen, reconstruct=reconstruct), "plan")
-    if timer is not clock and "latency" not in (budget or {}):
-        raise ValueError("timer has no effect: no latency is measured; add it to the budget, as latency: 3ms")
+    if timer is not clock and not {"latency", "memory"} & {*(budget or {})}:
+        raise ValueError("timer has no effect: nothing is measured; add latency to the budget, as latency: 3ms")
     if not isinstance(redundancy, Redundancy):
         raise ValueError(f"redundancy: expected what simprune.analyze returned; got {type(redundancy).__name__}")
     if model is not None:
