@@ -258,16 +258,17 @@ class Products:
         return self
 
     def merge(self, other: "Products") -> "Products":
-        """The problem over the rows of both, in the memory of this one."""
+        """The problem over the rows of both, in the memory of this one where torch lets it be written to."""
         count = self.count + other.count
         shift, step = other.mean - self.mean, other.target - self.target
         factor, share = self.count * other.count / count, other.count / count
+        add = torch.add if self.gram.is_inference() else Tensor.add_
         return Products(
             count,
             self.mean + shift * share,
             self.target + step * share,
-            self.gram.add_(other.gram).addr_(shift, shift, alpha=factor),
-            self.cross.add_(other.cross).addr_(shift, step, alpha=factor),
+            add(self.gram, other.gram).addr_(shift, shift, alpha=factor),
+            add(self.cross, other.cross).addr_(shift, step, alpha=factor),
             self.total + other.total + step.square().sum() * factor,
         )
 
