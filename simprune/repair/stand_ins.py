@@ -15,7 +15,7 @@ from simprune.core.plan import Plan
 from simprune.edit.compact import restored
 from simprune.edit.effects import Effects, effects_of
 from simprune.edit.stand_ins import Mapped
-from simprune.repair.ridge import Products
+from simprune.repair.problem import Products
 from simprune.trace.capture import run
 from simprune.trace.layers import can_be_fitted, output_dim
 from simprune.trace.network import Network

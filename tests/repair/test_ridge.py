@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import simprune as sp
-from simprune.repair import ridge as module
-from simprune.repair.ridge import RIDGES, UNJUDGED, FewRows, Products, fit
+from simprune.repair import problem as module
+from simprune.repair.problem import FewRows, Products
+from simprune.repair.ridge import RIDGES, UNJUDGED, fit
 from simprune.trace.layers import can_be_fitted, matrix_of, patches, positions, stacked
 
 LAYERS = {
