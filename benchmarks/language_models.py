@@ -58,7 +58,6 @@ def ours_layers(count: int, model: nn.Module, calibration: Batches, draw: int, f
     plan = sp.plan(redundancy, budget, model=model, calibration=calibration, finalists=finalists)
     if len(plan.blocks) != count:
         raise ValueError(f"expected a plan without {count} layers; got one without {len(plan.blocks)}")
-    print(plan.blocks, plan.planner.get("finalists"), flush=True)
     return repaired(plan.edits, redundancy, model, calibration)
 
 

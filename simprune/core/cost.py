@@ -173,10 +173,8 @@ class CostModel:
 
     def _whole(self) -> Iterator[Term]:
         for name, tensor in self.tensors.items():
-            factors, macs = (
-                tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape)),
-                tensor.macs_per_element,
-            )
+            factors = tuple((length, (name, dim)) for dim, length in enumerate(tensor.shape))
+            macs = tensor.macs_per_element
             if name in self.mixers:
                 other, dim = self.mixers[name]
                 length = self.tensors[other].shape[dim]

@@ -39,7 +39,7 @@ def prepare(task: Task, ridge: Ridge, together: Callable[[str], bool], values: i
     behind = _behind_first_edit(task, original)
     candidates = _without_experts(_in_order(task, pruned, repeats), task)
 
-    shorter = _of_fewer_positions(task)
+    shorter = _of_fewer_positions(candidates, task)
     candidates = [name for name in candidates if name not in shorter]
     reached = [name for name in candidates if behind.intersection(_modules(name, repeats))]
     task.notes.extend(f"{name} was not refitted: {alone[name]}" for name in reached if name in alone)
@@ -112,10 +112,10 @@ def _in_order(task: Task, pruned: Execution, repeats: Mapping[str, Repeat]) -> l
     return [name for name in sorted(last, key=last.__getitem__) if task.layers(name) and name not in others]
 
 
-def _of_fewer_positions(task: Task) -> list[str]:
+def _of_fewer_positions(layers: Sequence[str], task: Task) -> list[str]:
     """The layers that mix positions, such as those of MLP-Mixer, of whose own positions, channels, some are removed."""
-    mixers = task.network.costs.mixers.items()
-    return [weight.removesuffix(".weight") for weight, channels in mixers if channels in task.effects.removed]
+    mixers = task.network.costs.mixers
+    return [name for name in layers if mixers.get(f"{name}.weight") in task.effects.removed]
 
 
 def _without_experts(names: Sequence[str], task: Task) -> list[str]:

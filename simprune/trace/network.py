@@ -194,10 +194,11 @@ class Network:
     @cached_property
     def costs(self) -> CostModel:
         """What the model costs, term by term."""
-        of, linear = self.axes.of, (name for name, part in self.model.named_modules() if isinstance(part, nn.Linear))
-        mixing = any(of(name, "input") != of(name, "output") for name in linear)
-        known = mixing and not isinstance(self._coupling, NotPrunable)
-        return cost_model(self.model, self.example, self.axes, self.coupling.mixers if known else None)
+        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
+        mixing = any(self.axes.of(name, "input") != self.axes.of(name, "output") for name in linear)
+        # Few networks mix positions by linear layers, and the others do without a coupling here.
+        known = mixing and isinstance(self._coupling, CouplingGraph)
+        return cost_model(self.model, self.example, self.axes, self.coupling.mixers if known else {})
 
     @cached_property
     def inputs_at_once(self) -> int:

@@ -80,8 +80,7 @@ class MultipliedPruner(BasePruningFunc):
         remaining = ~torch.isin(rows, torch.tensor(idxs))
         for name in ("weight", "bias"):
             if getattr(layer, name) is not None:
-                kept = layer.get_parameter(name)[rows[remaining].to(layer.weight.device)]
-                setattr(layer, name, nn.Parameter(kept.detach(), requires_grad=getattr(layer, name).requires_grad))
+                cut(layer, name, 0, idxs)
         layer.groups = layer.in_channels = int(remaining.any(1).sum())
         layer.out_channels = int(remaining.sum())
         return layer
